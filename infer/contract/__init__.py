@@ -1,0 +1,112 @@
+"""The on-disk format, owned here and nowhere else. Standard library and numpy only.
+
+Both environments import this package: the venv side writes tiles and reads embeddings, the engine reads tiles and
+writes embeddings. docs/format.md describes the files for people.
+"""
+
+from infer.contract.atomic import (
+    atomic_dir,
+    atomic_file,
+    read_json,
+    remove_stale_temporaries,
+    sha256_file,
+    sha256_json,
+    temporary_path,
+    write_bytes,
+    write_json,
+    write_npy,
+)
+from infer.contract.embedding import Embedding, embedding_paths, read_embedding, write_embedding
+from infer.contract.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    BusyError,
+    FormatError,
+    SmaltiError,
+    writing,
+)
+from infer.contract.manifest import (
+    FORMAT_VERSION,
+    SOFTWARE,
+    State,
+    output_state,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from infer.contract.run import (
+    PIXEL_SIZE,
+    ModelJob,
+    PlannedTile,
+    Run,
+    planned_tiles,
+    read_model_job,
+    read_plan,
+    stage_lock,
+    write_model_job,
+)
+from infer.contract.shard import Shard
+from infer.contract.tile import (
+    BANDS,
+    MASK_POLARITY,
+    ROI_FILE,
+    SAR_BANDS,
+    TILE_ARRAYS,
+    TILE_MANIFEST,
+    Tile,
+    is_tile_folder,
+    read_tile,
+)
+
+__all__ = [
+    "BANDS",
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILED",
+    "EXIT_OK",
+    "EXIT_TRY_AGAIN",
+    "FORMAT_VERSION",
+    "MASK_POLARITY",
+    "PIXEL_SIZE",
+    "ROI_FILE",
+    "SAR_BANDS",
+    "SOFTWARE",
+    "TILE_ARRAYS",
+    "TILE_MANIFEST",
+    "BusyError",
+    "Embedding",
+    "FormatError",
+    "ModelJob",
+    "PlannedTile",
+    "Run",
+    "Shard",
+    "SmaltiError",
+    "State",
+    "Tile",
+    "atomic_dir",
+    "atomic_file",
+    "embedding_paths",
+    "is_tile_folder",
+    "output_state",
+    "planned_tiles",
+    "read_embedding",
+    "read_json",
+    "read_manifest",
+    "read_model_job",
+    "read_plan",
+    "read_tile",
+    "remove_stale_temporaries",
+    "sha256_file",
+    "sha256_json",
+    "stage_lock",
+    "temporary_path",
+    "verify_files",
+    "write_bytes",
+    "write_embedding",
+    "write_json",
+    "write_manifest",
+    "write_model_job",
+    "write_npy",
+    "writing",
+]

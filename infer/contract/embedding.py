@@ -1,0 +1,119 @@
+"""Embeddings on disk: `<tile>.npy` (float32, or int8 with `<tile>_scales.npy`) and the manifest `<tile>.json`.
+
+float32: NaN where neither modality has an observation. int8: value = code * scale, code in -127..127 (v1.x: from -128);
+nodata has code 0 and scale NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract.atomic import atomic_file, write_npy
+from infer.contract.errors import FormatError
+from infer.contract.manifest import read_manifest, verify_files, write_manifest
+
+_REMEDY = "run `smalti infer` again for this tile"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One tile's embedding (memory-mapped, read-only).
+
+    `values_hwc` is float32 (then `scales_hw` is None) or int8 codes with float32 `scales_hw`.
+    """
+
+    name: str
+    values_hwc: NDArray[Any]
+    """(H, W, C) float32, or int8 codes."""
+    scales_hw: NDArray[np.float32] | None
+    """(H, W) float32 scale of int8 codes, NaN = nodata."""
+    manifest: Mapping[str, Any]
+
+    @property
+    def shape_hwc(self) -> tuple[int, int, int]:
+        """Height, width, dimensions."""
+        height, width, channels = self.values_hwc.shape
+        return int(height), int(width), int(channels)
+
+    def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """float32 values of a window (h, w, C), NaN = nodata, dequantised where needed."""
+        values = np.asarray(self.values_hwc[rows, columns])
+        if self.scales_hw is None:
+            return values.astype(np.float32, copy=False)
+        scales = np.asarray(self.scales_hw[rows, columns])
+        return values.astype(np.float32) * scales[..., None]
+
+
+def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Paths of values, scales and manifest of a tile's embedding."""
+    return folder / f"{name}.npy", folder / f"{name}_scales.npy", folder / f"{name}.json"
+
+
+def write_embedding(
+    folder: Path,
+    name: str,
+    values_hwc: NDArray[Any],
+    scales_hw: NDArray[np.float32] | None,
+    *,
+    inputs: Mapping[str, Any],
+    fields: Mapping[str, Any],
+) -> None:
+    """Write one tile's embedding atomically, manifest last; an older one is invalid from the first touch on.
+
+    Args:
+        folder: where to; made if needed.
+        name: the tile's name.
+        values_hwc: (H, W, C) float32, or int8 codes together with `scales_hw`.
+        scales_hw: (H, W) float32 or None.
+        inputs: fingerprint: tile, checkpoint, output, dimensions, precision.
+        fields: model, device, versions, observation counts ... for the manifest.
+    """
+    expected = np.float32 if scales_hw is None else np.int8
+    if values_hwc.ndim != 3 or values_hwc.dtype != expected:
+        raise ValueError(f"embedding of {name}: {values_hwc.dtype} {values_hwc.shape}, expected (H, W, C) {expected}")
+    values_path, scales_path, manifest_path = embedding_paths(folder, name)
+    manifest_path.unlink(missing_ok=True)
+    with atomic_file(values_path) as temporary:
+        write_npy(temporary, values_hwc)
+    files = [values_path]
+    if scales_hw is None:
+        scales_path.unlink(missing_ok=True)
+    else:
+        if scales_hw.dtype != np.float32 or scales_hw.shape != values_hwc.shape[:2]:
+            raise ValueError(f"scales of {name}: {scales_hw.dtype} {scales_hw.shape}, expected float32 (H, W)")
+        with atomic_file(scales_path) as temporary:
+            write_npy(temporary, scales_hw)
+        files.append(scales_path)
+    write_manifest(manifest_path, "embedding", inputs=inputs, files=files, fields={**fields, "tile": name})
+
+
+def _open(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise FormatError(f"{path}: not a readable .npy array ({error}): {_REMEDY}") from error
+    return array
+
+
+def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:
+    """Open a tile's embedding after its manifest has been verified.
+
+    Raises:
+        FormatError: one line that names the file and what is wrong with it.
+    """
+    values_path, scales_path, manifest_path = embedding_paths(folder, name)
+    manifest = read_manifest(manifest_path, "embedding", remedy=_REMEDY)
+    verify_files(manifest_path, manifest, checksums=checksums, remedy=_REMEDY)
+    values = _open(values_path)
+    scales = _open(scales_path) if scales_path.name in manifest["files"] else None
+    if values.ndim != 3 or values.dtype != (np.float32 if scales is None else np.int8):
+        raise FormatError(f"{values_path}: {values.dtype} {values.shape} is not an embedding: {_REMEDY}")
+    if scales is not None and (scales.dtype != np.float32 or scales.shape != values.shape[:2]):
+        raise FormatError(f"{scales_path}: {scales.dtype} {scales.shape} does not fit the codes: {_REMEDY}")
+    return Embedding(name, values, scales, manifest)

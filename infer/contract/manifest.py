@@ -1,0 +1,132 @@
+"""Manifests: the JSON file beside every output that says what it is, what it was made from and that it is whole.
+
+A manifest is written last. Without a valid one an output does not exist; with one, `inputs` tells whether the output
+still belongs to its sources, and the checksums tell whether its bytes are those that were written. Manifests hold no
+times, hosts or durations: equal work has equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from infer.contract.atomic import read_json, sha256_file, write_json
+from infer.contract.errors import FormatError
+
+FORMAT_VERSION = 1
+"""Version of every format in this package. A reader refuses another one."""
+
+SOFTWARE = "smalti 0.1.0"
+"""Name and version that outputs carry."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an output stands."""
+
+    kind: Literal["complete", "missing", "stale", "broken"]
+    """complete: valid and current; missing: no manifest; stale: made from other inputs; broken: damaged."""
+    reason: str = ""
+    """One line on why it is not complete."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing needs to be done."""
+        return self.kind == "complete"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """The record of one file: bytes and SHA-256, for .npy also dtype and shape."""
+    record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        record["dtype"] = str(array.dtype)
+        record["shape"] = list(array.shape)
+    return record
+
+
+def write_manifest(
+    path: Path, kind: str, *, inputs: Mapping[str, Any], files: Sequence[Path], fields: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the completion marker of an output.
+
+    Args:
+        path: the manifest's path; `files` are named relative to its folder.
+        kind: what the output is, for example "tile" or "embedding".
+        inputs: fingerprint of everything the output depends on; compared as a whole to decide whether it is current.
+        files: the output's files, already in their final place (or in the same temporary folder as `path`).
+        fields: what else readers want to know.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = {
+        **(fields or {}),
+        "format": f"smalti/{kind}",
+        "format_version": FORMAT_VERSION,
+        "software": SOFTWARE,
+        "inputs": dict(inputs),
+        "files": {file.relative_to(path.parent).as_posix(): describe_file(file) for file in sorted(files)},
+    }
+    write_json(path, manifest)
+    return manifest
+
+
+def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
+    """Read a manifest and check that it is one, of this kind and version (its files are not looked at).
+
+    Raises:
+        FormatError: with the path, what is wrong and `remedy`.
+    """
+    manifest = read_json(path, what=f"the manifest of this {kind}", remedy=remedy)
+    if not isinstance(manifest, dict) or manifest.get("format") != f"smalti/{kind}":
+        raise FormatError(f"{path}: not a smalti {kind} manifest: {remedy}")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version")
+        raise FormatError(f"{path}: format version {found}, this smalti reads {FORMAT_VERSION}: {remedy}")
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("inputs"), dict):
+        raise FormatError(f"{path}: the manifest lacks its files or inputs: {remedy}")
+    return manifest
+
+
+def verify_files(path: Path, manifest: Mapping[str, Any], *, checksums: bool = True, remedy: str) -> None:
+    """Check that the files of a manifest are there with the recorded size and, by default, checksum.
+
+    Raises:
+        FormatError: naming the first file that does not match.
+    """
+    for name, record in manifest["files"].items():
+        file = path.parent / name
+        if not file.is_file():
+            raise FormatError(f"{file}: missing, though {path.name} lists it: {remedy}")
+        size = file.stat().st_size
+        if size != record["bytes"]:
+            raise FormatError(f"{file}: {size} bytes, {path.name} says {record['bytes']}: {remedy}")
+        if checksums and sha256_file(file) != record["sha256"]:
+            raise FormatError(f"{file}: its contents do not match the checksum in {path.name}: {remedy}")
+
+
+def output_state(path: Path, kind: str, inputs: Mapping[str, Any] | None = None, *, checksums: bool = False) -> State:
+    """Whether the output behind the manifest `path` is complete, missing, stale or broken.
+
+    Args:
+        path: the manifest.
+        kind: its kind.
+        inputs: the fingerprint that the output should have been made from; None skips that comparison.
+        checksums: read every byte (slow, thorough) instead of comparing sizes only.
+    """
+    if not path.exists():
+        return State("missing", f"{path} is not there")
+    try:
+        manifest = read_manifest(path, kind, remedy="run the stage again")
+        verify_files(path, manifest, checksums=checksums, remedy="run the stage again")
+    except FormatError as error:
+        return State("broken", str(error))
+    if inputs is not None and manifest["inputs"] != dict(inputs):
+        keys = sorted(k for k in {*inputs, *manifest["inputs"]} if inputs.get(k) != manifest["inputs"].get(k))
+        return State("stale", f"made from other inputs ({', '.join(keys)})")
+    return State("complete")

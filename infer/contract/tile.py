@@ -1,0 +1,160 @@
+"""TESSERA tiles on disk: seven arrays, a region mask and a manifest; the strict reader and what it checks.
+
+The layout is that of the reference implementation (ucam-eo/tessera), so that its tiles can be read without a manifest
+and smalti's tiles by it. See docs/format.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract.errors import FormatError
+from infer.contract.manifest import read_manifest, verify_files
+
+BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
+"""Order of the last axis of bands.npy: red, blue, green, nir, nir08, rededge1-3, swir16, swir22."""
+SAR_BANDS = ("VV", "VH")
+"""Order of the last axis of sar_*.npy."""
+MASK_POLARITY = "1 = clear, 0 = not clear or outside the region"
+TILE_MANIFEST = "tile.json"
+ROI_FILE = "roi.tiff"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What one array of a tile must be."""
+
+    file: str
+    dtype: np.dtype[Any]
+    axes: str
+    """One letter an axis: t (S2 dates), a/d (S1 dates, ascending/descending), h, w, and b (10 bands) or p (VV, VH)."""
+
+
+TILE_ARRAYS = {
+    "bands_thwb": ArraySpec("bands.npy", np.dtype("<u2"), "thwb"),
+    "masks_thw": ArraySpec("masks.npy", np.dtype("u1"), "thw"),
+    "doys_t": ArraySpec("doys.npy", np.dtype("<u2"), "t"),
+    "sar_asc_thwp": ArraySpec("sar_ascending.npy", np.dtype("<i2"), "ahwp"),
+    "sar_asc_doys_t": ArraySpec("sar_ascending_doy.npy", np.dtype("<i2"), "a"),
+    "sar_desc_thwp": ArraySpec("sar_descending.npy", np.dtype("<i2"), "dhwp"),
+    "sar_desc_doys_t": ArraySpec("sar_descending_doy.npy", np.dtype("<i2"), "d"),
+}
+"""Field of `Tile` -> file, dtype and axes."""
+
+_REMEDY = "fetch this tile again (delete its folder first if it is not smalti's)"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile's arrays (memory-mapped, read-only) and its manifest.
+
+    T, A and D are numbers of dates and may be 0; H and W are pixels of 10 m.
+    """
+
+    name: str
+    bands_thwb: NDArray[np.uint16]
+    """(T, H, W, 10) Sentinel-2 L2A digital numbers (reflectance x 10000), offset removed, in the order of BANDS."""
+    masks_thw: NDArray[np.uint8]
+    """(T, H, W) 1 = clear."""
+    doys_t: NDArray[np.uint16]
+    """(T,) day of year, 1..366."""
+    sar_asc_thwp: NDArray[np.int16]
+    """(A, H, W, 2) VV, VH as scaled dB, (0, 0) = missing."""
+    sar_asc_doys_t: NDArray[np.int16]
+    """(A,) day of year."""
+    sar_desc_thwp: NDArray[np.int16]
+    """(D, H, W, 2)."""
+    sar_desc_doys_t: NDArray[np.int16]
+    """(D,) day of year."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """tile.json, or empty for a tile that has none."""
+
+    @property
+    def shape_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return int(self.masks_thw.shape[1]), int(self.masks_thw.shape[2])
+
+
+def _load(path: Path, spec: ArraySpec) -> NDArray[Any]:
+    if not path.is_file():
+        hint = " (a missing mask is never read as zeros)" if spec.file == "masks.npy" else ""
+        raise FormatError(f"{path}: missing{hint}: {_REMEDY}")
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise FormatError(f"{path}: not a readable .npy array ({error}): {_REMEDY}") from error
+    if array.dtype != spec.dtype:
+        raise FormatError(f"{path}: dtype {array.dtype}, expected {spec.dtype}: {_REMEDY}")
+    if array.ndim != len(spec.axes):
+        raise FormatError(f"{path}: {array.ndim} axes {array.shape}, expected {len(spec.axes)}: {_REMEDY}")
+    return array
+
+
+def _check_axes(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    sizes = {"b": (len(BANDS), "the ten bands"), "p": (len(SAR_BANDS), "VV and VH")}
+    for name, spec in TILE_ARRAYS.items():
+        for axis, size in zip(spec.axes, arrays[name].shape, strict=True):
+            known, origin = sizes.setdefault(axis, (int(size), spec.file))
+            if size != known:
+                raise FormatError(
+                    f"{folder / spec.file}: axis {axis!r} has {size} entries, {origin} has {known}: {_REMEDY}"
+                )
+    if sizes["h"][0] == 0 or sizes["w"][0] == 0:
+        raise FormatError(f"{folder}: the tile has no pixels: {_REMEDY}")
+
+
+def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    masks = arrays["masks_thw"]
+    if masks.size and int(masks.max()) > 1:
+        raise FormatError(f"{folder / 'masks.npy'}: holds {int(masks.max())}, a mask is 0 or 1: {_REMEDY}")
+    for name, spec in TILE_ARRAYS.items():
+        doys = arrays[name]
+        if len(spec.axes) == 1 and doys.size and not (int(doys.min()) >= 1 and int(doys.max()) <= 366):
+            raise FormatError(f"{folder / spec.file}: day of year outside 1..366: {_REMEDY}")
+
+
+def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    path = folder / TILE_MANIFEST
+    if manifest.get("band_order") != list(BANDS):
+        raise FormatError(f"{path}: band order {manifest.get('band_order')}, expected {list(BANDS)}: {_REMEDY}")
+    if manifest.get("mask_polarity") != MASK_POLARITY:
+        raise FormatError(f"{path}: mask polarity {manifest.get('mask_polarity')!r}: {_REMEDY}")
+    missing = [spec.file for spec in TILE_ARRAYS.values() if spec.file not in manifest["files"]]
+    if missing:
+        raise FormatError(f"{path}: does not list {', '.join(missing)}: {_REMEDY}")
+
+
+def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True) -> Tile:
+    """Open a tile and check everything that can be checked before it is trusted.
+
+    Args:
+        folder: the tile's folder; its name is the tile's name.
+        need_manifest: refuse a tile without tile.json (smalti's own). Without it the manifest is used when there.
+        checksums: verify the manifest's checksums (reads every byte once).
+
+    Raises:
+        FormatError: one line that names the file and what is wrong with it.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: no such tile folder: run `smalti fetch`")
+    path = folder / TILE_MANIFEST
+    manifest: Mapping[str, Any] = {}
+    if need_manifest or path.exists():
+        manifest = read_manifest(path, "tile", remedy=_REMEDY)
+        _check_manifest(folder, manifest)
+        verify_files(path, manifest, checksums=checksums, remedy=_REMEDY)
+    arrays = {name: _load(folder / spec.file, spec) for name, spec in TILE_ARRAYS.items()}
+    _check_axes(folder, arrays)
+    _check_values(folder, arrays)
+    return Tile(name=folder.name, manifest=manifest, **arrays)
+
+
+def is_tile_folder(folder: Path) -> bool:
+    """Whether a folder looks like a tile (has bands.npy or a manifest); it may still be broken."""
+    return (folder / TILE_MANIFEST).exists() or (folder / TILE_ARRAYS["bands_thwb"].file).exists()

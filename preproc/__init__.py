@@ -1,0 +1,1 @@
+"""smalti's venv side: everything before and after the GPU. Never imports torch."""
