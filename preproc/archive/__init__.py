@@ -1,0 +1,1 @@
+"""Catalogues, searches, signing and reads: everything that touches somebody else's server."""

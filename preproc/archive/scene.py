@@ -1,0 +1,45 @@
+"""One scene as the rest of smalti sees it, whatever catalogue it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Literal
+
+
+class OffsetPolicy(StrEnum):
+    """What is done to Sentinel-2 digital numbers before they are stored; named in every tile's manifest."""
+
+    SUBTRACT_1000 = "subtract-1000-where-dn>=1000"
+    """Processing baseline 04.00 and later, offset still in the file."""
+    NONE = "none"
+    """No offset in the file: an older baseline, or the provider has removed it."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A Sentinel-2 granule or a Sentinel-1 RTC scene."""
+
+    id: str
+    modality: Literal["s2", "s1"]
+    acquired: datetime
+    """UTC."""
+    assets: Mapping[str, str]
+    """Band name (B04 ... B12, SCL; VV, VH) -> href as it is opened, unsigned; absolute path or URL."""
+    footprint: str
+    """WKT polygon in longitude and latitude (WGS 84)."""
+    epsg: int | None = None
+    """CRS of the rasters where the catalogue says it."""
+    orbit: Literal["ascending", "descending"] | None = None
+    """s1 only."""
+    offset: OffsetPolicy = OffsetPolicy.NONE
+    """s2 only."""
+    data_source: Literal["mpc", "aws", "other"] = "other"
+    """Which archive the pixels belong to; must fit the checkpoint."""
+
+    @property
+    def day(self) -> date:
+        """UTC date: scenes of one date (and orbit) form one observation."""
+        return self.acquired.date()
