@@ -92,7 +92,7 @@ class Archive(_Section):
     on_missing: Literal["fail", "drop-date"] = "fail"
     """What to do with a date one of whose files is missing or unreadable for good."""
     data_source: Literal["mpc", "aws", "other"] | None = None
-    """Which archive a static copy was made from; decides the offset policy and which checkpoints fit. None: from the items."""
+    """Archive that a static copy was made from: decides which checkpoints fit. None: told from the items."""
     workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Reads in flight per process."""
 

@@ -28,10 +28,12 @@ class Unit:
     """Kind of the manifest, for example "tile"."""
     inputs: Mapping[str, Any]
     """Fingerprint of what it must be made from; see infer.contract.manifest."""
+    partial: bool = False
+    """`inputs` is only a part of the fingerprint: the engine writes it, and knows more than this side."""
 
     def state(self, *, checksums: bool = False) -> State:
         """Complete, missing, stale or broken."""
-        return output_state(self.manifest, self.kind, self.inputs, checksums=checksums)
+        return output_state(self.manifest, self.kind, self.inputs, checksums=checksums, partial=self.partial)
 
 
 class Stage(Protocol):

@@ -110,7 +110,14 @@ def verify_files(path: Path, manifest: Mapping[str, Any], *, checksums: bool = T
             raise FormatError(f"{file}: its contents do not match the checksum in {path.name}: {remedy}")
 
 
-def output_state(path: Path, kind: str, inputs: Mapping[str, Any] | None = None, *, checksums: bool = False) -> State:
+def output_state(
+    path: Path,
+    kind: str,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    checksums: bool = False,
+    partial: bool = False,
+) -> State:
     """Whether the output behind the manifest `path` is complete, missing, stale or broken.
 
     Args:
@@ -118,6 +125,7 @@ def output_state(path: Path, kind: str, inputs: Mapping[str, Any] | None = None,
         kind: its kind.
         inputs: the fingerprint that the output should have been made from; None skips that comparison.
         checksums: read every byte (slow, thorough) instead of comparing sizes only.
+        partial: compare only the keys that `inputs` has; for readers that do not know all of what the writer knew.
     """
     if not path.exists():
         return State("missing", f"{path} is not there")
@@ -126,7 +134,11 @@ def output_state(path: Path, kind: str, inputs: Mapping[str, Any] | None = None,
         verify_files(path, manifest, checksums=checksums, remedy="run the stage again")
     except FormatError as error:
         return State("broken", str(error))
-    if inputs is not None and manifest["inputs"] != dict(inputs):
-        keys = sorted(k for k in {*inputs, *manifest["inputs"]} if inputs.get(k) != manifest["inputs"].get(k))
-        return State("stale", f"made from other inputs ({', '.join(keys)})")
+    if inputs is None:
+        return State("complete")
+    made_from: Mapping[str, Any] = manifest["inputs"]
+    keys = set(inputs) if partial else {*inputs, *made_from}
+    differing = sorted(key for key in keys if inputs.get(key) != made_from.get(key))
+    if differing:
+        return State("stale", f"made from other inputs ({', '.join(differing)})")
     return State("complete")

@@ -1,0 +1,61 @@
+"""Run one stage, or the whole chain in order on this machine (local mode)."""
+
+from __future__ import annotations
+
+from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, remove_stale_temporaries, stage_lock
+from preproc.config import Config
+from preproc.launch import run_engine
+from preproc.progress import say
+from preproc.stage import Outcome, StageFailedError, run_stage
+from preproc.stages import StageEntry, chain
+
+
+def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
+    """Bring one stage up to date.
+
+    Raises:
+        SmaltiError: see `preproc.stage.run_stage` and `preproc.launch.run_engine`.
+    """
+    if entry.needs_labels and config.labels is None:
+        raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
+    if entry.name == "infer":
+        return run_engine(run, config, shard or Shard(), overwrite=force)
+    return run_stage(entry.load(), run, config, shard=shard, force=force)
+
+
+def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
+    """Run every stage of the chain in order, whatever is complete being skipped.
+
+    A tile that fails does not stop the tiles after it, in this stage or the next; stages that need all tiles are not
+    begun, and the failures are raised at the end.
+
+    Raises:
+        StageFailedError: listing what failed.
+        BusyError: if another process runs this chain.
+    """
+    outcomes: list[Outcome] = []
+    failures: list[str] = []
+    with stage_lock(run, "run"):
+        _tidy(run)
+        entries = chain(config)
+        for number, entry in enumerate(entries, start=1):
+            if failures and entry.gathers:
+                say(f"[{number}/{len(entries)}] {entry.name}: not begun, because tiles failed before it")
+                continue
+            say(f"[{number}/{len(entries)}] {entry.name}")
+            try:
+                outcomes.append(run_one(entry, run, config, force=force))
+            except StageFailedError as error:
+                if entry.gathers or entry.name == "plan":
+                    raise
+                failures.append(str(error))
+    if failures:
+        raise StageFailedError("\n".join(failures), exit_code=EXIT_FAILED)
+    if config.labels is None:
+        say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
+    return outcomes
+
+
+def _tidy(run: Run) -> None:
+    for folder in (run.root, run.items, run.tiles, run.embeddings, run.mosaic, run.model, run.map, run.report):
+        remove_stale_temporaries(folder)
