@@ -1,0 +1,59 @@
+"""The commented run.toml that `smalti init` writes."""
+
+from __future__ import annotations
+
+from infer.contract import Run, SmaltiError, write_bytes
+
+RUN_TOML = """\
+# A smalti run. Paths are relative to this file. `smalti plan . --dry-run` shows what it will cost.
+
+[region]
+geometry = "region.geojson"      # GeoJSON, GeoPackage or shapefile; or instead:
+# bbox = [4.05, 50.74, 4.12, 50.79]   # west, south, east, north in degrees
+start = "2024-01-01"             # any window up to two years, both days included (UTC)
+end = "2024-12-31"
+
+[archive]
+source = "mpc"                   # Planetary Computer ("mpc"), "earth-search", or "static": a STAC file or mirror
+# href = "archive/items.json"    # static: item collection, catalogue or stac-geoparquet, path or URL
+# url = "https://..."            # mpc, earth-search: another address of the API
+on_missing = "fail"              # a file that stays unreadable: "fail" its tiles, or "drop-date"
+
+[tiles]
+size = 512                       # pixels of 10 m
+min_clear = 0.05                 # keep a date if this share of the tile is clear; 0 keeps every clear pixel
+
+[model]
+name = "demo"                    # see `smalti weights list`; or instead:
+# checkpoint = "student_small.pt"
+output = "int8"                  # or "float32" (four times the disk)
+dim = 128                        # v2 students also 64, 32, 16
+
+# Field data, points or polygons in any CRS. Without this section the run ends with the embeddings.
+# [labels]
+# path = "parcels.gpkg"
+# class = "crop"                 # attribute with the class
+# group = "parcel"               # attribute that keeps related pixels on one side of a fold
+
+[classify]
+folds = 4                        # grouped cross-validation
+trials = 20                      # Optuna trials
+seed = 0
+
+[site]
+profile = "local"
+# container = "smalti-rocm.sif"  # run the engine in this image instead of in this Python
+"""
+
+
+def init_run(run: Run) -> None:
+    """Make a run directory with a commented run.toml.
+
+    Raises:
+        SmaltiError: if there is one already.
+    """
+    if run.config.exists():
+        raise SmaltiError(f"{run.config}: exists already: edit it, or choose another folder")
+    if run.root.exists() and not run.root.is_dir():
+        raise SmaltiError(f"{run.root}: is a file: choose a folder")
+    write_bytes(run.config, RUN_TOML.encode())
