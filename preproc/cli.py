@@ -182,19 +182,24 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, which the command-line library would answer with exit code 1."""
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
 def main() -> None:
     """Entry point of `smalti`: runs a command and turns failures into one clear message and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except SmaltiError as error:
         console.print(f"smalti: {error}", markup=False, style="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
         console.print("smalti: interrupted; the same command goes on where it stopped", markup=False)
         sys.exit(EXIT_TRY_AGAIN)
 

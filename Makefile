@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both install what they need into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+PYTEST ?=
+
+# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
+TORCH_INDEX ?=
+TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+
+.PHONY: demo test lint format venv bench clean
+
+demo: venv
+	@$(BIN)/smalti demo $(DEMO)
+
+test: venv
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: venv
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+venv: $(VENV)/.complete
+
+# The stamp is written last, so that an interrupted installation is taken up again.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" sh .ci/make-venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt $(TORCH_FROM) torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info
