@@ -1,0 +1,65 @@
+"""Embeddings on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer.contract import FormatError, output_state, read_embedding, write_embedding
+
+
+def _codes() -> tuple[np.ndarray, np.ndarray]:
+    codes = np.arange(-12, 12, dtype=np.int8).reshape(2, 3, 4)
+    scales = np.array([[1, 2, 3], [4, np.nan, 0.5]], dtype=np.float32)
+    return codes, scales
+
+
+def test_int8_comes_back_as_value_times_scale_with_nan_for_nodata(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    write_embedding(tmp_path, "t", codes, scales, inputs={"a": 1}, fields={"dim": 4})
+    embedding = read_embedding(tmp_path, "t")
+    values = embedding.window(slice(0, 2), slice(1, 3))
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values[0, 0], codes[0, 1] * np.float32(2))
+    assert np.isnan(values[1, 0]).all()
+    assert embedding.shape_hwc == (2, 3, 4)
+    assert embedding.manifest["tile"] == "t"
+
+
+def test_float32_replaces_int8_and_its_scales(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes.astype(np.float32), None, inputs={}, fields={})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.npy"]
+    assert read_embedding(tmp_path, "t").scales_hw is None
+
+
+def test_scales_that_are_gone_are_noticed(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    (tmp_path / "t_scales.npy").unlink()
+    with pytest.raises(FormatError, match=r"t_scales.npy: missing, though t.json lists it"):
+        read_embedding(tmp_path, "t")
+
+
+def test_state_tells_missing_stale_broken_and_complete(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    manifest = tmp_path / "t.json"
+    assert output_state(manifest, "embedding").kind == "missing"
+    write_embedding(tmp_path, "t", codes, scales, inputs={"tile": "x", "dim": 4}, fields={})
+    assert output_state(manifest, "embedding", {"tile": "x", "dim": 4}).complete
+    assert output_state(manifest, "embedding", {"dim": 4}, partial=True).complete
+    stale = output_state(manifest, "embedding", {"tile": "y", "dim": 4})
+    assert (stale.kind, stale.reason) == ("stale", "made from other inputs (tile)")
+    assert output_state(manifest, "embedding", {"dim": 4}).kind == "stale"
+    (tmp_path / "t.npy").write_bytes(b"short")
+    assert output_state(manifest, "embedding").kind == "broken"
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 3), np.float32), np.zeros((2, 3, 4), np.float64)])
+def test_what_is_no_embedding_is_not_written(tmp_path: Path, values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="embedding of t"):
+        write_embedding(tmp_path, "t", values, None, inputs={}, fields={})
+    assert not list(tmp_path.iterdir())
