@@ -40,6 +40,8 @@ class Region(_Section):
 
     geometry: Path | None = None
     """Vector file with the region (GeoJSON, GeoPackage, shapefile)."""
+    layer: str | None = None
+    """Layer of a GeoPackage with several."""
     bbox: tuple[float, float, float, float] | None = None
     """West, south, east, north in degrees (WGS 84)."""
     start: date
