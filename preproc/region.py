@@ -107,13 +107,8 @@ def load_region(settings: RegionSettings) -> Region:
     polygons = _check(path, geometries)
     if not crs.equals(WGS84, ignore_axis_order=True):
         polygons = _to_wgs84(path, polygons, crs)
-    elif not all(
-        np.isfinite(polygon.bounds).all() and max(map(abs, polygon.bounds[::2])) <= 360 for polygon in polygons
-    ):
-        raise SmaltiError(
-            f"{path}: coordinates up to {max(max(map(abs, p.bounds)) for p in polygons):.0f} are not degrees, which its "
-            "CRS (WGS 84) says they are: give the file its true CRS"
-        )
+    else:
+        _check_degrees(path, polygons)
     return make_region(MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], path.stem, source=str(path))
 
 
@@ -158,7 +153,7 @@ def split_antimeridian(polygon: Polygon) -> list[Polygon]:
     holes = [hole - [360 * np.round(((hole[:, 0].min() + hole[:, 0].max()) / 2 - middle) / 360), 0] for hole in holes]
     whole = Polygon(outer, holes)
     west, _, east, _ = whole.bounds
-    if -180 <= west and east <= 180:
+    if west >= -180 and east <= 180:
         return [whole]
     if not whole.is_valid:
         whole = shapely.make_valid(whole)
@@ -222,6 +217,15 @@ def _check(path: Path, geometries: NDArray[Any]) -> list[Polygon]:
     if not polygons:
         raise SmaltiError(f"{path}: all its features are empty: draw the region in it as a polygon")
     return polygons
+
+
+def _check_degrees(path: Path, polygons: list[Polygon]) -> None:
+    west, south, east, north = shapely.total_bounds(polygons)
+    if not (west >= -360 and east <= 360 and south >= -90 and north <= 90):
+        raise SmaltiError(
+            f"{path}: coordinates from {west:.0f}, {south:.0f} to {east:.0f}, {north:.0f} are not degrees, which its CRS "
+            "(WGS 84) says they are: give the file its true CRS"
+        )
 
 
 def _to_wgs84(path: Path, polygons: list[Polygon], crs: pyproj.CRS) -> list[Polygon]:
