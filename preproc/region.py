@@ -223,8 +223,8 @@ def _check_degrees(path: Path, polygons: list[Polygon]) -> None:
     west, south, east, north = shapely.total_bounds(polygons)
     if not (west >= -360 and east <= 360 and south >= -90 and north <= 90):
         raise SmaltiError(
-            f"{path}: coordinates from {west:.0f}, {south:.0f} to {east:.0f}, {north:.0f} are not degrees, which its CRS "
-            "(WGS 84) says they are: give the file its true CRS"
+            f"{path}: coordinates from {west:.0f}, {south:.0f} to {east:.0f}, {north:.0f} are not degrees, as its CRS "
+            "(WGS 84) says: give the file its true CRS"
         )
 
 
