@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, remove_stale_temporaries, stage_lock
 from preproc.config import Config
 from preproc.launch import run_engine
 from preproc.progress import say
-from preproc.stage import Outcome, StageFailedError, run_stage
+from preproc.stage import Outcome, Stage, StageFailedError, run_stage
 from preproc.stages import StageEntry, chain
 
 
@@ -20,7 +22,7 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     if entry.name == "infer":
         return run_engine(run, config, shard or Shard(), overwrite=force)
-    return run_stage(entry.load(), run, config, shard=shard, force=force)
+    return run_stage(cast(Stage, entry.load()), run, config, shard=shard, force=force)
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
@@ -36,7 +38,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     outcomes: list[Outcome] = []
     failures: list[str] = []
     with stage_lock(run, "run"):
-        _tidy(run)
+        remove_stale_temporaries(run.embeddings)
         entries = chain(config)
         for number, entry in enumerate(entries, start=1):
             if failures and entry.gathers:
@@ -54,8 +56,3 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     if config.labels is None:
         say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
     return outcomes
-
-
-def _tidy(run: Run) -> None:
-    for folder in (run.root, run.items, run.tiles, run.embeddings, run.mosaic, run.model, run.map, run.report):
-        remove_stale_temporaries(folder)

@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ _PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").pa
 
 
 class InferStage:
-    """Tiles -> embeddings, by the engine."""
+    """Tiles -> embeddings. The engine builds a whole shard in a process of its own: see `run_engine`."""
 
     name = "infer"
     noun = "tiles"
@@ -54,10 +54,6 @@ class InferStage:
         source = run.tiles / name / TILE_MANIFEST
         inputs = {**known, "tile": sha256_file(source) if source.is_file() else "not fetched"}
         return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
-
-    def builder(self, run: Run, config: Config) -> AbstractContextManager[Callable[[Unit], None]]:
-        """The engine works on a whole shard at once: see `run_engine`."""
-        raise NotImplementedError("the engine builds a shard in one process: use run_engine")
 
 
 def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, State, output_state, stage_lock
+from infer.contract import (
+    EXIT_FAILED,
+    Run,
+    Shard,
+    SmaltiError,
+    State,
+    output_state,
+    remove_stale_temporaries,
+    stage_lock,
+)
 from preproc.config import Config
 from preproc.progress import progress, say
 
@@ -36,8 +45,8 @@ class Unit:
         return output_state(self.manifest, self.kind, self.inputs, checksums=checksums, partial=self.partial)
 
 
-class Stage(Protocol):
-    """A stage of the chain."""
+class Listing(Protocol):
+    """What status needs of a stage: its units, whoever builds them."""
 
     name: str
     """The command's name."""
@@ -52,6 +61,10 @@ class Stage(Protocol):
         Raises:
             SmaltiError: if what the stage builds on is not there; the message says which command makes it.
         """
+
+
+class Stage(Listing, Protocol):
+    """A stage that builds its units in this process, one by one."""
 
     def builder(self, run: Run, config: Config) -> AbstractContextManager[Callable[[Unit], None]]:
         """A function that builds one unit, with whatever it needs held open for as long as the context lasts."""
@@ -112,6 +125,7 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
         raise SmaltiError(f"smalti {stage.name}: works on the whole run; leave out --shard")
     with stage_lock(run, stage.name, shard):
         units = shard.take(stage.units(run, config))
+        _tidy(run, units)
         due = [unit for unit in units if force or not unit.state().complete]
         outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))
         if due:
@@ -120,6 +134,14 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
     if outcome.failed:
         raise StageFailedError(failure_table(outcome))
     return outcome
+
+
+def _tidy(run: Run, units: Sequence[Unit]) -> None:
+    """Remove what killed processes left where this stage writes; a tile is a folder, so its parent counts too."""
+    folders = {run.root, *(unit.manifest.parent for unit in units), *(unit.manifest.parent.parent for unit in units)}
+    for folder in folders:
+        if folder.is_relative_to(run.root):
+            remove_stale_temporaries(folder)
 
 
 def _build(stage: Stage, run: Run, config: Config, due: Sequence[Unit], outcome: Outcome) -> None:

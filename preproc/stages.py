@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from preproc.config import Config
-from preproc.stage import Stage
+from preproc.stage import Listing
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class StageEntry:
     needs_labels: bool
     """It has nothing to do in a run without [labels]."""
 
-    def load(self) -> Stage:
+    def load(self) -> Listing:
         """The stage itself."""
         module, name = self.implementation.split(":")
-        return cast(Stage, getattr(import_module(module), name)())
+        return cast(Listing, getattr(import_module(module), name)())
 
 
 STAGES = (
