@@ -1,0 +1,112 @@
+"""GDAL's and PROJ's settings, in one place: how rasters are opened over the network, and that coordinates are right."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rasterio
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as gdal_transform
+
+from infer.contract import SmaltiError
+from preproc.progress import say
+
+STALL_S = 30
+"""Seconds without a byte (below 1 kB/s) after which a connection counts as stalled: progress, not wall time."""
+CONNECT_S = 30
+"""Seconds to wait for a connection."""
+RETRIES = 6
+"""Attempts after the first that GDAL makes on 429, 5xx and broken connections, waiting twice as long each time."""
+
+GDAL_OPTIONS: dict[str, str | int] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing of the folder, no side-car files: 3-5 times faster opens
+    "GDAL_PAM_ENABLED": "NO",  # no .aux.xml is looked for, and none is written beside somebody's data
+    "GDAL_CACHEMAX": 64,  # MB of decoded blocks; windows are read once, so a large cache only costs memory
+    "GDAL_NUM_THREADS": 1,  # smalti reads in parallel itself
+    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
+    "GDAL_HTTP_VERSION": "2TLS",  # multiplexing where the server speaks it
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MAX_RETRY": RETRIES,
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
+    "GDAL_HTTP_CONNECTTIMEOUT": CONNECT_S,
+    "GDAL_HTTP_LOW_SPEED_TIME": STALL_S,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
+    "CPL_VSIL_CURL_USE_HEAD": "NO",  # the first range request says all that HEAD would
+    "VSI_CACHE": "FALSE",
+    "AWS_NO_SIGN_REQUEST": "YES",  # the buckets of Earth Search are public
+}
+
+_DATA_VARIABLES = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA")
+
+# WGS 84 longitude, latitude -> UTM 31N easting, northing (the Atomium in Brussels), by the
+# series of Krueger (1912), as tests/unit/test_transport.py computes them.
+_KNOWN_LONLAT = (4.341556, 50.894941)
+_KNOWN_UTM31 = (594347.1225, 5638999.2263)
+_TOLERANCE_M = 0.01
+
+
+def drop_foreign_data_paths() -> list[str]:
+    """Unset PROJ_DATA, PROJ_LIB and GDAL_DATA if they point outside this Python's own installation.
+
+    Another installation's files (a module system's, a desktop GIS's) give silently wrong coordinates.
+
+    Returns:
+        The names that were unset.
+    """
+    own = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()} - {Path("/"), Path("/usr"), Path("/usr/local")}
+    dropped = []
+    for name in _DATA_VARIABLES:
+        value = os.environ.get(name)
+        if value is None:
+            continue
+        path = Path(value).resolve()
+        if not any(path.is_relative_to(root) for root in own):
+            del os.environ[name]
+            dropped.append(name)
+    return dropped
+
+
+@functools.cache
+def check_coordinates() -> None:
+    """Make sure, once per process, that both coordinate libraries put a known point where it is.
+
+    Raises:
+        SmaltiError: if one does not.
+    """
+    dropped = drop_foreign_data_paths()
+    if dropped:
+        say(f"{', '.join(dropped)} of another installation: left out, because it gives wrong coordinates")
+    longitude, latitude = _KNOWN_LONLAT
+    try:
+        found = {
+            "pyproj": Transformer.from_crs("EPSG:4326", "EPSG:32631", always_xy=True).transform(longitude, latitude),
+            "GDAL": tuple(v[0] for v in gdal_transform("EPSG:4326", "EPSG:32631", [longitude], [latitude])),
+        }
+    except (ProjError, RasterioError) as error:
+        raise SmaltiError(
+            f"coordinates cannot be transformed ({error}): unset PROJ_DATA, PROJ_LIB and GDAL_DATA, "
+            "or install smalti's environment anew"
+        ) from error
+    for library, (x, y) in found.items():
+        if not (abs(x - _KNOWN_UTM31[0]) <= _TOLERANCE_M and abs(y - _KNOWN_UTM31[1]) <= _TOLERANCE_M):
+            raise SmaltiError(
+                f"{library} puts a known point at ({x:.3f}, {y:.3f}) instead of {_KNOWN_UTM31}: its data files belong "
+                "to another version: unset PROJ_DATA, PROJ_LIB and GDAL_DATA, or install smalti's environment anew"
+            )
+
+
+@contextmanager
+def gdal_settings() -> Iterator[None]:
+    """GDAL's settings for reads, for this thread and (from the main thread) those that it starts."""
+    check_coordinates()
+    with rasterio.Env(**GDAL_OPTIONS):
+        yield

@@ -1,0 +1,97 @@
+"""How well a tile is observed: counts per pixel, dates, the largest gap; a small JSON and a picture in its folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from infer.contract import write_json
+from preproc.tile.record import STACKS, StackName, StackRecord
+
+QUALITY_FILE = "quality.json"
+PICTURE_FILE = "quality.png"
+FULL_SCALE = 60
+"""Clear observations at the bright end of the picture's colours, the same for all tiles."""
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+class QualityCounter:
+    """Counts observations per pixel while the stacks are written."""
+
+    def __init__(self, shape_hw: tuple[int, int]) -> None:
+        self.counts_hw: dict[StackName, NDArray[np.uint16]] = {name: np.zeros(shape_hw, np.uint16) for name in STACKS}
+        """Stack -> (H, W) number of dates with a value."""
+
+    def add(self, name: StackName, has_value_hw: NDArray[np.uint8]) -> None:
+        """Count one date."""
+        self.counts_hw[name] += has_value_hw
+
+
+def largest_gap(days: Sequence[date], start: str, end: str) -> int:
+    """Longest stretch of days without a date: between neighbours, from the first day and to the last."""
+    edges = [date.fromordinal(date.fromisoformat(start).toordinal() - 1), *days]
+    edges.append(date.fromordinal(date.fromisoformat(end).toordinal() + 1))
+    return max((later - earlier).days - 1 for earlier, later in pairwise(edges))
+
+
+def summary(
+    counter: QualityCounter,
+    inside_hw: NDArray[np.uint8],
+    records: Mapping[StackName, StackRecord],
+    window: tuple[str, str],
+) -> dict[str, Any]:
+    """The content of quality.json."""
+    inside = inside_hw > 0
+    stacks: dict[str, Any] = {}
+    for name in STACKS:
+        record, counts = records[name], counter.counts_hw[name][inside]
+        percentiles = np.percentile(counts, _PERCENTILES, method="lower") if counts.size else np.zeros(7)
+        stacks[name] = {
+            "dates_kept": len(record.kept),
+            "dates_dropped": len(record.dropped),
+            "dropped_for": _reasons(record),
+            "observations_per_pixel": {str(p): int(v) for p, v in zip(_PERCENTILES, percentiles, strict=True)},
+            "pixels_without": int(np.count_nonzero(counts == 0)),
+            "largest_gap_days": largest_gap(record.kept, *window),
+        }
+    return {"region_pixels": int(inside.sum()), "window": {"start": window[0], "end": window[1]}, "stacks": stacks}
+
+
+def _reasons(record: StackRecord) -> dict[str, int]:
+    reasons = {entry["item"]: "unreadable" for entry in record.failed}
+    tally: dict[str, int] = {}
+    for entry in record.dropped:
+        unreadable = any(item in reasons for item in entry["items"])
+        reason = "unreadable" if unreadable else str(entry["reason"])
+        tally[reason] = tally.get(reason, 0) + 1
+    return tally
+
+
+def picture(counter: QualityCounter, inside_hw: NDArray[np.uint8]) -> bytes:
+    """PNG of the clear Sentinel-2 observations per pixel: dark = none, bright = FULL_SCALE or more, clear = outside."""
+    rgba_hwc = colormaps["viridis"](counter.counts_hw["s2"] / FULL_SCALE, bytes=True)
+    rgba_hwc[inside_hw == 0] = 0
+    stream = io.BytesIO()
+    imsave(stream, rgba_hwc, format="png", metadata={"Software": None})  # no versions: equal pixels, equal bytes
+    return stream.getvalue()
+
+
+def write_quality(
+    folder: Path,
+    counter: QualityCounter,
+    inside_hw: NDArray[np.uint8],
+    records: Mapping[StackName, StackRecord],
+    window: tuple[str, str],
+) -> None:
+    """Write quality.json and quality.png into a tile's (temporary) folder."""
+    write_json(folder / QUALITY_FILE, summary(counter, inside_hw, records, window))
+    (folder / PICTURE_FILE).write_bytes(picture(counter, inside_hw))

@@ -1,0 +1,50 @@
+"""From the archives' numbers to those that TESSERA was trained on (pure; ../docs/fetch.md has the rules)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preproc.archive.scene import OffsetPolicy
+
+SCL_CLEAR = (4, 5, 6, 7, 10, 11)
+"""Scene classes that count as clear: vegetation, bare, water, unclassified, thin cirrus, snow.
+
+0 no data, 1 defective, 2 dark, 3 shadow, 8 and 9 cloud do not.
+"""
+BOA_OFFSET = 1000
+"""What processing baseline 04.00 added to every digital number."""
+
+_CLEAR_TABLE = np.isin(np.arange(256), SCL_CLEAR)
+
+
+def clear(scl_hw: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(H, W) where the scene classification is one of SCL_CLEAR."""
+    return _CLEAR_TABLE[scl_hw]
+
+
+def remove_offset(dn_hw: NDArray[np.uint16], policy: OffsetPolicy) -> NDArray[np.uint16]:
+    """Apply the offset policy to (resampled) digital numbers: subtract 1000 where DN >= 1000, or nothing."""
+    if policy is OffsetPolicy.NONE:
+        return dn_hw
+    return np.where(dn_hw >= BOA_OFFSET, dn_hw - np.uint16(BOA_OFFSET), dn_hw)
+
+
+def scaled_db(power_hw: NDArray[np.float32], nodata: float | None) -> NDArray[np.int16]:
+    """Linear backscatter as int16 `clip((20 log10 x + 50) * 200, 0, 32767)`, truncated; 0 where there is no value.
+
+    Args:
+        power_hw: float32 linear gamma0.
+        nodata: the file's nodata value; x <= 0, NaN and infinities are missing in any case.
+
+    20, not 10: the training pipeline treats the value as an amplitude. Computed in float64, so that truncation does
+    not depend on the processor's float32 logarithm.
+    """
+    present = np.isfinite(power_hw) & (power_hw > 0)
+    if nodata is not None and not np.isnan(nodata):
+        present &= power_hw != np.float32(nodata)
+    power: NDArray[Any] = np.where(present, power_hw, np.float32(1)).astype(np.float64)
+    scaled = np.clip((20.0 * np.log10(power) + 50.0) * 200.0, 0.0, 32767.0)
+    return np.where(present, scaled, 0.0).astype(np.int16)
