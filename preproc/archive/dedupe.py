@@ -19,7 +19,7 @@ from preproc.archive.scene import Scene
 from preproc.archive.sources import Item, parse_time, processing_baseline
 
 SAME_FOOTPRINT = 0.8
-"""Share of their union that two footprints must have in common (footprints of different processings differ a little)."""
+"""Share of their union that two footprints must have in common (footprints of two processings differ a little)."""
 
 _S2_TILE = re.compile(r"(?:^|_)T?(\d{1,2}[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])(?:_|$)")
 _S2_TAKE = re.compile(r"(S2[A-D])(?:_MSIL2A)?_(\d{8}T\d{6})_")

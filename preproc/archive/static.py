@@ -1,0 +1,127 @@
+"""Static archives: a STAC item collection, a static catalogue or stac-geoparquet, on disk or over HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow
+import pyarrow.parquet
+import pystac
+import shapely
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+
+from infer.contract import SmaltiError
+from preproc.archive.hrefs import is_url
+from preproc.archive.http import TIMEOUT_S, brief, fetch_bytes, open_session, retries
+from preproc.archive.sources import Item
+
+_WHAT = "[archive] href"
+
+
+def read_static(href: str) -> list[tuple[Item, str]]:
+    """Every item of a static archive, with the path or URL that its relative hrefs are relative to.
+
+    Args:
+        href: an item collection, an item, a catalogue or collection (JSON), or stac-geoparquet; path or URL.
+
+    Raises:
+        SmaltiError: if it cannot be read or is none of these.
+    """
+    if urlsplit(href).path.endswith((".parquet", ".geoparquet")):
+        return [(item, href) for item in _read_parquet(href)]
+    content = _read_json(href)
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection" and isinstance(content.get("features"), list):
+        return [(item, href) for item in content["features"]]
+    if kind == "Feature":
+        return [(content, href)]
+    if kind in ("Catalog", "Collection"):
+        return list(_walk(href))
+    raise SmaltiError(f"{href}: {_WHAT} must be a STAC item collection, catalogue, collection or stac-geoparquet")
+
+
+def _read_bytes(href: str) -> bytes:
+    if is_url(href):
+        if not href.startswith(("http://", "https://")):
+            raise SmaltiError(f"{href}: {_WHAT} can be a path or an http(s) URL")
+        with open_session() as session:
+            return fetch_bytes(session, href, _WHAT)
+    path = Path(href)
+    if path.is_dir():
+        raise SmaltiError(f"{href}: {_WHAT} is a folder: name the item collection or catalog.json in it")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise SmaltiError(f"{href}: no such file: {_WHAT} names it") from error
+    except OSError as error:
+        raise SmaltiError(f"{href}: {_WHAT} cannot be read: {error.strerror}") from error
+
+
+def _read_json(href: str) -> Any:
+    try:
+        return json.loads(_read_bytes(href))
+    except ValueError as error:
+        raise SmaltiError(f"{href}: {_WHAT} is not valid JSON: {error}") from error
+
+
+def _walk(href: str) -> Iterator[tuple[Item, str]]:
+    """The items of a static catalogue, depth first."""
+    stac_io = StacApiIO(max_retries=retries(), timeout=TIMEOUT_S)
+    try:
+        catalogue = pystac.read_file(href, stac_io=stac_io)
+        assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
+        for item in catalogue.get_items(recursive=True):
+            own = item.get_self_href() or href
+            yield item.to_dict(include_self_link=False, transform_hrefs=False), own
+    except (APIError, OSError) as error:
+        raise SmaltiError(f"{href}: the catalogue cannot be read to its end: {brief(error)}") from error
+    except (pystac.STACError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SmaltiError(f"{href}: the catalogue is not valid STAC: {brief(error)}") from error
+    finally:
+        stac_io.session.close()
+
+
+_ITEM_COLUMNS = ("type", "stac_version", "stac_extensions", "id", "collection", "links", "assets")
+
+
+def _read_parquet(href: str) -> Iterator[Item]:
+    source = pyarrow.BufferReader(_read_bytes(href)) if is_url(href) else _read_bytes(href)
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SmaltiError(f"{href}: {_WHAT} cannot be read as parquet: {brief(error)}") from error
+    missing = {"id", "assets", "geometry"} - set(table.column_names)
+    if missing:
+        raise SmaltiError(f"{href}: {_WHAT} is not stac-geoparquet: it has no column {', '.join(sorted(missing))}")
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            yield _item_of(row)
+
+
+def _item_of(row: dict[str, Any]) -> Item:
+    """A row of stac-geoparquet as the item it was made from."""
+    geometry, box = row.pop("geometry"), row.pop("bbox", None)
+    item = {key: _plain(row.pop(key)) for key in _ITEM_COLUMNS if row.get(key) is not None}
+    item["geometry"] = None if geometry is None else json.loads(shapely.to_geojson(shapely.from_wkb(geometry)))
+    if isinstance(box, dict):
+        item["bbox"] = [box[key] for key in ("xmin", "ymin", "xmax", "ymax")]
+    item["properties"] = {key: _plain(value) for key, value in row.items() if value is not None}
+    return item
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, without the nulls that stand for what an item does not have."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value
