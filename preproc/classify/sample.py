@@ -1,0 +1,327 @@
+"""The `sample` stage: labels and embeddings -> samples.parquet, one row a labelled pixel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from infer.contract import (
+    PIXEL_SIZE,
+    Embedding,
+    FormatError,
+    PlannedTile,
+    Run,
+    SmaltiError,
+    atomic_file,
+    embedding_paths,
+    planned_tiles,
+    read_embedding,
+    read_manifest,
+    remove_stale_temporaries,
+    sha256_json,
+    write_manifest,
+)
+from preproc.classify.labels import LabelSet, assign_codes, fingerprint, read_labels, to_zone
+from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
+from preproc.classify.table import SampleWriter, keep_per_group, pixel_hash, samples_manifest
+from preproc.config import Config, Labels
+from preproc.progress import progress, say
+from preproc.stage import Unit
+
+_BLOCK = 64
+"""Rows of a tile dequantised at a time."""
+
+
+class SampleStage:
+    """`smalti sample`."""
+
+    name = "sample"
+    noun = "sample tables"
+    sharded = False
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """The one table, and what it is made from."""
+        labels = _settings(run, config)
+        inputs = {
+            "labels": fingerprint(labels.path),
+            "attributes": {"class": labels.class_, "group": labels.group, "layer": labels.layer},
+            "sampling": {
+                "shrink": config.classify.shrink,
+                "max_pixels": config.classify.max_pixels,
+                "seed": config.classify.seed,
+            },
+            "embeddings": embeddings_fingerprint(run),
+        }
+        return [Unit("samples", samples_manifest(run), "samples", inputs)]
+
+    @contextmanager
+    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+        """Builds the table."""
+        yield lambda unit: build_samples(run, config, unit.inputs)
+
+
+def _settings(run: Run, config: Config) -> Labels:
+    if config.labels is None:
+        raise SmaltiError(
+            f"{run.config}: has no [labels]: add path (points or polygons) and class (their attribute), "
+            "and group if several belong together"
+        )
+    return config.labels
+
+
+def embeddings_fingerprint(run: Run) -> str:
+    """One SHA-256 over the files' checksums of all embeddings of the plan.
+
+    Raises:
+        SmaltiError: if one is missing; the message says how many are.
+    """
+    names = [tile.name for tile in planned_tiles(run)]
+    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
+    if missing:
+        raise SmaltiError(
+            f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
+            f"(the first is {missing[0]}): run `smalti infer {run.root}`"
+        )
+    manifests = [
+        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
+        for name in names
+    ]
+    return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
+
+
+@dataclass
+class _Picked:
+    """Labelled pixels with an embedding (rows of all tiles so far), and how many are wanted."""
+
+    group_n: NDArray[Any]
+    """A number per feature's group."""
+    seed: int
+    limit: int
+    """Pixels kept a group."""
+    tiles: list[NDArray[np.int32]] = field(default_factory=list)
+    """Index of the tile in the plan."""
+    rows: list[NDArray[np.int32]] = field(default_factory=list)
+    cols: list[NDArray[np.int32]] = field(default_factory=list)
+    features: list[NDArray[np.int32]] = field(default_factory=list)
+    hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    dim: int = 0
+
+    def add(
+        self,
+        index: int,
+        tile: PlannedTile,
+        rows: NDArray[np.int32],
+        cols: NDArray[np.int32],
+        features: NDArray[np.int32],
+    ) -> None:
+        """Keep a tile's pixels, capped by group already, so that memory stays small."""
+        x, y = _centres(tile, rows, cols)
+        hashes = pixel_hash(self.seed, np.full(len(rows), tile.epsg), x, y)
+        kept = keep_per_group(self.group_n[features], hashes, self.limit)
+        self.counts["pixels beyond the cap of a group"] += int((~kept).sum())
+        self.tiles.append(np.full(int(kept.sum()), index, dtype=np.int32))
+        self.rows.append(rows[kept])
+        self.cols.append(cols[kept])
+        self.features.append(features[kept])
+        self.hashes.append(hashes[kept])
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The pixels of the table (N), in its order."""
+
+    tile_n: NDArray[np.int32]
+    row_n: NDArray[np.int32]
+    col_n: NDArray[np.int32]
+    feature_n: NDArray[np.int32]
+
+
+def build_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+    """Write RUN/samples.parquet and its manifest.
+
+    Raises:
+        SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
+    """
+    remove_stale_temporaries(run.root)
+    settings = _settings(run, config)
+    tiles = planned_tiles(run)
+    labels = read_labels(settings.path, settings.class_, settings.group, settings.layer, _zone_bounds(tiles))
+    picked = _pick(run, config, tiles, labels)
+    chosen = _cap(picked, labels)
+    codes = _codes(labels, chosen, settings)
+    counts = {**labels.counts, **dict(sorted(picked.counts.items()))}
+    with atomic_file(run.samples) as temporary:
+        writer = SampleWriter(temporary, picked.dim)
+        try:
+            _write_rows(writer, run, tiles, labels, chosen, codes)
+        finally:
+            writer.close()
+        samples_manifest(run).unlink(missing_ok=True)  # from here on the old table is no longer whole
+    fields = {
+        "rows": len(chosen.tile_n),
+        "dim": picked.dim,
+        "classes": _legend(labels, chosen, codes),
+        "counts": counts,
+    }
+    write_manifest(samples_manifest(run), "samples", inputs=inputs, files=[run.samples], fields=fields)
+    _tell(counts, fields)
+
+
+def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
+    zones: dict[int, list[tuple[int, int, int, int]]] = {}
+    for tile in tiles:
+        zones.setdefault(tile.epsg, []).append(tile.bounds)
+    corners = {epsg: np.array(bounds, dtype=float) for epsg, bounds in zones.items()}
+    return {
+        epsg: (float(b[:, 0].min()), float(b[:, 1].min()), float(b[:, 2].max()), float(b[:, 3].max()))
+        for epsg, b in corners.items()
+    }
+
+
+def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) -> _Picked:
+    """Labelled pixels that have an embedding, at most `max_pixels` a group and tile."""
+    class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
+    group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
+    picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
+    zones = {
+        epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
+        for epsg in dict.fromkeys(tile.epsg for tile in tiles)
+    }
+    near: set[int] = set()
+    claimed: set[int] = set()
+    with progress("sample: pixels", len(tiles), "tiles") as bar:
+        for index, tile in enumerate(tiles):
+            shapes = zones[tile.epsg]
+            near.update(shapes.tree.query(shapely.box(*tile.bounds), predicate="intersects").tolist())
+            claims = claim_pixels(tile, shapes, class_n)
+            claimed.update(np.unique(claims.features_m).tolist())
+            _pick_valid(run, index, tile, claims, picked)
+            bar.advance(note=tile.name)
+    if not near:
+        raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")
+    small = {i for shapes in zones.values() for i in np.flatnonzero(shapes.kept_whole_n).tolist()}
+    picked.counts["features without a pixel"] = len(near - claimed)
+    picked.counts["polygons too small to shrink, kept whole"] = len(small & claimed)
+    return picked
+
+
+def _pick_valid(run: Run, index: int, tile: PlannedTile, claims: Claims, picked: _Picked) -> None:
+    picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
+    if len(claims.rows_m) == 0:
+        return
+    valid = _valid(_open(run, tile, picked), claims.rows_m, claims.cols_m)
+    picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
+    picked.add(index, tile, claims.rows_m[valid], claims.cols_m[valid], claims.features_m[valid])
+
+
+def _open(run: Run, tile: PlannedTile, picked: _Picked) -> Embedding:
+    embedding = read_embedding(run.embeddings, tile.name)
+    height, width, dim = embedding.shape_hwc
+    if (height, width) != (tile.size, tile.size):
+        raise FormatError(
+            f"{embedding_paths(run.embeddings, tile.name)[0]}: {height} x {width} pixels, the plan says "
+            f"{tile.size} x {tile.size}: run `smalti infer` again"
+        )
+    if picked.dim not in (0, dim):
+        raise FormatError(
+            f"{run.embeddings}: {tile.name} has {dim} dimensions, others {picked.dim}: run `smalti infer`"
+        )
+    picked.dim = dim
+    return embedding
+
+
+def _vectors(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
+    """Embedding vectors (m, C) of pixels sorted by row, a block of rows at a time."""
+    for top in range(0, embedding.shape_hwc[0], _BLOCK):
+        first, last = np.searchsorted(rows, [top, top + _BLOCK])
+        if first < last:
+            block = embedding.window(slice(top, top + _BLOCK), slice(None))
+            yield block[rows[first:last] - top, cols[first:last]]
+
+
+def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
+    return np.concatenate([np.isfinite(vectors).all(axis=1) for vectors in _vectors(embedding, rows, cols)])
+
+
+def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return tile.west + (cols + 0.5) * PIXEL_SIZE, tile.north - (rows + 0.5) * PIXEL_SIZE
+
+
+def _cap(picked: _Picked, labels: LabelSet) -> _Chosen:
+    """The table's pixels: at most `limit` a group over all tiles."""
+    if not any(len(rows) for rows in picked.rows):
+        raise SmaltiError(
+            f"{labels.path}: no label covers a pixel that has an embedding: they lie outside the region, or where "
+            "neither Sentinel-1 nor Sentinel-2 saw anything"
+        )
+    features = np.concatenate(picked.features)
+    kept = keep_per_group(picked.group_n[features], np.concatenate(picked.hashes), picked.limit)
+    picked.counts["pixels beyond the cap of a group"] += int((~kept).sum())
+    tile_n, row_n, col_n = (np.concatenate(parts)[kept] for parts in (picked.tiles, picked.rows, picked.cols))
+    return _Chosen(tile_n, row_n, col_n, features[kept])
+
+
+def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int]:
+    classes = set(labels.classes_n[chosen.feature_n].tolist())
+    if len(classes) < 2:
+        raise SmaltiError(
+            f"{labels.path}: all labels in the region are of one class ({settings.class_} = {next(iter(classes))}): "
+            "a classifier needs two or more"
+        )
+    return assign_codes(classes)
+
+
+def _write_rows(
+    writer: SampleWriter,
+    run: Run,
+    tiles: list[PlannedTile],
+    labels: LabelSet,
+    chosen: _Chosen,
+    codes: Mapping[Any, int],
+) -> None:
+    """One row group a tile."""
+    for index in np.unique(chosen.tile_n):
+        here = chosen.tile_n == index
+        tile, rows, cols, features = tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
+        embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
+        x, y = _centres(tile, rows, cols)
+        place = {
+            "tile": [tile.name] * len(rows),
+            "row": rows,
+            "col": cols,
+            "x": x,
+            "y": y,
+            "epsg": np.full(len(rows), tile.epsg, dtype=np.int32),
+            "class": [str(value) for value in labels.classes_n[features]],
+            "code": [codes[value] for value in labels.classes_n[features]],
+            "group": [str(value) for value in labels.groups_n[features]],
+            "feature": labels.fids_n[features],
+        }
+        writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
+
+
+def _legend(labels: LabelSet, chosen: _Chosen, codes: Mapping[Any, int]) -> list[dict[str, Any]]:
+    classes = labels.classes_n[chosen.feature_n]
+    groups = labels.groups_n[chosen.feature_n]
+    pixels = Counter(classes.tolist())
+    groups_of = Counter(value for value, _ in set(zip(classes.tolist(), groups.tolist(), strict=True)))
+    return [
+        {"code": code, "name": str(value), "pixels": pixels[value], "groups": groups_of[value]}
+        for value, code in sorted(codes.items(), key=lambda item: item[1])
+    ]
+
+
+def _tell(counts: Mapping[str, int], fields: Mapping[str, Any]) -> None:
+    for reason, count in counts.items():
+        if count and reason != "features read":
+            say(f"sample: {count} {reason}")
+    for entry in fields["classes"]:
+        say(f"sample: {entry['name']} (code {entry['code']}): {entry['pixels']} pixels in {entry['groups']} groups")

@@ -1,0 +1,188 @@
+"""samples.parquet, one row a labelled pixel: the one owner of its columns. `sample` writes it, `train` reads it.
+
+Columns: tile, row, col, x, y (metres in the tile's zone, of the pixel's centre), epsg, class, code, group, feature, and
+e000, e001 ... the embedding. Rows are in plan order of the tiles, then row, then column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from infer.contract import PIXEL_SIZE, FormatError, Run, read_manifest, verify_files
+
+_REMEDY = "run `smalti sample` again"
+_PLACE = (
+    ("tile", pa.string()),
+    ("row", pa.int32()),
+    ("col", pa.int32()),
+    ("x", pa.float64()),
+    ("y", pa.float64()),
+    ("epsg", pa.int32()),
+    ("class", pa.string()),
+    ("code", pa.int32()),
+    ("group", pa.string()),
+    ("feature", pa.int64()),
+)
+
+
+def samples_manifest(run: Run) -> Path:
+    """RUN/samples.json."""
+    return run.samples.with_suffix(".json")
+
+
+def embedding_columns(dim: int) -> list[str]:
+    """Names of the embedding's columns: e000, e001 ..."""
+    return [f"e{index:03d}" for index in range(dim)]
+
+
+def schema(dim: int) -> pa.Schema:
+    """Arrow schema of samples.parquet for embeddings of `dim` numbers."""
+    return pa.schema([*_PLACE, *((name, pa.float32()) for name in embedding_columns(dim))])
+
+
+def pixel_hash(seed: int, epsg: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.uint64]:
+    """A number per pixel that depends on the seed and its place on Earth only: not on order, tiles or shards.
+
+    Args:
+        seed: any non-negative integer.
+        epsg: (N,) zone of each pixel.
+        x: (N,) easting in metres of any point of the pixel.
+        y: (N,) northing, likewise.
+    """
+    state = np.full(np.shape(x), seed, dtype=np.uint64)
+    column = np.floor(np.asarray(x) / PIXEL_SIZE).astype(np.int64)
+    row = np.floor(np.asarray(y) / PIXEL_SIZE).astype(np.int64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        for part in (np.asarray(epsg, dtype=np.int64), column, row):
+            state = _splitmix(state ^ part.astype(np.uint64))
+    return state
+
+
+def _splitmix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014)."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = value ^ (value >> np.uint64(31))
+    return mixed
+
+
+def keep_per_group(group_n: NDArray[Any], hash_n: NDArray[np.uint64], limit: int) -> NDArray[np.bool_]:
+    """Which rows belong to the `limit` smallest hashes of their group.
+
+    Args:
+        group_n: (N,) group of each row.
+        hash_n: (N,) see `pixel_hash`.
+        limit: rows kept a group.
+    """
+    order = np.lexsort((hash_n, group_n))
+    sorted_groups = group_n[order]
+    starts = np.flatnonzero(np.r_[True, sorted_groups[1:] != sorted_groups[:-1]]) if len(order) else np.empty(0, int)
+    lengths = np.diff(np.r_[starts, len(order)])
+    rank = np.arange(len(order)) - np.repeat(starts, lengths)
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[rank < limit]] = True
+    return kept
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The labelled pixels in memory (N rows, C embedding numbers, K classes)."""
+
+    tile_n: NDArray[Any]
+    row_n: NDArray[np.int32]
+    col_n: NDArray[np.int32]
+    x_n: NDArray[np.float64]
+    """Easting of the pixel's centre in metres, in zone `epsg_n`."""
+    y_n: NDArray[np.float64]
+    epsg_n: NDArray[np.int32]
+    code_n: NDArray[np.int32]
+    group_n: NDArray[Any]
+    """Name of the group (parcel, farm ...)."""
+    values_nc: NDArray[np.float32]
+    legend: Mapping[int, str]
+    """Code -> class name, by ascending code."""
+
+    def __len__(self) -> int:
+        return len(self.code_n)
+
+    def take(self, where: NDArray[Any]) -> Samples:
+        """The rows that a mask or an index selects; the legend stays whole."""
+        arrays = {name: getattr(self, name)[where] for name in self.__dataclass_fields__ if name != "legend"}
+        return Samples(**arrays, legend=self.legend)
+
+    def hashes(self, seed: int) -> NDArray[np.uint64]:
+        """`pixel_hash` of every row."""
+        return pixel_hash(seed, self.epsg_n, self.x_n, self.y_n)
+
+
+def read_samples(run: Run) -> Samples:
+    """Read RUN/samples.parquet after its manifest has been verified.
+
+    Raises:
+        FormatError: if it is missing, damaged or not a table of samples.
+    """
+    path = samples_manifest(run)
+    manifest = read_manifest(path, "samples", remedy="run `smalti sample`")
+    verify_files(path, manifest, remedy=_REMEDY)
+    legend, dim = _legend(path, manifest)
+    try:
+        table = pq.read_table(run.samples)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise FormatError(f"{run.samples}: not readable as Parquet ({error}): {_REMEDY}") from error
+    if table.schema.names != schema(dim).names:
+        raise FormatError(f"{run.samples}: its columns are not those of samples: {_REMEDY}")
+    values_nc = np.empty((table.num_rows, dim), dtype=np.float32)
+    for index, name in enumerate(embedding_columns(dim)):
+        values_nc[:, index] = table.column(name).to_numpy()
+    columns = {name: table.column(name).to_numpy() for name in ("row", "col", "x", "y", "epsg", "code")}
+    return Samples(
+        tile_n=_strings(table, "tile"),
+        row_n=columns["row"],
+        col_n=columns["col"],
+        x_n=columns["x"],
+        y_n=columns["y"],
+        epsg_n=columns["epsg"],
+        code_n=columns["code"],
+        group_n=_strings(table, "group"),
+        values_nc=values_nc,
+        legend=legend,
+    )
+
+
+def _strings(table: pa.Table, name: str) -> NDArray[Any]:
+    return np.array(table.column(name).to_pylist(), dtype=np.str_)
+
+
+def _legend(path: Path, manifest: Mapping[str, Any]) -> tuple[dict[int, str], int]:
+    try:
+        legend = {int(entry["code"]): str(entry["name"]) for entry in manifest["classes"]}
+        return dict(sorted(legend.items())), int(manifest["dim"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: its classes cannot be read ({error!r}): {_REMEDY}") from error
+
+
+class SampleWriter:
+    """Writes rows tile by tile, so that memory does not grow with the number of samples."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self._schema = schema(dim)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def write(self, place: Mapping[str, Sequence[Any] | NDArray[Any]], values_nc: NDArray[np.float32]) -> None:
+        """Append rows: `place` has the columns before the embedding, each of length N; `values_nc` is (N, C)."""
+        arrays = [pa.array(place[name], type=kind) for name, kind in _PLACE]
+        arrays += [pa.array(np.ascontiguousarray(column)) for column in values_nc.T]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()

@@ -1,0 +1,193 @@
+"""The `train` stage: samples.parquet -> model/ (classifier, out-of-fold predictions, trials)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, remove_stale_temporaries, sha256_json
+from preproc.classify.boost import Parameters, fit, out_of_fold
+from preproc.classify.folds import Folds, assign_folds, groups_per_class
+from preproc.classify.journal import Journal, Trial, published
+from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, model_manifest, save_classifier
+from preproc.classify.palette import palette
+from preproc.classify.table import Samples, read_samples, samples_manifest
+from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
+from preproc.config import Classify, Config
+from preproc.progress import progress, say
+from preproc.stage import Unit
+
+_RECIPE = 1
+"""Raised when training changes in a way that changes its results."""
+_SECOND_SPLIT = 1_000_003
+"""Added to the seed for the folds that are reported, so that they are not those that parameters were tuned on."""
+
+
+class TrainStage:
+    """`smalti train`."""
+
+    name = "train"
+    noun = "classifiers"
+    sharded = False
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """The one classifier, and what it is made from."""
+        manifest = read_manifest(samples_manifest(run), "samples", remedy=f"run `smalti sample {run.root}`")
+        settings = config.classify
+        inputs = {
+            "samples": sha256_json(manifest["files"]),
+            "settings": {
+                "folds": settings.folds,
+                "trials": settings.trials,
+                "seed": settings.seed,
+                "min_groups": settings.min_groups,
+                "recipe": _RECIPE,
+            },
+        }
+        return [Unit("classifier", model_manifest(run), KIND, inputs)]
+
+    @contextmanager
+    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+        """Builds the classifier."""
+        yield lambda unit: build_classifier(run, config, unit.inputs)
+
+
+def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+    """Tune, cross-validate and train; write RUN/model.
+
+    Raises:
+        SmaltiError: if the samples do not allow training: fewer than two classes with enough groups.
+    """
+    remove_stale_temporaries(run.root)
+    settings = config.classify
+    workers = config.site.workers or len(os.sched_getaffinity(0))
+    samples, left_out = trainable(read_samples(run), settings.min_groups)
+    journal = Journal(_work(run) / TRIALS, sha256_json(dict(inputs)))
+    tuning = samples.take(tuning_rows(samples, settings.seed))
+    search(tuning, folds=settings.folds, trials=settings.trials, seed=settings.seed, workers=workers, journal=journal)
+    chosen = best(journal.trials).parameters if journal.trials else Parameters()
+    folds = assign_folds(samples.code_n, samples.group_n, settings.folds, settings.seed + _SECOND_SPLIT)
+    _tell_folds(folds, samples, settings)
+    codes_k = np.unique(samples.code_n)
+    with progress("train: final", 2, "steps") as bar:
+        values_nk = out_of_fold(
+            samples.values_nc, samples.code_n, codes_k, folds, chosen, seed=settings.seed, workers=workers
+        )
+        bar.advance(note="cross-validated")
+        model = fit(samples.values_nc, samples.code_n, chosen, settings.seed)
+        bar.advance(note="trained on all samples")
+    fields = {
+        "parameters": asdict(chosen),
+        "tuning": _tuning(journal.trials, tuning, settings),
+        "folds": {"count": folds.count, "wanted": settings.folds, "absent": _absent(folds)},
+        "left_out": left_out,
+        "rows": len(samples),
+    }
+    with atomic_dir(run.model) as folder:
+        _write_oof(folder / OUT_OF_FOLD, samples, folds, codes_k, values_nk)
+        (folder / TRIALS).write_bytes(published(journal.trials))
+        files = [folder / OUT_OF_FOLD, folder / TRIALS]
+        legend = _legend(samples, codes_k)
+        dim = samples.values_nc.shape[1]
+        save_classifier(folder, model, legend, dim, inputs=inputs, files=files, fields=fields)
+
+
+def _work(run: Run) -> Path:
+    """Where a study in progress keeps its journal; it goes when the finished folder takes its place."""
+    return run.model / ".work"
+
+
+def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[dict[str, Any]]]:
+    """Leave out classes with too few groups to be cross-validated.
+
+    Returns:
+        The samples of the other classes, and what was left out: code, name, groups, pixels.
+
+    Raises:
+        SmaltiError: if fewer than two classes remain.
+    """
+    groups = groups_per_class(samples.code_n, samples.group_n)
+    few = [code for code, count in groups.items() if count < min_groups]
+    left_out = [
+        {
+            "code": code,
+            "name": samples.legend[code],
+            "groups": groups[code],
+            "pixels": int((samples.code_n == code).sum()),
+        }
+        for code in few
+    ]
+    for entry in left_out:
+        say(
+            f"train: {entry['name']} is left out: {entry['groups']} of the {min_groups} groups that "
+            "[classify] min_groups asks for"
+        )
+    if len(groups) - len(few) < 2:
+        counts = ", ".join(f"{samples.legend[code]}: {count}" for code, count in groups.items())
+        raise SmaltiError(
+            f"fewer than two classes have {min_groups} groups of labels ([classify] min_groups), so nothing can be "
+            f"trained; groups are {counts}: add labels, or give a finer group in [labels]"
+        )
+    return samples.take(~np.isin(samples.code_n, few)), left_out
+
+
+def _tell_folds(folds: Folds, samples: Samples, settings: Classify) -> None:
+    if folds.count < settings.folds:
+        say(f"train: {folds.count} folds instead of {settings.folds}: no class has more groups")
+    for fold, codes in folds.absent.items():
+        names = ", ".join(samples.legend[code] for code in codes)
+        say(f"train: fold {fold + 1} tests no {names}: fewer groups than folds")
+
+
+def _absent(folds: Folds) -> list[dict[str, Any]]:
+    return [{"fold": fold, "codes": codes} for fold, codes in folds.absent.items()]
+
+
+def _tuning(trials: list[Trial], tuning: Samples, settings: Classify) -> dict[str, Any]:
+    if not trials:
+        return {"trials": 0, "rows": len(tuning), "note": "not tuned: the default parameters"}
+    top = best(trials)
+    return {
+        "trials": len(trials),
+        "rows": len(tuning),
+        "best_trial": top.number,
+        "macro_f1": top.score,
+        "optimism": tuning_optimism(trials, tuning.code_n, tuning.group_n, settings.seed),
+        "note": "grouped cross-validation of the best trial; its optimism is what choosing the best adds",
+    }
+
+
+def _legend(samples: Samples, codes_k: NDArray[Any]) -> list[ClassEntry]:
+    """Entries of the trained classes; colours are given to the whole legend, so that leaving one out moves none."""
+    colors = dict(zip(samples.legend, palette(list(samples.legend.values())), strict=True))
+    return [ClassEntry(int(code), samples.legend[int(code)], colors[int(code)]) for code in codes_k]
+
+
+def _write_oof(
+    path: Path, samples: Samples, folds: Folds, codes_k: NDArray[Any], values_nk: NDArray[np.float32]
+) -> None:
+    """Out-of-fold predictions: place, group, true code, fold, predicted code and p001 ... by class code."""
+    columns: dict[str, Any] = {
+        "tile": pa.array(samples.tile_n.tolist(), pa.string()),
+        "row": pa.array(samples.row_n),
+        "col": pa.array(samples.col_n),
+        "x": pa.array(samples.x_n),
+        "y": pa.array(samples.y_n),
+        "epsg": pa.array(samples.epsg_n),
+        "group": pa.array(samples.group_n.tolist(), pa.string()),
+        "code": pa.array(samples.code_n),
+        "fold": pa.array(folds.fold_n),
+        "predicted": pa.array(codes_k[values_nk.argmax(axis=1)].astype(np.int32)),
+    }
+    for index, code in enumerate(codes_k):
+        columns[f"p{int(code):03d}"] = pa.array(np.ascontiguousarray(values_nk[:, index]))
+    pq.write_table(pa.table(columns), path, compression="zstd")
