@@ -1,0 +1,141 @@
+"""What is known on the ground: declared parcels, points, the truth map with its legend, and the region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import shapely
+from pyproj import Transformer
+from shapely.geometry import mapping
+
+from infer.contract import write_json, writing
+from preproc.simulate.cog import write_cog
+from preproc.simulate.crops import CROPS
+from preproc.simulate.noise import seed_of
+from preproc.simulate.world import World
+
+POINTS_EPSG = 3035
+"""CRS of the points: another one than that of the parcels, of the pixels and of the region."""
+_POINTS = 51
+_PER_PARCEL = 3
+
+
+def degrees(geometry: Any, epsg: int) -> Any:
+    """A geometry in EPSG:4326, longitude first, kept to about a centimetre."""
+    project = Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    moved = shapely.transform(geometry, lambda points: np.column_stack(project(points[:, 0], points[:, 1])))
+    return shapely.set_precision(moved, 1e-7)
+
+
+def declared(world: World) -> list[int]:
+    """Positions of the parcels of which at least half lies in the region."""
+    shapes = world.landscape.polygons
+    return [
+        place
+        for place in world.landscape.farmed
+        if shapes[place].intersection(world.region).area >= 0.5 * shapes[place].area
+    ]
+
+
+def write_labels(folder: Path, world: World) -> list[Path]:
+    """Write region.geojson, parcels.geojson, points.gpkg, truth.tif, parcels.tif and legend.json.
+
+    Args:
+        folder: an existing (temporary) folder.
+        world: the truth.
+
+    Returns:
+        The files.
+    """
+    parcels = declared(world)
+    write_json(
+        folder / "region.geojson", _features([({"name": "simulated region"}, degrees(world.region, world.epsg))])
+    )
+    polygons = [(_attributes(world, place), degrees(world.landscape.polygons[place], world.epsg)) for place in parcels]
+    write_json(folder / "parcels.geojson", _features(polygons))
+    write_json(folder / "legend.json", legend())
+    _write_points(folder / "points.gpkg", world, parcels)
+    colours = {crop.code: crop.colour for crop in CROPS}
+    write_cog(folder / "truth.tif", world.codes(world.home), world.home, nodata=0, colours=colours, average=False)
+    place = world.surface(world.home).place
+    wanted = np.zeros(world.landscape.nothing + 1, np.uint32)
+    wanted[parcels] = np.array(parcels) + 1
+    write_cog(folder / "parcels.tif", wanted[place], world.home, nodata=0, average=False)
+    names = ("region.geojson", "parcels.geojson", "points.gpkg", "truth.tif", "parcels.tif", "legend.json")
+    return [folder / name for name in names]
+
+
+def legend() -> list[dict[str, Any]]:
+    """Code, name, colour and whether it is farmed, for every kind of land."""
+    return [
+        {
+            "code": crop.code,
+            "crop": crop.name,
+            "colour": "#{:02x}{:02x}{:02x}".format(*crop.colour),
+            "farmed": crop.farmed,
+        }
+        for crop in CROPS
+    ]
+
+
+def _attributes(world: World, place: int) -> dict[str, Any]:
+    crop = CROPS[world.landscape.kind[place]]
+    return {"parcel": place + 1, "crop": crop.name, "code": crop.code}
+
+
+def _features(rows: list[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {"type": "Feature", "properties": properties, "geometry": mapping(geometry)}
+            for properties, geometry in rows
+        ],
+    }
+
+
+def _write_points(path: Path, world: World, parcels: list[int]) -> None:
+    """Points inside the parcels, at least 10 m from their borders, as a surveyor would take them."""
+    rng = np.random.default_rng(seed_of(world.options.seed, _POINTS))
+    x: list[float] = []
+    y: list[float] = []
+    rows: list[dict[str, Any]] = []
+    for place in parcels:
+        inner = world.landscape.polygons[place].intersection(world.region).buffer(-10)
+        west, south, east, north = inner.bounds if not inner.is_empty else (0.0, 0.0, 0.0, 0.0)
+        draws = rng.uniform((west, south), (east, north), (60, 2))
+        hits = draws[shapely.contains_xy(inner, draws[:, 0], draws[:, 1])][:_PER_PARCEL]
+        for point in hits:
+            x.append(float(point[0]))
+            y.append(float(point[1]))
+            rows.append(_attributes(world, place))
+    east_x, north_y = Transformer.from_crs(world.epsg, POINTS_EPSG, always_xy=True).transform(x, y)
+    with writing(path), _fixed_clock():
+        pyogrio.raw.write(
+            path,
+            geometry=shapely.to_wkb(shapely.points(np.round(east_x, 2), np.round(north_y, 2))),
+            field_data=[
+                np.array([row["parcel"] for row in rows], np.int64),
+                np.array([row["crop"] for row in rows], object),
+                np.array([row["code"] for row in rows], np.int64),
+            ],
+            fields=["parcel", "crop", "code"],
+            geometry_type="Point",
+            crs=f"EPSG:{POINTS_EPSG}",
+            driver="GPKG",
+        )
+
+
+@contextmanager
+def _fixed_clock() -> Iterator[None]:
+    """GeoPackages carry the time of their last change: make it that of the first one, so that bytes are equal."""
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})

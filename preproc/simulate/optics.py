@@ -1,0 +1,93 @@
+"""From canopies and soils to Sentinel-2 surface reflectance.
+
+A closed canopy's reflectance is approached exponentially with leaf area from the ground's (Baret & Guyot 1991,
+doi:10.1016/0034-4257(91)90009-U, band by band): R = R_canopy + (R_ground - R_canopy) exp(-k LAI). End members are
+typical field spectra averaged over the bands of Sentinel-2. Arrays end in (..., 10), in the order of `BANDS`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import BANDS
+from preproc.simulate.crops import CROPS
+from preproc.simulate.phenology import Canopy, Fields
+
+Floats = NDArray[np.float32]
+
+_SPECTRUM_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
+
+def _spectrum(*values: float) -> Floats:
+    """Values by wavelength, put into the order of `BANDS`."""
+    by_band = dict(zip(_SPECTRUM_BANDS, values, strict=True))
+    return np.array([by_band[band] for band in BANDS], np.float32)
+
+
+GREEN = _spectrum(0.022, 0.050, 0.021, 0.085, 0.290, 0.405, 0.435, 0.455, 0.200, 0.090)
+DRY = _spectrum(0.065, 0.105, 0.155, 0.185, 0.220, 0.245, 0.270, 0.290, 0.350, 0.240)
+STRAW = _spectrum(0.095, 0.140, 0.190, 0.220, 0.250, 0.270, 0.295, 0.315, 0.390, 0.290)
+FLOWER = _spectrum(-0.004, 0.075, 0.075, 0.070, 0.045, 0.020, 0.015, 0.015, 0.000, 0.000)
+SNOW = _spectrum(0.880, 0.890, 0.880, 0.870, 0.860, 0.850, 0.830, 0.810, 0.110, 0.090)
+CLOUD = _spectrum(0.690, 0.680, 0.680, 0.690, 0.700, 0.710, 0.710, 0.720, 0.480, 0.360)
+GROUNDS = {
+    "soil": _spectrum(0.078, 0.112, 0.150, 0.172, 0.190, 0.205, 0.225, 0.240, 0.320, 0.275),
+    "litter": _spectrum(0.035, 0.050, 0.062, 0.080, 0.110, 0.125, 0.140, 0.155, 0.190, 0.130),
+    "water": _spectrum(0.042, 0.044, 0.028, 0.022, 0.014, 0.012, 0.009, 0.007, 0.0012, 0.0006),
+    "built": _spectrum(0.135, 0.150, 0.172, 0.185, 0.196, 0.205, 0.215, 0.225, 0.250, 0.235),
+    "road": _spectrum(0.095, 0.105, 0.115, 0.122, 0.128, 0.133, 0.140, 0.145, 0.160, 0.150),
+}
+_EXTINCTION = _spectrum(0.95, 0.85, 0.95, 0.75, 0.58, 0.50, 0.48, 0.47, 0.66, 0.78)
+_WETTING = _spectrum(0.45, 0.45, 0.45, 0.45, 0.44, 0.43, 0.43, 0.43, 0.50, 0.58)
+_PIGMENT = _spectrum(0.35, 0.9, 0.6, 0.9, 0.35, 0.08, 0.0, 0.0, 0.0, 0.0)
+_NIR = _spectrum(0.0, 0.1, 0.0, 0.3, 0.8, 1.0, 1.0, 1.0, 0.5, 0.3)
+_WATER = _spectrum(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.55, 0.8)
+
+
+@cache
+def _canopies() -> Floats:
+    """Reflectance of a closed green canopy, (kinds, 10)."""
+    rows = [
+        GREEN * (crop.leaf.chlorophyll**-_PIGMENT) * (crop.leaf.nir**_NIR) * (crop.leaf.water**-_WATER)
+        for crop in CROPS
+    ]
+    return np.array(rows, np.float32)
+
+
+@cache
+def _grounds() -> tuple[Floats, Floats]:
+    """Reflectance of the dry ground (kinds, 10) and whether moisture darkens it (kinds,)."""
+    rows = np.array([GROUNDS[crop.ground] for crop in CROPS], np.float32)
+    porous = np.array([{"soil": 1.0, "litter": 0.6, "road": 0.2, "built": 0.1}.get(crop.ground, 0.0) for crop in CROPS])
+    return rows, porous.astype(np.float32)
+
+
+def reflectance(fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats) -> Floats:
+    """Surface reflectance without cloud.
+
+    Args:
+        fields: parcels or pixels, any shape.
+        canopy: their canopies, of the shape to which `fields`, `moisture` and `snow` broadcast.
+        moisture: water in the topsoil, 0 dry to 1 saturated.
+        snow: part of the ground under snow, 0 to 1.
+
+    Returns:
+        (..., 10) float32 in the order of `BANDS`; water may come out slightly below zero after noise, never here.
+    """
+    dry_ground, porous = _grounds()
+    kind = fields.kind
+    wet = (moisture * porous[kind])[..., None] * _WETTING
+    ground = dry_ground[kind] * fields.soil[..., None] * (1 - wet)
+    ground = ground + (STRAW - ground) * canopy.straw[..., None]
+    leaves = canopy.green + canopy.dry
+    share = (canopy.dry / np.maximum(leaves, 1e-3))[..., None]
+    closed = _canopies()[kind] * (1 - share) + DRY * share
+    open_sky = np.exp(-_EXTINCTION * leaves[..., None])
+    surface = closed + (ground - closed) * open_sky
+    surface = surface + FLOWER * (canopy.bloom * (1 - np.exp(-0.6 * leaves)))[..., None]
+    white = (snow * np.exp(-0.35 * leaves))[..., None] * np.float32(0.95)
+    frozen = np.array([crop.ground != "water" for crop in CROPS])[kind][..., None]
+    return np.asarray(np.where(frozen, surface + (SNOW - surface) * white, surface), np.float32)
