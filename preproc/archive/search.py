@@ -16,7 +16,7 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
-from preproc.archive.http import TIMEOUT_S, ServiceError, brief, retries
+from preproc.archive.http import TIMEOUT_S, TRANSIENT, ServiceError, brief, retries
 from preproc.archive.sources import Catalogue, Item
 from preproc.progress import progress
 from preproc.region import Region, polygons_of
