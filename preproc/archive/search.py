@@ -53,11 +53,10 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
         client = Client.open(address, stac_io=stac_io)
         items = _collect(client, query)
     except APIError as error:
-        status = error.status_code
-        if status is not None and 400 <= status < 500 and status != 429:
-            raise SmaltiError(
-                f"{address}: the catalogue refuses the search ({status}): {_first_line(error)}"
-            ) from error
+        status = getattr(error, "status_code", None)  # absent where no answer came
+        if status is not None and status not in TRANSIENT:
+            hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
+            raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
         raise ServiceError(f"{address}: the catalogue cannot be searched: {brief(error)}: try again later") from error
     except (ParametersError, pystac.STACError, NotImplementedError, ValueError, KeyError) as error:
         raise SmaltiError(f"{address}: does not answer like a STAC API: {_first_line(error)}") from error

@@ -74,6 +74,8 @@ class Signer:
         cache: file that the processes share; made when the first token is needed, readable by its owner only.
         sas_url: token endpoint.
         subscription_key: Planetary Computer's key, or None.
+        emulated: also sign loopback hrefs in path style (http://127.0.0.1:PORT/account/container/...), as storage
+            emulators have them, if `sas_url` is not Planetary Computer's.
         wait: how long to wait between tries of a token request, or None for the usual.
     """
 
@@ -83,11 +85,13 @@ class Signer:
         *,
         sas_url: str = DEFAULT_SAS_TOKEN_ENDPOINT,
         subscription_key: str | None = None,
+        emulated: bool = True,
         wait: Callable[[RetryCallState], float] | None = None,
     ) -> None:
         self._cache = cache
         self._sas_url = sas_url.rstrip("/")
         self._key = subscription_key
+        self._emulated = emulated and self._sas_url != DEFAULT_SAS_TOKEN_ENDPOINT
         self._wait = wait or _wait
         self._lock = threading.Lock()
         self._tokens: dict[str, Token] = {}
@@ -121,8 +125,8 @@ class Signer:
         if host.endswith(BLOB_DOMAIN):
             account = host.removesuffix(BLOB_DOMAIN)
             return None if account in PUBLIC_ACCOUNTS or not path[0] else f"{account}/{path[0]}"
-        if self._sas_url != DEFAULT_SAS_TOKEN_ENDPOINT and len(path) >= 3 and _is_loopback(host):
-            return f"{path[0]}/{path[1]}"  # path style, as storage emulators have it
+        if self._emulated and len(path) >= 3 and _is_loopback(host):
+            return f"{path[0]}/{path[1]}"
         return None
 
     def _usable(self, token: Token | None, *, refused: bool) -> bool:
@@ -203,18 +207,18 @@ class _TryAgainError(Exception):
 
 
 def make_signer(run: Run, config: Config) -> Signer:
-    """The signer of a run, with the settings of the planetary-computer package (PC_SDK_SAS_URL, PC_SDK_SUBSCRIPTION_KEY).
+    """The signer of a run, with the planetary-computer package's settings (PC_SDK_SAS_URL, PC_SDK_SUBSCRIPTION_KEY).
 
     Args:
         run: its logs/ holds the shared tokens.
-        config: unused by hrefs that say themselves whether they need a token; kept for archives that will not.
+        config: Earth Search's files are public, wherever they are served from.
     """
-    del config
     settings = Settings()
     return Signer(
         run.logs / "tokens.json",
         sas_url=settings.sas_url or DEFAULT_SAS_TOKEN_ENDPOINT,
         subscription_key=settings.subscription_key,
+        emulated=bool(settings.sas_url) and config.archive.source != "earth-search",
     )
 
 
@@ -230,10 +234,10 @@ def _ask_once(url: str, headers: dict[str, str]) -> Token:
         raise SmaltiError(f"{url}: no token: {status} {text}: check PC_SDK_SUBSCRIPTION_KEY")
     if status != 200:
         raise SmaltiError(f"{url}: no token: {status} {text}")
-    return _parse_token(answer, url)
+    return _parse_token(answer)
 
 
-def _parse_token(answer: requests.Response, url: str) -> Token:
+def _parse_token(answer: requests.Response) -> Token:
     try:
         content: Any = answer.json()
         query, expiry = str(content["token"]).lstrip("?"), parse_time(content["msft:expiry"])
