@@ -24,7 +24,7 @@ Weights = Literal["None", "SqrtBalanced", "Balanced"]
 class Parameters:
     """What is tuned."""
 
-    iterations: int = 150
+    iterations: int = 160
     """Trees (times the number of classes)."""
     depth: int = 5
     learning_rate: float = 0.12

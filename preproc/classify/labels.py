@@ -142,7 +142,7 @@ def _crs(path: Path, text: str | None) -> CRS:
     """The CRS of a file; files without one (shapefiles without .prj, GeoPackages with an undefined one) are refused."""
     advice = "declare it in the file (for example with `ogr2ogr -a_srs EPSG:...`)"
     if not text:
-        raise SmaltiError(f"{path}: has no coordinate reference system: {advice}")
+        raise SmaltiError(f"{path}: has no coordinate reference system (CRS): {advice}")
     try:
         crs = CRS.from_user_input(text)
     except CRSError as error:

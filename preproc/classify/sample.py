@@ -24,7 +24,6 @@ from infer.contract import (
     planned_tiles,
     read_embedding,
     read_manifest,
-    remove_stale_temporaries,
     sha256_json,
     write_manifest,
 )
@@ -63,15 +62,16 @@ class SampleStage:
 
     @contextmanager
     def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """Builds the table."""
-        yield lambda unit: build_samples(run, config, unit.inputs)
+        """Builds the table. Labels that cannot be used are found out here: running again would not help."""
+        drawn = draw_samples(run, config)
+        yield lambda unit: write_samples(run, drawn, unit.inputs)
 
 
 def _settings(run: Run, config: Config) -> Labels:
     if config.labels is None:
         raise SmaltiError(
-            f"{run.config}: has no [labels]: add path (points or polygons) and class (their attribute), "
-            "and group if several belong together"
+            f"{run.config}: [labels]: missing: add the section with path (points or polygons), class (their attribute) "
+            "and, if several belong together, group"
         )
     return config.labels
 
@@ -144,35 +144,53 @@ class _Chosen:
     feature_n: NDArray[np.int32]
 
 
-def build_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
-    """Write RUN/samples.parquet and its manifest.
+@dataclass(frozen=True)
+class Drawn:
+    """What the table will hold."""
+
+    tiles: list[PlannedTile]
+    labels: LabelSet
+    chosen: _Chosen
+    codes: Mapping[Any, int]
+    """Class -> code."""
+    counts: Mapping[str, int]
+    """What was dropped, repaired or kept in spite of something, by reason."""
+    dim: int
+    """Numbers of an embedding."""
+
+
+def draw_samples(run: Run, config: Config) -> Drawn:
+    """Read the labels and choose the pixels.
 
     Raises:
         SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
     """
-    remove_stale_temporaries(run.root)
     settings = _settings(run, config)
     tiles = planned_tiles(run)
     labels = read_labels(settings.path, settings.class_, settings.group, settings.layer, _zone_bounds(tiles))
     picked = _pick(run, config, tiles, labels)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)
-    counts = {**labels.counts, **dict(sorted(picked.counts.items()))}
+    return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
+
+
+def write_samples(run: Run, drawn: Drawn, inputs: Mapping[str, Any]) -> None:
+    """Write RUN/samples.parquet and its manifest."""
     with atomic_file(run.samples) as temporary:
-        writer = SampleWriter(temporary, picked.dim)
+        writer = SampleWriter(temporary, drawn.dim)
         try:
-            _write_rows(writer, run, tiles, labels, chosen, codes)
+            _write_rows(writer, run, drawn)
         finally:
             writer.close()
         samples_manifest(run).unlink(missing_ok=True)  # from here on the old table is no longer whole
     fields = {
-        "rows": len(chosen.tile_n),
-        "dim": picked.dim,
-        "classes": _legend(labels, chosen, codes),
-        "counts": counts,
+        "rows": len(drawn.chosen.tile_n),
+        "dim": drawn.dim,
+        "classes": _legend(drawn),
+        "counts": dict(drawn.counts),
     }
     write_manifest(samples_manifest(run), "samples", inputs=inputs, files=[run.samples], fields=fields)
-    _tell(counts, fields)
+    _tell(drawn.counts, fields)
 
 
 def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
@@ -279,18 +297,12 @@ def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int
     return assign_codes(classes)
 
 
-def _write_rows(
-    writer: SampleWriter,
-    run: Run,
-    tiles: list[PlannedTile],
-    labels: LabelSet,
-    chosen: _Chosen,
-    codes: Mapping[Any, int],
-) -> None:
+def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn) -> None:
     """One row group a tile."""
+    chosen, labels = drawn.chosen, drawn.labels
     for index in np.unique(chosen.tile_n):
         here = chosen.tile_n == index
-        tile, rows, cols, features = tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
+        tile, rows, cols, features = drawn.tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
         embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
         x, y = _centres(tile, rows, cols)
         place = {
@@ -301,21 +313,21 @@ def _write_rows(
             "y": y,
             "epsg": np.full(len(rows), tile.epsg, dtype=np.int32),
             "class": [str(value) for value in labels.classes_n[features]],
-            "code": [codes[value] for value in labels.classes_n[features]],
+            "code": [drawn.codes[value] for value in labels.classes_n[features]],
             "group": [str(value) for value in labels.groups_n[features]],
             "feature": labels.fids_n[features],
         }
         writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
 
 
-def _legend(labels: LabelSet, chosen: _Chosen, codes: Mapping[Any, int]) -> list[dict[str, Any]]:
-    classes = labels.classes_n[chosen.feature_n]
-    groups = labels.groups_n[chosen.feature_n]
-    pixels = Counter(classes.tolist())
-    groups_of = Counter(value for value, _ in set(zip(classes.tolist(), groups.tolist(), strict=True)))
+def _legend(drawn: Drawn) -> list[dict[str, Any]]:
+    classes = drawn.labels.classes_n[drawn.chosen.feature_n].tolist()
+    groups = drawn.labels.groups_n[drawn.chosen.feature_n].tolist()
+    pixels = Counter(classes)
+    groups_of = Counter(value for value, _ in set(zip(classes, groups, strict=True)))
     return [
         {"code": code, "name": str(value), "pixels": pixels[value], "groups": groups_of[value]}
-        for value, code in sorted(codes.items(), key=lambda item: item[1])
+        for value, code in sorted(drawn.codes.items(), key=lambda item: item[1])
     ]
 
 

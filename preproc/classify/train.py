@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, remove_stale_temporaries, sha256_json
+from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_json
 from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
 from preproc.classify.journal import Journal, Trial, published
@@ -57,20 +57,26 @@ class TrainStage:
 
     @contextmanager
     def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """Builds the classifier."""
-        yield lambda unit: build_classifier(run, config, unit.inputs)
+        """Builds the classifier. Samples that cannot be trained on are found out here: running again would not help."""
+        samples, left_out = trainable(read_samples(run), config.classify.min_groups)
+        assign_folds(samples.code_n, samples.group_n, config.classify.folds, config.classify.seed)
+        yield lambda unit: build_classifier(run, config, samples, left_out, unit.inputs)
 
 
-def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def build_classifier(
+    run: Run, config: Config, samples: Samples, left_out: list[dict[str, Any]], inputs: Mapping[str, Any]
+) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
-    Raises:
-        SmaltiError: if the samples do not allow training: fewer than two classes with enough groups.
+    Args:
+        run: the run directory.
+        config: its settings.
+        samples: of the classes that are trained, see `trainable`.
+        left_out: the other classes, for the manifest.
+        inputs: fingerprint.
     """
-    remove_stale_temporaries(run.root)
     settings = config.classify
     workers = config.site.workers or len(os.sched_getaffinity(0))
-    samples, left_out = trainable(read_samples(run), settings.min_groups)
     journal = Journal(_work(run) / TRIALS, sha256_json(dict(inputs)))
     tuning = samples.take(tuning_rows(samples, settings.seed))
     search(tuning, folds=settings.folds, trials=settings.trials, seed=settings.seed, workers=workers, journal=journal)
