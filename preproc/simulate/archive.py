@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,16 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import box
 
-from infer.contract import SmaltiError, atomic_dir, output_state, read_json, read_manifest, write_json, write_manifest
+from infer.contract import (
+    SmaltiError,
+    atomic_dir,
+    output_state,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+    writing,
+)
 from preproc.simulate import stac
 from preproc.simulate.cog import write_cog
 from preproc.simulate.grid import Grid
@@ -205,16 +215,13 @@ def _render_s1(folder: Path, world: World, item: S1Pass) -> list[dict[str, Any]]
 
 def _outline(grid: Grid, seen: NDArray[np.bool_], pixel: int) -> Any:
     """The outline of what was seen, in degrees: the hull of its pixels' corners, which is what swaths look like."""
-    rows, columns = np.nonzero(seen)
+    rows = np.flatnonzero(seen.any(axis=1))
     if rows.size == 0:
         return degrees(box(*grid.bounds), grid.epsg)
-    corners = []
-    for row in np.unique(rows):
-        line = columns[rows == row]
-        for down in (0, 1):
-            y = grid.north - pixel * (int(row) + down)
-            corners += [(grid.west + pixel * int(line.min()), y), (grid.west + pixel * (int(line.max()) + 1), y)]
-    hull = shapely.convex_hull(shapely.MultiPoint(corners))
+    first, last = seen[rows].argmax(axis=1), seen.shape[1] - seen[rows, ::-1].argmax(axis=1)
+    x = grid.west + pixel * np.tile(np.concatenate([first, last]), 2)
+    y = grid.north - pixel * np.concatenate([rows, rows, rows + 1, rows + 1])
+    hull = shapely.convex_hull(shapely.multipoints(np.column_stack([x, y]).astype(np.float64)))
     return degrees(shapely.simplify(hull, 5.0), grid.epsg)
 
 
@@ -228,9 +235,9 @@ def _write_catalogue(folder: Path, items: list[dict[str, Any]]) -> None:
         )
         links = [{"rel": "item", "href": f"./{item['id']}/item.json", "type": "application/geo+json"} for item in own]
         upward = [{"rel": name, "href": "../catalog.json", "type": "application/json"} for name in ("root", "parent")]
-        write_json(folder / collection["id"] / "collection.json", {**collection, "links": upward + links})
+        _write_text(folder / collection["id"] / "collection.json", {**collection, "links": upward + links})
         for item in own:
-            write_json(folder / collection["id"] / item["id"] / "item.json", _static(item))
+            _write_text(folder / collection["id"] / item["id"] / "item.json", _static(item))
     children = [
         {"rel": "child", "href": f"./{item['id']}/collection.json", "type": "application/json"} for item in found
     ]
@@ -242,6 +249,12 @@ def _write_catalogue(folder: Path, items: list[dict[str, Any]]) -> None:
         "links": [{"rel": "root", "href": "./catalog.json", "type": "application/json"}, *children],
     }
     write_json(folder / "catalog.json", catalogue)
+
+
+def _write_text(path: Path, content: Any) -> None:
+    """JSON inside a folder that is itself temporary: no need to rename and fsync each of hundreds of files."""
+    with writing(path):
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _static(item: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class World:
         reach = half + options.margin_m
         self.home = snapped(self.epsg, (centre[0] - reach, centre[1] - reach, centre[0] + reach, centre[1] + reach))
         self.surface = lru_cache(maxsize=8)(self._surface)
+        self._measured = lru_cache(maxsize=2)(self._measure)
 
     @cached_property
     def landscape(self) -> Landscape:
@@ -179,16 +180,25 @@ class World:
 
     def clear_reflectance(self, item: S2Pass, grid: Grid) -> Floats:
         """What a cloudless pass measures at 10 m, sensor noise included: (H, W, 10) in the order of `BANDS`."""
+        if self._within_home(grid):
+            return self._measured(item, self.home)[self.home.window(grid)].copy()
+        return self._measured(item, grid).copy()
+
+    def _within_home(self, grid: Grid) -> bool:
+        west, south, east, north = self.home.bounds
+        own = grid.bounds
+        return grid.epsg == self.epsg and own[0] >= west and own[1] >= south and own[2] <= east and own[3] <= north
+
+    def _measure(self, item: S2Pass, grid: Grid) -> Floats:
         today = self.conditions(item.moment)
         fields, canopy = self._standing(grid, today)
         clear = delivered(reflectance(fields, canopy, today.moisture, today.snow), today)
-        if self.options.noise == 0:
-            return clear
-        surface = self.surface(grid)
-        cells = (surface.x // 10).astype(np.int64), (surface.y // 10).astype(np.int64)
-        for band in range(len(BANDS)):
-            seed = seed_of(self.options.seed, _NOISE, item.moment.toordinal(), band)
-            clear[..., band] += np.float32(self.options.noise) * white(*cells, seed)
+        if self.options.noise > 0:
+            surface = self.surface(grid)
+            cells = (surface.x // 10).astype(np.int64), (surface.y // 10).astype(np.int64)
+            for band in range(len(BANDS)):
+                seed = seed_of(self.options.seed, _NOISE, item.moment.toordinal(), band)
+                clear[..., band] += np.float32(self.options.noise) * white(*cells, seed)
         return clear
 
     def sky(self, item: S2Pass, grid: Grid) -> clouds.Sky:

@@ -1,0 +1,77 @@
+"""The demonstration: a simulated archive and the run.toml that goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infer.contract import Run, write_bytes
+from preproc.progress import progress, say
+from preproc.simulate.archive import ArchiveSummary, simulate
+from preproc.simulate.options import SimulationOptions
+from preproc.simulate.schedule import s1_passes, s2_passes
+
+ARCHIVE = "archive"
+"""Folder of the archive inside the run directory."""
+
+RUN_TOML = """\
+# The demonstration of smalti: a made-up landscape of {extent:g} km x {extent:g} km, seen by made-up satellites.
+# Everything here is simulated (seed {seed}); archive/truth.tif has the true map. Paths are relative to this file.
+
+[region]
+geometry = "archive/region.geojson"
+start = "{start}"         # a growing season, from autumn to harvest, both days included
+end = "{end}"
+
+[archive]
+source = "static"            # STAC items in a file instead of a live catalogue
+href = "archive/items.json"
+on_missing = "drop-date"     # one scene lacks its band B11, as happens in real archives: go on without it
+
+[tiles]
+size = 128                   # pixels of 10 m; small, so that there are several
+
+[model]
+name = "demo"                # a small encoder that comes with smalti
+output = "int8"
+
+[labels]
+path = "archive/parcels.geojson"
+class = "crop"               # attribute with the class
+group = "parcel"             # pixels of one parcel stay on one side of a fold
+
+[classify]
+folds = 4
+trials = 12
+seed = 0
+
+[site]
+profile = "local"            # everything on this machine
+"""
+
+
+def demo_toml(options: SimulationOptions) -> str:
+    """The text of the demonstration's run.toml."""
+    return RUN_TOML.format(extent=options.extent_km, seed=options.seed, start=options.start, end=options.end)
+
+
+def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> ArchiveSummary:
+    """Make RUN/archive and RUN/run.toml, unless they are there; settings that somebody edited are left alone.
+
+    Args:
+        run_root: the run directory; made if needed.
+        options: what to simulate; the default is a season near Maastricht.
+
+    Raises:
+        SmaltiError: if the folder holds something else, or cannot be written.
+    """
+    chosen = options or SimulationOptions()
+    run = Run(run_root)
+    total = len(s2_passes(chosen)) + len(s1_passes(chosen))
+    with progress("simulate", total, "passes") as bar:
+        summary = simulate(run_root / ARCHIVE, chosen, progress=lambda _done, _total: bar.advance())
+    if summary.written:
+        size = summary.size / 1e6
+        say(f"simulated {summary.items} scenes and {summary.parcels} parcels ({size:.0f} MB) in {summary.folder}")
+    if not run.config.exists():
+        write_bytes(run.config, demo_toml(chosen).encode())
+    return summary
