@@ -1,0 +1,1 @@
+"""Everything about clusters: site profiles, job scripts, submitting, looking, repairing, images."""
