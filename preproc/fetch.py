@@ -38,7 +38,7 @@ class _Season:
             "min_clear": config.tiles.min_clear,
             "on_missing": config.archive.on_missing,
             "source": config.archive.source,
-            "scenes": self.fingerprints.of(self.index.scenes_for_tile(tile)),
+            "scenes": self.fingerprints.of(self.index.for_tile(tile)),
         }
 
 
@@ -69,7 +69,7 @@ class FetchStage:
 
     @contextmanager
     def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that fetches one tile; threads, GDAL's settings and the token cache live as long as the context."""
+        """A function that fetches one tile; the threads and tokens live as long as the context."""
         season = _season(run, config)
         reader = Reader(make_signer(run, config))
         workers = config.archive.workers
@@ -80,7 +80,7 @@ class FetchStage:
                 job = TileJob(
                     tile=tile,
                     inside_hw=region_mask(season.region, tile),
-                    scenes=season.index.scenes_for_tile(tile),
+                    scenes=season.index.for_tile(tile),
                     window=(config.region.start.isoformat(), config.region.end.isoformat()),
                     min_clear=config.tiles.min_clear,
                     on_missing=config.archive.on_missing,

@@ -4,9 +4,9 @@ Two ways. A raster on the tile's own lattice (same CRS, pixel an exact multiple 
 is placed by whole numbers: nothing is warped, 10 m pixels are copied, coarser ones are repeated (nearest) or weighted
 (bilinear). Any other raster is placed by projecting the centre of every target pixel into it.
 
-Both follow the conventions of GDAL's warper: a target pixel has a value if its centre lies inside the raster; bilinear
-weighs the four pixels around the centre, those that are nodata or outside the raster left out and the rest weighted up;
-whole numbers are rounded half up. What a pixel gets depends on its position alone, never on the window that was asked
+Both follow the conventions of GDAL's warper: a target pixel has a value if its centre lies inside the raster, on a pixel
+that is not nodata; bilinear weighs the four pixels around the centre, those that are nodata or outside the raster left
+out and the rest weighted up; whole numbers are rounded half up. What a pixel gets depends on its position alone, never on the window that was asked
 for: tiles have no seams.
 """
 
@@ -141,7 +141,9 @@ class _Aligned(Placement):
             return self.nearest(source_yx)
         total = self._weigh(source_yx.astype(np.uint32))
         weight = self._weigh((source_yx > 0).astype(np.uint32))
-        return _divide_half_up(total, weight)
+        values = _divide_half_up(total, weight)
+        values[self.nearest(source_yx) == 0] = 0
+        return values
 
     def _weigh(self, values_yx: NDArray[np.uint32]) -> NDArray[np.uint32]:
         assert self.window is not None
@@ -224,7 +226,8 @@ class _Warped(Placement):
                 share = np.where(exists & (value > 0), share, 0.0)
                 total += share * value
                 weight += share
-        mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 1e-5)
+        own = source_yx[rows.astype(np.int64) - self.window.row, columns.astype(np.int64) - self.window.column]
+        mean = np.divide(total, weight, out=np.zeros_like(total), where=(own > 0) & (weight > 0))
         return np.floor(mean + 0.5).astype(np.uint16)
 
 

@@ -36,7 +36,6 @@ from preproc.tile.sentinel1 import read_orbit
 from preproc.tile.sentinel2 import ReadsRasters, Workplace, read_bands, read_covers
 from preproc.tile.writer import StackWriter, write_doys, write_roi
 
-
 _Pixel = TypeVar("_Pixel", bound=np.generic)
 
 

@@ -81,7 +81,7 @@ def picture(counter: QualityCounter, inside_hw: NDArray[np.uint8]) -> bytes:
     rgba_hwc = colormaps["viridis"](counter.counts_hw["s2"] / FULL_SCALE, bytes=True)
     rgba_hwc[inside_hw == 0] = 0
     stream = io.BytesIO()
-    imsave(stream, rgba_hwc, format="png", metadata={"Software": None})  # no versions: equal pixels, equal bytes
+    imsave(stream, rgba_hwc, format="png", metadata={"Software": None})  # type: ignore[dict-item]  # no versions in the bytes; None is documented
     return stream.getvalue()
 
 
