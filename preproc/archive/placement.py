@@ -4,10 +4,10 @@ Two ways. A raster on the tile's own lattice (same CRS, pixel an exact multiple 
 is placed by whole numbers: nothing is warped, 10 m pixels are copied, coarser ones are repeated (nearest) or weighted
 (bilinear). Any other raster is placed by projecting the centre of every target pixel into it.
 
-Both follow the conventions of GDAL's warper: a target pixel has a value if its centre lies inside the raster, on a pixel
-that is not nodata; bilinear weighs the four pixels around the centre, those that are nodata or outside the raster left
-out and the rest weighted up; whole numbers are rounded half up. What a pixel gets depends on its position alone, never on the window that was asked
-for: tiles have no seams.
+Both follow the conventions of GDAL's warper: a target pixel has a value if its centre lies inside the raster, on a
+pixel that is not nodata; bilinear weighs the four pixels around the centre, those that are nodata or outside the raster
+left out and the rest weighted up; whole numbers are rounded half up. What a pixel gets depends on its position alone,
+never on the window that was asked for: tiles have no seams.
 """
 
 from __future__ import annotations
