@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from infer.contract import ModelJob, Run, SmaltiError
-from infer.contract.registry import MODELS
+from infer.contract.registry import REGISTRY
+from preproc.cluster.profile import SiteSettings
 
 
 class _Section(BaseModel):
@@ -148,8 +149,8 @@ class Model(_Section):
     @field_validator("name")
     @classmethod
     def _registered(cls, value: str | None) -> str | None:
-        if value is not None and value not in MODELS:
-            raise ValueError(f"unknown model {value!r}: one of {', '.join(MODELS)}, or give checkpoint = a file")
+        if value is not None and value not in REGISTRY:
+            raise ValueError(f"unknown model {value!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
         return value
 
     @model_validator(mode="after")
@@ -207,10 +208,11 @@ class Stitch(_Section):
     """int8 keeps the codes, with the scales in a file beside them."""
 
 
-class Site(_Section):
-    """Where it runs."""
+class Site(SiteSettings):
+    """Where it runs. Tables of the site's profile can be changed here key by key ([site.jobs.infer] time = ...)."""
 
     profile: Annotated[str, Field(min_length=1)] = "local"
+    """A profile of slurm/sites, or the path of a .toml file of one's own."""
     container: Path | None = None
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0

@@ -120,10 +120,14 @@ def _definition_arguments(request: ImageRequest) -> dict[str, str]:
     if request.base is not None:
         scheme, separator, rest = request.base.partition(":")
         known = scheme in ("docker", "docker-archive", "localimage", "oras", "library") and separator
-        arguments["BOOTSTRAP"], arguments["BASE"] = (scheme, rest.removeprefix("//")) if known else ("docker", request.base)
+        arguments["BOOTSTRAP"], arguments["BASE"] = (
+            (scheme, rest.removeprefix("//")) if known else ("docker", request.base)
+        )
     if request.wheels is not None:
         if not list(request.wheels.glob("torch-*.whl")):
-            raise SmaltiError(f"{request.wheels}: no torch wheel there: `pip download -d {request.wheels} torch numpy pip`")
+            raise SmaltiError(
+                f"{request.wheels}: no torch wheel there: `pip download -d {request.wheels} torch numpy pip`"
+            )
         arguments["WHEELS"] = str(request.wheels.absolute())
     arguments["COMMIT"] = commit_of(CHECKOUT)
     arguments["VERSION"] = SOFTWARE.removeprefix("smalti ")
@@ -168,7 +172,9 @@ def build_image(request: ImageRequest) -> Path:
         try:
             code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
             if code != 0:
-                raise SmaltiError(f"{name} build ended with code {code}: its reason stands above", exit_code=EXIT_FAILED)
+                raise SmaltiError(
+                    f"{name} build ended with code {code}: its reason stands above", exit_code=EXIT_FAILED
+                )
             _record(request, arguments, partial)
             partial.replace(request.output)
         finally:
