@@ -137,19 +137,21 @@ def make_plan(config: Config, region: Region) -> tuple[list[Item], dict[str, Any
         SmaltiError: if nothing usable is found.
     """
     tiles = plan_tiles(region, config.tiles.size)
+    sampled = _sample(tiles)
+    rows = [[tile.name, tile.epsg, tile.west, tile.north] for tile in tiles]
+    del tiles  # there may be a million
     items = search_scenes(config, region)
     yielded = harvest(items, config)
     _check_scenes(yielded, config)
-    sampled = _sample(tiles)
     index = SceneIndex(yielded.scenes)
     season = season_of({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
-    work = Work(len(tiles), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
+    work = Work(len(rows), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
     cost = estimate(work, config)
     fields = {
         "tile_size": config.tiles.size,
-        "tiles": [[tile.name, tile.epsg, tile.west, tile.north] for tile in tiles],
-        "zones": dict(sorted(Counter(str(tile.epsg) for tile in tiles).items())),
+        "tiles": rows,
+        "zones": dict(sorted(Counter(str(row[1]) for row in rows).items())),
         "region": {
             "name": region.name,
             "fingerprint": region.fingerprint,

@@ -16,7 +16,8 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     """The fields of plan.json as text."""
     out = Console(file=io.StringIO(), width=WIDTH, highlight=False, color_system=None, soft_wrap=True)
     region, size = plan["region"], plan["tile_size"]
-    zones = ", ".join(f"{count} in EPSG:{epsg}" for epsg, count in plan["zones"].items())
+    zones = ", ".join(f"{count:,} in EPSG:{epsg}" for epsg, count in list(plan["zones"].items())[:4])
+    zones += f" and {len(plan['zones']) - 4} more zones" if len(plan["zones"]) > 4 else ""
     west, south, east, north = region["bbox"]
     out.print(
         f"region     {region['name']}: {region['pixels'] / 1e4:,.2f} km² between {west:.4f}, {south:.4f} and ", end=""
@@ -28,9 +29,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     out.print()
     out.print(_cost_table(plan))
     shards = plan["shards"]
-    out.print(
-        f"Shards recommended on a cluster: fetch {shards['fetch']}, infer {shards['infer']}. All rough: see docs/plan.md."
-    )
+    out.print(f"Shards for a cluster: fetch {shards['fetch']}, infer {shards['infer']}. All rough: see docs/plan.md.")
     for warning in plan["warnings"]:
         out.print(f"Warning: {warning}", markup=False)
     assert isinstance(out.file, io.StringIO)
