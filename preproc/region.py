@@ -7,6 +7,7 @@ are densified before they are reprojected, and again when `region_in` takes them
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -187,6 +188,8 @@ def _read(path: Path, layer: str | None) -> tuple[NDArray[Any], pyproj.CRS]:
     except (DataSourceError, DataLayerError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SmaltiError(f"{path}: cannot be read as a vector file: {reason}") from error
+    if path.suffix.lower() in (".geojson", ".json"):
+        _check_legacy_crs(path)
     if geometry is None or len(geometry) == 0:
         raise SmaltiError(f"{path}: holds no feature: draw the region in it as a polygon")
     if not meta["crs"]:
@@ -196,6 +199,22 @@ def _read(path: Path, layer: str | None) -> tuple[NDArray[Any], pyproj.CRS]:
     except CRSError as error:
         raise SmaltiError(f"{path}: its CRS is not understood ({' '.join(str(error).split())})") from error
     return shapely.from_wkb(geometry), crs
+
+
+def _check_legacy_crs(path: Path) -> None:
+    """GDAL honours a GeoJSON's `crs` member, but reads one it does not understand as WGS 84: refuse it instead."""
+    content = path.read_bytes()
+    if b'"crs"' not in content:
+        return
+    crs = json.loads(content).get("crs")
+    if crs is None:
+        return
+    try:
+        pyproj.CRS.from_user_input(crs["properties"]["name"])
+    except (CRSError, KeyError, TypeError) as error:
+        raise SmaltiError(
+            f"{path}: its CRS is not understood ({json.dumps(crs)}): give the file its true CRS"
+        ) from error
 
 
 def _check(path: Path, geometries: NDArray[Any]) -> list[Polygon]:
