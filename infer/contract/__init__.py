@@ -36,6 +36,15 @@ from infer.contract.manifest import (
     verify_files,
     write_manifest,
 )
+from infer.contract.registry import (
+    DEMO_CHECKPOINT,
+    REGISTRY,
+    RegisteredModel,
+    cache_path,
+    cached_checkpoint,
+    registered_model,
+    weights_folder,
+)
 from infer.contract.run import (
     PIXEL_SIZE,
     ModelJob,
@@ -62,6 +71,7 @@ from infer.contract.tile import (
 
 __all__ = [
     "BANDS",
+    "DEMO_CHECKPOINT",
     "EXIT_BAD_INPUT",
     "EXIT_FAILED",
     "EXIT_OK",
@@ -69,6 +79,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MASK_POLARITY",
     "PIXEL_SIZE",
+    "REGISTRY",
     "ROI_FILE",
     "SAR_BANDS",
     "SOFTWARE",
@@ -79,6 +90,7 @@ __all__ = [
     "FormatError",
     "ModelJob",
     "PlannedTile",
+    "RegisteredModel",
     "Run",
     "Shard",
     "SmaltiError",
@@ -86,6 +98,8 @@ __all__ = [
     "Tile",
     "atomic_dir",
     "atomic_file",
+    "cache_path",
+    "cached_checkpoint",
     "embedding_paths",
     "is_tile_folder",
     "output_state",
@@ -96,12 +110,14 @@ __all__ = [
     "read_model_job",
     "read_plan",
     "read_tile",
+    "registered_model",
     "remove_stale_temporaries",
     "sha256_file",
     "sha256_json",
     "stage_lock",
     "temporary_path",
     "verify_files",
+    "weights_folder",
     "write_bytes",
     "write_embedding",
     "write_json",

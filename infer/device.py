@@ -1,0 +1,128 @@
+"""The device: which one, in which precision, how many threads, how many tokens at once.
+
+Nothing here is particular to one vendor: ROCm builds of torch answer to the name cuda, and other accelerators are asked
+through `torch.accelerator` where torch has it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from infer.contract import SmaltiError
+
+Precision = Literal["float32", "bfloat16"]
+
+CPU_TOKENS = 2048
+"""Tokens of a batch on a CPU: what a batch touches stays in the cache."""
+GPU_TOKENS = 1 << 17
+"""Tokens of a batch on an accelerator, for networks up to 256 wide (fewer in proportion for wider ones)."""
+
+
+def allotted_cores() -> int:
+    """Cores that this process may use, from its affinity mask (a Slurm allocation, a container, taskset)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how the network runs."""
+
+    torch_device: torch.device
+    precision: Precision
+    workers: int
+    """Threads that each run batches of their own, one core a thread; 1 on an accelerator."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is the CPU."""
+        return self.torch_device.type == "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the backbones."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def kind(self) -> str:
+        """What it is, for manifests: the maker's name of the accelerator, or cpu with its vector instructions."""
+        if self.on_cpu:
+            return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+        if self.torch_device.type == "cuda":
+            vendor = "rocm" if torch.version.hip else "cuda"
+            return f"{vendor} ({torch.cuda.get_device_name(self.torch_device)})"
+        return self.torch_device.type
+
+    def token_budget(self, width: int) -> int:
+        """Tokens of a batch for a network of this width, the same for every tile."""
+        if self.on_cpu:
+            return CPU_TOKENS
+        return max(4096, min(GPU_TOKENS, GPU_TOKENS * 256 // width))
+
+
+def _accelerator() -> str | None:
+    """Type of the accelerator that torch sees, or None."""
+    if torch.cuda.is_available():  # CUDA and ROCm
+        return "cuda"
+    modern = getattr(torch, "accelerator", None)
+    if modern is not None and modern.is_available():
+        return str(modern.current_accelerator().type)
+    if torch.backends.mps.is_available():
+        return "mps"
+    return None
+
+
+def _bfloat16_on(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type in ("xpu", "cpu")
+
+
+def accelerator_count() -> int:
+    """Number of accelerators that this process sees."""
+    kind = _accelerator()
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return 0 if kind is None else 1
+
+
+def choose_device(
+    wanted: str = "auto", precision: Literal["auto", "float32", "bfloat16"] = "auto", index: int = 0
+) -> Device:
+    """Choose device and precision.
+
+    Args:
+        wanted: auto (an accelerator where there is one), cpu, cuda (CUDA or ROCm), or another torch device type.
+        precision: auto is bfloat16 on accelerators that have it and float32 elsewhere.
+        index: which accelerator.
+
+    Raises:
+        SmaltiError: if what is wanted is not there.
+    """
+    found = _accelerator()
+    if wanted == "auto":
+        wanted = found or "cpu"
+    elif wanted != "cpu" and wanted != found:
+        raise SmaltiError(
+            f"--device {wanted}: torch {torch.__version__} sees no such device here (it sees {found or 'none'})"
+        )
+    device = torch.device("cpu") if wanted == "cpu" else torch.device(wanted, index)
+    if precision == "bfloat16" and not _bfloat16_on(device):
+        raise SmaltiError(f"--precision bfloat16: this {wanted} device does not have it: use float32")
+    if precision == "auto":
+        precision = "bfloat16" if wanted != "cpu" and _bfloat16_on(device) else "float32"
+    return Device(device, precision, allotted_cores() if wanted == "cpu" else 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device (or the host's allocator under torch) ran out of memory."""
+    named = getattr(torch, "OutOfMemoryError", None)
+    if named is not None and isinstance(error, named):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

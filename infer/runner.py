@@ -1,0 +1,271 @@
+"""A list of tiles through the engine: the next one is read and the last one written while one is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from infer import draw
+from infer.contract import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    TILE_ARRAYS,
+    TILE_MANIFEST,
+    FormatError,
+    SmaltiError,
+    Tile,
+    embedding_paths,
+    output_state,
+    read_tile,
+    remove_stale_temporaries,
+    sha256_file,
+    write_embedding,
+)
+from infer.engine import SEMANTICS, Engine, InterruptedTileError, Output, TileResult, Watch
+from infer.progress import Progress, say
+from infer.weights import check_source
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler or a person sends to end the process; the current tile is abandoned between two batches."""
+
+
+@dataclass(frozen=True)
+class TileTask:
+    """One tile to do."""
+
+    name: str
+    folder: Path
+    need_manifest: bool
+    """Refuse a tile without tile.json."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is made of the tiles."""
+
+    out: Path
+    """Folder of the embeddings."""
+    output: Output
+    dim: int
+    """Leading dimensions to keep; 0 = what the family saves."""
+    overwrite: bool = False
+    allow_source_mismatch: bool = False
+
+
+@dataclass
+class Report:
+    """What became of the tiles."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Name -> reason."""
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """For the process."""
+        if self.interrupted:
+            return EXIT_TRY_AGAIN
+        return EXIT_FAILED if self.failed else EXIT_OK
+
+    def summary(self) -> str:
+        """What to tell, failures one a line."""
+        lines = [f"infer: {self.done} tiles done, {self.skipped} were complete, {len(self.failed)} failed"]
+        lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
+        if self.interrupted:
+            lines.append("infer: stopped on request; the same command goes on from here")
+        return "\n".join(lines)
+
+
+class DeviceLostError(SmaltiError):
+    """The accelerator stopped answering: this process cannot go on, another may."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+@contextmanager
+def stopping(event: threading.Event) -> Iterator[None]:
+    """Let the stop signals set `event` while the block runs."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if not event.is_set():
+            say(f"infer: {signal.Signals(number).name}: stopping after the current batch")
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tile_fingerprint(folder: Path) -> str:
+    """SHA-256 that stands for a tile's content: of tile.json, or of the arrays where there is none.
+
+    Raises:
+        FormatError: if a file is missing.
+    """
+    manifest = folder / TILE_MANIFEST
+    if manifest.is_file():
+        return sha256_file(manifest)
+    digest = hashlib.sha256()
+    for spec in TILE_ARRAYS.values():
+        path = folder / spec.file
+        if not path.is_file():
+            raise FormatError(f"{path}: missing: fetch this tile again (delete its folder first if it is not smalti's)")
+        digest.update(f"{spec.file} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+class TileRunner:
+    """Embeds a list of tiles and says what became of each."""
+
+    def __init__(self, engine: Engine, settings: Settings, stop: threading.Event) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._stop = stop
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+
+    def inputs(self, fingerprint: str) -> dict[str, Any]:
+        """What an embedding depends on."""
+        return {
+            "tile": fingerprint,
+            "checkpoint": self._engine.checkpoint.sha256,
+            "output": self._settings.output,
+            "dim": self._settings.dim,
+            "precision": self._engine.device.precision,
+            "engine": SEMANTICS,
+        }
+
+    def run(self, tasks: Sequence[TileTask]) -> Report:
+        """Do all tasks. One bad tile does not stop the others.
+
+        Raises:
+            DeviceLostError: if the accelerator vanished.
+            SmaltiError: if outputs cannot be written.
+        """
+        report = Report()
+        self._settings.out.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(self._settings.out)
+        progress = Progress("infer", len(tasks))
+        try:
+            self._run(tasks, report, progress)
+        finally:
+            self._reader.shutdown(cancel_futures=True)
+            self._writer.shutdown()
+            progress.close()
+        return report
+
+    def _run(self, tasks: Sequence[TileTask], report: Report, progress: Progress) -> None:
+        writing: Future[None] | None = None
+        ahead = self._submit(tasks, 0)
+        for index, task in enumerate(tasks):
+            if self._stop.is_set():
+                report.interrupted = True
+                break
+            current, ahead = ahead, self._submit(tasks, index + 1)
+            try:
+                opened = current.result()
+                if opened is None:
+                    report.skipped += 1
+                    progress.advance(1.0)
+                    continue
+                tile, inputs = opened
+                watch = Watch(self._stop.is_set, progress.advance)
+                result = self._compute(tile, watch)
+            except InterruptedTileError:
+                report.interrupted = True
+                break
+            except SmaltiError as error:
+                if isinstance(error, DeviceLostError):
+                    raise
+                report.failed[task.name] = str(error)
+                progress.say(f"infer: {task.name} failed: {error}")
+                continue
+            if writing is not None:
+                writing.result()
+            writing = self._writer.submit(self._write, tile, inputs, result)
+            report.done += 1
+        if writing is not None:
+            writing.result()
+
+    def _submit(self, tasks: Sequence[TileTask], index: int) -> Future[tuple[Tile, dict[str, Any]] | None]:
+        if index >= len(tasks):
+            nothing: Future[tuple[Tile, dict[str, Any]] | None] = Future()
+            return nothing
+        return self._reader.submit(self._open, tasks[index])
+
+    def _open(self, task: TileTask) -> tuple[Tile, dict[str, Any]] | None:
+        """Open and check a tile (which also brings it into the page cache); None if its embedding is complete."""
+        if task.need_manifest and not (task.folder / TILE_MANIFEST).is_file():
+            raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
+        inputs = self.inputs(tile_fingerprint(task.folder))
+        manifest = embedding_paths(self._settings.out, task.name)[2]
+        if not self._settings.overwrite and output_state(manifest, "embedding", inputs).complete:
+            return None
+        tile = read_tile(task.folder, need_manifest=task.need_manifest)
+        if not self._settings.allow_source_mismatch:
+            check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
+        return tile, inputs
+
+    def _compute(self, tile: Tile, watch: Watch) -> TileResult:
+        try:
+            return self._engine.embed(tile, output=self._settings.output, dim=self._settings.dim, watch=watch)
+        except RuntimeError as error:
+            if self._engine.device.on_cpu:
+                raise
+            raise DeviceLostError(
+                f"{tile.name}: the device {self._engine.device.kind} failed ({str(error).splitlines()[0]}): "
+                "run the same command again, elsewhere if it persists"
+            ) from error
+
+    def _write(self, tile: Tile, inputs: dict[str, Any], result: TileResult) -> None:
+        fields = manifest_fields(self._engine, tile, result)
+        write_embedding(
+            self._settings.out, tile.name, result.values_hwc, result.scales_hw, inputs=inputs, fields=fields
+        )
+
+
+def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str, Any]:
+    """What an embedding's manifest says about how it was made."""
+    checkpoint, device = engine.checkpoint, engine.device
+    fields: dict[str, Any] = {
+        "model": {
+            "name": checkpoint.name,
+            "label": checkpoint.label,
+            "trained": checkpoint.trained,
+            "family": checkpoint.family,
+            "data_source": checkpoint.data_source,
+            "normalisation": checkpoint.normalisation_key,
+        },
+        "dimensions": int(result.values_hwc.shape[2]),
+        "engine": {
+            "device": device.kind,
+            "precision": device.precision,
+            "torch": str(torch.__version__),
+            "tokens_per_batch": engine.budget,
+            "out_of_memory_halvings": result.oom_halvings,
+        },
+        "observations": result.observations,
+        "nodata_pixels": result.nodata_pixels,
+    }
+    if engine.architecture.rule is None:
+        fields["draw"] = draw.SEED_RULE
+    for key in ("grid", "data_source", "window"):
+        if key in tile.manifest:
+            fields[key] = tile.manifest[key]
+    return fields

@@ -1,0 +1,209 @@
+"""Checkpoints: safe loading, which family one belongs to, and what has to travel with it.
+
+Nothing of a checkpoint is ever executed: .pt files are read with `weights_only=True`, safetensors by own code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infer.contract import (
+    FormatError,
+    ModelJob,
+    RegisteredModel,
+    Run,
+    SmaltiError,
+    cached_checkpoint,
+    registered_model,
+    sha256_file,
+)
+from infer.contract.registry import DataSource, Family
+from infer.normalisation import NORMALISATIONS, Normalisation
+from infer.safetensors import read_safetensors
+
+_PREFIX = "_orig_mod."
+_PROJECTOR = "projector."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: parameters by clean names, and what the engine and the manifest need to know."""
+
+    name: str
+    """Registered name, or the file's name."""
+    path: Path
+    sha256: str
+    family: Family
+    state: Mapping[str, torch.Tensor] = field(repr=False)
+    """Parameters without `_orig_mod.` prefixes and projector."""
+    settings: Mapping[str, Any]
+    """What the checkpoint says of itself (heads, normalisation of the output ...)."""
+    normalisation_key: str
+    data_source: DataSource | None
+    """None: any tile is accepted."""
+    trained: bool
+    label: str
+    """What to call it in front of people, for example "untrained demonstration model"."""
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The statistics that standardise this model's input."""
+        return NORMALISATIONS[self.normalisation_key]
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{path}: refused: it is not a plain checkpoint of tensors (damaged, or a pickle that would run code): "
+            "get the file again from its publisher"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{path}: not a readable checkpoint ({first_line}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: holds a {type(content).__name__}, not a checkpoint's table: use another file")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    state, metadata = read_safetensors(path)
+    content: dict[str, Any] = {}
+    for key in ("args", "arch", "config", "smalti"):
+        if key in metadata:
+            try:
+                content[key] = json.loads(metadata[key])
+            except json.JSONDecodeError as error:
+                raise FormatError(f"{path}: metadata {key!r} is not JSON ({error}): fetch it again") from error
+    target = "model" if "args" in content else "encoder_state_dict" if "arch" in content else "model_state"
+    return {**content, target: state}
+
+
+def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise FormatError(f"{path}: its parameters are not a table of tensors: use another checkpoint")
+    clean = {str(key).removeprefix(_PREFIX): value for key, value in state.items()}
+    return {key: value for key, value in clean.items() if not key.startswith(_PROJECTOR)}
+
+
+def _table(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = content.get(key) or {}
+    if not isinstance(table, Mapping):
+        raise FormatError(f"{path}: {key!r} is a {type(table).__name__}, not a table: use another checkpoint")
+    return dict(table)
+
+
+def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str, torch.Tensor], dict[str, Any]]:
+    """Family, parameters and settings of a checkpoint, from its own structure."""
+    if "args" in content and "model" in content:
+        return "v2-student", _clean_state(path, content["model"]), _table(path, content, "args")
+    if "arch" in content and "encoder_state_dict" in content:
+        return "v2-teacher", _clean_state(path, content["encoder_state_dict"]), _table(path, content, "arch")
+    for key in ("model_state", "model_state_dict"):
+        if key not in content:
+            continue
+        state = _clean_state(path, content[key])
+        settings = _table(path, content, "config")
+        if "s2_backbone.attn_pool.temporal_context.weight_ih_l0" in state:
+            return "v1.0", state, settings
+        if "s2_backbone.attn_pool.temporal_context.gru_cell.W_ir.weight" in state:
+            return ("v1.1" if "dim_reducer.4.weight" in state else "v1.0-qat"), state, settings
+    raise FormatError(
+        f"{path}: not a TESSERA checkpoint that smalti knows (v2 student or teacher, v1.1, v1.0, v1.0 QAT); "
+        f"it holds {', '.join(sorted(map(str, content))[:8]) or 'nothing'}: use another file"
+    )
+
+
+def _source(
+    path: Path, family: Family, settings: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> tuple[str, DataSource | None]:
+    """Key of the normalisation and the data source, from what the checkpoint says."""
+    if family in ("v2-student", "v2-teacher"):
+        stated = metadata.get("data_source")
+        return family, stated if stated in ("mpc", "aws", "other") else None
+    if family == "v1.1":
+        source = settings.get("data_source")
+        if source not in ("mpc", "aws"):
+            raise FormatError(
+                f"{path}: config.data_source is {source!r}, expected 'mpc' or 'aws': use another checkpoint"
+            )
+        return f"v1.1-{source}", source
+    return "v1.0", "mpc"
+
+
+def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, heads: int | None = None) -> Checkpoint:
+    """Read a checkpoint without running anything in it.
+
+    Args:
+        path: a .pt or .safetensors file in the published format of any family.
+        registered: the model it is meant to be; family, source and hash have to agree.
+        heads: attention heads, for a v1.0 checkpoint of another size than published (it does not state them).
+
+    Raises:
+        SmaltiError: one line that names the file and what is wrong.
+    """
+    if not path.is_file():
+        raise SmaltiError(f"{path}: no such checkpoint")
+    sha256 = sha256_file(path)
+    if registered is not None and registered.sha256 not in (None, sha256):
+        raise FormatError(
+            f"{path}: SHA-256 {sha256[:12]}…, the published {registered.name} has {str(registered.sha256)[:12]}…: "
+            f"run `smalti weights fetch {registered.name}` again"
+        )
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
+    family, state, settings = _recognise(path, content)
+    if heads is not None:
+        settings = {**settings, "nhead": heads}
+    metadata = _table(path, content, "smalti")
+    key, source = _source(path, family, settings, metadata)
+    if registered is not None and (family, key) != (registered.family, registered.normalisation):
+        raise FormatError(
+            f"{path}: a {family} checkpoint (statistics {key}), but {registered.name} is {registered.family} "
+            f"({registered.normalisation}): name the model it is, or the file alone"
+        )
+    trained = bool(metadata.get("trained", True))
+    name = registered.name if registered else path.name
+    label = str(metadata.get("label") or (name if trained else f"{name} (untrained)"))
+    return Checkpoint(name, path, sha256, family, state, settings, key, source, trained, label)
+
+
+def resolve_checkpoint(job: ModelJob, run: Run) -> Checkpoint:
+    """The checkpoint that a run's model.json asks for.
+
+    Raises:
+        SmaltiError: if it is not known, not fetched, or not what it should be.
+    """
+    registered = registered_model(job.name) if job.name is not None else None
+    if job.checkpoint is not None:
+        return load_checkpoint(run.root / job.checkpoint, registered)
+    if registered is None:
+        raise SmaltiError(f"{run.model_job}: names neither a model nor a checkpoint: set [model] name in run.toml")
+    return load_checkpoint(cached_checkpoint(registered.name), registered)
+
+
+def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: Any) -> None:
+    """Refuse a tile of another data source than the checkpoint was trained on.
+
+    Raises:
+        SmaltiError: with what to do. A tile or checkpoint that states no source is accepted.
+    """
+    if checkpoint.data_source is None or tile_source is None or tile_source == checkpoint.data_source:
+        return
+    raise SmaltiError(
+        f"{tile_name}: its data come from {tile_source!r}, {checkpoint.name} was trained on "
+        f"{checkpoint.data_source!r}: use the checkpoint of that source, "
+        "or --allow-source-mismatch ([model] allow_source_mismatch = true)"
+    )
