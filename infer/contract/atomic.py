@@ -112,9 +112,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: sorted keys, so that equal content has equal bytes; NaN is refused."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        json.dump(
-            content, stream, indent=1, sort_keys=True, allow_nan=False
-        )  # a plan may have a million rows
+        json.dump(content, stream, indent=1, sort_keys=True, allow_nan=False)  # a plan may have a million rows
         stream.write("\n")
 
 
