@@ -201,6 +201,40 @@ class Classify(_Section):
         return float(value) if type(value) is int else value
 
 
+class Validate(_Section):
+    """A reference sample, for the accuracy of the map; without it only the classifier's performance is told."""
+
+    reference: Path
+    """Points that were drawn with known probabilities, for example stratified by the map's classes."""
+    class_: Annotated[str, Field(alias="class", min_length=1)]
+    """Attribute with the reference class, named as in the labels."""
+    design: Literal["stratified", "random"]
+    """How the points were drawn: at random within strata, or all over the map."""
+    layer: str | None = None
+    """Layer of a GeoPackage with several."""
+    stratum: str | None = None
+    """Attribute with the stratum; None: the strata are the map's classes."""
+    strata: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Size of each stratum (pixels or any unit of area), with `stratum`."""
+
+    _resolve = field_validator("reference", mode="before")(_absolute)
+
+    @field_validator("strata", mode="before")
+    @classmethod
+    def _floats(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: float(size) if type(size) is int else size for key, size in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.stratum is None) != (self.strata is None):
+            raise ValueError("stratum (the attribute) and strata (the sizes) go together: give both or neither")
+        if self.stratum is not None and self.design == "random":
+            raise ValueError('stratum belongs to design = "stratified"')
+        return self
+
+
 class Stitch(_Section):
     """How the embeddings' mosaic is written."""
 
@@ -230,6 +264,7 @@ class Config(_Section):
     model: Model = Model(name="demo")
     labels: Labels | None = None
     classify: Classify = Classify()
+    validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
     site: Site = Site()
 

@@ -44,8 +44,12 @@ class LabelSet:
         return len(self.geometries_n)
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, *, section: str = "labels") -> str:
     """SHA-256 of a vector file with its companions (a shapefile's .dbf, the files of a folder).
+
+    Args:
+        path: the file or folder.
+        section: of run.toml, for messages.
 
     Raises:
         SmaltiError: if it is not there.
@@ -57,7 +61,7 @@ def fingerprint(path: Path) -> str:
     else:
         files = [path]
     if not files or not path.exists():
-        raise SmaltiError(f"{path}: no such file of labels: set path in [labels]")
+        raise SmaltiError(f"{path}: no such file: correct the path in [{section}]")
     try:
         if files == [path]:
             return sha256_file(path)
@@ -70,7 +74,13 @@ _SHAPEFILE = (".shp", ".shx", ".dbf", ".prj", ".cpg")
 
 
 def read_labels(
-    path: Path, class_attribute: str, group_attribute: str | None, layer: str | None, zones: Mapping[int, Sequence[Any]]
+    path: Path,
+    class_attribute: str,
+    group_attribute: str | None,
+    layer: str | None,
+    zones: Mapping[int, Sequence[Any]],
+    *,
+    section: str = "labels",
 ) -> LabelSet:
     """Read the labels that lie near the tiles.
 
@@ -80,21 +90,22 @@ def read_labels(
         group_attribute: what belongs together; None makes each feature its own group.
         layer: which layer of a file with several.
         zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read.
+        section: of run.toml, for messages.
 
     Raises:
         SmaltiError: if the file, layer, CRS, attribute, values or geometries are not usable, in one line.
     """
-    layer = _choose_layer(path, layer)
+    layer = _choose_layer(path, layer, section)
     info = _info(path, layer)
     crs = _crs(path, info["crs"])
     wanted = [class_attribute] + ([group_attribute] if group_attribute is not None else [])
     available = [str(name) for name in info["fields"]]
-    for key, name in zip(("class", "group"), wanted, strict=False):
+    for name in wanted:
         if name not in available:
             raise SmaltiError(
-                f"{path}: has no attribute {name!r} ([labels] {key}); it has: {', '.join(available) or 'none'}"
+                f"{path}: has no attribute {name!r}, which [{section}] names; it has: {', '.join(available) or 'none'}"
             )
-    meta, fids, wkb, columns = _read(path, layer, wanted, _read_box(crs, zones))
+    meta, fids, wkb, columns = _read(path, layer, list(dict.fromkeys(wanted)), _read_box(crs, zones))
     by_name = dict(zip([str(name) for name in meta["fields"]], columns, strict=True))
     classes_n, has_class = class_values(path, class_attribute, by_name[class_attribute])
     groups_n, ungrouped = _groups(path, group_attribute, by_name, fids)
@@ -103,28 +114,28 @@ def read_labels(
     keep = has_class & ~empty
     counts = {
         "features read": len(fids),
-        "dropped: no class": int((~has_class).sum()),
-        "dropped: no geometry": int((empty & has_class).sum()),
+        "features dropped: no class": int((~has_class).sum()),
+        "features dropped: no geometry": int((empty & has_class).sum()),
         "invalid outlines repaired": int((repaired & keep).sum()),
-        "without a group, each taken as its own": int((ungrouped & keep).sum()),
+        "features without a group, each taken as its own": int((ungrouped & keep).sum()),
     }
     labels = LabelSet(path, crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
     _check_degrees(labels)
     return labels
 
 
-def _choose_layer(path: Path, layer: str | None) -> str:
-    advice = "set path in [labels] to a file of points or polygons (GeoJSON, GeoPackage, shapefile ...)"
+def _choose_layer(path: Path, layer: str | None, section: str) -> str:
+    advice = f"correct the path in [{section}]: points or polygons (GeoJSON, GeoPackage, shapefile ...)"
     if not path.exists():
-        raise SmaltiError(f"{path}: no such file of labels: {advice}")
+        raise SmaltiError(f"{path}: no such file: {advice}")
     try:
         layers = [str(name) for name, _ in pyogrio.list_layers(path)]
     except (DataSourceError, DataLayerError) as error:
         raise SmaltiError(f"{path}: not a readable vector file: {advice}") from error
     if layer is not None and layer not in layers:
-        raise SmaltiError(f"{path}: has no layer {layer!r} ([labels] layer); it has: {', '.join(layers)}")
+        raise SmaltiError(f"{path}: has no layer {layer!r} ([{section}] layer); it has: {', '.join(layers)}")
     if layer is None and len(layers) != 1:
-        raise SmaltiError(f"{path}: has {len(layers)} layers ({', '.join(layers)}): name one with layer in [labels]")
+        raise SmaltiError(f"{path}: has {len(layers)} layers ({', '.join(layers)}): name one with layer in [{section}]")
     return layer if layer is not None else layers[0]
 
 

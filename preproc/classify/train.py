@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_json
@@ -19,6 +17,7 @@ from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
 from preproc.classify.journal import Journal, Trial, published
 from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, model_manifest, save_classifier
+from preproc.classify.oof import write_oof
 from preproc.classify.palette import palette
 from preproc.classify.table import Samples, read_samples, samples_manifest
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
@@ -99,7 +98,7 @@ def build_classifier(
         "rows": len(samples),
     }
     with atomic_dir(run.model) as folder:
-        _write_oof(folder / OUT_OF_FOLD, samples, folds, codes_k, values_nk)
+        write_oof(folder / OUT_OF_FOLD, samples, folds.fold_n, codes_k, values_nk)
         (folder / TRIALS).write_bytes(published(journal.trials))
         files = [folder / OUT_OF_FOLD, folder / TRIALS]
         legend = _legend(samples, codes_k)
@@ -176,24 +175,3 @@ def _legend(samples: Samples, codes_k: NDArray[Any]) -> list[ClassEntry]:
     """Entries of the trained classes; colours are given to the whole legend, so that leaving one out moves none."""
     colors = dict(zip(samples.legend, palette(list(samples.legend.values())), strict=True))
     return [ClassEntry(int(code), samples.legend[int(code)], colors[int(code)]) for code in codes_k]
-
-
-def _write_oof(
-    path: Path, samples: Samples, folds: Folds, codes_k: NDArray[Any], values_nk: NDArray[np.float32]
-) -> None:
-    """Out-of-fold predictions: place, group, true code, fold, predicted code and p001 ... by class code."""
-    columns: dict[str, Any] = {
-        "tile": pa.array(samples.tile_n.tolist(), pa.string()),
-        "row": pa.array(samples.row_n),
-        "col": pa.array(samples.col_n),
-        "x": pa.array(samples.x_n),
-        "y": pa.array(samples.y_n),
-        "epsg": pa.array(samples.epsg_n),
-        "group": pa.array(samples.group_n.tolist(), pa.string()),
-        "code": pa.array(samples.code_n),
-        "fold": pa.array(folds.fold_n),
-        "predicted": pa.array(codes_k[values_nk.argmax(axis=1)].astype(np.int32)),
-    }
-    for index, code in enumerate(codes_k):
-        columns[f"p{int(code):03d}"] = pa.array(np.ascontiguousarray(values_nk[:, index]))
-    pq.write_table(pa.table(columns), path, compression="zstd")

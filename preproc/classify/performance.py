@@ -1,0 +1,176 @@
+"""Model performance from out-of-fold predictions: counts, scores, intervals that respect groups, distances. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import Transformer
+from sklearn.neighbors import KDTree
+
+from preproc.classify.accuracy import class_scores, count_matrix, macro_f1, overall, weighted_f1
+from preproc.classify.model import ClassEntry
+from preproc.classify.oof import OutOfFold
+
+_BOOTSTRAPS = 1000
+
+WHAT = (
+    "model performance: grouped cross-validation on labels of convenience. It says how well the classifier tells the "
+    "labelled groups apart, not how accurate the map is: that needs a probability sample ([validate] reference)"
+)
+
+
+def performance(oof: OutOfFold, classes: Sequence[ClassEntry], seed: int) -> dict[str, Any]:
+    """All figures, as plain JSON values; null where a figure does not exist.
+
+    Args:
+        oof: out-of-fold predictions.
+        classes: legend, by ascending code.
+        seed: of the bootstrap.
+    """
+    codes_k = np.array([entry.code for entry in classes])
+    group_i = np.unique(oof.group_n, return_inverse=True)[1]
+    units = majority(oof, group_i, codes_k)
+    return {
+        "what": WHAT,
+        "classes": [{"code": e.code, "name": e.name, "color": e.color} for e in classes],
+        "pixels": _figures(oof.predicted_n, oof.code_n, group_i, classes, seed),
+        "groups": _figures(*units, classes, seed),
+        "folds": fold_table(oof, codes_k),
+        "distance_m": distances(oof),
+    }
+
+
+def _figures(
+    predicted_n: NDArray[Any],
+    code_n: NDArray[Any],
+    group_i: NDArray[np.intp],
+    classes: Sequence[ClassEntry],
+    seed: int,
+) -> dict[str, Any]:
+    codes_k = np.array([entry.code for entry in classes])
+    matrix_kk = count_matrix(predicted_n, code_n, codes_k)
+    intervals = bootstrap(predicted_n, code_n, group_i, codes_k, seed)
+    scores = class_scores(matrix_kk)
+    totals = {"overall_accuracy": overall, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
+    return {
+        "count_matrix": matrix_kk.tolist(),
+        "n": len(code_n),
+        "n_groups": len(np.unique(group_i)),
+        **{name: {"value": score(matrix_kk), "ci95": intervals[name]} for name, score in totals.items()},
+        "per_class": [
+            {
+                "code": entry.code,
+                "name": entry.name,
+                "users_accuracy": number(scores.users_k[k]),
+                "producers_accuracy": number(scores.producers_k[k]),
+                "f1": number(scores.f1_k[k]),
+                "n": int(matrix_kk[:, k].sum()),
+                "n_predicted": int(matrix_kk[k].sum()),
+                "n_groups": len(np.unique(group_i[code_n == entry.code])),
+            }
+            for k, entry in enumerate(classes)
+        ],
+    }
+
+
+def number(value: Any) -> float | None:
+    """A float, or None for NaN: JSON has no NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def bootstrap(
+    predicted_n: NDArray[Any], code_n: NDArray[Any], group_i: NDArray[np.intp], codes_k: NDArray[Any], seed: int
+) -> dict[str, list[float] | None]:
+    """95 % percentile intervals, with whole groups drawn with replacement: pixels of a parcel are not independent.
+
+    None with fewer than two groups.
+    """
+    size = len(codes_k)
+    scores: dict[str, Callable[[NDArray[Any]], float]] = {
+        "overall_accuracy": overall,
+        "macro_f1": macro_f1,
+        "weighted_f1": weighted_f1,
+    }
+    group_i = np.unique(group_i, return_inverse=True)[1]
+    groups = int(group_i.max()) + 1
+    if groups < 2:
+        return dict.fromkeys(scores)
+    cells = np.searchsorted(codes_k, predicted_n) * size + np.searchsorted(codes_k, code_n)
+    # One entry per group and cell: the replicates need not touch every pixel.
+    keys, counts = np.unique(group_i.astype(np.int64) * size * size + cells, return_counts=True)
+    group_m, cell_m = np.divmod(keys, size * size)
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in scores}
+    for _ in range(_BOOTSTRAPS):
+        times_g = np.bincount(generator.integers(0, groups, groups), minlength=groups)
+        matrix_kk = np.bincount(cell_m, weights=counts * times_g[group_m], minlength=size * size).reshape(size, size)
+        for name, score in scores.items():
+            drawn[name].append(score(matrix_kk))
+    return {name: [float(v) for v in np.percentile(values, [2.5, 97.5])] for name, values in drawn.items()}
+
+
+def majority(
+    oof: OutOfFold, group_i: NDArray[np.intp], codes_k: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.intp]]:
+    """One decision per group and class: the class most of its pixels vote for; of equals the more probable.
+
+    Returns:
+        (U,) predicted codes, true codes and groups of the U units.
+    """
+    size = len(codes_k)
+    unit_key = group_i.astype(np.int64) * size + np.searchsorted(codes_k, oof.code_n)
+    units, unit_n = np.unique(unit_key, return_inverse=True)
+    votes_uk = np.zeros((len(units), size))
+    np.add.at(votes_uk, (unit_n, np.searchsorted(codes_k, oof.predicted_n)), 1.0)
+    trust_uk = np.zeros((len(units), size))
+    np.add.at(trust_uk, unit_n, oof.probabilities_nk.astype(np.float64))
+    votes_uk += trust_uk / (trust_uk.sum(axis=1, keepdims=True) + 1.0)  # below one vote: decides between equals only
+    group_u, class_u = np.divmod(units, size)
+    return codes_k[votes_uk.argmax(axis=1)], codes_k[class_u], group_u.astype(np.intp)
+
+
+def fold_table(oof: OutOfFold, codes_k: NDArray[Any]) -> list[dict[str, Any]]:
+    """What each fold tested and how well."""
+    table = []
+    for fold in np.unique(oof.fold_n):
+        test = oof.fold_n == fold
+        matrix_kk = count_matrix(oof.predicted_n[test], oof.code_n[test], codes_k)
+        table.append(
+            {
+                "fold": int(fold) + 1,
+                "n": int(test.sum()),
+                "n_groups": len(np.unique(oof.group_n[test])),
+                "overall_accuracy": overall(matrix_kk),
+                "macro_f1": macro_f1(matrix_kk),
+                "absent_codes": [int(code) for code in codes_k[matrix_kk.sum(axis=0) == 0]],
+                "untrained_codes": [int(code) for code in codes_k if not (oof.code_n[~test] == code).any()],
+            }
+        )
+    return table
+
+
+def distances(oof: OutOfFold) -> dict[str, float]:
+    """How far test samples lie from the nearest sample trained on: metres, minimum, 5, 50 and 95 %.
+
+    Across zones all are measured in the first one's.
+    """
+    points_n2 = _one_zone(oof)
+    nearest = np.empty(len(points_n2))
+    for fold in np.unique(oof.fold_n):
+        test = oof.fold_n == fold
+        nearest[test] = KDTree(points_n2[~test]).query(points_n2[test])[0][:, 0]
+    low, median, high = np.percentile(nearest, [5, 50, 95])
+    return {"minimum": float(nearest.min()), "p05": float(low), "median": float(median), "p95": float(high)}
+
+
+def _one_zone(oof: OutOfFold) -> NDArray[np.float64]:
+    points_n2 = np.column_stack([oof.x_n, oof.y_n])
+    zones = np.unique(oof.epsg_n)
+    for epsg in zones[1:]:
+        here = oof.epsg_n == epsg
+        move = Transformer.from_crs(int(epsg), int(zones[0]), always_xy=True)
+        points_n2[here] = np.column_stack(move.transform(points_n2[here, 0], points_n2[here, 1]))
+    return points_n2
