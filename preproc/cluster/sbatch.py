@@ -1,0 +1,156 @@
+"""Job scripts as text: pure functions from a profile and a run to a script, by way of the templates in slurm/.
+
+A template works as it stands, with settings from exported variables. Rendering replaces its `#SBATCH` lines, the lines
+between `>>> settings` and `<<< settings`, and copies common.sh in, so that a queued script does not change when the
+checkout does.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preproc.cluster.profile import Job, Profile
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
+_SETTINGS = re.compile(r"# >>> settings\n.*?# <<< settings\n", re.DOTALL)
+_SOURCE = re.compile(r"^source .*/common\.sh\"\n", re.MULTILINE)
+_DIRECTIVES = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
+_USAGE = re.compile(r" `smalti submit` fills in the.*?(?=^#SBATCH)", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a job script is rendered from, besides the profile."""
+
+    kind: str
+    """fetch, infer, stitch or classify."""
+    run: Path
+    """The run directory, absolute."""
+    python: Path
+    """Python of the environment that smalti is installed in."""
+    logs: Path
+    """Folder of the log files; it must exist when the job starts, or the job fails without a word."""
+    tasks: int = 1
+    """Number of shards that the tiles are divided into (not the length of `array`)."""
+    array: str | None = None
+    """Task numbers to run, compressed, without a throttle; None for a single job."""
+    image: Path | None = None
+    """Image for the engine; None runs it in `python`."""
+    program: str = "apptainer"
+    """apptainer or singularity, as found or as the profile says."""
+    checkout: Path | None = None
+    """Folder with infer/ to bind over the image's own; None uses the image's."""
+    binds: tuple[Path, ...] = ()
+    """Further paths that the container must see: the checkpoint's folder, the tiles' folder."""
+    stages: tuple[str, ...] = ()
+    """classify: the stages, in order."""
+    pass_on_failed: bool = False
+    """Another array's tasks wait for this one's: a task some of whose tiles failed lets them go on with the others."""
+
+
+def directives(job: Job, profile: Profile, script: Script) -> list[str]:
+    """The options of `sbatch`, in a fixed order."""
+    lines = [f"--job-name=smalti-{script.kind}"]
+    for option in ("partition", "account", "qos"):
+        value = getattr(job, option)
+        if value:
+            lines.append(f"--{option}={value}")
+    lines.append(f"--time={job.time}")
+    processes = max(1, job.gpus)
+    lines += [f"--nodes={job.nodes or 1}", f"--ntasks-per-node={processes}", f"--cpus-per-task={job.cpus}"]
+    if job.whole_nodes:
+        lines.append("--exclusive")
+    if job.memory and job.memory_style != "none":
+        lines.append(f"--{job.memory_style}={job.memory}")
+    if job.gpus and job.gpu_style != "none":
+        kind = f"{job.gpu_type}:" if job.gpu_type else ""
+        lines.append(
+            f"--gres=gpu:{kind}{job.gpus}" if job.gpu_style == "gres" else f"--{job.gpu_style}={kind}{job.gpus}"
+        )
+    if script.array is not None:
+        lines.append(f"--array={script.array}" + (f"%{job.throttle}" if job.throttle else ""))
+    pattern = f"{script.kind}-%A_%a.log" if script.array is not None else f"{script.kind}-%j.log"
+    lines += [
+        f"--output={script.logs / pattern}",
+        "--open-mode=append",
+        f"--signal=B:USR1@{profile.limits.signal_seconds}",
+        "--requeue",
+        *job.directives,
+    ]
+    return lines
+
+
+def _array(name: str, values: Sequence[str]) -> str:
+    return f"{name}=({' '.join(shlex.quote(value) for value in values)})"
+
+
+def _modules(job: Job) -> list[str]:
+    if not job.modules:
+        return ["site_modules() { :; }"]
+    return ["site_modules() {", *(f"    module {line}" for line in job.modules), "}"]
+
+
+def _environment(job: Job) -> list[str]:
+    lines = [f'    export {name}="{value}"' for name, value in job.env.items()]
+    if job.internet == "proxy":
+        lines.append("    export " + " ".join(f"{name}={shlex.quote(job.proxy)}" for name in _PROXY_NAMES))
+    return ["site_environment() {", *lines, "}"] if lines else ["site_environment() { :; }"]
+
+
+_PROXY_NAMES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+
+
+def settings(job: Job, profile: Profile, script: Script) -> list[str]:
+    """The lines of shell that stand in for a template's settings."""
+    values: dict[str, str] = {
+        "RUN": str(script.run),
+        "PYBIN_PREPROC": str(script.python),
+        "TASKS": str(script.tasks),
+        "REQUEUES": str(profile.limits.requeues),
+        "PASS_ON_FAILED": "1" if script.pass_on_failed else "",
+    }
+    lines: list[str] = []
+    if script.kind == "infer":
+        values |= {
+            "PYTORCH_SIF": "" if script.image is None else str(script.image),
+            "PROCESSES": str(max(1, job.gpus)),
+            "PROGRAM": script.program,
+            "GPU_FLAG": profile.runtime.gpu_flag,
+            "ENGINE": "" if script.checkout is None else str(script.checkout),
+            "VISIBLE_DEVICES": profile.runtime.visible_devices,
+            "CPU_BIND": job.cpu_bind,
+        }
+        binds = sorted({str(script.run), *profile.runtime.binds, *(str(path) for path in script.binds)})
+        lines = [_array("BINDS", binds), _array("PASSED", list(job.env))]
+    if script.kind == "classify":
+        values["STAGES"] = " ".join(script.stages)
+    assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    return [*assigned, *lines, *_modules(job), *_environment(job)]
+
+
+def render(template: str, common: str, profile: Profile, script: Script) -> str:
+    """The job script.
+
+    Args:
+        template: text of slurm/<kind>.sbatch.
+        common: text of slurm/common.sh.
+        profile: the site.
+        script: the rest.
+    """
+    job = profile.kind(script.kind)
+    options = "".join(f"#SBATCH {line}\n" for line in directives(job, profile, script))
+    chosen = "\n".join(settings(job, profile, script))
+    text = _USAGE.sub(f" Written by `smalti submit` for {profile.name}.\n", template, count=1)
+    text = _DIRECTIVES.sub(lambda _: options, text, count=1)
+    text = _SETTINGS.sub(lambda _: f"{chosen}\n", text, count=1)
+    return _SOURCE.sub(lambda _: common, text, count=1)
+
+
+def render_script(profile: Profile, script: Script) -> str:
+    """`render` with the templates of this checkout."""
+    template = (TEMPLATES / f"{script.kind}.sbatch").read_text(encoding="utf-8")
+    return render(template, (TEMPLATES / "common.sh").read_text(encoding="utf-8"), profile, script)
