@@ -8,10 +8,13 @@ from infer.contract import Run, write_bytes
 from preproc.progress import progress, say
 from preproc.simulate.archive import ArchiveSummary, simulate
 from preproc.simulate.options import SimulationOptions
+from preproc.simulate.quicklook import write_quicklook
 from preproc.simulate.schedule import s1_passes, s2_passes
 
 ARCHIVE = "archive"
 """Folder of the archive inside the run directory."""
+PICTURE = "archive.png"
+"""What the archive looks like, beside it."""
 
 RUN_TOML = """\
 # The demonstration of smalti: a made-up landscape of {extent:g} km x {extent:g} km, seen by made-up satellites.
@@ -55,7 +58,7 @@ def demo_toml(options: SimulationOptions) -> str:
 
 
 def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> ArchiveSummary:
-    """Make RUN/archive and RUN/run.toml, unless they are there; settings that somebody edited are left alone.
+    """Make RUN/archive, its picture and RUN/run.toml, unless they are there; edited settings are left alone.
 
     Args:
         run_root: the run directory; made if needed.
@@ -72,6 +75,9 @@ def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> 
     if summary.written:
         size = summary.size / 1e6
         say(f"simulated {summary.items} scenes and {summary.parcels} parcels ({size:.0f} MB) in {summary.folder}")
+    picture = run_root / PICTURE
+    if summary.written or not picture.exists():
+        write_quicklook(summary.folder, picture)
     if not run.config.exists():
         write_bytes(run.config, demo_toml(chosen).encode())
     return summary

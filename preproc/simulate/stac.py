@@ -98,7 +98,7 @@ def _item(
         "geometry": _rounded(mapping(outline)),
         "bbox": [round(value, 7) for value in outline.bounds],
         "properties": dict(properties),
-        "links": [],
+        "links": [{"rel": "collection", "type": "application/json", "href": f"./{collection}/collection.json"}],
         "assets": assets,
     }
 

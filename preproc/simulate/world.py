@@ -94,7 +94,7 @@ class World:
     def neighbour(self) -> Grid:
         """The archive's grid in the neighbouring zone; beyond the area it has no data."""
         target = neighbour_epsg(self.epsg, self.options.place[0])
-        west, south, east, north = self.region.buffer(0.4 * self.options.margin_m).bounds
+        west, south, east, north = self.region.buffer(0.8 * self.options.margin_m).bounds
         x, y = reproject(np.array([west, west, east, east]), np.array([south, north, south, north]), self.epsg, target)
         return snapped(target, (float(x.min()), float(y.min()), float(x.max()), float(y.max())))
 
