@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,7 +150,9 @@ class Engine:
 
     def upload(self, array: NDArray[Any]) -> torch.Tensor:
         """Copy an array to the device; on a CPU it is shared."""
-        return torch.from_numpy(array).to(self.device.torch_device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # tiles are read-only
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device.torch_device)
 
     def embed(self, tile: Tile, *, output: Output = "float32", dim: int = 0, watch: Watch = Watch()) -> TileResult:
         """Embed every pixel of a tile.

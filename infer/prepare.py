@@ -6,7 +6,6 @@ block by block of pixels, so that memory does not grow with the tile.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,6 @@ from infer.contract import SmaltiError, Tile
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
 from infer.sequence import Rule, unique_form
-
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # tiles are mapped read-only
 
 Upload = Callable[[NDArray[Any]], torch.Tensor]
 """Copies an array to the device (on a CPU: shares it)."""
