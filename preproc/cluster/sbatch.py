@@ -46,6 +46,8 @@ class Script:
     """Folder with infer/ to bind over the image's own; None uses the image's."""
     binds: tuple[Path, ...] = ()
     """Further paths that the container must see: the checkpoint's folder, the tiles' folder."""
+    weights: Path | None = None
+    """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
     """classify: the stages, in order."""
     pass_on_failed: bool = False
@@ -125,7 +127,11 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
             "CPU_BIND": job.cpu_bind,
         }
         binds = sorted({str(script.run), *profile.runtime.binds, *(str(path) for path in script.binds)})
-        lines = [_array("BINDS", binds), _array("PASSED", list(job.env))]
+        passed = list(job.env)
+        if script.weights is not None:
+            lines.append(f"export SMALTI_WEIGHTS={shlex.quote(str(script.weights))}")
+            passed.append("SMALTI_WEIGHTS")
+        lines += [_array("BINDS", binds), _array("PASSED", passed)]
     if script.kind == "classify":
         values["STAGES"] = " ".join(script.stages)
     assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]

@@ -1,0 +1,310 @@
+"""Submit a run's chain of jobs: only what is missing, with dependencies, after `sbatch --test-only` agreed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from infer.contract import (
+    BusyError,
+    Run,
+    SmaltiError,
+    planned_tiles,
+    stage_lock,
+    write_bytes,
+    write_model_job,
+)
+from infer.contract.registry import cached_checkpoint, registered_model, weights_folder
+from preproc.chain import run_one
+from preproc.cluster import slurm
+from preproc.cluster.image import CHECKOUT
+from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
+from preproc.cluster.ledger import SubmittedJob, read_ledger, slurm_folder, write_ledger
+from preproc.cluster.profile import Profile, load_profile, unmet_needs
+from preproc.cluster.sbatch import Script, render_script
+from preproc.cluster.shards import choose_tasks
+from preproc.config import Config
+from preproc.progress import say
+from preproc.stage import StageFailedError
+from preproc.stages import chain, stage_named
+
+
+def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
+    """The profile of a run, or another one with run.toml's changes on top.
+
+    Raises:
+        SmaltiError: if it is not valid, or lacks what only the user can know.
+    """
+    profile = load_profile(site or config.site.profile, run.root.absolute(), config.site)
+    unmet = unmet_needs(profile)
+    if unmet:
+        tables = (key.rpartition(".") for key in unmet)
+        wanted = ", ".join(f"[site.{table}] {name}" for table, _, name in tables)
+        raise SmaltiError(f"{run.config}: profile {profile.name} needs {wanted}")
+    return profile
+
+
+def _missing(run: Run, config: Config, stage: str) -> list[bool]:
+    entry = stage_named(stage)
+    return [not unit.state().complete for unit in entry.load().units(run, config)]
+
+
+def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:
+    return tuple(sorted({index % tasks for index, lacks in enumerate(missing) if lacks}))
+
+
+def what_is_due(
+    run: Run, config: Config, profile: Profile, stages: Sequence[str], tasks: int | None = None, *, here: bool = True
+) -> Due:
+    """Look at the outputs and list what is missing or invalid.
+
+    Args:
+        run: the run directory, planned.
+        config: its settings.
+        profile: the site.
+        stages: stages wanted.
+        tasks: number of shards of jobs that are queued already; None chooses it.
+        here: whether fetch, where the site does it on the login node, has been done or will have been.
+    """
+    tiles = planned_tiles(run)
+    if not tiles:
+        raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
+    kinds = [profile.kind(kind) for kind in ARRAYS]
+    tasks = tasks or choose_tasks(
+        len(tiles), tiles[0].size, [job for job in kinds if job.where == "batch"], profile.limits
+    )
+    fetch = _missing(run, config, "fetch")
+    lacking = [first or second for first, second in zip(fetch, _missing(run, config, "infer"), strict=True)]
+    by_batch = profile.kind("fetch").where == "batch" or not here
+    shards = {
+        "fetch": _shards(fetch, tasks) if "fetch" in stages and by_batch else (),
+        "infer": _shards(lacking, tasks) if "infer" in stages else (),
+    }
+    names = [entry.name for entry in chain(config) if entry.gathers and entry.name in stages]
+    gathers = tuple(name for name in names if any(lacking) or any(_unfinished(run, config, name)))
+    return Due(tasks, len(tiles), shards, gathers)
+
+
+def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
+    try:
+        return _missing(run, config, stage)
+    except SmaltiError:
+        return [True]  # what it builds on is not there yet
+
+
+def _common(run: Run, config: Config, profile: Profile, due: Due) -> Script:
+    root = run.root.absolute()
+    image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
+    program = profile.runtime.program
+    if program == "auto":
+        program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
+    binds, weights = [], None
+    if config.model.checkpoint is not None:
+        binds.append(config.model.checkpoint.parent)
+    elif config.model.name is not None and not registered_model(config.model.name).bundled:
+        weights = weights_folder().absolute()
+        binds.append(weights)
+    return Script(
+        kind="",
+        run=root,
+        python=Path(sys.executable),
+        logs=slurm_folder(Run(root)),
+        tasks=due.tasks,
+        image=image,
+        program=program,
+        checkout=CHECKOUT if profile.runtime.engine == "checkout" and image is not None else None,
+        binds=tuple(binds),
+        weights=weights,
+    )
+
+
+def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: Script) -> None:
+    fetch = profile.kind("fetch")
+    online = config.archive.source != "static" or "://" in (config.archive.href or "")
+    if due.shards["fetch"] and online and fetch.internet == "none":
+        raise SmaltiError(
+            f"profile {profile.name}: fetch jobs have no internet there ([site.jobs.fetch] internet): "
+            'set where = "here" to fetch on this node, or name a transfer partition with internet = "direct", '
+            "or mirror the archive"
+        )
+    if not due.shards["infer"]:
+        return
+    if common.image is not None and not common.image.exists():
+        raise SmaltiError(f"{common.image}: no such container image ([site] container): `smalti container build`")
+    if common.image is None and profile.kind("infer").gpus:
+        raise SmaltiError(f"{run.config}: [site] container: missing: GPU jobs run the engine in an image")
+    if config.model.name is not None and not registered_model(config.model.name).bundled:
+        cached_checkpoint(config.model.name)
+    if config.model.checkpoint is not None and not config.model.checkpoint.is_file():
+        raise SmaltiError(f"{config.model.checkpoint}: no such checkpoint ([model] checkpoint)")
+
+
+def _select(config: Config, wanted: str | None) -> list[str]:
+    names = [entry.name for entry in chain(config) if entry.name != "plan"]
+    if wanted is None:
+        return names
+    chosen = [name for name in re.split(r"[,\s]+", wanted) if name]
+    unknown = [name for name in chosen if name not in names]
+    if unknown or not chosen:
+        raise SmaltiError(f"--stages {wanted}: not a stage of this run: choose among {', '.join(names)}")
+    return [name for name in names if name in chosen]
+
+
+def _fetch_here(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> None:
+    if "fetch" not in stages or profile.kind("fetch").where != "here":
+        return
+    say(f"fetch: on this node, because {profile.name} says so ([site.jobs.fetch] where)")
+    try:
+        run_one(stage_named("fetch"), run, config)
+    except StageFailedError as error:
+        say(str(error))
+
+
+def _active(jobs: Sequence[SubmittedJob]) -> dict[slurm.TaskId, slurm.Queued]:
+    return slurm.queued(job.id for job in jobs)
+
+
+def _without_active(due: Due, jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> Due:
+    kinds = {job.id: job.kind for job in jobs}
+    busy = {kind: {task.index for task in active if kinds[task.job] == kind} for kind in ARRAYS}
+    shards = {kind: tuple(i for i in due.shards[kind] if i not in busy[kind]) for kind in ARRAYS}
+    return replace(due, shards=shards)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    site: str | None = None
+    stages: str | None = None
+    dry_run: bool = False
+    again: bool = False
+    """Resubmit: jobs of this run may be queued; what they will do is left to them."""
+
+
+def submit(run: Run, config: Config, request: Request) -> str:
+    """Submit what is missing.
+
+    Returns:
+        For people: the scripts (dry run) or the jobs.
+
+    Raises:
+        BusyError: if jobs of this run are queued and this is not a resubmission.
+        SmaltiError: if something is wrong with the run, the profile or a script; nothing has been queued then.
+    """
+    run = Run(run.root.absolute())
+    profile = site_of(run, config, request.site)
+    stages = _select(config, request.stages)
+    if request.dry_run:
+        return _dry_run(run, config, profile, stages)
+    with stage_lock(run, "submit"):
+        jobs = read_ledger(run)
+        active = _active(jobs)
+        if active and not request.again:
+            names = ", ".join(str(number) for number in sorted({task.job for task in active}))
+            raise BusyError(
+                f"{run.root}: jobs of this run are queued ({names}): look with `smalti status {run.root}`; "
+                f"`smalti resubmit {run.root}` adds what failed, `smalti cancel {run.root}` ends them"
+            )
+        if any(not unit.state().complete for unit in stage_named("plan").load().units(run, config)):
+            run_one(stage_named("plan"), run, config)
+        write_model_job(run, config.model.job())
+        _fetch_here(run, config, profile, stages)
+        due = _without_active(what_is_due(run, config, profile, stages, _tasks_in_use(jobs, active)), jobs, active)
+        return _submit(run, config, profile, due, jobs, active)
+
+
+def _tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
+    arrays = {job.id: job.tasks for job in jobs if job.array is not None}
+    return next((arrays[task.job] for task in active if task.job in arrays), None)
+
+
+def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> str:
+    due = what_is_due(run, config, profile, stages)
+    common = _common(run, config, profile, due)
+    steps = build_chain(profile, common, due, config.tiles.size)
+    parts = [f"# {step.name}\n{render_script(profile, step.script)}" for step in steps]
+    notes = cost_lines(profile, steps, due)
+    if "fetch" in stages and profile.kind("fetch").where == "here":
+        notes.insert(1, "  fetch        this node, before anything is queued")
+    for step in steps:
+        if step.after:
+            notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")
+    return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
+
+
+def _submit(
+    run: Run,
+    config: Config,
+    profile: Profile,
+    due: Due,
+    jobs: list[SubmittedJob],
+    active: Mapping[slurm.TaskId, slurm.Queued],
+) -> str:
+    common = _common(run, config, profile, due)
+    _check_inputs(run, config, profile, due, common)
+    steps = build_chain(profile, common, due, config.tiles.size)
+    queued_gathers = [job for job in jobs if job.kind not in ARRAYS and slurm.TaskId(job.id) in active]
+    running = [job for job in queued_gathers if active[slurm.TaskId(job.id)].state != "PENDING"]
+    if not steps or (all(step.script.kind not in ARRAYS for step in steps) and (queued_gathers or active)):
+        return "nothing is missing" if not active else "nothing to add: what is missing is queued"
+    if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs + len(steps):
+        raise SmaltiError(
+            f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
+            f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
+        )
+    scripts = _write_scripts(run, profile, steps, len(jobs))
+    for path in scripts.values():
+        slurm.test_only(path)
+    waiting = [job.id for job in queued_gathers if job not in running]
+    slurm.scancel(waiting)  # they would gather before what is submitted now has run
+    unfinished = sorted({task.job for task in active} - set(waiting))
+    lines = []
+    ids: dict[str, int] = {}
+    for step in steps:
+        dependency = _dependency(step, ids, unfinished)
+        options = ["--kill-on-invalid-dep=yes", f"--dependency={dependency}"] if dependency else []
+        ids[step.name] = slurm.sbatch(scripts[step.name], options)
+        stages = step.script.stages or (step.script.kind,)
+        jobs = [*jobs, SubmittedJob(ids[step.name], step.script.kind, stages, step.script.array, due.tasks, dependency)]
+        write_ledger(run, jobs)
+        number = f" [{step.script.array}]" if step.script.array is not None else ""
+        lines.append(f"{step.name:<12} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
+    lines += [*cost_lines(profile, steps, due), f"look with `smalti status {run.root}`"]
+    return "\n".join(lines)
+
+
+def _dependency(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:
+    parts = [f"{how}:{ids[name]}" for how, name in step.after]
+    if step.script.kind not in ARRAYS:
+        parts += [f"afterany:{number}" for number in unfinished]
+    return ",".join(parts)
+
+
+def _write_scripts(run: Run, profile: Profile, steps: Sequence[Step], number: int) -> dict[str, Path]:
+    folder = slurm_folder(run) / "scripts"
+    folder.mkdir(parents=True, exist_ok=True)  # and with it the folder of the logs
+    paths = {}
+    for step in steps:
+        path = folder / f"{number:04d}-{step.name}.sbatch"
+        write_bytes(path, render_script(profile, step.script).encode())
+        path.chmod(0o755)
+        paths[step.name] = path
+    return paths
+
+
+def cancel(run: Run) -> str:
+    """Cancel every queued job of a run. What is complete stays; `smalti submit` goes on from there.
+
+    Raises:
+        SmaltiError: if Slurm does not answer.
+    """
+    jobs = sorted({task.job for task in _active(read_ledger(Run(run.root.absolute())))})
+    slurm.scancel(jobs)
+    if not jobs:
+        return "no job of this run is queued"
+    return f"cancelled {', '.join(str(job) for job in jobs)}; `smalti submit {run.root}` goes on with what is missing"
