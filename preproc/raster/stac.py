@@ -1,0 +1,146 @@
+"""STAC items for the GeoTIFFs of a run: what, where, when, with which checksum. Hrefs are relative to the item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import shapely
+from numpy.typing import NDArray
+from pyproj import Transformer
+from pystac.extensions.file import FileExtension
+from pystac.extensions.projection import ProjectionExtension
+from pystac.extensions.raster import DataType, NoDataStrings, RasterBand, RasterExtension
+from shapely.geometry.polygon import orient
+
+from infer.contract import PIXEL_SIZE, sha256_file, write_bytes
+from preproc.raster.cog import Layer
+from preproc.raster.zones import ZoneGrid
+
+_DECIMALS = 7
+"""Of degrees: a centimetre."""
+_CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+_SHA256_MULTIHASH = "1220"
+"""Code and length of SHA-256 in the multihash that file:checksum wants."""
+
+
+@dataclass(frozen=True)
+class AssetRecord:
+    """One file of an item."""
+
+    key: str
+    path: Path
+    """Already written, in the folder of the item."""
+    title: str
+    role: str
+    layer: Layer | None = None
+    """None: a picture."""
+    classes: Sequence[Mapping[str, Any]] = ()
+    """classification:classes of a class map."""
+
+
+def write_item(
+    path: Path,
+    grid: ZoneGrid,
+    window: tuple[str, str],
+    assets: Sequence[AssetRecord],
+    properties: Mapping[str, Any],
+) -> None:
+    """Write the STAC item of one zone's files.
+
+    Args:
+        path: of the item (.json), in the same folder as its files.
+        grid: their extent and zone.
+        window: first and last day.
+        assets: the files.
+        properties: title, description, model ...
+    """
+    geometry, bbox = footprint(grid)
+    start, end = (date.fromisoformat(day) for day in window)
+    item = pystac.Item(
+        id=path.stem,
+        geometry=geometry,
+        bbox=bbox,
+        datetime=None,
+        start_datetime=datetime.combine(start, time.min, UTC),
+        end_datetime=datetime.combine(end, time(23, 59, 59), UTC),
+        properties={**properties, "gsd": PIXEL_SIZE},
+    )
+    projection = ProjectionExtension.ext(item, add_if_missing=True)
+    projection.apply(
+        epsg=grid.epsg,
+        shape=[grid.height, grid.width],
+        transform=list(grid.transform)[:6],
+        bbox=[float(value) for value in grid.bounds],
+    )
+    for record in assets:
+        item.add_asset(record.key, _asset(record))
+        _describe(item, item.assets[record.key], record)
+    # not item.save_object: it would write the absolute path of this machine as the item's own link
+    content = item.to_dict(include_self_link=False, transform_hrefs=False)
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _asset(record: AssetRecord) -> pystac.Asset:
+    kind = pystac.MediaType.PNG if record.layer is None else pystac.MediaType.COG
+    return pystac.Asset(href=f"./{record.path.name}", title=record.title, media_type=kind, roles=[record.role])
+
+
+def _describe(item: pystac.Item, asset: pystac.Asset, record: AssetRecord) -> None:
+    file = FileExtension.ext(asset, add_if_missing=True)
+    file.apply(checksum=_SHA256_MULTIHASH + sha256_file(record.path), size=record.path.stat().st_size)
+    if record.layer is None:
+        return
+    layer = record.layer
+    nodata = NoDataStrings.NAN if np.isnan(layer.nodata) else int(layer.nodata)
+    bands = [
+        RasterBand.create(nodata=nodata, data_type=DataType(layer.dtype), spatial_resolution=PIXEL_SIZE)
+        for _ in layer.bands
+    ]
+    RasterExtension.ext(asset, add_if_missing=True).apply(bands)
+    asset.extra_fields["bands"] = [{"name": name} for name in layer.bands]  # STAC 1.1
+    if record.classes:
+        asset.extra_fields["classification:classes"] = [dict(entry) for entry in record.classes]
+        if _CLASSIFICATION not in item.stac_extensions:
+            item.stac_extensions.append(_CLASSIFICATION)
+
+
+def footprint(grid: ZoneGrid) -> tuple[dict[str, Any], list[float]]:
+    """Outline of a zone's tiles in degrees (GeoJSON, cut at the antimeridian) and its box (west may exceed east).
+
+    Tiles that lie apart give several polygons: what is not covered is not claimed.
+    """
+    extents = [shapely.box(*tile.bounds) for tile in grid.tiles]
+    joined = shapely.segmentize(shapely.unary_union(extents), 20_000.0)  # edges are not straight in degrees
+    move = Transformer.from_crs(grid.epsg, 4326, always_xy=True)
+    middle = (grid.epsg % 100) * 6 - 183
+
+    def unwrapped(xy_n2: NDArray[np.float64]) -> NDArray[np.float64]:
+        longitude, latitude = move.transform(xy_n2[:, 0], xy_n2[:, 1])
+        near = (np.asarray(longitude) - middle + 180) % 360 - 180 + middle  # continuous across the antimeridian
+        return np.round(np.column_stack([near, latitude]), _DECIMALS)
+
+    outline = shapely.transform(joined, unwrapped)
+    west, south, east, north = outline.bounds
+    if west < -180 or east > 180:
+        outline = _cut(outline)
+        west, east = (value + 360 if value < -180 else value - 360 if value > 180 else value for value in (west, east))
+    polygons = [orient(polygon) for polygon in shapely.get_parts(shapely.normalize(outline))]  # RFC 7946: right-handed
+    whole = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+    return json.loads(json.dumps(shapely.geometry.mapping(whole))), [west, south, east, north]
+
+
+def _cut(outline: Any) -> Any:
+    """A geometry that leaves -180..180, divided there."""
+    pieces = []
+    for turn in (-360.0, 0.0, 360.0):
+        inside = shapely.intersection(outline, shapely.box(-180 + turn, -90, 180 + turn, 90))
+        if not inside.is_empty:
+            pieces.append(shapely.transform(inside, lambda xy, turn=turn: xy - np.array([turn, 0.0])))
+    return shapely.unary_union(pieces)

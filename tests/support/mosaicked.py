@@ -1,0 +1,114 @@
+"""Runs with made embeddings that carry what the engine states, for the tests of mosaics, maps and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import PlannedTile, Run, planned_tiles, write_embedding, write_manifest
+from preproc.config import Config, parse_config
+
+EPSG = 32631
+WEST, NORTH = 573_440, 5_626_880
+WINDOW = ["2018-12-01", "2019-11-30"]
+MODEL = {
+    "name": "demo",
+    "label": "untrained demonstration model",
+    "trained": False,
+    "family": "v2-student",
+    "data_source": None,
+    "normalisation": "v2-student",
+}
+
+TOML = """\
+[region]
+bbox = [4.0, 50.7, 4.1, 50.8]
+start = "2018-12-01"
+end = "2019-11-30"
+[archive]
+source = "mpc"
+[labels]
+path = "parcels.geojson"
+class = "crop"
+{extra}
+"""
+
+
+def config(run: Run, extra: str = "") -> Config:
+    """Validated settings of such a run."""
+    return parse_config(TOML.format(extra=extra), run.config)
+
+
+def planned_run(root: Path, cells: Sequence[tuple[int, int, int]], size: int = 32) -> Run:
+    """A run with a plan of tiles given as (epsg, column, row) of a grid, in that order."""
+    run = Run(root)
+    step = size * 10
+    rows = [[f"t{epsg}_{c}_{r}", epsg, WEST + c * step, NORTH - r * step] for epsg, c, r in cells]
+    fields = {
+        "tile_size": size,
+        "tiles": rows,
+        "region": {"name": "test", "bbox": [4.0, 50.7, 4.1, 50.8], "pixels": len(rows) * size * size},
+        "window": WINDOW,
+        "source": "mpc",
+        "scenes": {},
+        "warnings": [],
+    }
+    run.root.mkdir(parents=True, exist_ok=True)
+    run.config.write_text(TOML.format(extra=""))
+    write_manifest(run.plan, "plan", inputs={}, files=[], fields=fields)
+    return run
+
+
+def place_values(tile: PlannedTile, dim: int) -> NDArray[np.float32]:
+    """(H, W, C) values that tell their own place: any misplacement changes them. Bounded by 1."""
+    column = (tile.west // 10 + np.arange(tile.size))[None, :, None]
+    row = (tile.north // 10 - np.arange(tile.size))[:, None, None]
+    channel = np.arange(dim)[None, None, :]
+    phase = column * 0.013 * (1 + channel) + row * 0.007 * (1 + channel % 5) + channel + tile.epsg % 100
+    return np.sin(phase).astype(np.float32)
+
+
+def embed_places(
+    run: Run, *, dim: int = 8, int8: bool = False, model: dict[str, Any] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Write embeddings of `place_values`, with a nodata corner in each tile.
+
+    Returns:
+        What a reader should get for each tile: (H, W, C) float32, dequantised.
+    """
+    expected = {}
+    for tile in planned_tiles(run):
+        values = place_values(tile, dim)
+        values[: tile.size // 4, : tile.size // 3] = np.nan
+        expected[tile.name] = write_tile(run, tile, values, int8=int8, model=model)
+    return expected
+
+
+def write_tile(
+    run: Run,
+    tile: PlannedTile,
+    values_hwc: NDArray[np.float32],
+    *,
+    int8: bool = False,
+    model: dict[str, Any] | None = None,
+    checkpoint: str = "ab" * 32,
+) -> NDArray[np.float32]:
+    """Write one embedding as the engine does; what a reader should get for it."""
+    fields = {
+        "model": model or MODEL,
+        "data_source": "mpc",
+        "window": {"start": WINDOW[0], "end": WINDOW[1]},
+        "nodata_pixels": int(np.isnan(values_hwc[..., 0]).sum()),
+    }
+    inputs = {"checkpoint": checkpoint}
+    if not int8:
+        write_embedding(run.embeddings, tile.name, values_hwc, None, inputs=inputs, fields=fields)
+        return values_hwc
+    scales = (np.abs(values_hwc).max(axis=2) / 127).astype(np.float32)
+    codes = np.nan_to_num(np.rint(values_hwc / scales[..., None])).astype(np.int8)
+    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields=fields)
+    return codes.astype(np.float32) * scales[..., None]
