@@ -98,6 +98,7 @@ def read_labels(
     layer = _choose_layer(path, layer, section)
     info = _info(path, layer)
     crs = _crs(path, info["crs"])
+    _check_degrees(path, crs, info["total_bounds"])
     wanted = [class_attribute] + ([group_attribute] if group_attribute is not None else [])
     available = [str(name) for name in info["fields"]]
     for name in wanted:
@@ -119,9 +120,7 @@ def read_labels(
         "invalid outlines repaired": int((repaired & keep).sum()),
         "features without a group, each taken as its own": int((ungrouped & keep).sum()),
     }
-    labels = LabelSet(path, crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
-    _check_degrees(labels)
-    return labels
+    return LabelSet(path, crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
 
 
 def _choose_layer(path: Path, layer: str | None, section: str) -> str:
@@ -252,14 +251,15 @@ def _polygons_of(geometry: Any) -> Any:
     return shapely.union_all(parts) if parts else shapely.MultiPolygon()
 
 
-def _check_degrees(labels: LabelSet) -> None:
-    if len(labels) == 0 or not labels.crs.is_geographic:
+def _check_degrees(path: Path, crs: CRS, bounds: Sequence[float] | None) -> None:
+    """Refuse metres that are declared as degrees (a GeoJSON in another CRS than RFC 7946 asks for)."""
+    if bounds is None or not crs.is_geographic or not np.isfinite(bounds).all():
         return
-    west, south, east, north = shapely.total_bounds(labels.geometries_n)
+    west, south, east, north = bounds
     if not (west >= -361 and east <= 361 and south >= -91 and north <= 91):
         raise SmaltiError(
-            f"{labels.path}: is declared in degrees ({labels.crs.name}) but holds coordinates like "
-            f"({west:.0f}, {south:.0f}): declare its true coordinate reference system"
+            f"{path}: is in degrees by its coordinate reference system ({crs.name}) but holds coordinates like "
+            f"({west:.0f}, {south:.0f}): declare the one they are in"
         )
 
 
