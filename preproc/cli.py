@@ -27,6 +27,9 @@ app = typer.Typer(
     "Exit codes: 0 complete, 1 some outputs failed (listed at the end), 2 wrong input, 75 interrupted or busy.",
 )
 
+container_app = typer.Typer(no_args_is_help=True, help="The engine's container image.")
+app.add_typer(container_app, name="container", rich_help_panel="On a cluster")
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, with its run.toml.")]
 ShardOption = Annotated[
     str,
@@ -34,7 +37,13 @@ ShardOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Build again what is complete.")]
 
+SiteOption = Annotated[
+    str | None,
+    typer.Option("--site", metavar="SITE", help="Another profile than [site] profile: a name or a .toml file."),
+]
+
 _STAGES = "Stages, in order"
+_CLUSTER = "On a cluster"
 _START = "Start here"
 _LOOK = "Look"
 
@@ -157,28 +166,87 @@ def report(run: RunArgument, force: ForceOption = False) -> None:
     _stage("report", run, force=force)
 
 
+@app.command(rich_help_panel=_CLUSTER)
+def submit(
+    run: RunArgument,
+    site: SiteOption = None,
+    stages: Annotated[str | None, typer.Option(metavar="A,B", help="Only these stages.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print scripts, resources and cost.")] = False,
+) -> None:
+    """Queue what is missing as Slurm arrays that wait for each other."""
+    from preproc.cluster.submit import Request, submit
+    from preproc.config import load_config
+
+    print(submit(Run(run), load_config(Run(run)), Request(site, stages, dry_run)))
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def resubmit(run: RunArgument, site: SiteOption = None) -> None:
+    """Queue again what failed, beside what is still queued."""
+    from preproc.cluster.submit import Request, submit
+    from preproc.config import load_config
+
+    print(submit(Run(run), load_config(Run(run)), Request(site, again=True)))
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def cancel(run: RunArgument) -> None:
+    """Cancel the queued jobs of a run; what is complete stays."""
+    from preproc.cluster.submit import cancel
+
+    print(cancel(Run(run)))
+
+
+@app.command(rich_help_panel=_CLUSTER)
+def doctor(
+    run: RunArgument,
+    site: SiteOption = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Also look from a short job on the GPU partition.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Look for everything that would make jobs fail, before they are queued. Exit code 1 if something would."""
+    from preproc.cluster.doctor import Verdict, examine
+    from preproc.config import load_config
+
+    findings = examine(Run(run), load_config(Run(run)), site, probe=probe)
+    print(findings.as_json() if as_json else findings.as_text())
+    if findings.worst is Verdict.FAILED:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@container_app.command("build")
+def container_build(
+    flavour: Annotated[str, typer.Argument(metavar="cuda|rocm|cpu")],
+    output: Annotated[Path | None, typer.Option(help="The image; smalti-<kind>.sif here by default.")] = None,
+    base: Annotated[str | None, typer.Option(help="Another base: an image's name, localimage:FILE ...")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="Folder of wheels: build without the network.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep downloaded layers there.")] = None,
+) -> None:
+    """Build the engine's image with apptainer or singularity, test it and record its checksum."""
+    from preproc.cluster.image import ImageRequest, build_image
+
+    target = output or Path(f"smalti-{flavour}.sif")
+    print(build_image(ImageRequest(flavour, target, base, wheels, cache)))
+
+
 @app.command(rich_help_panel=_LOOK)
 def status(
     run: RunArgument,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Verify every checksum (reads all bytes).")] = False,
+    watch: Annotated[float, typer.Option("--watch", metavar="SECONDS", help="Look again until all is over.")] = 0,
 ) -> None:
-    """Show what is done, missing, stale and broken. Exit code 0 if all is complete, 1 otherwise."""
-    from preproc import status as looking
+    """Show what is done, missing, stale and broken, and the jobs. Exit code 0 if all is complete, 1 otherwise."""
+    from preproc.cluster.overview import look, show
     from preproc.config import load_config
 
-    directory = Run(run)
-    statuses = looking.run_status(directory, load_config(directory), checksums=deep)
+    config = load_config(Run(run))
+    overview = look(Run(run), config, checksums=deep)
     if as_json:
-        print(json.dumps(looking.as_json(statuses), indent=1))
+        print(json.dumps(overview.as_json(), indent=1))
     else:
-        from rich.console import Console
-
-        Console(soft_wrap=True, highlight=False).print(looking.as_table(directory, statuses))
-        for entry in statuses:
-            for name, reason in list(entry.problems.items())[:20]:
-                print(f"{entry.stage}: {name}: {reason}")
-    if not all(entry.complete for entry in statuses):
+        overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
+    if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -187,6 +255,8 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # batch systems send it twice; tidying up is not to be interrupted
+        signal.signal(number, signal.SIG_IGN)
     raise _Interrupted
 
 

@@ -1,0 +1,88 @@
+"""A run as a whole: its outputs stage by stage, and its batch jobs where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from infer.contract import Run
+from preproc import status
+from preproc.cluster import view
+from preproc.cluster.tasks import QueueView, look_at_queue
+from preproc.config import Config
+
+_PROBLEMS = 20
+"""Damaged or stale outputs that are listed a stage."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What `smalti status` shows."""
+
+    run: Run
+    stages: list[status.StageStatus]
+    queue: QueueView | None
+    """None for a run that was never submitted."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is."""
+        return all(entry.complete for entry in self.stages)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is queued or running that could change it."""
+        busy = ("running", "pending", "requeued", "unknown")
+        jobs = self.queue.jobs if self.queue is not None else []
+        return self.complete or not any(job.counts.get(state) for job in jobs for state in busy)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        jobs = [] if self.queue is None else view.as_json(self.queue)
+        note = "" if self.queue is None else self.queue.note
+        return {"complete": self.complete, "stages": status.as_json(self.stages), "jobs": jobs, "note": note}
+
+    def picture(self) -> RenderableType:
+        """For people."""
+        parts: list[RenderableType] = [status.as_table(self.run, self.stages)]
+        for entry in self.stages:
+            problems = list(entry.problems.items())[:_PROBLEMS]
+            parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
+        if self.queue is not None:
+            parts += [Text(), view.renderable(self.queue)]
+        return Group(*parts)
+
+
+def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
+    """Look at outputs and jobs.
+
+    Args:
+        run: the run directory.
+        config: its settings.
+        checksums: read every byte of the outputs.
+    """
+    queue = look_at_queue(run, config)
+    return Overview(run, status.run_status(run, config, checksums=checksums), queue)
+
+
+def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> Overview:
+    """Print an overview; with `watch_s` above 0 look again every so many seconds until nothing is left to happen.
+
+    Returns:
+        The last one.
+    """
+    if watch_s <= 0:
+        Console(soft_wrap=True, highlight=False).print(overview.picture())
+        return overview
+    latest = [overview]
+
+    def draw() -> tuple[RenderableType, bool]:
+        latest[0] = again()
+        return latest[0].picture(), latest[0].over
+
+    view.watch(draw, watch_s)
+    return latest[0]
