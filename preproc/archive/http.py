@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import time
+from typing import Any
+
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
@@ -10,6 +14,8 @@ from infer.contract import EXIT_TRY_AGAIN, SOFTWARE, SmaltiError
 
 ATTEMPTS = 6
 """Tries after the first one."""
+BODY_ATTEMPTS = 4
+"""Tries when an answer breaks off."""
 BACKOFF_S = 0.5
 """Seconds before the second retry (the first comes at once); doubled for each further one, plus jitter."""
 BACKOFF_MAX_S = 60.0
@@ -25,25 +31,42 @@ class ServiceError(SmaltiError):
     exit_code = EXIT_TRY_AGAIN
 
 
-def retries(*, transient: tuple[int, ...] = TRANSIENT) -> Retry:
+def retries() -> Retry:
     """The retry policy: exponential with jitter, `Retry-After` honoured, POST included (searches change nothing)."""
     return Retry(
         total=ATTEMPTS,
         backoff_factor=BACKOFF_S,
         backoff_max=BACKOFF_MAX_S,
         backoff_jitter=BACKOFF_S,
-        status_forcelist=transient,
+        status_forcelist=TRANSIENT,
         allowed_methods=None,
         respect_retry_after_header=True,
         raise_on_status=False,
     )
 
 
-def open_session(*, transient: tuple[int, ...] = TRANSIENT) -> requests.Session:
-    """A session with the retry policy; close it after use."""
+class _WholeAnswers(HTTPAdapter):
+    """Reads an answer to its end before it hands it out, so that a broken or truncated body is retried as well."""
+
+    def send(self, *arguments: Any, **options: Any) -> requests.Response:
+        """As the base class does, and the whole body with it."""
+        for attempt in range(BODY_ATTEMPTS, 0, -1):
+            answer = super().send(*arguments, **options)
+            try:
+                _ = answer.content
+                break
+            except requests.RequestException:
+                if attempt == 1:
+                    raise
+                time.sleep(BACKOFF_S * (1 + random.random()))
+        return answer
+
+
+def open_session() -> requests.Session:
+    """A session with the retry policy; for small answers, which are held in memory. Close it after use."""
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retries(transient=transient)))
+        session.mount(scheme, _WholeAnswers(max_retries=retries()))
     session.headers["User-Agent"] = SOFTWARE.replace(" ", "/")
     return session
 

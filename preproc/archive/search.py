@@ -10,13 +10,14 @@ from typing import Any
 import pystac
 import shapely
 from pystac_client import Client
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError, ParametersError
 from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
-from preproc.archive.http import TIMEOUT_S, TRANSIENT, ServiceError, brief, retries
+from preproc.archive.http import TIMEOUT_S, TRANSIENT, ServiceError, brief, open_session
 from preproc.archive.sources import Catalogue, Item
 from preproc.progress import progress
 from preproc.region import Region, polygons_of
@@ -25,6 +26,20 @@ MARGIN_DEGREES = 0.01
 """Footprints are drawn with few vertices: what lies this near is asked for too."""
 MAX_VERTICES = 400
 """Of the geometry that is sent; a finer region is simplified outwards."""
+
+
+_NOT_STAC = (
+    ParametersError,
+    ClientTypeError,
+    pystac.STACError,
+    pystac.STACTypeError,
+    NotImplementedError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
+"""What the client raises when an answer is not what STAC says it should be."""
 
 
 def search_api(catalogue: Catalogue, url: str | None, region: Region, start: date, end: date) -> list[Item]:
@@ -42,7 +57,7 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
         SmaltiError: the address is not that of a STAC API with the collections needed.
     """
     address = url or catalogue.url
-    stac_io = _CompletePages(max_retries=retries(), timeout=TIMEOUT_S)
+    stac_io = _CompletePages(timeout=TIMEOUT_S)
     query: dict[str, Any] = {
         "collections": [name for product in catalogue.products for name in product.collections],
         "datetime": f"{start}T00:00:00Z/{end + timedelta(days=1)}T00:00:00Z",
@@ -57,8 +72,9 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
         if status is not None and status not in TRANSIENT:
             hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
             raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
-        raise ServiceError(f"{address}: the catalogue cannot be searched: {brief(error)}: try again later") from error
-    except (ParametersError, pystac.STACError, NotImplementedError, ValueError, KeyError) as error:
+        said = f"{status} {_first_line(error)}" if status is not None else brief(error)
+        raise ServiceError(f"{address}: the catalogue cannot be searched: {said}: try again later") from error
+    except _NOT_STAC as error:
         raise SmaltiError(f"{address}: does not answer like a STAC API: {_first_line(error)}") from error
     finally:
         stac_io.session.close()
@@ -120,6 +136,10 @@ def _first_line(error: BaseException) -> str:
 
 class _CompletePages(StacApiIO):
     """Follows `next` links to the end: an empty page in the middle does not end the search, a loop does not hang it."""
+
+    def __init__(self, timeout: tuple[float, float]) -> None:
+        super().__init__(timeout=timeout, max_retries=None)
+        self.session = open_session()
 
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,13 +12,13 @@ from urllib.parse import urlsplit
 import pyarrow
 import pyarrow.parquet
 import pystac
+import requests
 import shapely
-from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
+from pystac.stac_io import DefaultStacIO
 
 from infer.contract import SmaltiError
 from preproc.archive.hrefs import is_url
-from preproc.archive.http import TIMEOUT_S, brief, fetch_bytes, open_session, retries
+from preproc.archive.http import brief, fetch_bytes, open_session
 from preproc.archive.sources import Item
 
 _WHAT = "[archive] href"
@@ -71,30 +70,43 @@ def _read_json(href: str) -> Any:
         raise SmaltiError(f"{href}: {_WHAT} is not valid JSON: {error}") from error
 
 
+class _Reading(DefaultStacIO):
+    """Reads the files of a static catalogue, over HTTP with retries."""
+
+    def __init__(self, session: requests.Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def read_text_from_href(self, href: str) -> str:
+        if is_url(href):
+            return fetch_bytes(self.session, href, "a file of the catalogue").decode()
+        try:
+            return Path(href).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SmaltiError(f"{href}: a file of the catalogue cannot be read: {error.strerror}") from error
+
+
 def _walk(href: str) -> Iterator[tuple[Item, str]]:
     """The items of a static catalogue, depth first."""
-    stac_io = StacApiIO(max_retries=retries(), timeout=TIMEOUT_S)
-    try:
-        catalogue = pystac.read_file(href, stac_io=stac_io)
-        assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
-        for item in catalogue.get_items(recursive=True):
-            own = item.get_self_href() or href
-            yield item.to_dict(include_self_link=False, transform_hrefs=False), own
-    except (APIError, OSError) as error:
-        raise SmaltiError(f"{href}: the catalogue cannot be read to its end: {brief(error)}") from error
-    except (pystac.STACError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SmaltiError(f"{href}: the catalogue is not valid STAC: {brief(error)}") from error
-    finally:
-        stac_io.session.close()
+    with open_session() as session:
+        try:
+            catalogue = pystac.read_file(href, stac_io=_Reading(session))
+            assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
+            for item in catalogue.get_items(recursive=True):
+                own = item.get_self_href() or href
+                yield item.to_dict(include_self_link=False, transform_hrefs=False), own
+        except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            cause = error.__context__ if isinstance(error.__context__, SmaltiError) else error
+            raise SmaltiError(f"{href}: the catalogue cannot be read to its end: {brief(cause)}") from error
 
 
 _ITEM_COLUMNS = ("type", "stac_version", "stac_extensions", "id", "collection", "links", "assets")
 
 
 def _read_parquet(href: str) -> Iterator[Item]:
-    source = pyarrow.BufferReader(_read_bytes(href)) if is_url(href) else _read_bytes(href)
+    content = _read_bytes(href)
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(source) if isinstance(source, bytes) else source)
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise SmaltiError(f"{href}: {_WHAT} cannot be read as parquet: {brief(error)}") from error
     missing = {"id", "assets", "geometry"} - set(table.column_names)
