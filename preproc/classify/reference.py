@@ -134,9 +134,9 @@ def _look_up(points: LabelSet, class_map: ClassMap) -> NDArray[np.int32]:
         moved = to_zone(points, epsg)
         with rasterio.open(path) as raster:
             for index in np.flatnonzero((codes_n == 0) & ~shapely.is_missing(moved)):
-                column, row = ~raster.transform * (moved[index].x, moved[index].y)
+                row, column = (int(value) for value in raster.index(moved[index].x, moved[index].y))
                 if 0 <= column < raster.width and 0 <= row < raster.height:
-                    codes_n[index] = raster.read(1, window=Window(int(column), int(row), 1, 1))[0, 0]
+                    codes_n[index] = raster.read(1, window=Window(column, row, 1, 1))[0, 0]
     return codes_n
 
 
