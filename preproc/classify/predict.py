@@ -1,0 +1,141 @@
+"""The `predict` stage: embeddings and classifier -> classes and confidence, tile by tile, then the map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import (
+    Embedding,
+    PlannedTile,
+    Run,
+    SmaltiError,
+    embedding_paths,
+    planned_tiles,
+    read_embedding,
+    read_manifest,
+    sha256_json,
+)
+from preproc.classify.model import KIND as CLASSIFIER_KIND
+from preproc.classify.model import Classifier, load_classifier, model_manifest
+from preproc.classify.predicted import KIND as TILE_KIND
+from preproc.classify.predicted import combine, prediction_paths, write_prediction
+from preproc.classify.wallmap import KIND as MAP_KIND
+from preproc.classify.wallmap import build_map, map_manifest
+from preproc.config import Config
+from preproc.raster.facts import gather_facts
+from preproc.raster.legend import LegendEntry
+from preproc.stage import Unit
+
+_PIXELS = 1 << 15
+"""Pixels classified at a time: 16 MiB of 128 float32 numbers."""
+
+
+class PredictStage:
+    """`smalti predict`: every tile, then the map of all."""
+
+    name = "predict"
+    noun = "tiles and the map"
+    sharded = False
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """The tiles in the order of the plan, then the map."""
+        del config  # what decides is in the classifier and the embeddings
+        facts = gather_facts(run)
+        classifier = classifier_fingerprint(run)
+        inputs = {
+            "classifier": classifier,
+            "embeddings": facts.fingerprint,
+            "model": [facts.model, facts.label, facts.trained],
+            "window": list(facts.window),
+            "archive": [facts.archive, *facts.data_sources],
+        }
+        return [*_tile_units(run, classifier), Unit("map", map_manifest(run), MAP_KIND, inputs)]
+
+    @contextmanager
+    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+        """A function that predicts a tile, or joins the tiles."""
+        del config
+        classifier = _fitting_classifier(run)
+        tiles = {tile.name: tile for tile in planned_tiles(run)}
+
+        def build(unit: Unit) -> None:
+            if unit.kind == MAP_KIND:
+                legend = [LegendEntry(entry.code, entry.name, entry.color) for entry in classifier.classes]
+                build_map(run, legend, unit)
+            else:
+                _predict_tile(run, classifier, tiles[unit.name], unit)
+
+        yield build
+
+
+class PredictTilesStage(PredictStage):
+    """The tiles alone, in shards; `smalti predict` without --shard joins them afterwards."""
+
+    noun = "tiles"
+    sharded = True
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """The tiles in the order of the plan."""
+        return [unit for unit in super().units(run, config) if unit.kind == TILE_KIND]
+
+
+def classifier_fingerprint(run: Run) -> str:
+    """SHA-256 over the classifier's files and legend.
+
+    Raises:
+        FormatError: if there is none.
+    """
+    manifest = read_manifest(model_manifest(run), CLASSIFIER_KIND, remedy=f"run `smalti train {run.root}`")
+    return sha256_json([manifest["files"], manifest.get("classes"), manifest.get("dim")])
+
+
+def _tile_units(run: Run, classifier: str) -> list[Unit]:
+    units = []
+    for tile in planned_tiles(run):
+        manifest = read_manifest(
+            embedding_paths(run.embeddings, tile.name)[2], "embedding", remedy=f"run `smalti infer {run.root}`"
+        )
+        inputs = {"classifier": classifier, "embedding": sha256_json(manifest["files"])}
+        units.append(Unit(tile.name, prediction_paths(run, tile.name)[1], TILE_KIND, inputs))
+    return units
+
+
+def _fitting_classifier(run: Run) -> Classifier:
+    classifier = load_classifier(run)
+    dim = gather_facts(run).dim
+    if dim != classifier.dim:
+        raise SmaltiError(
+            f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have {dim}: "
+            f"run `smalti sample {run.root}` and `smalti train {run.root}` again"
+        )
+    return classifier
+
+
+def _predict_tile(run: Run, classifier: Classifier, tile: PlannedTile, unit: Unit) -> None:
+    embedding = read_embedding(run.embeddings, tile.name)
+    if embedding.shape_hwc != (tile.size, tile.size, classifier.dim):
+        raise SmaltiError(
+            f"{run.embeddings / tile.name}.npy: {embedding.shape_hwc}, expected "
+            f"{(tile.size, tile.size, classifier.dim)}: run `smalti infer {run.root}` again"
+        )
+    write_prediction(run, tile.name, classify(embedding, classifier), unit.inputs)
+
+
+def classify(embedding: Embedding, classifier: Classifier) -> NDArray[np.uint8]:
+    """(H, W, 2) class codes and confidence of a tile, some rows at a time; of equals the lower code wins."""
+    height, width, _ = embedding.shape_hwc
+    codes_k = np.array([entry.code for entry in classifier.classes], dtype=np.uint8)
+    step = max(1, _PIXELS // width)
+    strips = []
+    for top in range(0, height, step):
+        values_hwc = embedding.window(slice(top, min(top + step, height)), slice(None))
+        valid_hw: NDArray[Any] = ~np.isnan(values_hwc[..., 0])
+        shares_nk = classifier.predict_proba(values_hwc[valid_hw])
+        best_n = shares_nk.argmax(axis=1)
+        strips.append(combine(valid_hw, codes_k[best_n], shares_nk[np.arange(len(best_n)), best_n]))
+    return np.concatenate(strips)

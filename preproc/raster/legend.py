@@ -1,0 +1,88 @@
+"""The classes of a map for the programs people open it with: colour table, QGIS style, GDAL categories, CSV. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+NODATA_NAME = "no data"
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One class."""
+
+    code: int
+    """1..255; 0 is nodata."""
+    name: str
+    color: str
+    """'#rrggbb'."""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, 0..255."""
+        return int(self.color[1:3], 16), int(self.color[3:5], 16), int(self.color[5:7], 16)
+
+
+def colour_table(entries: Sequence[LegendEntry]) -> dict[int, tuple[int, int, int, int]]:
+    """Value -> red, green, blue, alpha of a GeoTIFF's colour table; nodata is transparent."""
+    table = {0: (0, 0, 0, 0)}
+    table.update({entry.code: (*entry.rgb, 255) for entry in entries})
+    return table
+
+
+def legend_csv(entries: Sequence[LegendEntry]) -> bytes:
+    """code,name,color with a header line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("code", "name", "color"))
+    writer.writerows((entry.code, entry.name, entry.color) for entry in entries)
+    return stream.getvalue().encode()
+
+
+def legend_tags(entries: Sequence[LegendEntry]) -> dict[str, str]:
+    """GeoTIFF tags SMALTI_CLASS_<code> with the names."""
+    return {f"SMALTI_CLASS_{entry.code}": entry.name for entry in entries}
+
+
+def qgis_style(entries: Sequence[LegendEntry]) -> bytes:
+    """A .qml file: QGIS applies it by itself when it stands beside the raster with the same name."""
+    root = Element("qgis", version="3.22.0", styleCategories="AllStyleCategories")
+    renderer = SubElement(
+        SubElement(root, "pipe"), "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1"
+    )
+    palette = SubElement(renderer, "colorPalette")
+    for entry in entries:
+        SubElement(palette, "paletteEntry", value=str(entry.code), color=entry.color, alpha="255", label=entry.name)
+    return b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _text(root)
+
+
+def gdal_categories(entries: Sequence[LegendEntry]) -> bytes:
+    """A .aux.xml file: category names and a raster attribute table, as GDAL, R's terra and ArcGIS read them."""
+    root = Element("PAMDataset")
+    band = SubElement(root, "PAMRasterBand", band="1")
+    names = {entry.code: entry.name for entry in entries} | {0: NODATA_NAME}
+    categories = SubElement(band, "CategoryNames")
+    for code in range(max(names) + 1):
+        SubElement(categories, "Category").text = names.get(code, "")
+    table = SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    # name, type (0 whole number, 2 text), usage (5 value, 2 name, 6..8 red, green, blue): GDAL's RAT model
+    fields = (("Value", 0, 5), ("Class_Name", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+    for index, (name, kind, usage) in enumerate(fields):
+        field = SubElement(table, "FieldDefn", index=str(index))
+        for key, value in (("Name", name), ("Type", kind), ("Usage", usage)):
+            SubElement(field, key).text = str(value)
+    for index, entry in enumerate(entries):
+        row = SubElement(table, "Row", index=str(index))
+        for value in (entry.code, entry.name, *entry.rgb):
+            SubElement(row, "F").text = str(value)
+    return _text(root)
+
+
+def _text(root: Element) -> bytes:
+    indent(root, " ")
+    text: bytes = tostring(root, encoding="utf-8")
+    return text + b"\n"
