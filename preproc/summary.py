@@ -12,7 +12,7 @@ def summarise(run: Run, config: Config) -> str:
     Raises:
         SmaltiError: if a manifest is not what it should be.
     """
-    lines = []
+    lines: list[str] = []
     mosaic = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy=f"run `smalti stitch {run.root}`")
     lines += _files("embeddings", run, "mosaic", mosaic, ".tif")
     if config.labels is not None:
