@@ -1,0 +1,193 @@
+"""Train or distil a small v2 student on tiles.
+
+python -m infer.pretrain OUT --tiles DIR [--tiles DIR ...]
+torchrun --nproc-per-node 4 -m infer.pretrain OUT --tiles DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from infer.contract import SmaltiError
+from infer.pretrain.batches import Place
+from infer.pretrain.loop import Habits, Training, say
+from infer.pretrain.network import Shape
+from infer.pretrain.options import Recipe
+from infer.pretrain.state import Folder
+from infer.pretrain.teacher import Teacher
+from infer.pretrain.tiles import open_tiles
+from infer.pretrain.views import Noise
+
+_PLAIN = (
+    "steps",
+    "batch",
+    "groups",
+    "learning_rate",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "redundancy",
+    "prefix_weight",
+    "direct_weight",
+    "projector",
+    "reach",
+    "shortest",
+    "longest",
+    "ema",
+    "seed",
+)
+"""Entries of the recipe that are options of their own."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments; those of the recipe have its defaults."""
+    parser = argparse.ArgumentParser(prog="python -m infer.pretrain", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder of this training; the same command goes on where it stopped")
+    parser.add_argument(
+        "--tiles", type=Path, action="append", required=True, help="a tile or a folder of tiles; may be repeated"
+    )
+    parser.add_argument(
+        "--weight", type=float, action="append", help="how often each --tiles is drawn, in their order (default 1)"
+    )
+    parser.add_argument("--teacher", type=Path, help="distil this checkpoint instead of Barlow Twins")
+    recipe = parser.add_argument_group("recipe")
+    default = Recipe()
+    for name in _PLAIN:
+        value = getattr(default, name)
+        recipe.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+    for item in fields(Shape):
+        value = getattr(default.shape, item.name)
+        recipe.add_argument(f"--{item.name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+    recipe.add_argument("--noise", type=float, default=1.0, help="factor on the noise added to views (default 1)")
+    recipe.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    habits = parser.add_argument_group("habits (they do not change the weights)")
+    habits.add_argument("--save-every", type=int, default=500, help="steps between states (default 500)")
+    habits.add_argument("--record-every", type=int, default=50, help="steps between lines of metrics (default 50)")
+    habits.add_argument("--threads", type=int, help="of torch on a CPU; equal results need equal numbers")
+    habits.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm)")
+    habits.add_argument("--label", default="student trained by smalti", help="what the checkpoint calls itself")
+    return parser
+
+
+def scaled(noise: Noise, factor: float) -> Noise:
+    """Noise times a factor; the chances of losing a modality stay."""
+    names = [item.name for item in fields(noise) if not item.name.startswith("drop")]
+    return replace(noise, **{name: getattr(noise, name) * factor for name in names})
+
+
+def recipe_of(arguments: argparse.Namespace, teacher: Teacher | None) -> Recipe:
+    """The recipe that the arguments ask for.
+
+    Raises:
+        SmaltiError: for values out of range.
+    """
+    if arguments.noise < 0:
+        raise SmaltiError(f"--noise {arguments.noise}: must not be negative")
+    shape = Shape(**{item.name: getattr(arguments, item.name) for item in fields(Shape)})
+    prefixes = (*(size for size in (16, 32, 64) if size < shape.repr_dim), shape.repr_dim)
+    return Recipe(
+        shape=shape,
+        prefixes=prefixes,
+        noise=scaled(Noise(), arguments.noise),
+        precision=arguments.precision,
+        teacher=None if teacher is None else teacher.checkpoint.sha256,
+        **{name: getattr(arguments, name) for name in _PLAIN},
+    )
+
+
+def choose(name: str) -> torch.device:
+    """The device; under torchrun each process takes the accelerator of its local rank."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise SmaltiError("--device cuda: torch sees no accelerator here: use --device cpu")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    if name != "cpu":
+        raise SmaltiError(f"--device {name}: expected auto, cpu or cuda")
+    return torch.device("cpu")
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Place]:
+    """This process's place among those that torchrun started; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Place()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Place(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`: the step is finished and the state saved."""
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Run or resume the training that the arguments describe."""
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise SmaltiError(f"--threads {arguments.threads}: must be at least 1")
+        torch.set_num_threads(arguments.threads)
+    if min(arguments.save_every, arguments.record_every) < 1:
+        raise SmaltiError("--save-every and --record-every must be at least 1")
+    weights = arguments.weight or [1.0] * len(arguments.tiles)
+    if len(weights) != len(arguments.tiles) or min(weights) <= 0:
+        raise SmaltiError("--weight: give one above 0 for each --tiles, or none")
+    device = choose(arguments.device)
+    teacher = None if arguments.teacher is None else Teacher(arguments.teacher, device)
+    recipe = recipe_of(arguments, teacher)
+    tiles = open_tiles(arguments.tiles, weights)
+    stop = threading.Event()
+    with processes(device) as place, stopping(stop):
+        if recipe.groups % place.world:
+            raise SmaltiError(f"--groups {recipe.groups}: must be a multiple of the {place.world} processes")
+        habits = Habits(device, place, arguments.save_every, arguments.record_every, arguments.label)
+        training = Training(Folder(arguments.out), recipe, tiles, habits, teacher)
+        return training.run(stop)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code (see `infer.contract.errors`).
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        return train(arguments)
+    except SmaltiError as error:
+        say(str(error))
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The training loop: schedule, steps, records, and states that resume bit for bit."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, SmaltiError
+from infer.pretrain.batches import Batch, Place, stream, watched_views
+from infer.pretrain.ema import Average
+from infer.pretrain.network import Student
+from infer.pretrain.objective import Distilled, Twins
+from infer.pretrain.options import Recipe
+from infer.pretrain.state import (
+    Folder,
+    claim,
+    export,
+    load_state,
+    read_metrics,
+    save_state,
+    state_content,
+    write_metrics,
+)
+from infer.pretrain.teacher import Teacher
+from infer.pretrain.tiles import TileSet
+from infer.pretrain.views import View
+from infer.pretrain.watch import health, steadiness
+
+_LAST_RATE = 0.02
+"""Part of the learning rate that is left at the end."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What does not change the result."""
+
+    device: torch.device
+    place: Place = field(default_factory=Place)
+    save_every: int = 500
+    """Steps between states."""
+    record_every: int = 50
+    """Steps between lines of metrics. (The lines change with it, the weights do not.)"""
+    label: str = "student trained by smalti"
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Rate of step `step` (from 0): a linear warm-up, then half a cosine."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def parameter_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors (biases and norms) without."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class Training:
+    """One training in one folder; `run` takes it from where it is to the end, or to `stop`."""
+
+    def __init__(self, folder: Folder, recipe: Recipe, tiles: TileSet, habits: Habits, teacher: Teacher | None) -> None:
+        """Build everything and take up a state that is there.
+
+        Raises:
+            SmaltiError: if the folder belongs to another recipe, or its state is damaged.
+        """
+        self.folder, self.recipe, self.tiles, self.habits, self.teacher = folder, recipe, tiles, habits, teacher
+        if habits.place.rank == 0:
+            claim(folder, recipe, tiles)
+        torch.manual_seed(recipe.seed)
+        student = Student(recipe.shape)
+        objective = Twins(student, recipe) if teacher is None else Distilled(student, recipe, teacher.dim)
+        self.objective: nn.Module = objective.to(habits.device)
+        self.student = student
+        self.average = Average(student, recipe.ema)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(self.objective, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        )
+        self.step, self._loss_sum, self._loss_count = 0, 0.0, 0
+        self._resume()
+        self.records = read_metrics(folder, self.step) if habits.place.rank == 0 else []
+        self._watched = watched_views(tiles, recipe)
+        if habits.place.world > 1:
+            ids = [habits.device] if habits.device.type == "cuda" else None
+            self._step_module: nn.Module = DistributedDataParallel(self.objective, device_ids=ids)
+        else:
+            self._step_module = self.objective
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        state = load_state(self.folder)
+        if state is None:
+            return
+        self.objective.load_state_dict(state["objective"])
+        self.average.module.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self._loss_sum, self._loss_count = state["step"], state["loss_sum"], state["loss_count"]
+
+    def save(self) -> None:
+        """Write state, metrics and plot (first process only)."""
+        if self.habits.place.rank != 0:
+            return
+        write_metrics(self.folder, self.records)
+        content = state_content(
+            step=self.step,
+            loss_sum=self._loss_sum,
+            loss_count=self._loss_count,
+            objective=self.objective.state_dict(),
+            average=self.average.module.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+        )
+        save_state(self.folder, content)
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        device = self.habits.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            second: Any = batch.prefix if batch.target is None else batch.target
+            loss: torch.Tensor = self._step_module(batch.view, second)
+        return loss
+
+    def _train_on(self, batch: Batch) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        loss = self._forward(batch.to(self.habits.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise SmaltiError(
+                f"{self.folder.root}: the loss is not finite at step {self.step}: lower --learning-rate "
+                "(the last state is kept)",
+                exit_code=EXIT_FAILED,
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
+        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip))
+        self.optimiser.step()
+        self.average.update(self.student, self.step)
+        self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
+        self.step += 1
+        return norm
+
+    @torch.no_grad()
+    def _embed(self, view: View) -> torch.Tensor:
+        module = self.average.module
+        moved = View(*(getattr(view, name).to(self.habits.device) for name in View.__dataclass_fields__))
+        out: torch.Tensor = module(moved)
+        return out.cpu()
+
+    def _record(self, norm: float) -> None:
+        if self.habits.place.rank != 0:
+            return
+        whole, part = (self._embed(view) for view in self._watched)
+        state = health(whole)
+        plain, centred = steadiness(whole, part)
+        record = {
+            "step": self.step,
+            "loss": self._loss_sum / max(1, self._loss_count),
+            "learning_rate": learning_rate(self.recipe, self.step - 1),
+            "gradient_norm": norm,
+            "effective_rank": state.effective_rank,
+            "spread_min": state.spread_min,
+            "spread_median": state.spread_median,
+            "cosine": plain,
+            "cosine_centred": centred,
+        }
+        self.records.append(record)
+        say(
+            f"step {self.step}/{self.recipe.steps}  loss {record['loss']:.4f}  rank {state.effective_rank:.1f}  "
+            f"spread {state.spread_min:.3f}..{state.spread_median:.3f}  cosine {plain:.4f} (centred {centred:.3f})"
+            + ("  COLLAPSED" if state.collapsed else "")
+        )
+        self._loss_sum, self._loss_count = 0.0, 0
+
+    def _asked_to_stop(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to: they all have to stop at the same step."""
+        if self.habits.place.world == 1:
+            return stop.is_set()
+        flag = torch.tensor([float(stop.is_set())], device=self.habits.device)
+        dist.all_reduce(flag)
+        return bool(flag.item() > 0)
+
+    def run(self, stop: threading.Event) -> int:
+        """Train to the end, save and export.
+
+        Returns:
+            EXIT_OK, or EXIT_TRY_AGAIN when `stop` was set (the state is saved).
+
+        Raises:
+            SmaltiError: if the loss is not finite or the embeddings have collapsed.
+        """
+        target = self.teacher
+        for _, batch in stream(self.tiles, self.recipe, self.step, self.habits.place, target):
+            norm = self._train_on(batch)
+            if self.step % self.habits.record_every == 0 or self.step == self.recipe.steps:
+                self._record(norm)
+            if self._asked_to_stop(stop):
+                self.save()
+                say(f"stopped at step {self.step}: the same command goes on from there")
+                return EXIT_TRY_AGAIN
+            if self.step % self.habits.save_every == 0 or self.step == self.recipe.steps:
+                self.save()
+        self._finish()
+        return EXIT_OK
+
+    def _finish(self) -> None:
+        if self.habits.place.rank != 0:
+            return
+        if health(self._embed(self._watched[0])).collapsed:
+            raise SmaltiError(
+                f"{self.folder.root}: the embeddings have collapsed, nothing is exported: see curve.svg, "
+                "train longer or lower --learning-rate",
+                exit_code=EXIT_FAILED,
+            )
+        write_metrics(self.folder, self.records)
+        export(self.folder, self.average.module, self.recipe, self.tiles, self.habits.label)  # type: ignore[arg-type]  # a copy of the student
+        say(f"wrote {self.folder.student}")
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(f"pretrain: {text}", file=sys.stderr, flush=True)

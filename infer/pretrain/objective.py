@@ -1,0 +1,113 @@
+"""One training step's forward pass: student, projector and loss, in a module that DistributedDataParallel can wrap."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+from infer.pretrain.loss import barlow_twins, cosine_distance
+from infer.pretrain.network import Student
+from infer.pretrain.options import Recipe
+from infer.pretrain.views import View
+
+
+class GroupNorm(nn.Module):
+    """Batch normalisation within each tile's pixels: no running statistics, the same for any number of processes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, z: torch.Tensor, groups: int) -> torch.Tensor:
+        """(P, D) to (P, D)."""
+        z_gpd = z.float().view(groups, -1, z.shape[1])
+        var, mean = torch.var_mean(z_gpd, dim=1, keepdim=True, correction=0)
+        out: torch.Tensor = ((z_gpd - mean) * (var + 1e-5).rsqrt()).view_as(z) * self.weight + self.bias
+        return out
+
+
+class Projector(nn.Module):
+    """What the loss looks at during training and nothing keeps afterwards."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, hidden, bias=False)
+        self.norm = GroupNorm(hidden)
+        self.last = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, z: torch.Tensor, groups: int) -> torch.Tensor:
+        """(P, out) to (P, hidden); rows in `groups` equal runs, one a tile and view."""
+        out: torch.Tensor = self.last(torch.relu(self.norm(self.first(z), groups)))
+        return out
+
+
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The average over all processes, through which gradients flow; the value itself without torchrun."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    summed: torch.Tensor = all_reduce(value)  # type: ignore[no-untyped-call]  # torch publishes no type for it
+    return summed / dist.get_world_size()
+
+
+class Twins(nn.Module):
+    """Barlow Twins on the projected embeddings, on one random prefix and, if wanted, on the embedding itself."""
+
+    def __init__(self, student: Student, recipe: Recipe) -> None:
+        super().__init__()
+        self.student = student
+        self.recipe = recipe
+        self.projector = Projector(student.shape.repr_dim, recipe.projector)
+
+    def forward(self, view: View, prefix: int) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            view: first views of this process's pixels, then second views, tile by tile.
+            prefix: how much of the embedding the Matryoshka term sees.
+        """
+        z = self.student(view)
+        recipe = self.recipe
+        loss = self._twins(z, project=True)
+        if recipe.prefix_weight > 0:
+            cut = z * (torch.arange(z.shape[1], device=z.device) < prefix)
+            loss = loss + recipe.prefix_weight * self._twins(cut, project=True)
+        if recipe.direct_weight > 0:
+            loss = loss + recipe.direct_weight * self._twins(z, project=False)
+        return loss
+
+    def _twins(self, z: torch.Tensor, *, project: bool) -> torch.Tensor:
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        groups = self.recipe.groups // world
+        seen = self.projector(z, 2 * groups) if project else z
+        one, two = seen.chunk(2)
+        return barlow_twins(one, two, self.recipe.redundancy, groups, average=mean_over_processes)
+
+
+class Distilled(nn.Module):
+    """Cosine distance to a teacher's embeddings on every prefix.
+
+    A teacher of the student's length is matched number by number (prefix to prefix); one of another length through a
+    linear map from each prefix, which is dropped afterwards.
+    """
+
+    def __init__(self, student: Student, recipe: Recipe, teacher_dim: int) -> None:
+        super().__init__()
+        self.student = student
+        self.recipe = recipe
+        same = teacher_dim == student.shape.repr_dim
+        maps = [] if same else [nn.Linear(size, teacher_dim) for size in recipe.prefixes]
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, view: View, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch against (P, E) embeddings of the teacher."""
+        z = self.student(view)
+        parts = []
+        for place, size in enumerate(self.recipe.prefixes):
+            if len(self.maps):
+                parts.append(cosine_distance(self.maps[place](z[:, :size]), target))
+            else:
+                parts.append(cosine_distance(z[:, :size], target[:, :size]))
+        return torch.stack(parts).mean()

@@ -1,0 +1,88 @@
+"""What a training run does: everything that its result depends on, as one frozen record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from infer.contract import SmaltiError
+from infer.pretrain.network import Shape
+from infer.pretrain.views import Noise
+
+Precision = Literal["float32", "bfloat16"]
+RECIPE_VERSION = 1
+"""Raised when the same recipe trains another way."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training. Equal recipes on equal tiles give equal weights (same machine, same number of threads)."""
+
+    shape: Shape = field(default_factory=Shape)
+    """The student."""
+    steps: int = 6000
+    """Optimiser steps."""
+    batch: int = 256
+    """Pixels a step, over all processes."""
+    groups: int = 2
+    """Tiles a step, over all processes; their pixels are standardised tile by tile in the loss."""
+    learning_rate: float = 2e-3
+    """At the end of the warm-up."""
+    warmup: int = 100
+    """Steps of linear warm-up; a cosine follows, down to 2 % of the rate."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    redundancy: float = 5e-3
+    """Weight of the off-diagonal elements in the Barlow Twins loss."""
+    prefix_weight: float = 0.5
+    """Weight of the loss on one Matryoshka prefix a step."""
+    direct_weight: float = 0.0
+    """Weight of the same loss on the embedding itself, without projector."""
+    prefixes: tuple[int, ...] = (16, 32, 64, 128)
+    """Matryoshka prefixes; the last one is the whole embedding."""
+    projector: int = 256
+    """Width of the projector."""
+    reach: int = 2
+    """How far, in pixels, the pixel of the second view may lie from that of the first; 0: the same pixel."""
+    shortest: int = 8
+    """Fewest observations of a modality in a view."""
+    longest: int = 24
+    """Most observations of a modality in a view."""
+    ema: float = 0.995
+    """Decay of the averaged weights, which are what is exported."""
+    noise: Noise = field(default_factory=Noise)
+    precision: Precision = "float32"
+    """bfloat16: autocast, without a gradient scaler."""
+    seed: int = 1
+    teacher: str | None = None
+    """SHA-256 of the checkpoint that is distilled, or None: Barlow Twins."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch", "groups", "learning_rate", "clip", "projector", "shortest")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise SmaltiError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if self.batch % self.groups or self.batch // self.groups < 4:
+            raise SmaltiError(f"--batch {self.batch}: must be a multiple of --groups {self.groups}, at least fourfold")
+        if self.longest < self.shortest:
+            raise SmaltiError(f"--longest {self.longest}: must not be below --shortest {self.shortest}")
+        if not 0 <= self.ema < 1:
+            raise SmaltiError(f"--ema {self.ema}: must be at least 0 and below 1")
+        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[-1] != self.shape.repr_dim:
+            raise SmaltiError(f"prefixes {self.prefixes}: must rise and end with the embedding's {self.shape.repr_dim}")
+        if self.shape.width % self.shape.nhead:
+            raise SmaltiError(f"--nhead {self.shape.nhead}: must divide the width {self.shape.width}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON, with its version."""
+        content = asdict(self)
+        content["prefixes"] = list(self.prefixes)
+        content["version"] = RECIPE_VERSION
+        return content
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Names of the entries in which two recipes differ."""
+    return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))

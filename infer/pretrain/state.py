@@ -1,0 +1,168 @@
+"""What a training leaves on disk: the state it resumes from, its metrics and plot, and the exported student."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infer.contract import FormatError, SmaltiError, atomic_file, read_json, sha256_json, write_bytes, write_json
+from infer.pretrain.curve import curve_svg
+from infer.pretrain.network import Student, published_args
+from infer.pretrain.options import Recipe, differences
+from infer.pretrain.tiles import TileSet
+
+_KIND = "smalti/pretraining"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Names of a training's files."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe and the fingerprint of the tiles."""
+        return self.root / "recipe.json"
+
+    @property
+    def state(self) -> Path:
+        """Everything that resuming needs."""
+        return self.root / "state.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def curve(self) -> Path:
+        """The plot of the metrics."""
+        return self.root / "curve.svg"
+
+    @property
+    def student(self) -> Path:
+        """The averaged weights in the published format."""
+        return self.root / "student.pt"
+
+
+def fingerprint(tiles: TileSet) -> dict[str, Any]:
+    """Which tiles a training reads: their number, pixels and a hash over what their manifests say (or their shapes)."""
+    parts = []
+    for tile, chance in zip(tiles.tiles, tiles.chance, strict=True):
+        files = tile.manifest.get("files")
+        known = {name: record["sha256"] for name, record in files.items()} if files else None
+        shapes = [list(tile.bands_thwb.shape), list(tile.sar_asc_thwp.shape), list(tile.sar_desc_thwp.shape)]
+        parts.append([tile.name, known or shapes, float(chance)])
+    return {
+        "tiles": len(tiles.tiles),
+        "pixels": sum(map(len, tiles.usable)),
+        "sha256": sha256_json(parts),
+    }
+
+
+def claim(folder: Folder, recipe: Recipe, tiles: TileSet) -> None:
+    """Write the recipe, or check that the folder belongs to the same one.
+
+    Raises:
+        SmaltiError: naming what differs.
+    """
+    content = {"format": _KIND, "recipe": recipe.as_json(), "tiles": fingerprint(tiles)}
+    if folder.recipe.exists():
+        found = read_json(folder.recipe, what="the recipe of a training", remedy="name another folder")
+        other = found.get("recipe", {}) if isinstance(found, dict) else {}
+        # Through JSON, so that tuples and lists compare as what is on disk.
+        differing = differences(json.loads(json.dumps(content["recipe"])), other)
+        if isinstance(found, dict) and not differing and found.get("tiles") != content["tiles"]:
+            differing = ["tiles"]
+        if differing:
+            raise SmaltiError(
+                f"{folder.recipe}: this folder holds a training with another {', '.join(differing)}: "
+                "name another folder, or delete this one"
+            )
+        return
+    write_json(folder.recipe, content)
+
+
+def saved_bytes(content: Mapping[str, Any]) -> bytes:
+    """torch.save to memory: a path would put its (temporary) name into the file."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def save_state(folder: Folder, content: Mapping[str, Any]) -> None:
+    """Replace the state atomically: a kill leaves the one before."""
+    with atomic_file(folder.state) as temporary:
+        temporary.write_bytes(saved_bytes(content))
+
+
+def load_state(folder: Folder) -> dict[str, Any] | None:
+    """The state to resume from, or None.
+
+    Raises:
+        FormatError: if it is damaged.
+    """
+    if not folder.state.exists():
+        return None
+    try:
+        content = torch.load(folder.state, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(
+            f"{folder.state}: cannot be read ({reason}): delete it to start from the beginning"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _KIND:
+        raise FormatError(f"{folder.state}: not the state of a training: delete it to start from the beginning")
+    return content
+
+
+def state_content(**parts: Any) -> dict[str, Any]:
+    """The state's table with its mark."""
+    return {"format": _KIND, **parts}
+
+
+def read_metrics(folder: Folder, before: int) -> list[dict[str, float]]:
+    """The metrics of steps up to `before`; later ones belong to work that was lost. A cut last line is dropped."""
+    if not folder.metrics.exists():
+        return []
+    records: list[dict[str, float]] = []
+    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] <= before:
+            records.append(record)
+    return records
+
+
+def write_metrics(folder: Folder, records: Sequence[Mapping[str, float]]) -> None:
+    """Write metrics and plot."""
+    lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+    write_bytes(folder.metrics, lines.encode())
+    write_bytes(folder.curve, curve_svg(records).encode())
+
+
+def export(folder: Folder, student: Student, recipe: Recipe, tiles: TileSet, label: str) -> None:
+    """Write the student in the published v2 format, which every TESSERA reader of that family takes."""
+    state = {name: value.detach().float().cpu().contiguous().clone() for name, value in student.state_dict().items()}
+    content = {
+        "args": published_args(student.shape, recipe.prefixes),
+        "model": state,
+        "smalti": {
+            "trained": True,
+            "label": label,
+            "normalisation": "v2-student",
+            "recipe": recipe.as_json(),
+            "tiles": fingerprint(tiles),
+        },
+    }
+    write_bytes(folder.student, saved_bytes(content))
