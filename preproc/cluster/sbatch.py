@@ -50,6 +50,8 @@ class Script:
     """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
     """classify: the stages, in order."""
+    command: tuple[str, ...] = ()
+    """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
     pass_on_failed: bool = False
     """Another array's tasks wait for this one's: a task some of whose tiles failed lets them go on with the others."""
 
@@ -103,6 +105,7 @@ def _environment(job: Job) -> list[str]:
     return ["site_environment() {", *lines, "}"] if lines else ["site_environment() { :; }"]
 
 
+_COMMANDS = {"fetch": ("-m", "preproc.cli", "fetch"), "infer": ("-m", "infer")}
 _PROXY_NAMES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
@@ -132,6 +135,8 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
             lines.append(f"export SMALTI_WEIGHTS={shlex.quote(str(script.weights))}")
             passed.append("SMALTI_WEIGHTS")
         lines += [_array("BINDS", binds), _array("PASSED", passed)]
+    if script.kind in _COMMANDS:
+        lines.append(_array("COMMAND", script.command or _COMMANDS[script.kind]))
     if script.kind == "classify":
         values["STAGES"] = " ".join(script.stages)
     assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]

@@ -96,7 +96,10 @@ def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
         return [True]  # what it builds on is not there yet
 
 
-def _common(run: Run, config: Config, profile: Profile, due: Due) -> Script:
+def common_script(
+    run: Run, config: Config, profile: Profile, tasks: int, *, kind: str = "", array: str | None = None
+) -> Script:
+    """What all scripts of a run have in common; `kind` and `array` make it one of them."""
     root = run.root.absolute()
     image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
     program = profile.runtime.program
@@ -109,11 +112,12 @@ def _common(run: Run, config: Config, profile: Profile, due: Due) -> Script:
         weights = weights_folder().absolute()
         binds.append(weights)
     return Script(
-        kind="",
+        kind=kind,
+        array=array,
         run=root,
         python=Path(sys.executable),
         logs=slurm_folder(Run(root)),
-        tasks=due.tasks,
+        tasks=tasks,
         image=image,
         program=program,
         checkout=CHECKOUT if profile.runtime.engine == "checkout" and image is not None else None,
@@ -225,7 +229,7 @@ def _tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, sl
 
 def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> str:
     due = what_is_due(run, config, profile, stages)
-    common = _common(run, config, profile, due)
+    common = common_script(run, config, profile, due.tasks)
     steps = build_chain(profile, common, due, config.tiles.size)
     parts = [f"# {step.name}\n{render_script(profile, step.script)}" for step in steps]
     notes = cost_lines(profile, steps, due)
@@ -245,7 +249,7 @@ def _submit(
     jobs: list[SubmittedJob],
     active: Mapping[slurm.TaskId, slurm.Queued],
 ) -> str:
-    common = _common(run, config, profile, due)
+    common = common_script(run, config, profile, due.tasks)
     _check_inputs(run, config, profile, due, common)
     steps = build_chain(profile, common, due, config.tiles.size)
     queued_gathers = [job for job in jobs if job.kind not in ARRAYS and slurm.TaskId(job.id) in active]
