@@ -45,6 +45,8 @@ class Region(_Section):
     """Layer of a GeoPackage with several."""
     bbox: tuple[float, float, float, float] | None = None
     """West, south, east, north in degrees (WGS 84)."""
+    mgrs: tuple[str, ...] | None = None
+    """Squares of 100 km of the military grid, by which Sentinel-2 tiles are named, for example 31UES."""
     start: date
     """First day, inclusive (UTC)."""
     end: date
@@ -67,10 +69,15 @@ class Region(_Section):
     def _bbox(cls, value: Any) -> Any:
         return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
 
+    @field_validator("mgrs", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.geometry is None) == (self.bbox is None):
-            raise ValueError("give either geometry or bbox, one of them")
+        if sum(given is not None for given in (self.geometry, self.bbox, self.mgrs)) != 1:
+            raise ValueError("give geometry, bbox or mgrs, one of them")
         if self.end < self.start:
             raise ValueError(f"end {self.end} is before start {self.start}")
         if (self.end - self.start).days > 732:

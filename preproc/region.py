@@ -25,6 +25,7 @@ from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
 from preproc.config import Region as RegionSettings
+from preproc.mgrs import mgrs_bounds, mgrs_cell, no_such_square
 
 WGS84 = pyproj.CRS.from_epsg(4326)
 UTM_SOUTH, UTM_NORTH = -80.0, 84.0
@@ -90,15 +91,18 @@ def load_region(settings: RegionSettings) -> Region:
     """Read the region that run.toml names.
 
     Args:
-        settings: section [region]: a vector file (GeoJSON, GeoPackage, shapefile ...) or a bbox; a bbox whose west is
-            greater than its east crosses the antimeridian.
+        settings: section [region]: a vector file (GeoJSON, GeoPackage, shapefile ...), a list of MGRS squares, or a
+            bbox; a bbox whose west is greater than its east crosses the antimeridian.
 
     Raises:
         SmaltiError: one line that names the file and what is wrong: unreadable, no CRS, no features, points or lines,
             an invalid polygon, outside the latitudes of UTM.
     """
+    if settings.mgrs is not None:
+        squares = [mgrs_square(name) for name in settings.mgrs]
+        return make_region(shapely.union_all(squares), "mgrs", source="run.toml: [region] mgrs")
     if settings.geometry is None:
-        assert settings.bbox is not None  # the settings are validated: one of the two is there
+        assert settings.bbox is not None  # the settings are validated: one of the three is there
         west, south, east, north = settings.bbox
         return make_region(
             shapely.box(west, south, east if east > west else east + 360, north), "bbox", source="run.toml: bbox"
@@ -111,6 +115,22 @@ def load_region(settings: RegionSettings) -> Region:
     else:
         _check_degrees(path, polygons)
     return make_region(MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], path.stem, source=str(path))
+
+
+def mgrs_square(name: str) -> BaseGeometry:
+    """A square of 100 km of the military grid, in degrees.
+
+    Raises:
+        SmaltiError: if there is no such square.
+    """
+    epsg, west, south, east, north = mgrs_bounds(name)
+    backward = pyproj.Transformer.from_crs(epsg, WGS84, always_xy=True)
+    dense = shapely.segmentize(shapely.box(west, south, east, north), 1000)
+    square = shapely.transform(dense, lambda xy: np.column_stack(backward.transform(xy[:, 0], xy[:, 1])))
+    parts = MultiPolygon(split_antimeridian(square))
+    if not parts.intersects(shapely.box(*mgrs_cell(name))):
+        raise no_such_square(name)
+    return parts
 
 
 def region_in(region: Region, epsg: int) -> BaseGeometry:

@@ -187,14 +187,14 @@ def offset_policy(item: Item, product: Product, acquired: datetime, source: Data
     Planetary Computer stores what ESA delivered: the offset is in all acquisitions after 2022-01-25. Earth Search says
     for `sentinel-2-l2a` with `earthsearch:boa_offset_applied` whether it has removed the offset; `raster:bands` gives
     -0.1 all the same, so reading both would subtract twice. `sentinel-2-c1-l2a` has no such flag and keeps the offset.
+    What an item says of itself counts more than `[archive] data_source`.
     """
     if product.modality == "s1":
         return OffsetPolicy.NONE
+    applied = item["properties"].get("earthsearch:boa_offset_applied")
     rule = {"mpc": "acquisition-date", "aws": "earth-search"}.get(source, product.offset_rule)
-    if rule == "acquisition-date":
+    if rule == "acquisition-date" and applied is None:
         return OffsetPolicy.SUBTRACT_1000 if acquired.date() > OFFSET_SINCE else OffsetPolicy.NONE
-    properties = item["properties"]
-    applied = properties.get("earthsearch:boa_offset_applied")
     if applied is True:
         return OffsetPolicy.NONE
     baseline = processing_baseline(item)

@@ -224,6 +224,11 @@ def s1_item(*assets: str, **properties: Any) -> dict[str, Any]:
         (earth_search_item(), Archive(source="static", href="x", data_source="mpc"), SUBTRACT),
         (
             earth_search_item(**{"earthsearch:boa_offset_applied": True}),
+            Archive(source="static", href="x", data_source="mpc"),
+            NONE,
+        ),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": True}),
             Archive(source="static", href="x", data_source="other"),
             NONE,
         ),
