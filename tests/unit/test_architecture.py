@@ -1,4 +1,4 @@
-"""The rules of ARCHITECTURE.md that import-linter cannot say: what the container's side may import, and the page itself."""
+"""The rules of ARCHITECTURE.md that import-linter cannot say: what the engine may import, and the page itself."""
 
 from __future__ import annotations
 
