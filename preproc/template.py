@@ -40,6 +40,12 @@ folds = 4                        # grouped cross-validation
 trials = 20                      # Optuna trials
 seed = 0
 
+# For the accuracy of the map: points drawn at random within its classes ("stratified") or all over it ("random").
+# [validate]
+# reference = "reference.gpkg"
+# class = "crop"
+# design = "stratified"
+
 [site]
 profile = "local"
 # container = "smalti-rocm.sif"  # run the engine in this image instead of in this Python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, read_manifest, verify_files, write_manifest
+from infer.contract import FormatError, Run, read_manifest, verify_files, write_manifest, writing
 
 MANIFEST = "model.json"
 CLASSIFIER = "classifier.cbm"
@@ -102,10 +103,19 @@ def save_classifier(
     metadata["train_finish_time"] = ""
     metadata["model_guid"] = ""
     path = folder / CLASSIFIER
-    model.save_model(str(path), format="cbm")
+    _save(path, model)
     legend = [asdict(entry) for entry in classes]
     content = {**fields, "classes": legend, "dim": dim}
     write_manifest(folder / MANIFEST, KIND, inputs=inputs, files=[path, *files], fields=content)
+
+
+def _save(path: Path, model: CatBoostClassifier) -> None:
+    try:
+        model.save_model(str(path), format="cbm")
+    except CatBoostError as error:  # "(Error 28: No space left on device) ...": say it as the operating system does
+        number = re.search(r"Error (\d+)", str(error))
+        with writing(path):
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def load_classifier(run: Run) -> Classifier:

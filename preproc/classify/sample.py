@@ -29,7 +29,7 @@ from infer.contract import (
 )
 from preproc.classify.labels import LabelSet, assign_codes, fingerprint, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, keep_per_group, pixel_hash, samples_manifest
+from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash, samples_manifest
 from preproc.config import Config, Labels
 from preproc.progress import progress, say
 from preproc.stage import Unit
@@ -336,4 +336,5 @@ def _tell(counts: Mapping[str, int], fields: Mapping[str, Any]) -> None:
         if count and reason != "features read":
             say(f"sample: {count} {reason}")
     for entry in fields["classes"]:
-        say(f"sample: {entry['name']} (code {entry['code']}): {entry['pixels']} pixels in {entry['groups']} groups")
+        pixels, groups = counted(entry["pixels"], "pixel"), counted(entry["groups"], "group")
+        say(f"sample: {entry['name']} (code {entry['code']}): {pixels} in {groups}")

@@ -48,6 +48,11 @@ def schema(dim: int) -> pa.Schema:
     return pa.schema([*_PLACE, *((name, pa.float32()) for name in embedding_columns(dim))])
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 group', '2 groups'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def pixel_hash(seed: int, epsg: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.uint64]:
     """A number per pixel that depends on the seed and its place on Earth only: not on order, tiles or shards.
 

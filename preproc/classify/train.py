@@ -19,7 +19,7 @@ from preproc.classify.journal import Journal, Trial, published
 from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, model_manifest, save_classifier
 from preproc.classify.oof import write_oof
 from preproc.classify.palette import palette
-from preproc.classify.table import Samples, read_samples, samples_manifest
+from preproc.classify.table import Samples, counted, read_samples, samples_manifest
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
 from preproc.config import Classify, Config
 from preproc.progress import progress, say
@@ -122,7 +122,7 @@ def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[dict[str
     """
     groups = groups_per_class(samples.code_n, samples.group_n)
     few = [code for code, count in groups.items() if count < min_groups]
-    left_out = [
+    left_out: list[dict[str, Any]] = [
         {
             "code": code,
             "name": samples.legend[code],
@@ -133,8 +133,8 @@ def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[dict[str
     ]
     for entry in left_out:
         say(
-            f"train: {entry['name']} is left out: {entry['groups']} of the {min_groups} groups that "
-            "[classify] min_groups asks for"
+            f"train: {entry['name']} is left out: it has {counted(entry['groups'], 'group')}, [classify] min_groups "
+            f"asks for {min_groups}"
         )
     if len(groups) - len(few) < 2:
         counts = ", ".join(f"{samples.legend[code]}: {count}" for code, count in groups.items())

@@ -12,6 +12,7 @@ from preproc.classify.model import KIND, OUT_OF_FOLD, model_manifest, read_legen
 from preproc.classify.oof import read_oof
 from preproc.classify.performance import performance
 from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference
+from preproc.classify.table import counted
 from preproc.config import Config
 from preproc.progress import say
 from preproc.stage import Unit
@@ -109,4 +110,5 @@ def _tell(content: Mapping[str, Any]) -> None:
     if content["map_accuracy"] is None:
         say(f"validate: map accuracy {content['map_accuracy_note']}")
     for entry in content["performance"]["left_out"]:
-        say(f"validate: {entry['name']} was left out of training: {entry['groups']} groups")
+        groups = counted(entry["groups"], "group")
+        say(f"validate: {entry['name']} was left out of training ({groups}): the map never shows it")

@@ -310,7 +310,7 @@ def test_classes_with_too_few_groups_are_left_out_and_said(tmp_path: Path, capsy
     assert [e.code for e in classifier.classes] == [1, 2, 3, 4]
     assert manifest["folds"]["absent"][0]["codes"] == [4]
     said = capsys.readouterr().err
-    assert "hops is left out: 1 of the 2 groups" in said
+    assert "hops is left out: it has 1 group, [classify] min_groups asks for 2" in said
     assert "tests no flax" in said
 
 
@@ -381,3 +381,16 @@ def test_no_two_colours_are_alike(names: list[str]) -> None:
     colours = palette(names)
     assert len(set(colours)) == len(names)
     assert all(len(colour) == 7 and int(colour[1:], 16) >= 0 for colour in colours)
+
+
+def test_a_full_disk_is_said_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catboost import CatBoostClassifier, CatBoostError
+
+    def full(self: Any, name: str, **_: Any) -> None:
+        raise CatBoostError(f"(Error 28: No space left on device) util/system/file.cpp:1080: can't write to {name}")
+
+    monkeypatch.setattr(CatBoostClassifier, "save_model", full)
+    with pytest.raises(SmaltiError, match=r"classifier.cbm: cannot be written: no space left on the device"):
+        run_stage(TrainStage(), run, settings(run))
+    assert not model_manifest(run).exists()
+    assert list(run.root.glob(".model*")) == []
