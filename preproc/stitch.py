@@ -195,7 +195,7 @@ def _write_preview(zone: _ZoneFiles, components: Components) -> None:
         values_hwc = strips[0] if zone.scales is None else dequantise(strips[0], strips[1][..., 0])
         return components.colours(values_hwc)
 
-    write_png(zone.preview, picture(zone.rasters, colours))
+    write_png(zone.preview, picture(zone.rasters, zone.grid, colours).rgba_hwc)
 
 
 def _assets(zone: _ZoneFiles) -> list[AssetRecord]:

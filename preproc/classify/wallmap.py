@@ -17,7 +17,15 @@ from preproc.progress import Bar, progress
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.facts import Facts, gather_facts
 from preproc.raster.figure import class_figure
-from preproc.raster.legend import LegendEntry, colour_table, gdal_categories, legend_csv, legend_tags, qgis_style
+from preproc.raster.legend import (
+    LegendEntry,
+    class_colours,
+    colour_table,
+    gdal_categories,
+    legend_csv,
+    legend_tags,
+    qgis_style,
+)
 from preproc.raster.preview import picture
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
@@ -118,11 +126,11 @@ def _write_zone(run: Run, zone: _ZoneFiles, histogram: NDArray[np.int64], bar: B
 def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEntry]) -> None:
     write_bytes(zone.style, qgis_style(legend))
     write_bytes(zone.categories, gdal_categories(legend))
-    rgba_hwc = picture([zone.classes], lambda strips: class_colours(strips[0][..., 0], legend))
+    shown = picture([zone.classes], zone.grid, lambda strips: class_colours(strips[0][..., 0], legend))
     window = f"{facts.window[0]} to {facts.window[1]}"
     encoder = facts.model if facts.trained else facts.label
     note = f"{window} · encoder: {encoder} · UTM zone {zone.grid.label} · {facts.tags()['SMALTI_SOFTWARE']}"
-    write_bytes(zone.figure, class_figure(rgba_hwc, zone.grid, legend, "Class map", note))
+    write_bytes(zone.figure, class_figure(shown, legend, "Class map", note))
     classes = [
         {"value": e.code, "name": _slug(e.name), "title": e.name, "color_hint": e.color[1:].upper()} for e in legend
     ]
@@ -137,14 +145,6 @@ def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEnt
         "smalti:data_sources": list(facts.data_sources),
     }
     write_item(zone.item, zone.grid, facts.window, assets, properties)
-
-
-def class_colours(codes_hw: NDArray[np.uint8], legend: Sequence[LegendEntry]) -> NDArray[np.uint8]:
-    """(H, W, 4) colours of class codes; nodata is transparent."""
-    table = np.zeros((256, 4), dtype=np.uint8)
-    for code, colour in colour_table(legend).items():
-        table[code] = colour
-    return table[codes_hw]
 
 
 def _slug(name: str) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+import numpy as np
+from numpy.typing import NDArray
+
 NODATA_NAME = "no data"
 
 
@@ -32,6 +35,15 @@ def colour_table(entries: Sequence[LegendEntry]) -> dict[int, tuple[int, int, in
     table = {0: (0, 0, 0, 0)}
     table.update({entry.code: (*entry.rgb, 255) for entry in entries})
     return table
+
+
+def class_colours(codes_hw: NDArray[np.uint8], entries: Sequence[LegendEntry]) -> NDArray[np.uint8]:
+    """(H, W, 4) red, green, blue and alpha of class codes; nodata is transparent."""
+    table = np.zeros((256, 4), dtype=np.uint8)
+    for code, colour in colour_table(entries).items():
+        table[code] = colour
+    colours: NDArray[np.uint8] = table[codes_hw]
+    return colours
 
 
 def legend_csv(entries: Sequence[LegendEntry]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from infer.contract import write_bytes
+from infer.contract import PIXEL_SIZE, write_bytes
+from preproc.raster.zones import ZoneGrid
 
 LONGEST_SIDE = 1600
 """Pixels of a picture's longer side at most."""
 _SMALL_SIDE = 640
 """A smaller picture is enlarged by a whole factor up to about this."""
+_MARGIN = 0.02
+"""Of the longer side, kept transparent around what is shown."""
 
 
 def preview_level(path: Path, longest: int = LONGEST_SIDE) -> int:
@@ -53,17 +57,55 @@ def read_strips(paths: list[Path], level: int) -> Iterator[list[NDArray[Any]]]:
             source.close()
 
 
-def picture(paths: list[Path], colours: Callable[[list[NDArray[Any]]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """(H, W, 4) picture of COGs, with at most LONGEST_SIDE pixels a side.
+@dataclass(frozen=True)
+class Picture:
+    """A picture and where it is, cut to what is not transparent."""
+
+    rgba_hwc: NDArray[np.uint8]
+    west: float
+    """Easting of the left edge in metres."""
+    north: float
+    """Northing of the upper edge in metres."""
+    pixel: float
+    """Ground size of a pixel in metres."""
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in metres."""
+        height, width, _ = self.rgba_hwc.shape
+        return self.west, self.north - height * self.pixel, self.west + width * self.pixel, self.north
+
+
+def picture(paths: list[Path], grid: ZoneGrid, colours: Callable[[list[NDArray[Any]]], NDArray[np.uint8]]) -> Picture:
+    """A picture of COGs, with at most LONGEST_SIDE pixels a side; small ones are enlarged.
 
     Args:
-        paths: files on the same grid.
+        paths: files on the grid.
+        grid: where they are.
         colours: strips (h, W, C), one a file -> (h, W, 4).
     """
     level = preview_level(paths[0])
-    rgba = np.concatenate([colours(strips) for strips in read_strips(paths, level)])
-    factor = max(1, _SMALL_SIDE // max(rgba.shape[:2]))
-    return rgba.repeat(factor, axis=0).repeat(factor, axis=1)
+    rgba_hwc = np.concatenate([colours(strips) for strips in read_strips(paths, level)])
+    top, bottom, left, right = _opaque_box(rgba_hwc)
+    size = float(PIXEL_SIZE * 2**level)
+    factor = max(1, _SMALL_SIDE // max(bottom - top, right - left))
+    cut_hwc = rgba_hwc[top:bottom, left:right].repeat(factor, axis=0).repeat(factor, axis=1)
+    return Picture(cut_hwc, grid.west + left * size, grid.north - top * size, size / factor)
+
+
+def _opaque_box(rgba_hwc: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """First and last + 1 row and column that are not transparent, with a margin; everything if nothing is opaque."""
+    height, width, _ = rgba_hwc.shape
+    rows, columns = (np.flatnonzero(rgba_hwc[..., 3].any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, height, 0, width
+    margin = max(1, round(_MARGIN * max(rows[-1] - rows[0], columns[-1] - columns[0])))
+    return (
+        max(0, int(rows[0]) - margin),
+        min(height, int(rows[-1]) + 1 + margin),
+        max(0, int(columns[0]) - margin),
+        min(width, int(columns[-1]) + 1 + margin),
+    )
 
 
 def png_bytes(rgba_hwc: NDArray[np.uint8]) -> bytes:
