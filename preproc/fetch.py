@@ -2,50 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from infer.contract import TILE_MANIFEST, PlannedTile, Run, planned_tiles
+from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles
 from preproc.archive.catalogue import SceneIndex, load_scenes
+from preproc.archive.gdal import gdal_settings
+from preproc.archive.ranges import RangeClient
 from preproc.archive.read import Reader
-from preproc.archive.scene import Scene
 from preproc.archive.signing import make_signer
-from preproc.archive.transport import gdal_settings
 from preproc.config import Config
 from preproc.grid import region_mask
 from preproc.region import Region, load_region
 from preproc.stage import Unit
-from preproc.tile.build import Fingerprints, TileJob, build_tile
+from preproc.tile.build import build_tiles
+from preproc.tile.job import Fingerprints, TileJob
+
+GROUP_PIXELS = 2048
+"""Side of the square of tiles that are made together, in pixels: larger ones share more blocks and take more memory."""
+GROUP_TILES = 4
+"""Tiles along that side, at most: what a killed task loses."""
 
 
 @dataclass(frozen=True)
 class _Season:
     """What all tiles of a run share."""
 
+    config: Config
     region: Region
     index: SceneIndex
     tiles: dict[str, PlannedTile]
     fingerprints: Fingerprints
 
-    def inputs(self, tile: PlannedTile, config: Config) -> dict[str, object]:
-        """Fingerprint of everything that the tile's bytes depend on."""
-        return {
+    @property
+    def window(self) -> tuple[str, str]:
+        """First and last day, ISO."""
+        return self.config.region.start.isoformat(), self.config.region.end.isoformat()
+
+    def unit(self, run: Run, tile: PlannedTile) -> Unit:
+        """The unit of a tile; its inputs are everything that the tile's bytes depend on."""
+        inputs = {
             "grid": [tile.epsg, tile.west, tile.north, tile.size],
             "region": self.region.fingerprint,
-            "window": [config.region.start.isoformat(), config.region.end.isoformat()],
-            "min_clear": config.tiles.min_clear,
-            "on_missing": config.archive.on_missing,
-            "source": config.archive.source,
+            "window": list(self.window),
+            "min_clear": self.config.tiles.min_clear,
+            "on_missing": self.config.archive.on_missing,
+            "source": self.config.archive.source,
             "scenes": self.fingerprints.of(self.index.for_tile(tile)),
         }
+        return Unit(tile.name, run.tiles / tile.name / TILE_MANIFEST, "tile", inputs)
+
+    def job(self, unit: Unit) -> TileJob:
+        """What a tile is made from."""
+        tile = self.tiles[unit.name]
+        return TileJob(
+            tile=tile,
+            folder=unit.manifest.parent,
+            inside_hw=region_mask(self.region, tile),
+            scenes=self.index.for_tile(tile),
+            window=self.window,
+            min_clear=self.config.tiles.min_clear,
+            on_missing=self.config.archive.on_missing,
+            source=self.config.archive.source,
+            inputs=unit.inputs,
+        )
 
 
 def _season(run: Run, config: Config) -> _Season:
     tiles = {tile.name: tile for tile in planned_tiles(run)}
-    scenes: list[Scene] = load_scenes(run, config)
-    return _Season(load_region(config.region), SceneIndex(scenes), tiles, Fingerprints())
+    index = SceneIndex(load_scenes(run, config))
+    return _Season(config, load_region(config.region), index, tiles, Fingerprints())
+
+
+def group_key(tile: PlannedTile) -> tuple[int, int, int]:
+    """Which square of neighbouring tiles a tile belongs to: the same in every run and shard."""
+    side = max(1, min(GROUP_TILES, GROUP_PIXELS // tile.size)) * tile.size * 10
+    west, south, _, _ = tile.bounds
+    return tile.epsg, west // side, south // side
 
 
 class FetchStage:
@@ -55,6 +90,9 @@ class FetchStage:
     noun = "tiles"
     sharded = True
 
+    def __init__(self) -> None:
+        self._due: Sequence[Unit] = ()
+
     def units(self, run: Run, config: Config) -> list[Unit]:
         """One unit a planned tile, in plan order.
 
@@ -62,31 +100,37 @@ class FetchStage:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
         season = _season(run, config)
-        return [
-            Unit(name, run.tiles / name / TILE_MANIFEST, "tile", season.inputs(tile, config))
-            for name, tile in season.tiles.items()
-        ]
+        return [season.unit(run, tile) for tile in season.tiles.values()]
+
+    def announce(self, due: Sequence[Unit]) -> None:
+        """Learn which units will be built, so that neighbours among them can be made together."""
+        self._due = tuple(due)
 
     @contextmanager
     def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that fetches one tile; the threads and tokens live as long as the context."""
+        """A function that fetches one tile, and with it those of its neighbours that are due as well."""
         season = _season(run, config)
-        reader = Reader(make_signer(run, config))
         workers = config.archive.workers
-        with gdal_settings(), ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        groups: dict[tuple[int, int, int], list[Unit]] = {}
+        for unit in self._due:
+            groups.setdefault(group_key(season.tiles[unit.name]), []).append(unit)
+        results: dict[str, SmaltiError | None] = {}
+        """Made along with a neighbour: what went wrong, or None."""
+        with (
+            gdal_settings(),
+            RangeClient(make_signer(run, config), connections=workers) as client,
+            ThreadPoolExecutor(workers, thread_name_prefix="read") as pool,
+        ):
+            reader = Reader(client)
 
             def build(unit: Unit) -> None:
-                tile = season.tiles[unit.name]
-                job = TileJob(
-                    tile=tile,
-                    inside_hw=region_mask(season.region, tile),
-                    scenes=season.index.for_tile(tile),
-                    window=(config.region.start.isoformat(), config.region.end.isoformat()),
-                    min_clear=config.tiles.min_clear,
-                    on_missing=config.archive.on_missing,
-                    source=config.archive.source,
-                    inputs=unit.inputs,
-                )
-                build_tile(job, reader, pool, workers, unit.manifest.parent)
+                if unit.name not in results:
+                    units = groups.pop(group_key(season.tiles[unit.name]), [])
+                    units = units if unit in units else [unit]
+                    errors = build_tiles([season.job(member) for member in units], reader, pool, workers)
+                    results.update({member.name: errors.get(member.name) for member in units})
+                error = results.pop(unit.name)
+                if error is not None:
+                    raise error
 
             yield build

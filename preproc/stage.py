@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from infer.contract import (
     EXIT_FAILED,
@@ -68,6 +68,14 @@ class Stage(Listing, Protocol):
 
     def builder(self, run: Run, config: Config) -> AbstractContextManager[Callable[[Unit], None]]:
         """A function that builds one unit, with whatever it needs held open for as long as the context lasts."""
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A stage that builds neighbouring units together, and so wants to know which are due."""
+
+    def announce(self, due: Sequence[Unit]) -> None:
+        """Called before `builder`, with the units that it will be asked for, in order."""
 
 
 class StageFailedError(SmaltiError):
@@ -145,6 +153,8 @@ def _tidy(run: Run, units: Sequence[Unit]) -> None:
 
 
 def _build(stage: Stage, run: Run, config: Config, due: Sequence[Unit], outcome: Outcome) -> None:
+    if isinstance(stage, LooksAhead):
+        stage.announce(due)
     with stage.builder(run, config) as build, progress(stage.name, len(due), stage.noun) as bar:
         for unit in due:
             try:

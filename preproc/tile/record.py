@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal
 
-from preproc.archive.read import MissingDataError
+from infer.contract import SmaltiError
+from preproc.archive.ranges import MissingDataError
 from preproc.tile.mosaic import Observation
 
 StackName = Literal["s2", "s1_ascending", "s1_descending"]
@@ -18,11 +19,11 @@ OnMissing = Literal["fail", "drop-date"]
 
 @dataclass(frozen=True)
 class FailedRead:
-    """A file that should be there and is not, or cannot be used."""
+    """A read that failed."""
 
     item: str
     asset: str
-    reason: str
+    error: SmaltiError
 
 
 @dataclass
@@ -34,10 +35,14 @@ class StackRecord:
     """Ascending."""
     items: dict[date, list[str]] = field(default_factory=dict)
     """Kept date -> ids of the scenes that give pixels, in order."""
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-    """Dates that were looked at and left out, each with its reason; dates ascending."""
+    _dropped: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Reads that failed for good."""
+
+    @property
+    def dropped(self) -> list[dict[str, Any]]:
+        """Dates that were looked at and left out, each with its reason; dates ascending."""
+        return sorted(self._dropped, key=lambda entry: str(entry["date"]))
 
     def keep(self, observation: Observation, numbers: list[int]) -> None:
         """A date is in the stack; `numbers` count its scenes from 1."""
@@ -47,21 +52,21 @@ class StackRecord:
     def drop(self, observation: Observation, reason: str, **details: Any) -> None:
         """A date is left out."""
         items = [scene.id for scene in observation.scenes]
-        self.dropped.append({"date": observation.day.isoformat(), "reason": reason, "items": items, **details})
+        self._dropped.append({"date": observation.day.isoformat(), "reason": reason, "items": items, **details})
 
-    def fail(self, observation: Observation, failure: FailedRead, tile: str, policy: OnMissing) -> None:
-        """A read failed for good: end the tile, or leave the date out and say so.
+    def fail(self, observation: Observation, failure: FailedRead, policy: OnMissing) -> None:
+        """A read failed: leave the date out and say so if the file is missing for good and the policy is "drop-date".
 
         Raises:
-            MissingDataError: with the policy "fail".
+            SmaltiError: otherwise; one line with date, item, asset and reason.
         """
+        place = f"{observation.day}, item {failure.item}, asset {failure.asset}: {failure.error}"
+        if not isinstance(failure.error, MissingDataError):
+            raise type(failure.error)(place)
         if policy == "fail":
-            raise MissingDataError(
-                f"{tile}: {observation.day}, item {failure.item}, asset {failure.asset}: {failure.reason} "
-                '([archive] on_missing = "drop-date" would leave the date out)'
-            )
-        day = observation.day.isoformat()
-        self.failed.append({"date": day, "item": failure.item, "asset": failure.asset, "reason": failure.reason})
+            raise MissingDataError(f'{place} ([archive] on_missing = "drop-date" would leave the date out)')
+        day, reason = observation.day.isoformat(), str(failure.error)
+        self.failed.append({"date": day, "item": failure.item, "asset": failure.asset, "reason": reason})
         self.drop(observation, f"asset {failure.asset} of {failure.item} cannot be read")
 
 

@@ -1,71 +1,86 @@
-"""Sentinel-1: from scenes of one orbit direction to a stack of scaled dB of one tile.
+"""Sentinel-1: from scenes of one orbit direction to a stack of scaled dB of a group of tiles.
 
 A scene has a value at a pixel if VV or VH, as they are stored, is not 0: the format's own meaning of "missing".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import SAR_BANDS
-from preproc.archive.read import BACKSCATTER, MissingDataError
-from preproc.tile.mosaic import Observation, add_source, sources_used
+from preproc.archive.read import BACKSCATTER
+from preproc.archive.scene import Scene
+from preproc.tile.days import Day, Part, Workshop, days_of, read_for
+from preproc.tile.mosaic import add_source, sources_used
+from preproc.tile.open_tile import OpenTile
 from preproc.tile.parallel import in_order
 from preproc.tile.radiometry import scaled_db
-from preproc.tile.record import FailedRead, StackRecord
-from preproc.tile.sentinel2 import Workplace
+from preproc.tile.record import FailedRead
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Date:
+    """One date on one tile."""
+
+    part: Part
     values_hwp: NDArray[np.int16]
     source_hw: NDArray[np.uint8]
+    """Number of the scene that gives each pixel, from 1; 0 = none."""
     failure: FailedRead | None = None
 
-
-def _read_date(work: Workplace, observation: Observation) -> _Date:
-    shape = work.inside_hw.shape
-    values_hwp, source_hw = np.zeros((*shape, len(SAR_BANDS)), np.int16), np.zeros(shape, np.uint8)
-    region_pixels = int(work.inside_hw.sum())
-    for number, scene in enumerate(observation.scenes, start=1):
-        scene_hwp = np.zeros_like(values_hwp)
-        for index, name in enumerate(SAR_BANDS):
-            try:
-                placed = work.reader.read(scene.assets[name], work.target, BACKSCATTER)
-            except MissingDataError as error:
-                return _Date(values_hwp, source_hw, FailedRead(scene.id, name, str(error)))
-            scene_hwp[..., index] = scaled_db(placed.values_hw, placed.nodata)
-        if add_source(source_hw, number, scene_hwp.any(axis=-1) & work.inside_hw):
-            here = source_hw == number
-            values_hwp[here] = scene_hwp[here]
-        if np.count_nonzero(source_hw) == region_pixels:
-            break  # the scenes that follow cannot give a pixel any more
-    return _Date(values_hwp, source_hw)
+    @property
+    def open(self) -> bool:
+        """Whether another scene could still give a pixel."""
+        tile = self.part.tile
+        return self.failure is None and tile.alive and int(np.count_nonzero(self.source_hw)) < tile.region_pixels
 
 
-def read_orbit(
-    work: Workplace,
-    observations: Sequence[Observation],
-    record: StackRecord,
-    write: Callable[[Observation, NDArray[np.int16]], None],
-) -> None:
-    """Hand VV and VH (h, w, 2) of each date that has a value inside the region to `write`, dates ascending.
+def add_sentinel1(tiles: Sequence[OpenTile], stack: Literal["s1_ascending", "s1_descending"], shop: Workshop) -> None:
+    """Fill one orbit's stack of a group of tiles; dates ascend, those without a value inside the region are dropped."""
+    for _, dates in in_order(shop.pool, lambda day: _read_day(shop, day), days_of(tiles, stack), ahead=shop.ahead):
+        for date in dates:
+            tile, observation = date.part.tile, date.part.observation
+            if not tile.alive:
+                continue
+            if date.failure is not None:
+                tile.fail(stack, observation, date.failure)
+            elif not date.source_hw.any():
+                tile.records[stack].drop(observation, "no value inside the region")
+            else:
+                tile.add(stack, observation, sources_used(date.source_hw, observation.scenes), date.values_hwp)
 
-    Raises:
-        MissingDataError: if a file is missing for good and the policy is "fail".
-        UnreachableError: if a server does not answer.
-    """
-    for observation, date in in_order(
-        work.pool, lambda observation: _read_date(work, observation), observations, ahead=work.ahead
-    ):
-        if date.failure is not None:
-            record.fail(observation, date.failure, work.tile, work.on_missing)
-        elif not date.source_hw.any():
-            record.drop(observation, "no value inside the region")
-        else:
-            record.keep(observation, sources_used(date.source_hw, observation.scenes))
-            write(observation, date.values_hwp)
+
+def _read_day(shop: Workshop, day: Day) -> list[_Date]:
+    dates = []
+    for part in day.parts:
+        shape = part.tile.inside_hw.shape
+        dates.append(_Date(part, np.zeros((*shape, len(SAR_BANDS)), np.int16), np.zeros(shape, np.uint8)))
+    for scene in day.scenes:
+        wanting = [date for date in dates if date.open and date.part.number(scene)]
+        if wanting:
+            _add_scene(shop, scene, wanting)
+    return dates
+
+
+def _add_scene(shop: Workshop, scene: Scene, wanting: Sequence[_Date]) -> None:
+    """Let a scene give the pixels that none before it gave."""
+    scaled = [np.zeros_like(date.values_hwp) for date in wanting]
+    for band, name in enumerate(SAR_BANDS):
+        placed = read_for(shop.reader, scene, name, [date.part.tile for date in wanting], BACKSCATTER)
+        if isinstance(placed, FailedRead):
+            for date in wanting:
+                date.failure = placed
+            return
+        for values_hwp, one in zip(scaled, placed, strict=True):
+            values_hwp[..., band] = scaled_db(one.values_hw, one.nodata)
+    for date, values_hwp in zip(wanting, scaled, strict=True):
+        number = date.part.number(scene)
+        has_value = (values_hwp != 0).max(axis=-1) & date.part.tile.inside_hw
+        if add_source(date.source_hw, number, has_value):
+            here = date.source_hw == number
+            date.values_hwp[here] = values_hwp[here]

@@ -1,167 +1,151 @@
-"""Sentinel-2: from scenes to the stacks of bands and masks of one tile.
+"""Sentinel-2: from scenes to the stacks of bands and masks of a group of tiles.
 
-Two passes. First the scene classification of every date: it alone decides which dates are kept and which scene gives
-each pixel. Then the ten bands, of kept dates and of scenes that give pixels only: a cloudy date costs one band.
+Two passes. First the scene classification of every date: it alone decides which dates a tile keeps and which scene
+gives each pixel. Then the ten bands, of kept dates and of scenes that give pixels only: a cloudy date costs one band.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import BANDS
-from preproc.archive.placement import Target
-from preproc.archive.read import REFLECTANCE, SCENE_CLASSES, BandKind, MissingDataError, Placed
-from preproc.tile.mosaic import Observation, add_source, keeps_date, sources_used
+from preproc.archive.read import REFLECTANCE, SCENE_CLASSES
+from preproc.archive.scene import Scene
+from preproc.tile.days import Day, Part, Workshop, days_of, read_for
+from preproc.tile.mosaic import add_source, keeps_date, sources_used
+from preproc.tile.open_tile import OpenTile
 from preproc.tile.parallel import in_order
 from preproc.tile.radiometry import clear, remove_offset
-from preproc.tile.record import FailedRead, OnMissing, StackRecord
+from preproc.tile.record import FailedRead
 
 
-class ReadsRasters(Protocol):
-    """What a tile needs of the archive; see preproc.archive.read.Reader."""
+@dataclass
+class _Cover:
+    """What the scene classifications of one date say of one tile."""
 
-    def read(self, href: str, target: Target, kind: BandKind) -> Placed:
-        """Pixels of a raster on a target."""
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What both sensors need to fill a tile."""
-
-    tile: str
-    """Name, for messages."""
-    target: Target
-    """Smallest window of the tile that holds the region's pixels."""
-    inside_hw: NDArray[np.bool_]
-    """The region's pixels in it."""
-    reader: ReadsRasters
-    pool: ThreadPoolExecutor
-    ahead: int
-    """Reads begun or waiting to be used."""
-    min_clear: float
-    on_missing: OnMissing
-
-
-@dataclass(frozen=True)
-class Cover:
-    """What the scene classifications of one date say."""
-
-    observation: Observation
+    part: Part
     source_hw: NDArray[np.uint8]
     """Number of the scene that gives each pixel, from 1; 0 = not clear, or outside the region."""
-    clear_pixels: int
+    clear_pixels: int = 0
     failure: FailedRead | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether another scene could still give a pixel."""
+        return self.failure is None and self.clear_pixels < self.part.tile.region_pixels and self.part.tile.alive
 
 
 @dataclass(frozen=True)
 class _BandTask:
-    cover: Cover
-    number: int
-    """Of the scene, from 1."""
+    covers: Sequence[_Cover]
+    """Of one date; those that need this scene."""
+    scene: Scene
     band: int
     """Index in BANDS."""
 
 
-_BandResult = NDArray[np.uint16] | FailedRead
+_BandResult = list[NDArray[np.uint16]] | FailedRead
 
 
-def _read_cover(work: Workplace, observation: Observation) -> Cover:
-    source_hw = np.zeros(work.inside_hw.shape, np.uint8)
-    region_pixels = int(work.inside_hw.sum())
-    for number, scene in enumerate(observation.scenes, start=1):
-        try:
-            classes_hw = work.reader.read(scene.assets["SCL"], work.target, SCENE_CLASSES).values_hw
-        except MissingDataError as error:
-            return Cover(observation, source_hw, 0, FailedRead(scene.id, "SCL", str(error)))
-        add_source(source_hw, number, clear(classes_hw) & work.inside_hw)
-        if np.count_nonzero(source_hw) == region_pixels:
-            break  # the scenes that follow cannot give a pixel any more
-    return Cover(observation, source_hw, int(np.count_nonzero(source_hw)))
+def add_sentinel2(tiles: Sequence[OpenTile], shop: Workshop) -> None:
+    """Fill the Sentinel-2 stacks of a group of tiles; dates ascend.
 
-
-def read_covers(work: Workplace, observations: Sequence[Observation], record: StackRecord) -> list[Cover]:
-    """First pass: the dates that are kept, each with the scene that gives each pixel.
-
-    Raises:
-        MissingDataError: if a file is missing for good and the policy is "fail".
-        UnreachableError: if a server does not answer.
+    Pixels that are not clear are 0 in bands and mask. A clear pixel keeps what the bands hold there, 0 included.
     """
-    region_pixels = int(work.inside_hw.sum())
+    _read_bands(_read_covers(tiles, shop), shop)
+
+
+def _cover_day(shop: Workshop, day: Day) -> list[_Cover]:
+    covers = [_Cover(part, np.zeros(part.tile.inside_hw.shape, np.uint8)) for part in day.parts]
+    for scene in day.scenes:
+        wanting = [cover for cover in covers if cover.open and cover.part.number(scene)]
+        if not wanting:
+            continue
+        placed = read_for(shop.reader, scene, "SCL", [cover.part.tile for cover in wanting], SCENE_CLASSES)
+        for index, cover in enumerate(wanting):
+            if isinstance(placed, FailedRead):
+                cover.failure = placed
+                continue
+            has_value = clear(placed[index].values_hw) & cover.part.tile.inside_hw
+            add_source(cover.source_hw, cover.part.number(scene), has_value)
+            cover.clear_pixels = int(np.count_nonzero(cover.source_hw))
+    return covers
+
+
+def _read_covers(tiles: Sequence[OpenTile], shop: Workshop) -> list[list[_Cover]]:
+    """First pass: for each date the covers of the tiles that keep it."""
     kept = []
-    for observation, cover in in_order(
-        work.pool, lambda observation: _read_cover(work, observation), observations, ahead=work.ahead
-    ):
-        if cover.failure is not None:
-            record.fail(observation, cover.failure, work.tile, work.on_missing)
-        elif keeps_date(cover.clear_pixels, region_pixels, work.min_clear):
-            kept.append(cover)
-        else:
-            share = round(cover.clear_pixels / region_pixels, 6)
-            record.drop(observation, "too few clear pixels", clear_share=share)
+    for _, covers in in_order(shop.pool, lambda day: _cover_day(shop, day), days_of(tiles, "s2"), ahead=shop.ahead):
+        kept.append([cover for cover in covers if cover.part.tile.alive and _keep(cover)])
     return kept
 
 
-def _tasks(covers: Sequence[Cover]) -> Iterator[_BandTask]:
-    for cover in covers:
-        for number in sources_used(cover.source_hw, cover.observation.scenes):
+def _keep(cover: _Cover) -> bool:
+    """Whether a tile keeps a date; if not, the reason is recorded."""
+    tile, observation = cover.part.tile, cover.part.observation
+    if cover.failure is not None:
+        tile.fail("s2", observation, cover.failure)
+        return False
+    if keeps_date(cover.clear_pixels, tile.region_pixels, tile.job.min_clear):
+        return True
+    share = round(cover.clear_pixels / tile.region_pixels, 6)
+    tile.records["s2"].drop(observation, "too few clear pixels", clear_share=share)
+    return False
+
+
+def _tasks(kept: Sequence[Sequence[_Cover]]) -> Iterator[_BandTask]:
+    for covers in kept:
+        if not covers:
+            continue
+        used = {id(cover): sources_used(cover.source_hw, cover.part.observation.scenes) for cover in covers}
+        for scene in Day(covers[0].part.observation.day, tuple(cover.part for cover in covers)).scenes:
             for band in range(len(BANDS)):
-                yield _BandTask(cover, number, band)
+                wanting = [
+                    cover for cover in covers if cover.part.tile.alive and cover.part.number(scene) in used[id(cover)]
+                ]
+                if wanting:
+                    yield _BandTask(wanting, scene, band)
 
 
-def _read_band(work: Workplace, task: _BandTask) -> _BandResult:
-    scene = task.cover.observation.scenes[task.number - 1]
-    try:
-        placed = work.reader.read(scene.assets[BANDS[task.band]], work.target, REFLECTANCE)
-    except MissingDataError as error:
-        return FailedRead(scene.id, BANDS[task.band], str(error))
-    return remove_offset(placed.values_hw, scene.offset)
+def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
+    tiles = [cover.part.tile for cover in task.covers]
+    placed = read_for(shop.reader, task.scene, BANDS[task.band], tiles, REFLECTANCE)
+    if isinstance(placed, FailedRead):
+        return placed
+    return [remove_offset(one.values_hw, task.scene.offset) for one in placed]
 
 
-def read_bands(
-    work: Workplace,
-    covers: Sequence[Cover],
-    record: StackRecord,
-    write: Callable[[Observation, NDArray[np.uint16], NDArray[np.uint8]], None],
-) -> None:
-    """Second pass: hand the bands (h, w, 10) and the mask (h, w) of each kept date to `write`, dates ascending.
-
-    Pixels that are not clear are 0 in both. A clear pixel keeps what the bands hold there, 0 included.
-
-    Raises:
-        MissingDataError: if a file is missing for good and the policy is "fail".
-        UnreachableError: if a server does not answer.
-    """
-    results = in_order(work.pool, lambda task: _read_band(work, task), _tasks(covers), ahead=work.ahead)
-    for _, parts in groupby(results, key=lambda result: id(result[0].cover)):
-        _write_date(work, parts, record, write)
+def _read_bands(kept: Sequence[Sequence[_Cover]], shop: Workshop) -> None:
+    """Second pass: the bands and the mask of each kept date."""
+    results = in_order(shop.pool, lambda task: _read_band(shop, task), _tasks(kept), ahead=shop.ahead)
+    for _, of_day in groupby(results, key=lambda result: result[0].covers[0].part.observation.day):
+        _add_day(of_day)
 
 
-def _write_date(
-    work: Workplace,
-    parts: Iterator[tuple[_BandTask, _BandResult]],
-    record: StackRecord,
-    write: Callable[[Observation, NDArray[np.uint16], NDArray[np.uint8]], None],
-) -> None:
-    bands_hwb = np.zeros((*work.inside_hw.shape, len(BANDS)), np.uint16)
-    failure: FailedRead | None = None
-    cover: Cover | None = None
-    for task, values in parts:
-        cover = task.cover
-        if isinstance(values, FailedRead):
-            failure = failure or values
-        else:
-            here = cover.source_hw == task.number
-            bands_hwb[..., task.band][here] = values[here]
-    assert cover is not None  # a group has a member
-    if failure is not None:
-        record.fail(cover.observation, failure, work.tile, work.on_missing)
-        return
-    record.keep(cover.observation, sources_used(cover.source_hw, cover.observation.scenes))
-    write(cover.observation, bands_hwb, (cover.source_hw > 0).astype(np.uint8))
+def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
+    covers: dict[str, _Cover] = {}
+    bands: dict[str, NDArray[np.uint16]] = {}
+    failures: dict[str, FailedRead] = {}
+    for task, result in results:
+        for index, cover in enumerate(task.covers):
+            name = cover.part.tile.name
+            if name not in covers:
+                covers[name] = cover
+                bands[name] = np.zeros((*cover.source_hw.shape, len(BANDS)), np.uint16)
+            if isinstance(result, FailedRead):
+                failures.setdefault(name, result)
+                continue
+            here = cover.source_hw == cover.part.number(task.scene)
+            np.copyto(bands[name][..., task.band], result[index], where=here)
+    for name, cover in covers.items():
+        tile, observation = cover.part.tile, cover.part.observation
+        if name in failures:
+            tile.fail("s2", observation, failures[name])
+        elif tile.alive:
+            numbers = sources_used(cover.source_hw, observation.scenes)
+            tile.add("s2", observation, numbers, bands[name], (cover.source_hw > 0).astype(np.uint8))

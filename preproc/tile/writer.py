@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from infer.contract import PlannedTile, write_npy
+from infer.contract import PlannedTile, write_npy, writing
 
 _HEADER_BYTES = 128
 """Room for the .npy header of any stack of ours: numpy pads it to a multiple of 64."""
@@ -36,22 +36,26 @@ class StackWriter:
         self._dtype, self._tail = dtype, tail
         self.count = 0
         """Dates so far."""
-        self._stream = path.open("wb")
-        self._stream.write(self._header())
+        self._path = path
+        with writing(path):
+            self._stream = path.open("wb")
+            self._stream.write(self._header())
 
     def append(self, values: NDArray[Any]) -> None:
         """Add one date of shape `tail`."""
         if values.shape != self._tail or values.dtype != self._dtype:
             raise ValueError(f"{values.dtype} {values.shape}, expected {self._dtype} {self._tail}")
-        self._stream.write(np.ascontiguousarray(values).data)
+        with writing(self._path):
+            self._stream.write(np.ascontiguousarray(values).data)
         self.count += 1
 
     def close(self) -> None:
         """Write the final header."""
         if not self._stream.closed:
-            self._stream.seek(0)
-            self._stream.write(self._header())
-            self._stream.close()
+            with writing(self._path):
+                self._stream.seek(0)
+                self._stream.write(self._header())
+                self._stream.close()
 
     def _header(self) -> bytes:
         buffer = io.BytesIO()

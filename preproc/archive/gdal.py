@@ -1,4 +1,4 @@
-"""GDAL's and PROJ's settings, in one place: how rasters are opened over the network, and that coordinates are right."""
+"""GDAL's and PROJ's settings, in one place, and a check that coordinates come out right."""
 
 from __future__ import annotations
 
@@ -18,37 +18,18 @@ from rasterio.warp import transform as gdal_transform
 from infer.contract import SmaltiError
 from preproc.progress import say
 
-STALL_S = 30
-"""Seconds without a byte (below 1 kB/s) after which a connection counts as stalled: progress, not wall time."""
-CONNECT_S = 30
-"""Seconds to wait for a connection."""
-RETRIES = 6
-"""Attempts after the first that GDAL makes on 429, 5xx and broken connections, waiting twice as long each time."""
-
 GDAL_OPTIONS: dict[str, str | int] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing of the folder, no side-car files: 3-5 times faster opens
     "GDAL_PAM_ENABLED": "NO",  # no .aux.xml is looked for, and none is written beside somebody's data
-    "GDAL_CACHEMAX": 64,  # MB of decoded blocks; windows are read once, so a large cache only costs memory
+    "GDAL_CACHEMAX": 64,  # MB of decoded blocks; each is used once, so a large cache only costs memory
     "GDAL_NUM_THREADS": 1,  # smalti reads in parallel itself
-    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # the header of a COG in one request
-    "GDAL_HTTP_VERSION": "2TLS",  # multiplexing where the server speaks it
-    "GDAL_HTTP_MULTIPLEX": "YES",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MAX_RETRY": RETRIES,
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
-    "GDAL_HTTP_CONNECTTIMEOUT": CONNECT_S,
-    "GDAL_HTTP_LOW_SPEED_TIME": STALL_S,
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
-    "CPL_VSIL_CURL_USE_HEAD": "NO",  # the first range request says all that HEAD would
-    "VSI_CACHE": "FALSE",
-    "AWS_NO_SIGN_REQUEST": "YES",  # the buckets of Earth Search are public
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # GDAL itself never goes to the network
 }
 
 _DATA_VARIABLES = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA")
 
 # WGS 84 longitude, latitude -> UTM 31N easting, northing (the Atomium in Brussels), by the
-# series of Krueger (1912), as tests/unit/test_transport.py computes them.
+# series of Krueger (1912), as tests/unit/test_gdal.py computes them.
 _KNOWN_LONLAT = (4.341556, 50.894941)
 _KNOWN_UTM31 = (594347.1225, 5638999.2263)
 _TOLERANCE_M = 0.01

@@ -1,0 +1,248 @@
+"""Bytes of remote files, with retries in this one place.
+
+What may succeed later is tried again, with exponential waits, jitter and `Retry-After`: 408, 425, 429 and 5xx, broken
+and cut-off answers, connections that stall. An expired token (403) is renewed. What cannot succeed is not tried
+again: 400, 401, 404, 409, 410, 416.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SOFTWARE, SmaltiError
+from preproc.archive.http import TRANSIENT, brief
+
+ATTEMPTS = 8
+"""Tries of one request; with the waits below, about two minutes."""
+RENEWALS = 2
+"""Times that a request is tried with a new token after a 403: the second for a server that lags behind the issuer."""
+LONGEST_WAIT_S = 60.0
+CONNECT_S = 20.0
+STALL_S = 30.0
+"""A connection that gives fewer than SLOWEST bytes in this time has stalled: progress counts, not duration."""
+SLOWEST = 4096
+_PIECE = 1 << 18
+
+
+class MissingDataError(SmaltiError):
+    """A file that should be there is missing or unreadable for good; `[archive] on_missing` decides what follows."""
+
+    exit_code = EXIT_FAILED
+
+
+class UnreachableError(SmaltiError):
+    """The server did not answer well enough this time; the same command may succeed later."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+class Signs(Protocol):
+    """What makes hrefs of a protected archive readable; safe for threads. See preproc.archive.signing.Signer."""
+
+    def sign(self, href: str) -> str:
+        """The href with a valid token, or as it is where none is needed."""
+
+    def renew(self, href: str) -> str:
+        """The href with a token that was issued just now."""
+
+
+class Unsigned:
+    """Signs nothing: public archives."""
+
+    def sign(self, href: str) -> str:
+        """The href as it is."""
+        return href
+
+    def renew(self, href: str) -> str:
+        """The href as it is."""
+        return href
+
+
+class _TransientError(Exception):
+    """Worth another try."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+        """Seconds that the server asks to wait."""
+
+
+class _RefusedError(_TransientError):
+    """403: worth one more try with a new token."""
+
+
+_BACKOFF = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
+
+
+def usual_wait(state: RetryCallState) -> float:
+    """Seconds before the next try: what the server asks for, or exponential with full jitter."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    jitter = float(_BACKOFF(state))
+    if isinstance(error, _TransientError) and error.after is not None:
+        return min(error.after, LONGEST_WAIT_S) + min(jitter, 2.0)
+    return jitter
+
+
+def is_remote(href: str) -> bool:
+    """Whether an href leads over the network."""
+    return urlsplit(href).scheme.lower() in ("http", "https", "s3", "gs")
+
+
+def web_address(href: str) -> str:
+    """The HTTP address of an href; public buckets are read without credentials."""
+    parts = urlsplit(href)
+    if parts.scheme == "s3":
+        return f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
+    if parts.scheme == "gs":
+        return f"https://storage.googleapis.com/{parts.netloc}{parts.path}"
+    return href
+
+
+class RangeClient:
+    """Fetches byte ranges; safe for threads. Each thread has one request in flight.
+
+    Args:
+        signer: makes hrefs readable.
+        connections: threads that use it at once.
+        wait: seconds before the next try (tests shorten it).
+        stall_s: see STALL_S.
+    """
+
+    def __init__(
+        self,
+        signer: Signs | None = None,
+        *,
+        connections: int = 8,
+        wait: Callable[[RetryCallState], float] = usual_wait,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self._signer = signer or Unsigned()
+        self._wait = wait
+        self._stall_s = stall_s
+        self._session = requests.Session()
+        adapter = HTTPAdapter(pool_connections=16, pool_maxsize=connections, pool_block=True)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+        self._session.headers.update({"User-Agent": SOFTWARE.replace(" ", "/"), "Accept-Encoding": "identity"})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session.close()
+
+    def get(self, href: str, start: int, end: int) -> tuple[bytes, int]:
+        """Bytes `start` to `end` (exclusive) of a file, fewer at its end.
+
+        Returns:
+            The bytes, and the size of the whole file.
+
+        Raises:
+            MissingDataError: if the file is not there, or must not be read.
+            UnreachableError: if the server does not deliver within the retry budget.
+        """
+        refusals = 0
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TransientError),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    signed = self._signer.renew(href) if refusals else self._signer.sign(href)
+                    try:
+                        return self._get_once(web_address(signed), href, start, end)
+                    except _RefusedError as error:
+                        refusals += 1
+                        if refusals > RENEWALS:
+                            reason = "the server refuses it even with a new token (403)"
+                            raise MissingDataError(f"{href}: {reason}") from error
+                        raise
+        except _TransientError as error:
+            raise UnreachableError(f"{href}: {error}, {ATTEMPTS} times: try again later") from error
+        raise AssertionError("a retry loop ends by return or raise")
+
+    def _get_once(self, url: str, href: str, start: int, end: int) -> tuple[bytes, int]:
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        try:
+            with self._session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, self._stall_s)) as answer:
+                _check_status(answer, href, start)
+                first, last, size = _content_range(answer, href)
+                if first != start or not start <= last < end or (last < end - 1 and last != size - 1):
+                    raise _TransientError(f"bytes {first}-{last} were sent for {start}-{end - 1}")
+                return self._body(answer, last - first + 1), size
+        except (requests.RequestException, OSError) as error:
+            raise _TransientError(_without_query(brief(error))) from error
+
+    def _body(self, answer: requests.Response, length: int) -> bytes:
+        """Exactly `length` bytes, as long as there is progress."""
+        pieces: list[bytes] = []
+        received, mark, deadline = 0, 0, time.monotonic() + self._stall_s
+        while received < length:
+            piece: bytes = answer.raw.read1(min(_PIECE, length - received))
+            if not piece:
+                raise _TransientError(f"the answer was cut off after {received} of {length} bytes")
+            pieces.append(piece)
+            received += len(piece)
+            now = time.monotonic()
+            if now > deadline:
+                if received - mark < SLOWEST:
+                    raise _TransientError(f"the connection stalled after {received} of {length} bytes")
+                mark, deadline = received, now + self._stall_s
+        return b"".join(pieces)
+
+
+def _check_status(answer: requests.Response, href: str, start: int) -> None:
+    code = answer.status_code
+    if code == 206:
+        return
+    if code == 200:
+        raise MissingDataError(f"{href}: the server ignores byte ranges: use one that supports them, or a local copy")
+    if code == 416:
+        raise MissingDataError(f"{href}: it ends before byte {start}: the file on the server is cut short")
+    if code == 403:
+        raise _RefusedError("403")
+    if code in TRANSIENT or code >= 500:
+        raise _TransientError(f"the server answers {code}", _asked_wait(answer))
+    raise MissingDataError(f"{href}: the server answers {code} {answer.reason or ''}".rstrip())
+
+
+def _content_range(answer: requests.Response, href: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+    if match is None:
+        raise MissingDataError(
+            f"{href}: the server's Content-Range is not understood: use another one, or a local copy"
+        )
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _asked_wait(answer: Any) -> float | None:
+    """Seconds that Retry-After asks to wait: a number, or an HTTP date."""
+    header = answer.headers.get("Retry-After", "")
+    if header.isdigit():
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, (moment - datetime.now(moment.tzinfo)).total_seconds())
+
+
+def _without_query(text: str) -> str:
+    """A message in which URLs have lost their query: tokens are never shown."""
+    return re.sub(r"\?[^\s'\"]+", "", text)

@@ -1,0 +1,201 @@
+"""One tile while it is made: its window, its files in a temporary folder, and what is known of its dates."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import (
+    BANDS,
+    MASK_POLARITY,
+    PIXEL_SIZE,
+    ROI_FILE,
+    SAR_BANDS,
+    TILE_ARRAYS,
+    TILE_MANIFEST,
+    SmaltiError,
+    atomic_dir,
+    write_manifest,
+)
+from preproc.archive.placement import Target
+from preproc.tile.job import TileJob, data_source
+from preproc.tile.mosaic import Observation, bounding_box, missing_assets, observations
+from preproc.tile.quality import QualityCounter, write_quality
+from preproc.tile.record import STACKS, FailedRead, StackName, StackRecord, dates_of
+from preproc.tile.writer import StackWriter, write_doys, write_roi
+
+_Pixel = TypeVar("_Pixel", bound=np.generic)
+
+_ARRAYS: dict[StackName, tuple[str, ...]] = {
+    "s2": ("bands_thwb", "masks_thw"),
+    "s1_ascending": ("sar_asc_thwp",),
+    "s1_descending": ("sar_desc_thwp",),
+}
+_DOYS: dict[StackName, str] = {"s2": "doys_t", "s1_ascending": "sar_asc_doys_t", "s1_descending": "sar_desc_doys_t"}
+
+
+class OpenTile:
+    """A tile under construction; used by one thread.
+
+    After an error it takes no more part (`alive` is False) and leaves nothing behind.
+    """
+
+    def __init__(self, job: TileJob) -> None:
+        self.job = job
+        self.name = job.tile.name
+        self.error: SmaltiError | None = None
+        size = job.tile.size
+        self._shape_hw = (size, size)
+        box = bounding_box(job.inside_hw)
+        # Without a pixel of the region no scene is used, and one pixel of window costs nothing.
+        self._box = box if box is not None else (slice(0, 1), slice(0, 1))
+        rows, columns = self._box
+        self.target = Target(
+            job.tile.epsg,
+            job.tile.west + PIXEL_SIZE * columns.start,
+            job.tile.north - PIXEL_SIZE * rows.start,
+            rows.stop - rows.start,
+            columns.stop - columns.start,
+        )
+        """Smallest window that holds the region's pixels."""
+        self.inside_hw: NDArray[np.bool_] = job.inside_hw[self._box] > 0
+        """The region's pixels in that window."""
+        self.region_pixels = int(np.count_nonzero(job.inside_hw))
+        self.usable = [scene for scene in job.scenes if not missing_assets(scene)] if box is not None else []
+        self.records: dict[StackName, StackRecord] = {name: StackRecord(name) for name in STACKS}
+        self._quality = QualityCounter(self._shape_hw)
+        self._stack = ExitStack()
+        self._folder = Path()
+        self._writers: dict[str, StackWriter] = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has gone wrong so far."""
+        return self.error is None
+
+    def begin(self) -> None:
+        """Make the temporary folder and start the files."""
+        try:
+            self._folder = self._stack.enter_context(atomic_dir(self.job.folder))
+            for names in _ARRAYS.values():
+                for name in names:
+                    spec = TILE_ARRAYS[name]
+                    tail = (*self._shape_hw, *({"b": len(BANDS), "p": len(SAR_BANDS)}[a] for a in spec.axes[3:]))
+                    writer = StackWriter(self._folder / spec.file, spec.dtype, tail)
+                    self._writers[name] = self._stack.enter_context(writer)
+        except SmaltiError as error:
+            self.abandon(error)
+
+    def observations(self, stack: StackName) -> list[Observation]:
+        """The dates of a stack, ascending."""
+        if stack == "s2":
+            scenes = [scene for scene in self.usable if scene.modality == "s2"]
+        else:
+            orbit = stack.removeprefix("s1_")
+            scenes = [scene for scene in self.usable if scene.modality == "s1" and scene.orbit == orbit]
+        return observations(scenes, self.job.tile.epsg)
+
+    def add(self, stack: StackName, observation: Observation, numbers: list[int], *arrays: NDArray[Any]) -> None:
+        """Append one date: bands and mask, or VV and VH, on the window.
+
+        Args:
+            stack: which.
+            observation: the date.
+            numbers: of the scenes that give pixels, from 1.
+            arrays: (h, w, 10) uint16 and (h, w) uint8, or (h, w, 2) int16.
+        """
+        try:
+            for name, values in zip(_ARRAYS[stack], arrays, strict=True):
+                self._writers[name].append(self._whole(values))
+        except SmaltiError as error:
+            self.abandon(error)
+            return
+        has_value = arrays[-1] if stack == "s2" else (arrays[-1] != 0).max(axis=-1)
+        self._quality.add(stack, self._whole(has_value.astype(np.uint8)))
+        self.records[stack].keep(observation, numbers)
+
+    def fail(self, stack: StackName, observation: Observation, failure: FailedRead) -> None:
+        """A read failed: the policy decides whether the date or the tile is given up."""
+        try:
+            self.records[stack].fail(observation, failure, self.job.on_missing)
+        except SmaltiError as error:
+            self.abandon(error)
+
+    def abandon(self, error: SmaltiError) -> None:
+        """Give the tile up and remove what was written."""
+        self.error = error
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+    def finish(self) -> None:
+        """Complete the files, write the manifest and put the folder in its place."""
+        if not self.alive:
+            return
+        try:
+            for name in STACKS:
+                spec = TILE_ARRAYS[_DOYS[name]]
+                days = [day.timetuple().tm_yday for day in self.records[name].kept]
+                write_doys(self._folder / spec.file, days, spec.dtype)
+            for writer in self._writers.values():
+                writer.close()
+            write_roi(self._folder / ROI_FILE, self.job.tile, self.job.inside_hw)
+            write_quality(self._folder, self._quality, self.job.inside_hw, self.records, self.job.window)
+            files = [path for path in self._folder.iterdir() if path.name != TILE_MANIFEST]
+            manifest = self._folder / TILE_MANIFEST
+            write_manifest(manifest, "tile", inputs=self.job.inputs, files=files, fields=self._fields())
+            self._stack.close()
+        except SmaltiError as error:
+            self.abandon(error)
+
+    def discard(self) -> None:
+        """Remove what was written, if the tile was not finished (an interrupt, a bug)."""
+        self._stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+    def _whole(self, values: NDArray[_Pixel]) -> NDArray[_Pixel]:
+        """The window's values on the whole tile, 0 elsewhere."""
+        if values.shape[:2] == self._shape_hw:
+            return values
+        whole = np.zeros((*self._shape_hw, *values.shape[2:]), values.dtype)
+        whole[self._box] = values
+        return whole
+
+    def _fields(self) -> dict[str, Any]:
+        job, tile = self.job, self.job.tile
+        policies: dict[str, list[str]] = {}
+        for scene in sorted(self.usable, key=lambda scene: scene.id):
+            if scene.modality == "s2":
+                policies.setdefault(scene.offset.value, []).append(scene.id)
+        left_out = sorted((scene.acquired, scene.id, missing_assets(scene)) for scene in job.scenes)
+        return {
+            "grid": {
+                "crs": f"EPSG:{tile.epsg}",
+                "transform": list(tile.transform),
+                "height": tile.size,
+                "width": tile.size,
+            },
+            "band_order": list(BANDS),
+            "sar_band_order": list(SAR_BANDS),
+            "mask_polarity": MASK_POLARITY,
+            "window": {"start": job.window[0], "end": job.window[1]},
+            "source": job.source,
+            "data_source": data_source(job.scenes),
+            "offset_policy": policies,
+            "dates": dates_of(self.records),
+            "items": {
+                name: {day.isoformat(): ids for day, ids in record.items.items()}
+                for name, record in self.records.items()
+            },
+            "dropped": {name: record.dropped for name, record in self.records.items()},
+            "failed": {name: record.failed for name, record in self.records.items()},
+            "left_out": [
+                {"item": item, "reason": f"the item has no asset {', '.join(missing)}"}
+                for _, item, missing in left_out
+                if missing
+            ],
+            "min_clear": job.min_clear,
+            "on_missing": job.on_missing,
+            "region_pixels": self.region_pixels,
+        }
