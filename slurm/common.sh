@@ -41,10 +41,11 @@ begin() { # begin SIGNAL: how the step is told to stop
     trap 'on_signal USR1' USR1
     trap 'on_signal TERM' TERM
     clean_environment
+    export SLURM_LOCALID=${SLURM_LOCALID:-0} SLURM_JOB_ID=${SLURM_JOB_ID:-0} USER=${USER:-$(id -un)}
     site_modules
     site_environment
     set_threads
-    echo "smalti-task: start job=${SLURM_JOB_ID:-0} index=$INDEX of=$TASKS attempt=${SLURM_RESTART_COUNT:-0}" \
+    echo "smalti-task: start job=$SLURM_JOB_ID index=$INDEX of=$TASKS attempt=${SLURM_RESTART_COUNT:-0}" \
         "host=$(hostname) cpus=$OMP_NUM_THREADS at=$(date +%s)"
     peak_file=$(mktemp)
     watch_memory &
@@ -71,7 +72,7 @@ finish() { # 0 complete; 75 try again: back into the queue, a few times; anythin
     echo "smalti-task: end code=$code stopped=${stopping:-no} seconds=$SECONDS peak_mb=$(cat "$peak_file")" \
         "attempt=${SLURM_RESTART_COUNT:-0} at=$(date +%s)"
     rm -f "$peak_file"
-    if [ "$code" = 75 ] && [ "$stopping" != TERM ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    if [ "$code" = 75 ] && [ "$stopping" != TERM ] && [ "$SLURM_JOB_ID" != 0 ]; then
         if [ "${SLURM_RESTART_COUNT:-0}" -lt "$REQUEUES" ]; then
             echo "smalti-task: back into the queue"
             scontrol requeue "$SLURM_JOB_ID" && sleep 300 # Slurm ends this script meanwhile

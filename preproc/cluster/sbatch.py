@@ -79,13 +79,19 @@ def directives(job: Job, profile: Profile, script: Script) -> list[str]:
         lines.append(f"--array={script.array}" + (f"%{job.throttle}" if job.throttle else ""))
     pattern = f"{script.kind}-%A_%a.log" if script.array is not None else f"{script.kind}-%j.log"
     lines += [
-        f"--output={script.logs / pattern}",
+        f"--output={_output(script.logs, pattern)}",
         "--open-mode=append",
         f"--signal=B:USR1@{profile.limits.signal_seconds}",
         "--requeue",
         *job.directives,
     ]
     return lines
+
+
+def _output(folder: Path, pattern: str) -> str:
+    """A log's path as Slurm reads it: a per cent sign of the folder is doubled, blanks need quotes."""
+    path = f"{str(folder).replace('%', '%%')}/{pattern}"
+    return f'"{path}"' if re.search(r"\s", path) else path
 
 
 def _array(name: str, values: Sequence[str]) -> str:
