@@ -136,12 +136,13 @@ def test_a_class_that_training_lacks_has_probability_zero_and_workers_do_not_mat
     rng = np.random.default_rng(0)
     code_n = np.repeat([1, 2, 3], 20)
     x = rng.normal(size=(60, 4)).astype(np.float32)
-    fold_n = np.where(code_n == 3, 0, np.arange(60) % 2).astype(np.int32)
-    folds = Folds(fold_n, 2, {1: [3]})
+    fold_n = np.where(code_n == 2, 0, np.arange(60) % 2).astype(np.int32)
+    folds = Folds(fold_n, 2, {1: [2]})
     one = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=1)
     two = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=2)
     assert (one == two).all()
-    assert (one[fold_n == 0, 2] == 0).all()
+    assert (one[fold_n == 0, 1] == 0).all()
+    assert (one[fold_n == 0, 2] > 0).all()
     assert one.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-5)
     only = Folds(np.where(code_n == 1, 1, 0).astype(np.int32), 2, {})
     single = out_of_fold(x[:40], code_n[:40], np.array([1, 2]), Folds(only.fold_n[:40], 2, {}), Parameters(), seed=0,
@@ -258,6 +259,7 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
 def test_the_classifier_answers_like_the_model_that_was_saved(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
     classifier = load_classifier(run)
+    assert '"thread_count":1' in classifier.model.get_metadata()["params"]  # recorded in the bytes
     samples = read_samples(run)
     assert [(e.code, e.name) for e in classifier.classes] == [(1, "crop a"), (2, "crop b"), (3, "crop c")]
     values = classifier.predict_proba(samples.values_nc)
