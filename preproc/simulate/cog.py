@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from infer.contract import writing
@@ -21,7 +21,6 @@ def write_cog(
     grid: Grid,
     *,
     nodata: float | None,
-    tags: Mapping[str, str] | None = None,
     colours: Mapping[int, tuple[int, int, int]] | None = None,
     average: bool = True,
 ) -> None:
@@ -32,7 +31,6 @@ def write_cog(
         values: (H, W) at 10 or 20 m; the pixel size follows from the grid.
         grid: where it lies.
         nodata: value of missing pixels.
-        tags: GeoTIFF tags.
         colours: colour table of a class map.
         average: overviews are means (False: nearest neighbours, for classes).
 
@@ -59,11 +57,11 @@ def write_cog(
     }
     if nodata is not None:
         profile["nodata"] = nodata
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rasterio.open(path, "w", **profile) as target:
+    with MemoryFile() as memory:  # GDAL would report a full disk in its own words, and not always
+        with memory.open(**profile) as target:
             if colours:
                 target.write_colormap(1, {code: (*colour, 255) for code, colour in colours.items()})
-            if tags:
-                target.update_tags(**tags)
             target.write(values, 1)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(memory.read())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,10 @@ def _write_points(path: Path, world: World, parcels: list[int]) -> None:
             y.append(float(point[1]))
             rows.append(_attributes(world, place))
     east_x, north_y = Transformer.from_crs(world.epsg, POINTS_EPSG, always_xy=True).transform(x, y)
-    with writing(path), _fixed_clock():
+    content = BytesIO()
+    with _fixed_clock():
         pyogrio.raw.write(
-            path,
+            content,
             geometry=shapely.to_wkb(shapely.points(np.round(east_x, 2), np.round(north_y, 2))),
             field_data=[
                 np.array([row["parcel"] for row in rows], np.int64),
@@ -127,7 +129,10 @@ def _write_points(path: Path, world: World, parcels: list[int]) -> None:
             geometry_type="Point",
             crs=f"EPSG:{POINTS_EPSG}",
             driver="GPKG",
+            layer="points",
         )
+    with writing(path):
+        path.write_bytes(content.getvalue())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import rasterio
 import shapely
 from pyproj import Transformer
+from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 from shapely.geometry import shape
 from support.simulated import CLEAR, QUIRKY, items, pixels, superseded, tree
@@ -86,6 +88,20 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="is a file"):
         simulate(tmp_path / "thesis.docx", QUIRKY)
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "B08.tif":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SmaltiError, match="no space left") as caught:
+        simulate(tmp_path / "a", replace(QUIRKY, s2_dates=2, s1_dates=1))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- Sentinel-2 --------------------------------------------------------------------------------------------------
@@ -251,6 +267,11 @@ def test_a_split_datastrip_gives_two_items_that_complete_each_other(folder: Path
     assert north["properties"]["s2:datatake_id"] == south["properties"]["s2:datatake_id"]
     assert north["properties"]["s2:datastrip_id"] != south["properties"]["s2:datastrip_id"]
     assert north["geometry"] != south["geometry"]
+    assert (
+        north["properties"]["s2:datastrip_id"].rsplit("_S", 1)[1]
+        < south["properties"]["s2:datastrip_id"].rsplit("_S", 1)[1]
+    )
+    assert shape(north["geometry"]).centroid.y > shape(south["geometry"]).centroid.y, "the pass descends"
     assert shape(north["geometry"]).intersection(shape(south["geometry"])).area < 0.2 * shape(north["geometry"]).area
 
 
@@ -506,6 +527,25 @@ def test_parcels_points_and_truth_map_agree(folder: Path, world: World) -> None:
     crops = dict(zip(meta["fields"], fields, strict=True))["crop"]
     assert len(points) > len(parcels)
     assert [legend[code] for code in truth[rows.astype(int), columns.astype(int)]] == list(crops)
+
+
+def test_parcels_lie_on_the_grid_to_the_pixel(folder: Path) -> None:
+    """Burning the declared polygons with another program gives the raster of parcels, pixel for pixel."""
+    with rasterio.open(folder / "parcels.tif") as source:
+        burnt, transform, crs = source.read(1), source.transform, source.crs
+    to_map = Transformer.from_crs(4326, crs, always_xy=True)
+    shapes = [
+        (
+            shapely.transform(
+                shape(feature["geometry"]), lambda p: np.column_stack(to_map.transform(p[:, 0], p[:, 1]))
+            ),
+            feature["properties"]["parcel"],
+        )
+        for feature in json.loads((folder / "parcels.geojson").read_text())["features"]
+    ]
+    expected = rasterize(shapes, out_shape=burnt.shape, transform=transform, dtype="uint32")
+    assert (burnt != expected).sum() <= 3, "centres within a centimetre of an edge may fall on either side"
+    assert (burnt > 0).mean() > 0.2
 
 
 def test_the_region_is_no_rectangle_and_has_a_hole(folder: Path) -> None:

@@ -62,6 +62,15 @@ def test_rapeseed_flowers_yellow_at_the_end_of_april() -> None:
     assert yellow[on("2022-05-01")] > 2 * yellow[on("2022-04-01")]
 
 
+def test_leaves_differ_in_pigment_structure_and_water() -> None:
+    sky = weather(YEAR[on("2022-07-20") : on("2022-07-20") + 1], CALM, 1)
+    values = {crop.name: s2_series(parcels(crop.name), sky).mean(axis=(0, 1)) for crop in CROPS}
+    assert band(values["sugar beet"], "B8A") > 1.1 * band(values["maize"], "B8A")
+    assert band(values["sugar beet"], "B11") < band(values["maize"], "B11")
+    assert band(values["coniferous forest"], "B03") < 0.85 * band(values["grassland"], "B03")
+    assert band(values["coniferous forest"], "B08") < 0.75 * band(values["deciduous forest"], "B08")
+
+
 def test_wheat_stalks_hide_the_soil_from_vv_and_maize_raises_vh() -> None:
     sky = weather(YEAR, CALM, 1)
     wheat = decibels(s1_series(parcels("winter wheat"), sky, "ascending")).mean(axis=0)
