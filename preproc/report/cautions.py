@@ -1,0 +1,97 @@
+"""What a reader has to know before trusting the map: said at the top of the report, in plain words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from preproc.report.observations import FEW_CLEAR, Observations
+from preproc.report.sources import Sources
+
+FEW_GROUPS = 10
+"""Below so many parcels the figures of a class are anecdotes."""
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One of them."""
+
+    title: str
+    text: str
+    serious: bool
+    """The map must not be used without knowing this."""
+
+
+def cautions(sources: Sources, seen: Observations) -> list[Caution]:
+    """All that apply, the serious ones first."""
+    found = [*_about_the_encoder(sources), *_about_the_labels(sources), *_about_the_scenes(sources, seen)]
+    return sorted(found, key=lambda caution: not caution.serious)
+
+
+def _about_the_encoder(sources: Sources) -> list[Caution]:
+    found = []
+    if sources.simulated:
+        text = "The scenes, the fields and the labels were made up by a program. Nothing here is about a real place."
+        found.append(Caution("Simulated data", text, True))
+    model = sources.map["model"]
+    if not model["trained"]:
+        text = (
+            f"The embeddings come from “{model['label']}”. Its numbers carry some of the season's signal, as random "
+            "projections do, but they are not TESSERA embeddings. This map shows that the chain works, no more."
+        )
+        found.append(Caution("The encoder is not trained", text, True))
+    return found
+
+
+def _about_the_labels(sources: Sources) -> list[Caution]:
+    found = []
+    performance = sources.accuracy["performance"]
+    left_out = performance["left_out"]
+    if left_out:
+        names = ", ".join(f"{entry['name']} ({entry['groups']})" for entry in left_out)
+        text = (
+            f"Too few groups of labels to learn from: {names}. Where these grow, the map shows another class. "
+            "The figures below know nothing of them."
+        )
+        found.append(Caution("Classes left out", text, True))
+    few = [entry for entry in performance["pixels"]["per_class"] if entry["n_groups"] < FEW_GROUPS]
+    if few:
+        names = ", ".join(f"{entry['name']} ({entry['n_groups']})" for entry in few)
+        text = f"Classes with fewer than {FEW_GROUPS} groups of labels: {names}. Read their figures with care."
+        found.append(Caution("Little evidence for some classes", text, False))
+    if sources.accuracy["map_accuracy"] is None:
+        text = (
+            "No independent reference sample was given, so the accuracy of the map itself is not known. The model's "
+            "performance tells how well the classifier recognises labelled groups that it has not seen."
+        )
+        found.append(Caution("Map accuracy is not known", text, False))
+    return found
+
+
+def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
+    found = []
+    blind = seen.stacks["s2"].pixels_without
+    if blind:
+        text = f"{blind:,} pixels of the region have no clear Sentinel-2 observation: they rest on radar alone."
+        found.append(Caution("Pixels never seen clearly", text, False))
+    if seen.poor_tiles:
+        text = (
+            f"{len(seen.poor_tiles)} of {seen.planned} tiles have fewer than {FEW_CLEAR} clear Sentinel-2 observations "
+            f"for half of their pixels: {_some(seen.poor_tiles)}."
+        )
+        found.append(Caution("Tiles with few observations", text, False))
+    if seen.tiles and not (seen.stacks["s1_ascending"].dates or seen.stacks["s1_descending"].dates):
+        found.append(Caution("No radar", "No Sentinel-1 scene was found: the map rests on Sentinel-2 alone.", False))
+    if seen.tiles < seen.planned:
+        text = (
+            f"The time series of {seen.planned - seen.tiles} of {seen.planned} tiles are no longer in the run: the "
+            "figures on observations leave them out."
+        )
+        found.append(Caution("Time series removed", text, False))
+    found += [Caution("From the plan", str(text), False) for text in sources.plan.get("warnings", [])]
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")

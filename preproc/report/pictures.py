@@ -1,0 +1,92 @@
+"""The pictures of the report as data URIs, with the length of their scale bars."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from infer.contract import Run, planned_tiles
+from preproc.raster.figure import length_text, scale_length
+from preproc.raster.legend import LegendEntry, class_colours
+from preproc.raster.preview import Picture, picture, png_bytes
+from preproc.raster.zones import ZoneGrid, zone_grids
+
+CONFIDENCE_COLOURS = "cividis"
+"""Even in lightness, and the same to people who do not tell red from green."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture on the page."""
+
+    zone: str
+    uri: str
+    width: int
+    height: int
+    scale_text: str
+    scale_percent: float
+    """Length of the scale bar in percent of the picture's width."""
+
+
+def class_pictures(run: Run, made: Mapping[str, Any], legend: Sequence[LegendEntry]) -> list[Shown]:
+    """The class map of each zone."""
+
+    def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
+        return class_colours(strips[0][..., 0], legend)
+
+    return [
+        _shown(grid, picture([run.map / made["zones"][grid.label]["classes"]], grid, colours))
+        for grid in zone_grids(planned_tiles(run))
+    ]
+
+
+def confidence_pictures(run: Run, made: Mapping[str, Any]) -> list[Shown]:
+    """The confidence of each zone: dark 0 %, bright 100 %."""
+    table = (colormaps[CONFIDENCE_COLOURS](np.arange(256) / 100, bytes=True)).astype(np.uint8)
+    table[0] = 0
+
+    def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
+        shaded: NDArray[np.uint8] = table[strips[0][..., 0]]
+        return shaded
+
+    return [
+        _shown(grid, picture([run.map / made["zones"][grid.label]["confidence"]], grid, colours))
+        for grid in zone_grids(planned_tiles(run))
+    ]
+
+
+def confidence_gradient(steps: int = 11) -> str:
+    """The colours of the confidence picture as a CSS gradient."""
+    rgba = colormaps[CONFIDENCE_COLOURS](np.linspace(0, 1, steps), bytes=True)
+    return ", ".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in rgba)
+
+
+def embedding_pictures(run: Run, mosaic: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Zone and data URI of the previews that `stitch` made."""
+    return [
+        (label, _uri((run.mosaic / zone["preview"]).read_bytes())) for label, zone in sorted(mosaic["zones"].items())
+    ]
+
+
+def _shown(grid: ZoneGrid, made: Picture) -> Shown:
+    west, _, east, _ = made.bounds
+    length = scale_length(east - west)
+    height, width, _ = made.rgba_hwc.shape
+    return Shown(
+        zone=grid.label,
+        uri=_uri(png_bytes(made.rgba_hwc)),
+        width=width,
+        height=height,
+        scale_text=length_text(length),
+        scale_percent=round(100 * length / (east - west), 2),
+    )
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

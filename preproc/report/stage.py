@@ -1,0 +1,143 @@
+"""The `report` stage: reads what the others wrote, lays it out, writes RUN/report/index.html."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from infer.contract import SOFTWARE, Run, SmaltiError, write_bytes, write_manifest
+from preproc.config import Config
+from preproc.raster.legend import LegendEntry
+from preproc.report import figures
+from preproc.report.cautions import cautions
+from preproc.report.observations import observe
+from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
+from preproc.report.sources import Sources, fingerprint, read_sources
+from preproc.stage import Unit
+
+KIND = "report"
+LAYOUT = 1
+"""Of the page; a new one makes reports anew."""
+_UNTITLED = ("region", "bbox")
+"""Names that a region has when nobody gave it one."""
+
+
+class ReportStage:
+    """`smalti report`."""
+
+    name = "report"
+    noun = "pages"
+    sharded = False
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """The one page, and what it is made from."""
+        if config.labels is None:
+            raise SmaltiError(f"{run.config}: [labels]: missing: a report is about a map, and a map needs labels")
+        inputs = {**fingerprint(run), "confidence": config.classify.confidence, "layout": LAYOUT}
+        return [Unit("index.html", run.report / "report.json", KIND, inputs)]
+
+    @contextmanager
+    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+        """A function that writes the page."""
+
+        def build(unit: Unit) -> None:
+            page = run.report / "index.html"
+            html = render(context(run, config, read_sources(run)))
+            unit.manifest.unlink(missing_ok=True)
+            write_bytes(page, html.encode())
+            write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])
+
+        yield build
+
+
+def render(values: Mapping[str, Any]) -> str:
+    """The page. A name that the template uses and `values` lacks is an error, never a blank."""
+    environment = Environment(
+        loader=PackageLoader("preproc.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=figures.percent,
+        interval=figures.percent_with_interval,
+        around=figures.interval,
+        score=figures.score_with_interval,
+        whole=figures.whole,
+        hectares=figures.hectares,
+        hectares_interval=figures.hectares_with_interval,
+    )
+    return environment.get_template("report.html.j2").render(values)
+
+
+def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
+    """Everything that the template shows."""
+    made = sources.map
+    legend = [LegendEntry(entry["code"], entry["name"], entry["color"]) for entry in made["classes"]]
+    window = (str(made["window"]["start"]), str(made["window"]["end"]))
+    seen = observe(run, window)
+    name = str(sources.plan["region"]["name"])
+    return {
+        "title": "Class map" if name in _UNTITLED else f"Class map of {name.replace('_', ' ')}",
+        "window": window,
+        "bbox": _place(sources.plan["region"]["bbox"]),
+        "cautions": cautions(sources, seen),
+        "map": made,
+        "plan": sources.plan,
+        "mosaic": sources.mosaic,
+        "classifier": sources.model,
+        "samples": sources.samples,
+        "pictures": class_pictures(run, made, legend),
+        "confidence_pictures": confidence_pictures(run, made),
+        "confidence_gradient": confidence_gradient(),
+        "previews": embedding_pictures(run, sources.mosaic),
+        "threshold": config.classify.confidence,
+        "areas": figures.class_areas(made["classes"], config.classify.confidence),
+        "uncertain": figures.uncertain_share(made["classes"], config.classify.confidence),
+        "seen": seen,
+        "chart": figures.dates_chart(seen),
+        "chart_size": (figures.CHART_WIDTH, figures.CHART_HEIGHT),
+        "settings": shown_settings(run),
+        "software": SOFTWARE,
+        **_accuracy(sources),
+    }
+
+
+def _accuracy(sources: Sources) -> dict[str, Any]:
+    performance = sources.accuracy["performance"]
+    names = [entry["name"] for entry in performance["classes"]]
+    by_pixel = figures.matrix_cells(performance["pixels"]["count_matrix"])
+    by_group = figures.matrix_cells(performance["groups"]["count_matrix"])
+    assessed = sources.accuracy["map_accuracy"]
+    return {
+        "performance": performance,
+        "names": names,
+        "colors": {entry["name"]: entry["color"] for entry in performance["classes"]},
+        "by_pixel": by_pixel,
+        "by_group": by_group,
+        "mix_ups": figures.worst_mix_ups(names, by_pixel),
+        "assessed": assessed,
+        "assessed_cells": None if assessed is None else figures.matrix_cells(assessed["count_matrix"]),
+    }
+
+
+def _place(bbox: list[float]) -> str:
+    west, south, east, north = bbox
+    return f"{_degrees(south, 'S', 'N')} to {_degrees(north, 'S', 'N')}, {_degrees(west, 'W', 'E')} to " + _degrees(
+        east, "W", "E"
+    )
+
+
+def _degrees(value: float, negative: str, positive: str) -> str:
+    return f"{abs(value):.3f}° {negative if value < 0 else positive}"
+
+
+def shown_settings(run: Run) -> str:
+    """run.toml as it stands, but for the queries of addresses, which may hold keys."""
+    text = run.config.read_text(encoding="utf-8")
+    return re.sub(r"(https?://[^\s\"'?]*)\?[^\s\"']*", r"\1?(query not shown)", text)
