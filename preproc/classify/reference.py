@@ -217,7 +217,12 @@ def _estimate(
     sizes_k = counts_kk.sum(axis=1)
     empty = [name for name, area, size in zip(names, area_k, sizes_k, strict=True) if area > 0 and size < 2]
     if not empty:
-        return olofsson(counts_kk, area_k), "Olofsson et al. 2014, strata are the map's classes"
+        how = (
+            "strata are the map's classes"
+            if settings.design == "stratified"
+            else "post-stratified by the map's classes"
+        )
+        return olofsson(counts_kk, area_k), f"Olofsson et al. 2014, {how}"
     if settings.design == "random":
         one = np.zeros(len(reference_n), dtype=np.int64)
         return stehman(one, reference.mapped_n, reference_n, codes_k, {0: 1.0}), "simple random sampling"
@@ -243,6 +248,8 @@ def _area(estimate: Estimate, hectares: float) -> dict[str, Any]:
 
 
 def _f1(users: float, producers: float) -> float | None:
-    if np.isnan(users) or np.isnan(producers):
+    if np.isnan(producers):
         return None
-    return 2 * users * producers / (users + producers) if users + producers else 0.0
+    if np.isnan(users) or users + producers == 0:
+        return 0.0  # it exists and was never mapped right
+    return 2 * users * producers / (users + producers)

@@ -298,6 +298,7 @@ def test_a_class_seen_only_in_the_field_is_kept(run: Run) -> None:
     orchard = made["per_class"][-1]
     assert orchard["users_accuracy"] is None
     assert orchard["producers_accuracy"]["value"] == 0.0
+    assert orchard["f1"] == 0.0
     assert orchard["area_ha"]["value"] > 0
 
 
