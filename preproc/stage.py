@@ -160,6 +160,8 @@ def _build(stage: Stage, run: Run, config: Config, due: Sequence[Unit], outcome:
             try:
                 build(unit)
             except SmaltiError as error:
+                if not stage.sharded:
+                    raise  # its units belong together: the first failure is the answer
                 outcome.failed[unit.name] = str(error)
                 say(f"{stage.name}: {unit.name} failed: {error}")
             else:

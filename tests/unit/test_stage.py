@@ -78,6 +78,12 @@ def test_one_failure_does_not_stop_the_others_and_is_listed(tmp_path: Path, conf
     assert caught.value.exit_code == 1
 
 
+def test_a_stage_that_works_on_the_whole_run_gives_its_failure_as_it_is(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(SmaltiError, match=r"^b is bad$") as caught:
+        run_stage(Toy(sharded=False, bad=frozenset("b")), Run(tmp_path), config)
+    assert caught.value.exit_code == 2
+
+
 def test_a_bug_is_not_taken_for_bad_input(tmp_path: Path, config: Config) -> None:
     class Buggy(Toy):
         @contextmanager
