@@ -79,7 +79,7 @@ def region_mask(region: Region, tile: PlannedTile) -> NDArray[np.uint8]:
         (H, W) uint8, 1 where a pixel touches the region's part in the tile's zone (all-touched), else 0.
     """
     west, south, east, north = tile.bounds
-    margin = 4 * PIXEL_SIZE  # the cut's own edges must not touch the tile
+    margin = 4 * PIXEL_SIZE  # what the cut rounds stays off the tile
     part = zone_part(region, tile.epsg)
     near = shapely.clip_by_rect(part, west - margin, south - margin, east + margin, north + margin)
     shapes = polygons_of(near)

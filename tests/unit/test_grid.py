@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import PlannedTile
-from preproc.grid import plan_tiles, region_mask, tile_footprint, tile_name, utm_zones, zone_epsg, zone_part
+from preproc.grid import _cells, plan_tiles, region_mask, tile_footprint, tile_name, utm_zones, zone_epsg, zone_part
 from preproc.region import Region, make_region
 
 FEW = settings(max_examples=40, deadline=None)
@@ -137,6 +137,29 @@ def test_a_region_in_one_zone_has_that_zone_also_if_it_touches_the_next() -> Non
     assert utm_zones(region_of(shapely.box(5.9, 50, 6.0001, 50.1))) == [32631, 32632]
     assert utm_zones(region_of(shapely.box(5.9, -0.1, 5.95, 0.1))) == [32631, 32731]
     assert utm_zones(region_of(shapely.box(179.9, 10, 180.1, 11))) == [32601, 32660]
+
+
+def test_a_region_across_the_equator_is_cut_there() -> None:
+    region = region_of(shapely.box(5.9, -0.1, 5.95, 0.1))
+    assert zone_part(region, 32631).bounds[1] == pytest.approx(0, abs=1e-3)
+    assert zone_part(region, 32731).bounds[3] == pytest.approx(10_000_000, abs=1e-3)
+
+
+@FEW
+@given(regions())
+def test_the_zones_parts_add_up_to_the_region(region: Region) -> None:
+    parts = []
+    for epsg in utm_zones(region):
+        backward = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+        part = zone_part(region, epsg)
+        parts.append(
+            shapely.transform(part, lambda xy, b=backward: np.column_stack(b.transform(xy[:, 0], xy[:, 1]))).area
+        )
+    assert sum(parts) == pytest.approx(region.geometry.area, rel=1e-4)
+
+
+def test_cells_that_only_share_an_edge_or_a_corner_are_left_out() -> None:
+    assert list(_cells(shapely.box(500_000, 0, 500_320, 160), 160)) == [(1, 3125), (1, 3126)]
 
 
 def test_norway_and_svalbard_have_no_exception() -> None:
