@@ -82,6 +82,12 @@ class _Axis:
         last = (self.offset + self.count - 1) // self.factor + margin
         return max(first, 0), min(last + 1, self.size)
 
+    @property
+    def covered(self) -> bool:
+        """Whether all neighbours that bilinear weighs lie within the raster."""
+        half = self.factor // 2
+        return self.offset >= half and self.offset + self.count + half <= self.size * self.factor
+
     def nearest(self) -> NDArray[np.int64]:
         """(count,) source index of each target pixel; -1 outside."""
         index = (self.offset + np.arange(self.count, dtype=np.int64)) // self.factor
@@ -120,14 +126,19 @@ class Placement:
 class _Aligned(Placement):
     def __init__(self, rows: _Axis, columns: _Axis, margin: int) -> None:
         self._rows, self._columns = rows, columns
+        self._covered = rows.covered and columns.covered
         self.window = None
         row, row_end = rows.span(margin)
         column, column_end = columns.span(margin)
         if (rows.nearest() >= 0).any() and (columns.nearest() >= 0).any():
             self.window = SourceWindow(row, column, row_end - row, column_end - column)
+        # 10 m pixels that cover the target are its pixels, one for one.
+        self._copied = rows.factor == 1 and margin == 0 and self._covered
 
     def nearest(self, source_yx: NDArray[Any]) -> NDArray[Any]:
         assert self.window is not None
+        if self._copied:
+            return source_yx
         rows, columns = self._rows.nearest(), self._columns.nearest()
         target = np.zeros((len(rows), len(columns)), source_yx.dtype)
         inside_rows, inside_columns = rows >= 0, columns >= 0
@@ -140,6 +151,9 @@ class _Aligned(Placement):
         if self._rows.factor == 1:
             return self.nearest(source_yx)
         total = self._weigh(source_yx.astype(np.uint32))
+        if self._covered and source_yx.all():  # the usual case: every weight counts, and their sum is a constant
+            whole = (2 * self._rows.factor) ** 2
+            return ((total + whole // 2) // whole).astype(np.uint16)
         weight = self._weigh((source_yx > 0).astype(np.uint32))
         values = _divide_half_up(total, weight)
         values[self.nearest(source_yx) == 0] = 0
@@ -272,8 +286,8 @@ def place(grid: RasterGrid, target: Target, *, bilinear: bool) -> Placement:
         target: the window of the tile.
         bilinear: whether neighbours are needed: one more pixel is read on every side then.
     """
-    margin = 1 if bilinear else 0
     axes = _aligned_axes(grid, target)
     if axes is not None:
-        return _Aligned(*axes, margin)
+        return _Aligned(*axes, 1 if bilinear and axes[0].factor > 1 else 0)
+    margin = 1 if bilinear else 0
     return _Warped(grid, target, margin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from datetime import date
 from itertools import pairwise
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.image import imsave
 from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
 
 from infer.contract import write_json
 from preproc.tile.record import STACKS, StackName, StackRecord
@@ -21,6 +20,8 @@ QUALITY_FILE = "quality.json"
 PICTURE_FILE = "quality.png"
 FULL_SCALE = 60
 """Clear observations at the bright end of the picture's colours, the same for all tiles."""
+_COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Dark violet to yellow, evenly spaced, legible to the colour-blind."""
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -78,11 +79,16 @@ def _reasons(record: StackRecord) -> dict[str, int]:
 
 def picture(counter: QualityCounter, inside_hw: NDArray[np.uint8]) -> bytes:
     """PNG of the clear Sentinel-2 observations per pixel: dark = none, bright = FULL_SCALE or more, clear = outside."""
-    rgba_hwc = colormaps["viridis"](counter.counts_hw["s2"] / FULL_SCALE, bytes=True)
-    rgba_hwc[inside_hw == 0] = 0
-    stream = io.BytesIO()
-    imsave(stream, rgba_hwc, format="png", metadata={"Software": None})  # type: ignore[dict-item]  # no versions in the bytes; None is documented
-    return stream.getvalue()
+    share_hw = np.minimum(counter.counts_hw["s2"] / FULL_SCALE, 1)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(share_hw, stops, colour) for colour in np.array(_COLOURS).T]
+    channels.append(np.where(inside_hw > 0, 255.0, 0.0))
+    height, width = inside_hw.shape
+    with MemoryFile() as memory:
+        options = {"dtype": "uint8", "count": 4, "height": height, "width": width, "transform": Affine.scale(10, -10)}
+        with memory.open(driver="PNG", **options) as dataset:
+            dataset.write(np.round(channels).astype(np.uint8))
+        return bytes(memory.read())
 
 
 def write_quality(
