@@ -71,7 +71,7 @@ class SimulationOptions:
     place: tuple[float, float] = (5.905, 50.798)
     """Longitude and latitude of the middle in degrees: South Limburg, where zones 31 and 32 meet."""
     extent_km: float = 2.0
-    """Side of the region's bounding box in kilometres."""
+    """Side of the region's bounding box in kilometres, 0.4 to 30; memory grows by about 7 MB per square kilometre."""
     margin_m: int = 240
     """How far the archive reaches beyond the region on each side, in metres."""
     s2_dates: int = 30
@@ -104,13 +104,13 @@ class SimulationOptions:
         if self.end < self.start:
             raise _refuse("end", str(self.end), f"a day on or after the start, {self.start}")
         longitude, latitude = self.place
-        if not (-180 <= longitude <= 180 and -70 <= latitude <= 75):
-            raise _refuse("place", self.place, "longitude and latitude in degrees, latitude between -70 and 75")
+        if not (-179 <= longitude <= 179 and -70 <= latitude <= 75):
+            raise _refuse("place", self.place, "longitude within 179 degrees and latitude between -70 and 75")
 
     def _check_numbers(self) -> None:
         limits = {
             "seed": (0, 2**63 - 1),
-            "extent_km": (0.4, 60.0),
+            "extent_km": (0.4, 30.0),
             "margin_m": (0, 5000),
             "s2_dates": (1, 1000),
             "neighbour_dates": (0, 1000),

@@ -184,7 +184,7 @@ def s1_passes(options: SimulationOptions) -> list[S1Pass]:
                     zone="neighbour" if abroad and options.neighbour_dates else "home",
                 )
             )
-    return sorted(passes, key=lambda item: item.moment) + _single(passes, options)
+    return sorted([*passes, *_single(passes, options)], key=lambda item: item.moment)
 
 
 def _single(passes: list[S1Pass], options: SimulationOptions) -> list[S1Pass]:

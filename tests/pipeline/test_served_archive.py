@@ -323,6 +323,15 @@ def test_two_archives_are_served_side_by_side(folder: Path) -> None:
         assert requests.get(f"{address(other, item, 'SCL')}?{good}", timeout=10).status_code == 403
 
 
+def test_an_archive_of_real_scenes_is_served_too(shared: Path) -> None:
+    with serve(shared / "data" / "flanders-2019") as served:
+        found = list(Client.open(served.url).search(collections=[S2, S1], limit=50).items_as_dicts())
+        assert len(found) == 112
+        url = found[-1]["assets"][next(iter(found[-1]["assets"]))]["href"]
+        collection = found[-1]["collection"]
+        assert requests.head(f"{url}?{token(served, collection)}", timeout=10).status_code == 200
+
+
 def test_a_folder_without_an_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"items\.json"), serve(tmp_path):
         pass

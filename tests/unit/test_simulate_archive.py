@@ -500,6 +500,31 @@ def test_items_are_shaped_like_the_recorded_ones(folder: Path, shared: Path) -> 
                 assert asset["type"] == recorded["assets"][name]["type"]
 
 
+@pytest.mark.parametrize(
+    ("place", "crops", "zones"),
+    [
+        ((-60.1, -33.6), (("soybean", 0.6), ("maize", 0.2), ("sunflower", 0.2)), {32720, 32721}),
+        ((-0.02, 44.2), (("vineyard", 0.5), ("orchard", 0.2), ("sunflower", 0.3)), {32630, 32631}),
+        ((27.0, 60.5), (("spring barley", 0.5), ("alfalfa", 0.3), ("fallow", 0.2)), {32635, 32636}),
+    ],
+)
+def test_other_places_crops_and_climates(
+    tmp_path: Path, place: tuple[float, float], crops: tuple[tuple[str, float], ...], zones: set[int]
+) -> None:
+    climate = replace(QUIRKY.climate, southern=place[1] < 0, cloudiness=0.2, dryness=0.6)
+    options = replace(QUIRKY, place=place, crops=crops, climate=climate, s2_dates=4, s1_dates=2, start=date(2022, 3, 1))
+    simulate(tmp_path / "a", options)
+    found = items(tmp_path / "a", S2)
+    assert {item["properties"]["proj:epsg"] for item in found} == zones
+    region = shape(json.loads((tmp_path / "a" / "region.geojson").read_text())["features"][0]["geometry"])
+    assert region.contains(shapely.Point(place).buffer(1e-4))
+    for item in found:
+        assert shape(item["geometry"]).intersects(region)
+        assert item["properties"]["s2:mgrs_tile"][:2] == f"{item['properties']['proj:epsg'] % 100:02d}"
+    parcels = json.loads((tmp_path / "a" / "parcels.geojson").read_text())["features"]
+    assert {parcel["properties"]["crop"] for parcel in parcels} == {name for name, _ in crops}
+
+
 # --- labels ------------------------------------------------------------------------------------------------------
 
 
