@@ -155,7 +155,7 @@ def _cells(part: BaseGeometry, extent: int) -> Iterator[tuple[int, int]]:
         step //= 2
     cells = np.concatenate(found, axis=0) + np.array([1, 0])  # lower edge -> upper edge
     order = np.lexsort((cells[:, 1], -cells[:, 0]))
-    yield from cells[order].tolist()
+    yield from zip(cells[order, 0].tolist(), cells[order, 1].tolist(), strict=True)
 
 
 def _children(corners: NDArray[np.int64], step: int, child: int) -> NDArray[np.int64]:
