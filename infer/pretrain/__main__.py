@@ -41,6 +41,7 @@ _PLAIN = (
     "redundancy",
     "prefix_weight",
     "direct_weight",
+    "direct_redundancy",
     "projector",
     "reach",
     "shortest",

@@ -83,7 +83,8 @@ class Twins(nn.Module):
         groups = self.recipe.groups // world
         seen = self.projector(z, 2 * groups) if project else z
         one, two = seen.chunk(2)
-        return barlow_twins(one, two, self.recipe.redundancy, groups, average=mean_over_processes)
+        weight = self.recipe.redundancy if project else self.recipe.direct_redundancy
+        return barlow_twins(one, two, weight, groups, average=mean_over_processes)
 
 
 class Distilled(nn.Module):

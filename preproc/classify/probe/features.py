@@ -1,0 +1,114 @@
+"""The labelled pixels of a run and what classifiers may see of them: raw monthly features, or embeddings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import BANDS, SAR_BANDS, Run, SmaltiError, Tile, read_embedding, read_tile
+from preproc.classify.table import Samples
+
+Floats = NDArray[np.float32]
+
+MONTHS = 12
+_MONTH_DAYS = 30.5
+
+
+def month_of(doys: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Month 0 to 11 of days of year, months being 30.5 days long."""
+    return np.minimum((doys.astype(np.int64) - 1) / _MONTH_DAYS, MONTHS - 1).astype(np.int64)
+
+
+def _medians(values_tnc: Floats, month_t: NDArray[np.int64]) -> Floats:
+    """(N, 12, C) median of every month over what is not NaN; NaN for an empty month."""
+    result = np.full((values_tnc.shape[1], MONTHS, values_tnc.shape[2]), np.nan, np.float32)
+    with warnings.catch_warnings():
+        # A pixel without an observation in a month is NaN, which is what is wanted.
+        warnings.filterwarnings("ignore", message="All-NaN slice", category=RuntimeWarning)
+        for month in np.unique(month_t):
+            result[:, month] = np.nanmedian(values_tnc[month_t == month], axis=0)
+    return result
+
+
+def monthly_features(tile: Tile, rows: NDArray[np.integer], cols: NDArray[np.integer]) -> Floats:
+    """Monthly medians of the ten bands and of VV and VH (both orbits together) of pixels.
+
+    Args:
+        tile: with T dates.
+        rows: (N,) pixel rows.
+        cols: (N,) pixel columns.
+
+    Returns:
+        (N, 144) float32, NaN for months without a clear observation.
+    """
+    bands = tile.bands_thwb[:, rows, cols].astype(np.float32)
+    bands[tile.masks_thw[:, rows, cols] != 1] = np.nan
+    radar = np.concatenate([stack[:, rows, cols] for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)])
+    radar = radar.astype(np.float32)
+    radar[(radar == 0).all(axis=-1)] = np.nan
+    sar_doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t])
+    parts = [_medians(bands, month_of(tile.doys_t)), _medians(radar, month_of(sar_doys))]
+    return np.concatenate(parts, axis=2).reshape(len(rows), MONTHS * (len(BANDS) + len(SAR_BANDS)))
+
+
+def _by_tile(samples: Samples, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
+    """Features of all samples, from a function of tile, rows and columns."""
+    result: Floats | None = None
+    for name in np.unique(samples.tile_n):
+        here = samples.tile_n == name
+        values = one(str(name), samples.row_n[here], samples.col_n[here])
+        if result is None:
+            result = np.empty((len(samples), values.shape[1]), np.float32)
+        result[here] = values
+    if result is None:
+        raise SmaltiError("no labelled pixels: run `smalti sample` with labels that lie in the region")
+    return result
+
+
+def raw_features(run: Run, samples: Samples) -> Floats:
+    """(N, 144) monthly features of the samples, NaN where a month has none."""
+
+    def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
+        return monthly_features(read_tile(run.tiles / name, need_manifest=True), rows, cols)
+
+    return _by_tile(samples, one)
+
+
+def embedding_features(folder: Path, samples: Samples) -> Floats:
+    """(N, C) embeddings of the samples from a folder of embeddings of the same tiles."""
+
+    def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
+        embedding = read_embedding(folder, name)
+        values = embedding.window(slice(None), slice(None))[rows, cols]
+        if np.isnan(values).any():
+            raise SmaltiError(f"{folder / name}.npy: labelled pixels have no embedding: embed the run's own tiles")
+        return np.asarray(values, np.float32)
+
+    return _by_tile(samples, one)
+
+
+def filled(train_nc: Floats, test_nc: Floats) -> tuple[Floats, Floats]:
+    """NaN replaced by the training rows' means (0 where a column is empty): linear models need numbers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
+        mean = np.nan_to_num(np.nanmean(train_nc, axis=0))
+    return np.where(np.isnan(train_nc), mean, train_nc), np.where(np.isnan(test_nc), mean, test_nc)
+
+
+def keep_classes(samples: Samples, names: Sequence[str] | None) -> Samples:
+    """Only the samples of these classes (all, for None).
+
+    Raises:
+        SmaltiError: naming a class that is not there.
+    """
+    if names is None:
+        return samples
+    by_name = {name: code for code, name in samples.legend.items()}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise SmaltiError(f"--classes: no {missing[0]!r} among the labels; they have {', '.join(by_name)}")
+    return samples.take(np.isin(samples.code_n, [by_name[name] for name in names]))
