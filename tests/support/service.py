@@ -23,6 +23,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    """Names in title case."""
     body: bytes
 
 
@@ -56,7 +57,7 @@ def serve(answer: Callable[[Request], Answer]) -> Iterator[Service]:
 
         def reply(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            request = Request(self.command, self.path, dict(self.headers), body)
+            request = Request(self.command, self.path, {k.title(): v for k, v in self.headers.items()}, body)
             requests.append(request)
             given = answer(request)
             self.send_response_only(given.status)
