@@ -22,6 +22,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3.exceptions import HTTPError
 
 from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SOFTWARE, SmaltiError
 from preproc.archive.http import TRANSIENT, brief
@@ -203,7 +204,7 @@ class RangeClient:
                 if first != start or not start <= last < end or (last < end - 1 and last != size - 1):
                     raise _TransientError(f"bytes {first}-{last} were sent for {start}-{end - 1}")
                 return self._body(answer, last - first + 1), size
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, HTTPError, OSError) as error:
             raise _TransientError(_without_query(brief(error))) from error
 
     def _body(self, answer: requests.Response, length: int) -> bytes:

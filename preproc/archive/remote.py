@@ -79,14 +79,24 @@ class RemoteFile:
         within = [(start, min(end, self.size)) for start, end in ranges]
         if any(start >= end for start, end in within):
             raise LayoutError(f"it has {self.size} bytes and should have more: the file on the server is cut short")
-        for start, end in merged([part for part in within if not self._has(*part)]):
+        for start, end in merged([gap for part in within for gap in self._gaps(*part)]):
             content, size = self._client.get(self._href, start, end)
             if size != self.size:
                 raise LayoutError("it changed on the server while it was read")
             self._store(start, content)
 
-    def _has(self, start: int, end: int) -> bool:
-        return any(first <= start and end <= last for first, last in self._present)
+    def _gaps(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What of a range is not here."""
+        gaps = []
+        for first, last in self._present:  # sorted and apart
+            if first > start:
+                gaps.append((start, min(first, end)))
+            start = max(start, last)
+            if start >= end:
+                break
+        else:
+            gaps.append((start, end))
+        return [(left, right) for left, right in gaps if left < right]
 
     def _store(self, start: int, content: bytes) -> None:
         with writing(Path(tempfile.gettempdir())):
