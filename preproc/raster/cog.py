@@ -86,7 +86,26 @@ class CogWriter:
         first = step - row % step  # strips end where the file's blocks do, so that no block is written twice
         for start, stop in _strips(height, first, step):
             strip_chw = np.ascontiguousarray(np.moveaxis(values_hwc[start:stop], 2, 0))
-            self._target.write(strip_chw, window=Window(column, row + start, width, stop - start))
+            window = Window(column, row + start, width, stop - start)
+            self._write_blocks(window, strip_chw)
+
+    def _write_blocks(self, window: Window, strip_chw: NDArray[Any]) -> None:
+        """Write whole blocks only: GDAL 3.10 fills the rest of a sparse, interleaved block with zeros in some bands."""
+        blocks = _grown(window, self.layer.block, self._target.width, self._target.height)
+        if blocks != window:
+            whole_chw = self._target.read(window=blocks)
+            top, left = window.row_off - blocks.row_off, window.col_off - blocks.col_off
+            whole_chw[:, top : top + window.height, left : left + window.width] = strip_chw
+            strip_chw = whole_chw
+        self._target.write(strip_chw, window=blocks)
+
+
+def _grown(window: Window, size: int, width: int, height: int) -> Window:
+    """The window of whole blocks around a window, within the raster."""
+    top, left = window.row_off // size * size, window.col_off // size * size
+    bottom = min(-(-(window.row_off + window.height) // size) * size, height)
+    right = min(-(-(window.col_off + window.width) // size) * size, width)
+    return Window(left, top, right - left, bottom - top)
 
 
 def _strips(length: int, first: int, step: int) -> Iterator[tuple[int, int]]:
@@ -110,7 +129,7 @@ def cog_writer(path: Path, grid: ZoneGrid, layer: Layer) -> Iterator[CogWriter]:
     """
     with _gdal(path), scratch_folder(path) as folder:
         base = folder / "pixels.tif"
-        with rasterio.open(base, "w", **_profile(grid.width, grid.height, grid.transform, grid.epsg, layer)) as target:
+        with rasterio.open(base, "w+", **_profile(grid.width, grid.height, grid.transform, grid.epsg, layer)) as target:
             target.update_tags(**layer.tags)
             for index, name in enumerate(layer.bands, start=1):
                 target.set_band_description(index, name)
@@ -185,7 +204,8 @@ def _build_overviews(base: Path, layer: Layer) -> None:
                 return
             coarser = finer.with_name(f"{finer.name}.ovr")
             width, height = (source.width + 1) // 2, (source.height + 1) // 2
-            transform = source.transform * Affine.scale(2)
+            fine = source.transform
+            transform = Affine(2 * fine.a, 0.0, fine.c, 0.0, 2 * fine.e, fine.f)
             profile = _profile(width, height, transform, source.crs.to_epsg(), layer)
             with rasterio.open(coarser, "w", **profile) as target:
                 for window in _blocks(width, height, layer.block):
