@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from shapely import STRtree
 
 from infer.contract import PlannedTile, Run, SmaltiError, atomic_dir, read_json, read_plan, verify_files
 from preproc.archive.dedupe import Candidate, dedupe
-from preproc.archive.hrefs import absolute
+from preproc.archive.hrefs import absolute, portable
+from preproc.archive.opera import with_orbit
 from preproc.archive.scene import Scene
 from preproc.archive.search import MARGIN_DEGREES, search_api
 from preproc.archive.sources import CATALOGUES, PRODUCTS, Item, Rejected, acquired_at, footprint, parse_item
@@ -60,7 +62,8 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
         catalogue = CATALOGUES[archive.source]
         origin = archive.url or catalogue.url
         pairs = [(item, origin) for item in search_api(catalogue, archive.url, region, window.start, window.end)]
-    found = [stored(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
+    near = [(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
+    found = [stored(with_orbit(item, base), base) for item, base in near]
     if not found:
         raise SmaltiError(_nothing_found(origin, [item for item, _ in pairs], config, region))
     return sorted(found, key=_order)
@@ -124,19 +127,27 @@ def save_items(run: Run, items: Sequence[Item]) -> list[Path]:
         groups[f"{collection}_{acquired:%Y-%m}.json" if acquired else f"{collection}.json"].append(item)
     with atomic_dir(run.items) as folder:
         for name, group in groups.items():
-            lines = ",\n".join(json.dumps(item, sort_keys=True, separators=(",", ":")) for item in group)
+            saved = (_with_hrefs(item, lambda href: portable(href, run.items, run.root)) for item in group)
+            lines = ",\n".join(json.dumps(item, sort_keys=True, separators=(",", ":")) for item in saved)
             (folder / name).write_text(f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n', encoding="utf-8")
     return sorted(run.items / name for name in groups)
 
 
+def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
+    assets = {key: {**asset, "href": change(str(asset["href"]))} for key, asset in item["assets"].items()}
+    return {**item, "assets": assets}
+
+
 def load_items(run: Run) -> list[Item]:
-    """The items that the plan saved, verified against it."""
+    """The items that the plan saved, verified against it, hrefs absolute."""
     remedy = f"run `smalti plan {run.root}` again"
     plan = read_plan(run)
     verify_files(run.plan, plan, remedy=remedy)
     items: list[Item] = []
     for name in sorted(plan["files"]):
-        items += read_json(run.root / name, what="a file of the plan's items", remedy=remedy)["features"]
+        path = run.root / name
+        features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
+        items += [_with_hrefs(item, partial(absolute, base=str(path))) for item in features]
     return items
 
 

@@ -19,6 +19,7 @@ from pystac.stac_io import DefaultStacIO
 from infer.contract import SmaltiError
 from preproc.archive.hrefs import is_url
 from preproc.archive.http import brief, fetch_bytes, open_session
+from preproc.archive.opera import COLLECTION, opera_items
 from preproc.archive.sources import Item
 
 _WHAT = "[archive] href"
@@ -28,11 +29,14 @@ def read_static(href: str) -> list[tuple[Item, str]]:
     """Every item of a static archive, with the path or URL that its relative hrefs are relative to.
 
     Args:
-        href: an item collection, an item, a catalogue or collection (JSON), or stac-geoparquet; path or URL.
+        href: an item collection, an item, a catalogue or collection (JSON), or stac-geoparquet, as a path or URL; or a
+            folder with a catalog.json, or with items (*.json) and OPERA RTC-S1 files.
 
     Raises:
         SmaltiError: if it cannot be read or is none of these.
     """
+    if not is_url(href) and Path(href).is_dir():
+        return _read_folder(Path(href))
     if urlsplit(href).path.endswith((".parquet", ".geoparquet")):
         return [(item, href) for item in _read_parquet(href)]
     content = _read_json(href)
@@ -46,17 +50,25 @@ def read_static(href: str) -> list[tuple[Item, str]]:
     raise SmaltiError(f"{href}: {_WHAT} must be a STAC item collection, catalogue, collection or stac-geoparquet")
 
 
+def _read_folder(folder: Path) -> list[tuple[Item, str]]:
+    if (folder / "catalog.json").is_file():
+        return list(_walk(str(folder / "catalog.json")))
+    found: list[tuple[Item, str]] = [(item, str(folder / COLLECTION)) for item in opera_items(folder)]
+    for path in sorted(folder.glob("*.json")):
+        found += read_static(str(path))
+    if not found:
+        raise SmaltiError(f"{folder}: {_WHAT} is a folder without catalog.json, items (*.json) or OPERA RTC-S1 files")
+    return found
+
+
 def _read_bytes(href: str) -> bytes:
     if is_url(href):
         if not href.startswith(("http://", "https://")):
             raise SmaltiError(f"{href}: {_WHAT} can be a path or an http(s) URL")
         with open_session() as session:
             return fetch_bytes(session, href, _WHAT)
-    path = Path(href)
-    if path.is_dir():
-        raise SmaltiError(f"{href}: {_WHAT} is a folder: name the item collection or catalog.json in it")
     try:
-        return path.read_bytes()
+        return Path(href).read_bytes()
     except FileNotFoundError as error:
         raise SmaltiError(f"{href}: no such file: {_WHAT} names it") from error
     except OSError as error:

@@ -343,7 +343,7 @@ def test_parquet_that_is_not_stac(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_other_schemes(tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match=r"is a folder: name the item collection or catalog.json in it"):
+    with pytest.raises(SmaltiError, match=r"is a folder without catalog.json, items .\*.json. or OPERA RTC-S1 files"):
         found(config_for(source="static", href=str(tmp_path)))
     with pytest.raises(SmaltiError, match="can be a path or an http"):
         found(config_for(source="static", href="s3://bucket/items.json"))
