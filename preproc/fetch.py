@@ -73,7 +73,7 @@ class _Season:
 def _season(run: Run, config: Config) -> _Season:
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
-    return _Season(config, load_region(config.region), index, tiles, Fingerprints())
+    return _Season(config, load_region(config.region), index, tiles, Fingerprints(run.root))
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ from infer.contract import (
 from infer.contract.errors import FormatError
 from infer.contract.registry import registered_model
 from preproc.archive.catalogue import Harvest, SceneIndex, count_reasons, harvest, save_items, search_scenes
-from preproc.archive.hrefs import is_url
+from preproc.archive.hrefs import is_url, portable
 from preproc.archive.sources import Item
 from preproc.config import Config
 from preproc.estimate import Season, Work, estimate, season_of
@@ -102,10 +102,11 @@ def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
     there, the plan made from it stays valid.
     """
     archive = config.archive
+    href = None if archive.href is None else portable(archive.href, run.root, run.root)
     inputs: dict[str, Any] = {
         "region": region.fingerprint,
         "window": [config.region.start.isoformat(), config.region.end.isoformat()],
-        "archive": {"source": archive.source, "href": archive.href, "url": archive.url, "as": archive.data_source},
+        "archive": {"source": archive.source, "href": href, "url": archive.url, "as": archive.data_source},
         "tile_size": config.tiles.size,
     }
     if archive.href is not None and not is_url(archive.href):
@@ -114,7 +115,7 @@ def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
             inputs["archive"]["sha256"] = sha256_file(path)
         else:
             known = _archive_of(run)
-            if known.get("href") == archive.href and "sha256" in known:
+            if known.get("href") == href and "sha256" in known:
                 inputs["archive"]["sha256"] = known["sha256"]
     return inputs
 
@@ -266,8 +267,7 @@ def _warnings(found: Harvest, season: Season, config: Config) -> list[str]:
     incomplete = [scene.id for scene in found.scenes if scene.modality == "s2" and len(scene.assets) < 11]
     if incomplete:
         texts.append(
-            f"{len(incomplete)} Sentinel-2 items lack a band, for example {incomplete[0]}: "
-            f'[archive] on_missing = "{config.archive.on_missing}" decides'
+            f"{len(incomplete)} Sentinel-2 items lack a band and will be left out, for example {incomplete[0]}"
         )
     return texts
 

@@ -47,3 +47,18 @@ def absolute(href: str, base: str) -> str:
     if is_url(base):
         return unsigned(urljoin(base, href))
     return os.path.normpath(Path(base).absolute().parent / href)
+
+
+def portable(href: str, folder: Path, root: Path) -> str:
+    """An absolute href as it is best stored: relative to `folder` if it is a file at or beside the run.
+
+    A run that is moved together with the archive beside it keeps its plan and its tiles.
+
+    Args:
+        href: absolute path or URL.
+        folder: where the file that will hold the href lies.
+        root: the run directory.
+    """
+    if is_url(href) or not Path(href).is_relative_to(root.absolute().parent):
+        return href
+    return os.path.relpath(href, folder.absolute())

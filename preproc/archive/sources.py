@@ -143,8 +143,8 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
         archive: section [archive] of run.toml; `data_source` overrides what the item looks like.
 
     Returns:
-        The scene, with an asset less for each band that the item lacks (Sentinel-2; the fetch decides by
-        `[archive] on_missing`), or the reason why the item cannot be used.
+        The scene, with an asset less for each band that the item lacks (Sentinel-2; the fetch leaves it out and records
+        why), or the reason why the item cannot be used.
     """
     identifier = str(item.get("id", "(no id)"))
     product = _product_of(item, products_for(archive))

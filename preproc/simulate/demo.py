@@ -28,7 +28,7 @@ end = "{end}"
 [archive]
 source = "static"            # STAC items in a file instead of a live catalogue
 href = "archive/items.json"
-on_missing = "drop-date"     # one scene lacks its band B11, as happens in real archives: go on without it
+on_missing = "fail"          # a file that stays unreadable fails its tiles
 
 [tiles]
 size = 128                   # pixels of 10 m; small, so that there are several
@@ -38,7 +38,7 @@ name = "demo"                # a small encoder that comes with smalti
 output = "int8"
 
 [labels]
-path = "archive/parcels.geojson"
+path = "archive/landcover.geojson"   # declared parcels, and woods, water and houses outlined by hand
 class = "crop"               # attribute with the class
 group = "parcel"             # pixels of one parcel stay on one side of a fold
 

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pyogrio
 import shapely
+from affine import Affine
+from numpy.typing import NDArray
 from pyproj import Transformer
-from shapely.geometry import mapping
+from rasterio.features import rasterize, shapes
+from shapely.geometry import mapping, shape
 
 from infer.contract import write_json, writing
 from preproc.simulate.cog import write_cog
@@ -24,6 +27,11 @@ POINTS_EPSG = 3035
 """CRS of the points: another one than that of the parcels, of the pixels and of the region."""
 _POINTS = 51
 _PER_PARCEL = 3
+_UNDECLARED = ("coniferous forest", "deciduous forest", "water", "built-up")
+_CELL = 7
+"""Side in pixels of the cells that divide undeclared land into sites."""
+_SITES = 12
+"""About so many sites of a kind."""
 
 
 def degrees(geometry: Any, epsg: int) -> Any:
@@ -44,7 +52,7 @@ def declared(world: World) -> list[int]:
 
 
 def write_labels(folder: Path, world: World) -> list[Path]:
-    """Write region.geojson, parcels.geojson, points.gpkg, truth.tif, parcels.tif and legend.json.
+    """Write region.geojson, parcels.geojson, landcover.geojson, points.gpkg, truth.tif, parcels.tif and legend.json.
 
     Args:
         folder: an existing (temporary) folder.
@@ -59,6 +67,7 @@ def write_labels(folder: Path, world: World) -> list[Path]:
     )
     polygons = [(_attributes(world, place), degrees(world.landscape.polygons[place], world.epsg)) for place in parcels]
     write_json(folder / "parcels.geojson", _features(polygons))
+    write_json(folder / "landcover.geojson", _features(polygons + _sites(world)))
     write_json(folder / "legend.json", legend())
     _write_points(folder / "points.gpkg", world, parcels)
     colours = {crop.code: crop.colour for crop in CROPS}
@@ -67,8 +76,8 @@ def write_labels(folder: Path, world: World) -> list[Path]:
     wanted = np.zeros(world.landscape.nothing + 1, np.uint32)
     wanted[parcels] = np.array(parcels) + 1
     write_cog(folder / "parcels.tif", wanted[place], world.home, nodata=0, average=False)
-    names = ("region.geojson", "parcels.geojson", "points.gpkg", "truth.tif", "parcels.tif", "legend.json")
-    return [folder / name for name in names]
+    names = ("region.geojson", "parcels.geojson", "landcover.geojson", "points.gpkg", "truth.tif", "parcels.tif")
+    return [folder / name for name in (*names, "legend.json")]
 
 
 def legend() -> list[dict[str, Any]]:
@@ -87,6 +96,40 @@ def legend() -> list[dict[str, Any]]:
 def _attributes(world: World, place: int) -> dict[str, Any]:
     crop = CROPS[world.landscape.kind[place]]
     return {"parcel": place + 1, "crop": crop.name, "code": crop.code}
+
+
+def _sites(world: World) -> list[tuple[dict[str, Any], Any]]:
+    """Land that nobody declares (woods, water, houses), as somebody would outline it on an orthophoto.
+
+    One site is what lies in a cell of the landscape, without the ragged edges; group numbers go on after the parcels'.
+    """
+    grid = world.home
+    codes = world.codes(grid)
+    inside = rasterize([world.region], codes.shape, transform=Affine(*grid.transform()), dtype="uint8") > 0
+    rows, columns = np.indices(codes.shape)
+    cell = 1 + rows // _CELL * (codes.shape[1] // _CELL + 1) + columns // _CELL
+    sites: list[tuple[dict[str, Any], Any]] = []
+    number = len(world.landscape.polygons)
+    for crop in CROPS:
+        if crop.name not in _UNDECLARED:
+            continue
+        whole = _opened((codes == crop.code) & inside)
+        found = shapes(np.where(whole, cell, 0).astype(np.int32), mask=whole, transform=Affine(*grid.transform()))
+        outlines: dict[int, list[Any]] = {}
+        for outline, value in found:
+            outlines.setdefault(int(value), []).append(shape(outline))
+        for _, parts in sorted(outlines.items())[:: max(1, len(outlines) // _SITES)]:
+            number += 1
+            attributes = {"parcel": number, "crop": crop.name, "code": crop.code}
+            sites.append((attributes, degrees(shapely.union_all(parts), grid.epsg)))
+    return sites
+
+
+def _opened(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What a square of 3 x 3 pixels covers when it is moved about inside the mask."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask_hw, 1), (3, 3))
+    kept = np.pad(windows.all(axis=(-1, -2)), 1)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(kept, (3, 3)).any(axis=(-1, -2)))
 
 
 def _features(rows: list[tuple[dict[str, Any], Any]]) -> dict[str, Any]:

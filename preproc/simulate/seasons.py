@@ -104,7 +104,7 @@ def draw_season(seed: int) -> Season:
         gain_b=rng.normal(1, 0.04, len(BANDS)).astype(np.float32),
         radar_db=rng.normal(0, 1.0, (2, 2)).astype(np.float32),
         leak=float(rng.uniform(0.0, 0.15)),
-        own=float(rng.uniform(0.3, 1.0)),
+        own=float(rng.uniform(0.7, 1.0)),
     )
 
 

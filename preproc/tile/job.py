@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import PlannedTile, sha256_json
+from preproc.archive.hrefs import portable
 from preproc.archive.scene import Scene
 from preproc.tile.record import OnMissing
 
@@ -42,12 +43,12 @@ def data_source(scenes: Sequence[Scene]) -> str:
     return sources.pop() if len(sources) == 1 else "other"
 
 
-def scene_record(scene: Scene) -> dict[str, Any]:
+def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
     """What of a scene decides a tile's pixels."""
     return {
         "id": scene.id,
         "acquired": scene.acquired.isoformat(),
-        "assets": dict(scene.assets),
+        "assets": {name: portable(href, root, root) for name, href in scene.assets.items()},
         "epsg": scene.epsg,
         "orbit": scene.orbit,
         "offset": scene.offset.value,
@@ -58,7 +59,9 @@ def scene_record(scene: Scene) -> dict[str, Any]:
 class Fingerprints:
     """Fingerprints of lists of scenes; each scene is hashed once, however many tiles it touches."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        """Fingerprints for the run in `root`; files beside it count by their place relative to it."""
+        self._root = root
         self._known: dict[tuple[str, str], str] = {}
 
     def of(self, scenes: Sequence[Scene]) -> str:
@@ -68,5 +71,5 @@ class Fingerprints:
     def _one(self, scene: Scene) -> str:
         key = (scene.modality, scene.id)
         if key not in self._known:
-            self._known[key] = sha256_json(scene_record(scene))
+            self._known[key] = sha256_json(scene_record(scene, self._root))
         return self._known[key]
