@@ -134,8 +134,14 @@ def read_json(path: Path, *, what: str, remedy: str) -> Any:
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write an array as .npy (C order, little-endian) to a path that is already temporary."""
+    if array.dtype.hasobject:
+        raise ValueError(f"{path}: an array of objects is not written")
+    whole = np.ascontiguousarray(array)
     with writing(path), path.open("wb") as stream:
-        np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
+        # Not numpy's own writer: on a full disk it raises an error that does not say so.
+        if whole.size:
+            stream.write(whole.reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
 

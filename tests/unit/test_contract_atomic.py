@@ -8,9 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from infer.contract import SmaltiError, atomic_dir, atomic_file, remove_stale_temporaries, temporary_path, write_json
+from infer.contract import (
+    SmaltiError,
+    atomic_dir,
+    atomic_file,
+    remove_stale_temporaries,
+    temporary_path,
+    write_json,
+    write_npy,
+)
 from infer.contract.atomic import sha256_json
 
 
@@ -84,15 +93,29 @@ def test_temporaries_of_other_hosts_are_left_alone(tmp_path: Path) -> None:
     assert remove_stale_temporaries(tmp_path) == 0
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3, 2), (4, 5), (3, 2, 2)])
+@pytest.mark.parametrize("dtype", ["<u2", "u1", "<i2", "<f4", "i1"])
+def test_arrays_come_back_as_they_were(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    array = np.arange(int(np.prod(shape))).reshape(shape).astype(dtype)
+    write_npy(tmp_path / "a.npy", array.T)
+    back = np.load(tmp_path / "a.npy", allow_pickle=False)
+    np.testing.assert_array_equal(back, array.T)
+    assert back.dtype == array.dtype
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bytes", "array"])
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False)
     if mounted.returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
         message = r"big: cannot be written: no space left .* run the same command again"
         with pytest.raises(SmaltiError, match=message), atomic_file(tmp_path / "big") as temporary:
-            temporary.write_bytes(b"x" * 1_000_000)
+            if kind == "bytes":
+                temporary.write_bytes(b"x" * 1_000_000)
+            else:
+                write_npy(temporary, np.zeros(1_000_000, np.uint8))
         assert not list(tmp_path.iterdir())
     finally:
         subprocess.run(["umount", tmp_path], check=True)
