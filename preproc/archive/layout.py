@@ -7,9 +7,8 @@ strips. What the pixels mean is left to GDAL.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,23 @@ _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 """TIFF type of whole numbers -> numpy's."""
 _ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""TIFF type -> bytes of one value."""
 _MOST_ENTRIES = 4096
+_MOST_TAG_BYTES = 1 << 28
 _MOST_BLOCKS = 1 << 24
 LEADER = 4
 """Bytes before and after each block in which GDAL's COGs repeat its size and its last bytes; GDAL may look at them."""
 
-ReadBytes = Callable[[int, int], bytes]
-"""First byte and the one after the last -> exactly those bytes."""
+
+class ByteSource(Protocol):
+    """A file of which bytes can be had."""
+
+    def ensure(self, ranges: list[tuple[int, int]]) -> None:
+        """Make some ranges available: first byte and the one after the last."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes of the file, fewer at its end."""
 
 
 class LayoutError(Exception):
@@ -62,17 +71,18 @@ class BlockLayout:
         return found
 
 
-def read_layout(read: ReadBytes) -> BlockLayout:
+def read_layout(source: ByteSource) -> BlockLayout:
     """Read the layout of a TIFF.
 
     Args:
-        read: gives bytes of the file; what lies beyond the header is asked for piece by piece.
+        source: the file; all that the first directory refers to is made available, because GDAL will need it:
+            georeference, nodata and all.
 
     Raises:
         LayoutError: if this is not a TIFF, or not a whole one.
     """
     try:
-        return _layout(_first_directory(read))
+        return _layout(_first_directory(source))
     except (struct.error, KeyError, ValueError, ZeroDivisionError) as error:
         raise LayoutError(f"its TIFF directory cannot be read ({error!r})") from error
 
@@ -82,7 +92,7 @@ class _Directory:
     order: Literal["<", ">"]
     entries: dict[int, tuple[int, int, int]]
     """Tag -> type, count, position of the values in the file."""
-    read: ReadBytes
+    source: ByteSource
 
     def values(self, tag: int) -> NDArray[np.uint64]:
         """The values of a tag of whole numbers."""
@@ -90,7 +100,7 @@ class _Directory:
         if kind not in _TYPES or not 0 < count <= _MOST_BLOCKS:
             raise LayoutError(f"tag {tag} has type {kind} and {count} values")
         dtype = np.dtype(_TYPES[kind]).newbyteorder(self.order)
-        return np.frombuffer(self.read(position, position + count * dtype.itemsize), dtype).astype(np.uint64)
+        return np.frombuffer(self.source.read(position, position + count * dtype.itemsize), dtype).astype(np.uint64)
 
     def value(self, tag: int, default: int | None = None) -> int:
         """The first value of a tag."""
@@ -99,33 +109,37 @@ class _Directory:
         return int(self.values(tag)[0])
 
 
-def _first_directory(read: ReadBytes) -> _Directory:
-    head = read(0, 16)
+def _first_directory(source: ByteSource) -> _Directory:
+    head = source.read(0, 16)
     order = _ORDERS.get(head[:2])
     magic = struct.unpack(f"{order}H", head[2:4])[0] if order else 0
     if order is None or magic not in (42, 43):
         raise LayoutError("it does not begin like a TIFF")
     if magic == 42:
-        start = int(struct.unpack(f"{order}I", head[4:8])[0])
-        length, entry, size = int(struct.unpack(f"{order}H", read(start, start + 2))[0]), f"{order}HHI", 12
-        first = start + 2
+        start, entry, pointer, counter = struct.unpack(f"{order}I", head[4:8])[0], "HHI", "I", "H"
     else:
-        start = int(struct.unpack(f"{order}Q", head[8:16])[0])
-        length, entry, size = int(struct.unpack(f"{order}Q", read(start, start + 8))[0]), f"{order}HHQ", 20
-        first = start + 8
+        start, entry, pointer, counter = struct.unpack(f"{order}Q", head[8:16])[0], "HHQ", "Q", "Q"
+    first = start + struct.calcsize(f"{order}{counter}")
+    length = int(struct.unpack(f"{order}{counter}", source.read(start, first))[0])
     if not 0 < length <= _MOST_ENTRIES:
         raise LayoutError(f"its directory has {length} entries")
-    body = read(first, first + length * size)
-    inline, pointer = (4, "I") if magic == 42 else (8, "Q")
-    entries = {}
+    inline = struct.calcsize(f"{order}{pointer}")
+    size = struct.calcsize(f"{order}{entry}") + inline
+    # The link to the next directory, which GDAL follows, comes right after.
+    body = source.read(first, first + length * size + inline)
+    entries, outside = {}, []
     for index in range(length):
-        tag, kind, count = struct.unpack_from(entry, body, index * size)
-        place = first + (index + 1) * size - inline
-        width = np.dtype(_TYPES[kind]).itemsize if kind in _TYPES else 1
-        if count * width > inline:
-            place = int(struct.unpack_from(f"{order}{pointer}", body, (index + 1) * size - inline)[0])
+        tag, kind, count = struct.unpack_from(f"{order}{entry}", body, index * size)
+        at = (index + 1) * size - inline
+        place, bytes_of_values = first + at, count * _SIZES.get(kind, 1)
+        if bytes_of_values > inline:
+            place = int(struct.unpack_from(f"{order}{pointer}", body, at)[0])
+            outside.append((place, place + bytes_of_values))
         entries[tag] = (kind, count, place)
-    return _Directory(order, entries, read)
+    if sum(end - begin for begin, end in outside) > _MOST_TAG_BYTES:
+        raise LayoutError("its directory claims to be larger than any real one")
+    source.ensure(outside)
+    return _Directory(order, entries, source)
 
 
 def _layout(directory: _Directory) -> BlockLayout:

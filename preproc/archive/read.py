@@ -101,16 +101,19 @@ def _local_name(href: str) -> str:
 def _read_dataset(name: str, remote: RemoteFile | None, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
     layout = None if remote is None else remote.layout()
     try:
-        with rasterio.open(name, driver="GTiff", sharing=False) as dataset:
-            grid = _grid(dataset, kind)
+        with _open(name) as dataset:
+            grid, nodata = _grid(dataset, kind), dataset.nodata
             placements = [place(grid, target, bilinear=kind.bilinear) for target in targets]
             whole = _union([placement.window for placement in placements])
-            nodata = dataset.nodata
             if whole is None:
                 return [Placed(np.zeros((t.height, t.width), kind.dtype), nodata) for t in targets]
-            if remote is not None and layout is not None:
-                remote.ensure_window(layout, whole)
-            pixels = dataset.read(1, window=Window(whole.column, whole.row, whole.width, whole.height))
+            if remote is None or layout is None:
+                pixels = _pixels(dataset, whole)
+        if remote is not None and layout is not None:
+            remote.ensure(layout.ranges(whole))
+            # Opened again: what GDAL has buffered of the file may be older than the bytes that have just come.
+            with _open(name) as dataset:
+                pixels = _pixels(dataset, whole)
     except RasterioError as error:
         text = " ".join(str(error).split()).replace(name, "").strip(" :")
         if "No such file" in text:
@@ -120,6 +123,15 @@ def _read_dataset(name: str, remote: RemoteFile | None, targets: Sequence[Target
         Placed(_on_target(placement, pixels, whole, target, kind), nodata)
         for placement, target in zip(placements, targets, strict=True)
     ]
+
+
+def _open(name: str) -> Any:
+    return rasterio.open(name, driver="GTiff", sharing=False)
+
+
+def _pixels(dataset: Any, window: SourceWindow) -> NDArray[Any]:
+    pixels: NDArray[Any] = dataset.read(1, window=Window(window.column, window.row, window.width, window.height))
+    return pixels
 
 
 def _union(windows: Sequence[SourceWindow | None]) -> SourceWindow | None:

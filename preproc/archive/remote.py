@@ -13,7 +13,6 @@ from typing import Self
 
 from infer.contract import writing
 from preproc.archive.layout import BlockLayout, LayoutError, read_layout
-from preproc.archive.placement import SourceWindow
 from preproc.archive.ranges import RangeClient
 
 HEADER_BYTES = 16384
@@ -38,10 +37,10 @@ def merged(ranges: list[tuple[int, int]], gap: int = MERGE_GAP, most: int = MOST
 class RemoteFile:
     """One remote file, open; for one thread."""
 
-    def __init__(self, client: RangeClient, href: str) -> None:
+    def __init__(self, client: RangeClient, href: str, header_bytes: int = HEADER_BYTES) -> None:
         self._client, self._href = client, href
         self._present: list[tuple[int, int]] = []
-        content, self.size = client.get(href, 0, HEADER_BYTES)
+        content, self.size = client.get(href, 0, header_bytes)
         with writing(Path(tempfile.gettempdir())):
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by close()
         self._descriptor = self._file.fileno()
@@ -59,16 +58,12 @@ class RemoteFile:
         Raises:
             LayoutError: if it is not a TIFF.
         """
-        return read_layout(self.read)
+        return read_layout(self)
 
     def read(self, start: int, end: int) -> bytes:
         """Some bytes, fetched if they are not here yet."""
         self.ensure([(start, end)])
         return os.pread(self._descriptor, end - start, start)
-
-    def ensure_window(self, layout: BlockLayout, window: SourceWindow) -> None:
-        """Fetch the blocks that a window touches."""
-        self.ensure(layout.ranges(window))
 
     def ensure(self, ranges: list[tuple[int, int]]) -> None:
         """Fetch what is not here yet.

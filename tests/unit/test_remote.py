@@ -33,6 +33,19 @@ class FileClient:
         return self.content[start:end], len(self.content)
 
 
+class Bytes:
+    """A file in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def ensure(self, ranges: list[tuple[int, int]]) -> None:
+        pass
+
+    def read(self, start: int, end: int) -> bytes:
+        return self.content[start:end]
+
+
 layouts = st.fixed_dictionaries(
     {
         "height": st.integers(1, 300),
@@ -58,7 +71,7 @@ def write(path: Path, case: dict[str, Any]) -> None:
         transform=rasterio.Affine(10, 0, 0, 0, -10, 0), **blocks,
     ) as dataset:  # fmt: skip
         dataset.write(values, 1)
-        if case["overviews"]:
+        if case["overviews"] and min(values.shape) >= 8:
             dataset.build_overviews([2, 4])
 
 
@@ -72,10 +85,11 @@ def test_any_window_of_any_layout_is_read_from_the_fetched_bytes(
     row, column = data.draw(st.integers(0, case["height"] - 1)), data.draw(st.integers(0, case["width"] - 1))
     height, width = data.draw(st.integers(1, case["height"] - row)), data.draw(st.integers(1, case["width"] - column))
     client = FileClient(path)
-    with gdal_settings(), RemoteFile(client, "http://x/raster.tif") as remote:  # type: ignore[arg-type]  # stands in
+    header = data.draw(st.sampled_from([16, 100, 1000, HEADER_BYTES]))
+    with gdal_settings(), RemoteFile(client, "http://x/raster.tif", header) as remote:  # type: ignore[arg-type]  # stands in
         layout = remote.layout()
         assert (layout.height, layout.width) == (case["height"], case["width"])
-        remote.ensure_window(layout, SourceWindow(row, column, height, width))
+        remote.ensure(layout.ranges(SourceWindow(row, column, height, width)))
         with rasterio.open(remote.path, driver="GTiff", sharing=False) as dataset:
             found = dataset.read(1, window=Window(column, row, width, height))
     with rasterio.open(path) as dataset:
@@ -95,9 +109,9 @@ def test_only_the_blocks_of_the_window_are_fetched(tmp_path: Path) -> None:
     client = FileClient(path)
     with RemoteFile(client, "http://x/raster.tif") as remote:  # type: ignore[arg-type]  # stands in
         layout = remote.layout()
-        remote.ensure_window(layout, SourceWindow(300, 300, 500, 500))
+        remote.ensure(layout.ranges(SourceWindow(300, 300, 500, 500)))
         again = list(client.asked)
-        remote.ensure_window(layout, SourceWindow(300, 300, 500, 500))
+        remote.ensure(layout.ranges(SourceWindow(300, 300, 500, 500)))
         assert client.asked == again
     needed = sum(int(layout.counts[row * 8 + column]) for row in (1, 2, 3) for column in (1, 2, 3))
     fetched = sum(end - start for start, end in client.asked)
@@ -135,7 +149,7 @@ def test_a_directory_beyond_the_header_is_fetched(tmp_path: Path) -> None:
 )
 def test_what_is_no_tiff_is_refused(content: bytes) -> None:
     with pytest.raises(LayoutError):
-        read_layout(lambda start, end: content[start:end])
+        read_layout(Bytes(content))
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,7 +158,7 @@ def test_random_bytes_never_do_anything_but_refuse(content: bytes) -> None:
     for head in (b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0"):
         text = head + content
         with pytest.raises(LayoutError):
-            read_layout(lambda start, end, text=text: text[start:end])
+            read_layout(Bytes(text))
 
 
 ranges = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)).map(lambda p: (p[0], p[0] + p[1])), max_size=20)
