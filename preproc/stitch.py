@@ -152,9 +152,14 @@ def _check_space(folder: Path, zones: list[_ZoneFiles]) -> None:
 
 
 def _write_zone(run: Run, zone: _ZoneFiles, sample: PixelSample, counts: dict[str, int], bar: Bar) -> None:
+    def tell(text: str) -> None:
+        bar.advance(0, note=text)
+
     with ExitStack() as stack:
-        pixels = stack.enter_context(cog_writer(zone.pixels, zone.grid, zone.layer))
-        scales = stack.enter_context(cog_writer(zone.scales, zone.grid, zone.scales_layer)) if zone.scales else None
+        pixels = stack.enter_context(cog_writer(zone.pixels, zone.grid, zone.layer, tell=tell))
+        scales = None
+        if zone.scales is not None:
+            scales = stack.enter_context(cog_writer(zone.scales, zone.grid, zone.scales_layer, tell=tell))
         for tile in zone.grid.tiles:
             embedding = _open(run, tile)
             for top in range(0, tile.size, _ROWS):

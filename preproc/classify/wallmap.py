@@ -108,9 +108,13 @@ def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, legend: Sequence[Leg
 
 def _write_zone(run: Run, zone: _ZoneFiles, histogram: NDArray[np.int64], bar: Bar) -> None:
     grid = zone.grid
+
+    def tell(text: str) -> None:
+        bar.advance(0, note=text)
+
     with (
-        cog_writer(zone.classes, grid, zone.classes_layer) as classes,
-        cog_writer(zone.confidence, grid, zone.confidence_layer) as confidence,
+        cog_writer(zone.classes, grid, zone.classes_layer, tell=tell) as classes,
+        cog_writer(zone.confidence, grid, zone.confidence_layer, tell=tell) as confidence,
     ):
         for tile in grid.tiles:
             values_hwc = read_prediction(run, tile.name, tile.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +69,8 @@ class CogWriter:
     def __init__(self, target: Any, layer: Layer) -> None:
         self._target = target
         self.layer = layer
+        self.total = 0
+        """`bit_total` of everything that was given."""
 
     def write(self, row: int, column: int, values_hwc: NDArray[Any]) -> None:
         """Put pixels into the mosaic.
@@ -87,6 +89,7 @@ class CogWriter:
         for start, stop in _strips(height, first, step):
             strip_chw = np.ascontiguousarray(np.moveaxis(values_hwc[start:stop], 2, 0))
             window = Window(column, row + start, width, stop - start)
+            self.total += bit_total(strip_chw, self.layer.nodata)
             self._write_blocks(window, strip_chw)
 
     def _write_blocks(self, window: Window, strip_chw: NDArray[Any]) -> None:
@@ -116,18 +119,21 @@ def _strips(length: int, first: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def cog_writer(path: Path, grid: ZoneGrid, layer: Layer) -> Iterator[CogWriter]:
+def cog_writer(
+    path: Path, grid: ZoneGrid, layer: Layer, *, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[CogWriter]:
     """Write one COG: pixels that are never given are nodata; the file appears, whole, when the block ends well.
 
     Args:
         path: the final name; an older file is replaced at once.
         grid: extent and zone.
         layer: type, bands, nodata, tags.
+        tell: is told what is being done after the last pixel was given, which takes longer than giving them.
 
     Raises:
         SmaltiError: if the disk is full or refuses.
     """
-    with _gdal(path), scratch_folder(path) as folder:
+    with scratch_folder(path) as folder, _gdal(path):
         base = folder / "pixels.tif"
         with rasterio.open(base, "w+", **_profile(grid.width, grid.height, grid.transform, grid.epsg, layer)) as target:
             target.update_tags(**layer.tags)
@@ -135,11 +141,15 @@ def cog_writer(path: Path, grid: ZoneGrid, layer: Layer) -> Iterator[CogWriter]:
                 target.set_band_description(index, name)
             if layer.colours is not None:
                 target.write_colormap(1, dict(layer.colours))
-            yield CogWriter(target, layer)
-        _build_overviews(base, layer)
+            writer = CogWriter(target, layer)
+            yield writer
+        tell(f"overviews of {path.name}")
+        totals = [writer.total, *_build_overviews(base, layer)]
         cog = folder / "cog.tif"
+        tell(f"compressing {path.name}")
         _translate(base, cog, layer)
-        _check(cog, grid, layer)
+        tell(f"checking {path.name}")
+        _check(cog, grid, layer, totals)
         with atomic_file(path) as temporary:
             cog.replace(temporary)
 
@@ -170,9 +180,10 @@ def _gdal(path: Path) -> Iterator[None]:
             yield
     except (RasterioError, CPLE_BaseError) as error:
         free = shutil.disk_usage(path.parent).free
-        advice = "" if free > _FULL_BYTES else f" (only {free / 1e6:.0f} MB are left on the disk: free some)"
         reason = " ".join(str(error).split())
-        message = f"{path}: cannot be written: {reason}{advice}: run the same command again"
+        if free < _FULL_BYTES:
+            reason = f"no space left on the device ({free / 1e6:.0f} MB): free some ({reason})"
+        message = f"{path}: cannot be written: {reason}: run the same command again"
         raise SmaltiError(message, exit_code=EXIT_FAILED) from error
 
 
@@ -195,21 +206,33 @@ def _profile(width: int, height: int, transform: Affine, epsg: int, layer: Layer
     }
 
 
-def _build_overviews(base: Path, layer: Layer) -> None:
-    """Make base.ovr, base.ovr.ovr ... (GDAL reads such a chain as the overviews of `base`) down to one block."""
+def bit_total(values: NDArray[Any], nodata: float) -> int:
+    """Sum of the valid values' bits as whole numbers: exact, and the same in any order."""
+    valid = ~np.isnan(values) if np.isnan(nodata) else values != nodata
+    bits = values.view(f"u{values.dtype.itemsize}")
+    return int(bits.sum(where=valid, dtype=np.uint64))
+
+
+def _build_overviews(base: Path, layer: Layer) -> list[int]:
+    """Make base.ovr, base.ovr.ovr ... (GDAL reads such a chain as the overviews of `base`) down to one block.
+
+    Returns:
+        The `bit_total` of each.
+    """
     finer = base
+    totals: list[int] = []
     while True:
         with rasterio.open(finer) as source:
             if max(source.width, source.height) <= layer.block:
-                return
+                return totals
             coarser = finer.with_name(f"{finer.name}.ovr")
             width, height = (source.width + 1) // 2, (source.height + 1) // 2
             fine = source.transform
             transform = Affine(2 * fine.a, 0.0, fine.c, 0.0, 2 * fine.e, fine.f)
             profile = _profile(width, height, transform, source.crs.to_epsg(), layer)
             with rasterio.open(coarser, "w", **profile) as target:
-                for window in _blocks(width, height, layer.block):
-                    _halve_block(source, target, window, layer)
+                blocks = _blocks(width, height, layer.block)
+                totals.append(sum(_halve_block(source, target, window, layer) for window in blocks))
         finer = coarser
 
 
@@ -219,15 +242,17 @@ def _blocks(width: int, height: int, size: int) -> Iterator[Window]:
             yield Window(column, row, min(size, width - column), min(size, height - row))
 
 
-def _halve_block(source: Any, target: Any, window: Window, layer: Layer) -> None:
+def _halve_block(source: Any, target: Any, window: Window, layer: Layer) -> int:
+    """Make one block of the next level; its `bit_total`."""
     row, column = 2 * window.row_off, 2 * window.col_off
     height, width = min(2 * window.height, source.height - row), min(2 * window.width, source.width - column)
     values_chw = source.read(window=Window(column, row, width, height))
     empty = np.isnan(values_chw).all() if np.isnan(layer.nodata) else (values_chw == layer.nodata).all()
     if empty:
-        return  # a block that is never written stays nodata and takes no space
+        return 0  # a block that is never written stays nodata and takes no space
     halved = halve_average(values_chw) if layer.overviews == "average" else halve_nearest(values_chw)
     target.write(halved, window=window)
+    return bit_total(halved, layer.nodata)
 
 
 def _translate(base: Path, cog: Path, layer: Layer) -> None:
@@ -245,13 +270,24 @@ def _translate(base: Path, cog: Path, layer: Layer) -> None:
     )
 
 
-def _check(cog: Path, grid: ZoneGrid, layer: Layer) -> None:
-    """What GDAL closed without a word is opened again before it takes its name: a full disk may be noticed late."""
+def _check(cog: Path, grid: ZoneGrid, layer: Layer, totals: Sequence[int]) -> None:
+    """Read everything back before the file takes its name: GDAL says nothing when a full disk swallows blocks.
+
+    Args:
+        cog: the file.
+        grid: what it should cover.
+        layer: what it should hold.
+        totals: `bit_total` of the full size and of each overview.
+    """
     with rasterio.open(cog) as source:
-        # the last block on disk is the last of the full-size level: overviews stand before it
-        rows, columns = source.height - 1, source.width - 1
-        source.read(window=Window(columns, rows, 1, 1))
         found = (source.width, source.height, source.count, source.dtypes[0], source.crs.to_epsg())
+        levels = [{}, *({"overview_level": index} for index in range(len(source.overviews(1))))]
     expected = (grid.width, grid.height, len(layer.bands), layer.dtype, grid.epsg)
-    if found != expected:
+    if found != expected or len(levels) != len(totals):
         raise RasterioIOError(f"the file that GDAL wrote is {found}, expected {expected}")
+    for options, total in zip(levels, totals, strict=True):
+        with rasterio.open(cog, **options) as source:
+            windows = _blocks(source.width, source.height, layer.block)
+            read = sum(bit_total(source.read(window=window), layer.nodata) for window in windows)
+        if read != total:
+            raise RasterioIOError("what was written is not what can be read back")

@@ -29,6 +29,7 @@ from rio_cogeo import cog_validate
 from support.mosaicked import place_values
 
 from infer.contract import PlannedTile, SmaltiError
+from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.figure import class_figure, length_text, scale_length
 from preproc.raster.halve import halve_average, halve_nearest
@@ -217,6 +218,23 @@ def test_wrong_pixels_are_a_bug_that_is_told(tmp_path: Path) -> None:
         cog_writer(tmp_path / "m.tif", grid, Layer("float32", NAN, ("a", "b"), "average")) as writer,
     ):
         writer.write(0, 0, np.zeros((40, 40, 3), np.float32))
+
+
+def test_blocks_lost_on_the_way_to_the_file_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk, of which GDAL says nothing."""
+    tiles = tiles_of([(0, 0), (1, 0)], 600)
+    [grid] = zone_grids(tiles)
+    translate = cog._translate
+
+    def losing(base: Path, result: Path, layer: Layer) -> None:
+        with rasterio.open(base, "r+") as raster:
+            raster.write(np.full((1, 100, 100), np.nan, np.float32), window=rasterio.windows.Window(600, 0, 100, 100))
+        translate(base, result, layer)
+
+    monkeypatch.setattr(cog, "_translate", losing)
+    with pytest.raises(SmaltiError, match="what was written is not what can be read back"):
+        write(tmp_path / "m.tif", grid, Layer("float32", NAN, ("a",), "average"), tiles)
+    assert not list(tmp_path.iterdir())
 
 
 def in_a_process(body: str, tmp_path: Path, *arguments: object) -> str:
