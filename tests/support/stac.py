@@ -67,7 +67,10 @@ class Api:
                 {"rel": rel, "href": root + path, "type": "application/json"}
                 for rel, path in (("self", "/"), ("root", "/"))
             ]
-            links += [{"rel": "search", "href": f"{root}/search", "method": method} for method in ("GET", "POST")]
+            links += [
+                {"rel": "search", "type": "application/geo+json", "href": f"{root}/search", "method": method}
+                for method in ("GET", "POST")
+            ]
             return json_answer(
                 {
                     "type": "Catalog",
