@@ -133,11 +133,11 @@ def read_json(path: Path, *, what: str, remedy: str) -> Any:
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:
-    """Write an array as .npy (C order, little-endian) to a path that is already temporary."""
+    """Write an array as .npy (C order) inside `atomic_file` or `atomic_dir`, which say what the disk refuses."""
     if array.dtype.hasobject:
         raise ValueError(f"{path}: an array of objects is not written")
     whole = np.ascontiguousarray(array)
-    with writing(path), path.open("wb") as stream:
+    with path.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
         # Not numpy's own writer: on a full disk it raises an error that does not say so.
         if whole.size:
