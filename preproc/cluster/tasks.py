@@ -126,10 +126,10 @@ def explain(kind: str, facts: LogFacts | None, account: Accounted | None) -> str
     """Why a task that is neither queued nor done failed, for people. Pure."""
     if account is not None and account.state in _BLAMED:
         return _BLAMED[account.state].format(kind=kind)
-    if account is not None and account.state == "CANCELLED" and account.seconds == 0:
+    if account is not None and account.state == "CANCELLED" and facts is None:
         return "was cancelled before it began (by someone, or because the task it waited for failed)"
     if account is not None and account.state == "CANCELLED":
-        return "was cancelled"
+        return "was cancelled while it ran"
     if facts is None:
         return "left no log: it never started, or could not write in logs/slurm"
     if facts.code is None:
