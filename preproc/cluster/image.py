@@ -103,7 +103,9 @@ def build_flags(program: str, *, root: bool, proot: bool, subuid: bool) -> list[
 
 
 def commit_of(checkout: Path) -> str:
-    """Short git hash, with `-changed` when infer/ differs from it; "unknown" outside git."""
+    """Short git hash, with `-changed` when infer/ differs from it; "unknown" outside git or without it."""
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(checkout)]
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode != 0:
