@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.pretraining import QUICK, environment, make_tiles, pretrain
+from support.pretraining import QUICK, ROOT, environment, make_tiles, pretrain
 
-from infer.contract import EXIT_BAD_INPUT, EXIT_OK, read_tile
+from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, read_tile
 from infer.pretrain.network import Student, shape_of
 from infer.pretrain.tiles import gather
 from infer.pretrain.views import NO_NOISE, draw_view
@@ -92,3 +94,29 @@ def test_a_teacher_that_is_no_checkpoint_is_named(tiles: Path, tmp_path: Path) -
     assert done.returncode == EXIT_BAD_INPUT
     assert "teacher.pt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_job_script_saves_and_asks_to_go_on_when_its_time_is_up(tiles: Path, tmp_path: Path) -> None:
+    """Two processes under torchrun, stopped by the signal that Slurm sends before the limit."""
+    out = tmp_path / "out"
+    variables = {
+        "OUT": str(out),
+        "TILES": str(tiles),
+        "PYTHON": sys.executable,
+        "PYTORCH_SIF": "",
+        "GPUS": "2",
+        "OPTIONS": " ".join([*QUICK, "--steps=100000", "--save-every=5"]),
+    }
+    script = ROOT / "slurm" / "pretrain.sbatch"
+    with subprocess.Popen(
+        ["bash", str(script)], env={**environment(), **variables}, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as job:
+        while not (out / "state.pt").exists():
+            assert job.poll() is None, "it ended before it saved anything"
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+        said, _ = job.communicate(timeout=120)
+    assert "end code=75" in said
+    assert job.returncode == EXIT_TRY_AGAIN
+    assert int(torch.load(out / "state.pt", weights_only=True)["step"]) > 0
