@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from infer.contract import PlannedTile, Run, planned_tiles, write_embedding, write_manifest
+from preproc.classify.predict import PredictStage
+from preproc.classify.sample import SampleStage
+from preproc.classify.train import TrainStage
+from preproc.classify.validate import ValidateStage
 from preproc.config import Config, parse_config
+from preproc.stage import run_stage
+from preproc.stitch import StitchStage
+from support.embedded import write_vector
 
 EPSG = 32631
 WEST, NORTH = 573_440, 5_626_880
@@ -130,3 +139,71 @@ def embed_crops(run: Run, *, noise: float = 0.5, int8: bool = True, model: dict[
         values = CENTRES[crops(tile)] + np.random.default_rng(index).normal(size=(tile.size, tile.size, 6)) * noise
         values[:3, :3] = np.nan
         write_tile(run, tile, values.astype(np.float32), int8=int8, model=model)
+
+
+CHAIN = """
+group = "parcel"
+[classify]
+folds = 2
+trials = 0
+max_pixels = 20
+"""
+NAMES = ("maize", "winter wheat", "beet & <i>others</i>")
+"""Class names; the last must not become markup anywhere."""
+
+
+def parcel_labels(run: Run, *, side: int = 8) -> Path:
+    """parcels.geojson with the parcels of `crops`, each a group."""
+    shapes, names, groups = [], [], []
+    for tile in planned_tiles(run):
+        codes = crops(tile, side=side)
+        for row in range(0, tile.size, side):
+            for column in range(0, tile.size, side):
+                left, top = tile.west + column * 10, tile.north - row * 10
+                shapes.append(shapely.box(left, top - side * 10, left + side * 10, top))
+                names.append(NAMES[codes[row, column]])
+                groups.append(len(groups))
+    return write_vector(run.root / "parcels.geojson", shapes, {"crop": names, "parcel": groups}, epsg=EPSG, to=4326)
+
+
+def observe_tiles(run: Run, *, worst: int = 12) -> None:
+    """tile.json and quality.json of every tile, as fetch writes them; `worst`: looks of the worst pixel."""
+    dates = {
+        "s2": ["2018-12-05", "2019-04-01", "2019-04-11", "2019-07-02"],
+        "s1_ascending": ["2019-04-02", "2019-05-01"],
+        "s1_descending": [],
+    }
+    for index, tile in enumerate(planned_tiles(run)):
+        folder = run.tiles / tile.name
+        folder.mkdir(parents=True)
+        stacks = {
+            name: {
+                "dates_kept": len(days),
+                "dates_dropped": 3 if name == "s2" else 0,
+                "dropped_for": {},
+                "observations_per_pixel": {
+                    p: 0 if not days else worst + index + int(p) // 10
+                    for p in ("0", "5", "25", "50", "75", "95", "100")
+                },
+                "pixels_without": 0 if days else tile.size**2,
+                "largest_gap_days": 40 + index,
+            }
+            for name, days in dates.items()
+        }
+        quality = {"region_pixels": tile.size**2 * (index + 1), "stacks": stacks}
+        (folder / "quality.json").write_text(json.dumps(quality))
+        fields = {"dates": dates, "data_source": "mpc"}
+        write_manifest(folder / "tile.json", "tile", inputs={}, files=[folder / "quality.json"], fields=fields)
+
+
+def classified_run(root: Path, *, extra: str = CHAIN, model: dict[str, Any] | None = None) -> tuple[Run, Config]:
+    """A whole run from embeddings to accuracy.json, by the real stages, on four small tiles of one zone."""
+    run = planned_run(root, [(EPSG, c, r) for r in range(2) for c in range(2)])
+    embed_crops(run, noise=1.2, model=model)
+    observe_tiles(run)
+    parcel_labels(run)
+    settings = config(run, extra)
+    run.config.write_text(TOML.format(extra=extra))
+    for stage in (StitchStage(), SampleStage(), TrainStage(), PredictStage(), ValidateStage()):
+        run_stage(stage, run, settings)
+    return run, settings
