@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import BANDS, SAR_BANDS
 from preproc.archive.scene import Scene
+
+_Pixel = TypeVar("_Pixel", bound=np.generic)
 
 S2_ASSETS = ("SCL", *BANDS)
 MAX_SCENES = 254
@@ -80,6 +82,14 @@ def add_source(source_hw: NDArray[np.uint8], number: int, has_value_hw: NDArray[
     taken = has_value_hw & (source_hw == 0)
     source_hw[taken] = number
     return bool(taken.any())
+
+
+def copy_where(to_hw: NDArray[_Pixel], from_hw: NDArray[_Pixel], here_hw: NDArray[np.bool_]) -> None:
+    """Copy the pixels of a mask; a plain copy where that is all of them."""
+    if here_hw.all():
+        to_hw[...] = from_hw
+    else:
+        np.copyto(to_hw, from_hw, where=here_hw)
 
 
 def keeps_date(clear_pixels: int, region_pixels: int, min_clear: float) -> bool:

@@ -114,8 +114,9 @@ class OpenTile:
         except SmaltiError as error:
             self.abandon(error)
             return
-        has_value = arrays[-1] if stack == "s2" else (arrays[-1] != 0).max(axis=-1)
-        self._quality.add(stack, self._whole(has_value.astype(np.uint8)))
+        last = arrays[-1]
+        has_value = last if stack == "s2" else ((last[..., 0] != 0) | (last[..., 1] != 0)).astype(np.uint8)
+        self._quality.add(stack, self._whole(has_value))
         self.records[stack].keep(observation, numbers)
 
     def fail(self, stack: StackName, observation: Observation, failure: FailedRead) -> None:

@@ -16,7 +16,7 @@ from infer.contract import SAR_BANDS
 from preproc.archive.read import BACKSCATTER
 from preproc.archive.scene import Scene
 from preproc.tile.days import Day, Part, Workshop, days_of, read_for
-from preproc.tile.mosaic import add_source, sources_used
+from preproc.tile.mosaic import add_source, copy_where, sources_used
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.parallel import in_order
 from preproc.tile.radiometry import scaled_db
@@ -69,18 +69,19 @@ def _read_day(shop: Workshop, day: Day) -> list[_Date]:
 
 def _add_scene(shop: Workshop, scene: Scene, wanting: Sequence[_Date]) -> None:
     """Let a scene give the pixels that none before it gave."""
-    scaled = [np.zeros_like(date.values_hwp) for date in wanting]
-    for band, name in enumerate(SAR_BANDS):
+    planes: list[list[NDArray[np.int16]]] = [[] for _ in wanting]
+    for name in SAR_BANDS:
         placed = read_for(shop.reader, scene, name, [date.part.tile for date in wanting], BACKSCATTER)
         if isinstance(placed, FailedRead):
             for date in wanting:
                 date.failure = placed
             return
-        for values_hwp, one in zip(scaled, placed, strict=True):
-            values_hwp[..., band] = scaled_db(one.values_hw, one.nodata)
-    for date, values_hwp in zip(wanting, scaled, strict=True):
+        for of_date, one in zip(planes, placed, strict=True):
+            of_date.append(scaled_db(one.values_hw, one.nodata))
+    for date, of_date in zip(wanting, planes, strict=True):
         number = date.part.number(scene)
-        has_value = (values_hwp != 0).max(axis=-1) & date.part.tile.inside_hw
+        has_value = np.logical_or.reduce([plane != 0 for plane in of_date]) & date.part.tile.inside_hw
         if add_source(date.source_hw, number, has_value):
             here = date.source_hw == number
-            date.values_hwp[here] = values_hwp[here]
+            for band, plane in enumerate(of_date):
+                copy_where(date.values_hwp[..., band], plane, here)

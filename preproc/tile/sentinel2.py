@@ -17,7 +17,7 @@ from infer.contract import BANDS
 from preproc.archive.read import REFLECTANCE, SCENE_CLASSES
 from preproc.archive.scene import Scene
 from preproc.tile.days import Day, Part, Workshop, days_of, read_for
-from preproc.tile.mosaic import add_source, keeps_date, sources_used
+from preproc.tile.mosaic import add_source, copy_where, keeps_date, sources_used
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.parallel import in_order
 from preproc.tile.radiometry import clear, remove_offset
@@ -131,6 +131,7 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
     covers: dict[str, _Cover] = {}
     bands: dict[str, NDArray[np.uint16]] = {}
     failures: dict[str, FailedRead] = {}
+    here: dict[tuple[str, str], NDArray[np.bool_]] = {}
     for task, result in results:
         for index, cover in enumerate(task.covers):
             name = cover.part.tile.name
@@ -140,8 +141,10 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
             if isinstance(result, FailedRead):
                 failures.setdefault(name, result)
                 continue
-            here = cover.source_hw == cover.part.number(task.scene)
-            np.copyto(bands[name][..., task.band], result[index], where=here)
+            key = (name, task.scene.id)
+            if key not in here:
+                here[key] = cover.source_hw == cover.part.number(task.scene)
+            copy_where(bands[name][..., task.band], result[index], here[key])
     for name, cover in covers.items():
         tile, observation = cover.part.tile, cover.part.observation
         if name in failures:
