@@ -250,6 +250,56 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
+weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")
+app.add_typer(weights_app, name="weights", rich_help_panel=_LOOK)
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """Show the registered models and which are on this machine."""
+    from preproc.weights import list_weights
+
+    print(list_weights())
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="A registered model, see `smalti weights list`.")],
+    mirror: Annotated[str | None, typer.Option(help="Another address of the Hugging Face hub.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A file that was brought here by other means (no internet).")
+    ] = None,
+) -> None:
+    """Download a checkpoint once and keep its checksum; from then on another file is refused."""
+    from preproc.weights import fetch_weights
+
+    print(fetch_weights(name, mirror=mirror, source=source))
+
+
+@weights_app.command("verify")
+def weights_verify() -> None:
+    """Read every checkpoint on this machine and compare it with its record."""
+    from preproc.weights import verify_weights
+
+    print(verify_weights())
+
+
+@app.command(rich_help_panel=_LOOK)
+def simulate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the archive.")],
+    extent_km: Annotated[float, typer.Option(help="Side of the region in kilometres.")] = 2.0,
+    s2_dates: Annotated[int, typer.Option(help="Sentinel-2 dates.")] = 30,
+    s1_dates: Annotated[int, typer.Option(help="Sentinel-1 dates of each orbit direction.")] = 31,
+    seed: Annotated[int, typer.Option(help="Another seed is another landscape.")] = 1,
+) -> None:
+    """Make an archive with known truth: parcels, clouds, speckle and the quirks of real archives, as STAC and COGs."""
+    from preproc.simulate import SimulationOptions
+    from preproc.simulate.demo import simulate_archive
+
+    options = SimulationOptions(extent_km=extent_km, s2_dates=s2_dates, s1_dates=s1_dates, seed=seed)
+    print(simulate_archive(folder, options).folder / "items.json")
+
+
 class _Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, which the command-line library would answer with exit code 1."""
 

@@ -69,15 +69,25 @@ def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> 
     """
     chosen = options or SimulationOptions()
     run = Run(run_root)
-    total = len(s2_passes(chosen)) + len(s1_passes(chosen))
-    with progress("simulate", total, "passes") as bar:
-        summary = simulate(run_root / ARCHIVE, chosen, progress=lambda _done, _total: bar.advance())
-    if summary.written:
-        size = summary.size / 1e6
-        say(f"simulated {summary.items} scenes and {summary.parcels} parcels ({size:.0f} MB) in {summary.folder}")
+    summary = simulate_archive(run_root / ARCHIVE, chosen)
     picture = run_root / PICTURE
     if summary.written or not picture.exists():
         write_quicklook(summary.folder, picture)
     if not run.config.exists():
         write_bytes(run.config, demo_toml(chosen).encode())
+    return summary
+
+
+def simulate_archive(folder: Path, options: SimulationOptions) -> ArchiveSummary:
+    """Make an archive and say so, with progress.
+
+    Raises:
+        SmaltiError: if the folder holds something else, or cannot be written.
+    """
+    total = len(s2_passes(options)) + len(s1_passes(options))
+    with progress("simulate", total, "passes") as bar:
+        summary = simulate(folder, options, progress=lambda _done, _total: bar.advance())
+    if summary.written:
+        size = summary.size / 1e6
+        say(f"simulated {summary.items} scenes and {summary.parcels} parcels ({size:.0f} MB) in {summary.folder}")
     return summary
