@@ -202,7 +202,11 @@ class PlainNetwork(nn.Module):
         if "dim_reducer.4.weight" in state:
             out = state["dim_reducer.4.weight"].shape[0]
             self.dim_reducer = nn.Sequential(
-                nn.Linear(2 * width, 4 * width), nn.LayerNorm(4 * width), nn.ReLU(), nn.Dropout(0), nn.Linear(4 * width, out)
+                nn.Linear(2 * width, 4 * width),
+                nn.LayerNorm(4 * width),
+                nn.ReLU(),
+                nn.Dropout(0),
+                nn.Linear(4 * width, out),
             )
         else:
             self.dim_reducer = nn.Sequential(nn.Linear(2 * width, state["dim_reducer.0.weight"].shape[0]))
@@ -228,7 +232,9 @@ def _standardise(raw: NDArray[Any], statistics: Statistics) -> F32:
     return ((raw.astype(np.float32) - np.float32(statistics.mean)) / scale).astype(np.float32)  # type: ignore[arg-type]  # as above
 
 
-def _padded(values_tpc: F32, days_t: NDArray[Any], valid_tp: NDArray[np.bool_], rule: str) -> dict[int, tuple[Any, F32]]:
+def _padded(
+    values_tpc: F32, days_t: NDArray[Any], valid_tp: NDArray[np.bool_], rule: str
+) -> dict[int, tuple[Any, F32]]:
     """Bin -> (pixels, (P, bin, C + 1) sequences with the day in the last channel); bin 0 is the zero token of v2."""
     groups: dict[int, list[tuple[NDArray[np.int64], F32]]] = {}
     counts = valid_tp.sum(axis=0)

@@ -16,7 +16,7 @@ from infer.contract import SmaltiError
 
 Precision = Literal["float32", "bfloat16"]
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 """Tokens of a batch on a CPU: what a batch touches stays in the cache."""
 GPU_TOKENS = 1 << 17
 """Tokens of a batch on an accelerator, for networks up to 256 wide (fewer in proportion for wider ones)."""

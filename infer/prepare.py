@@ -18,7 +18,7 @@ from infer import draw
 from infer.contract import SmaltiError, Tile
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
-from infer.sequence import Rule, unique_form
+from infer.sequence import Rule, padded_rows, unique_form
 
 Upload = Callable[[NDArray[Any]], torch.Tensor]
 """Copies an array to the device (on a CPU: shares it)."""
@@ -45,8 +45,15 @@ class ModalityData:
         """T."""
         return int(self.valid_tp.shape[0])
 
-    def tokens(self, dates_n: torch.Tensor, pixels_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standardised (N, C) float32 values and (N,) days of the observations (date, pixel)."""
+    def batch(self, dates_n: torch.Tensor, pixels_n: torch.Tensor, segments: list[Segment], budget: int) -> TokenBatch:
+        """The observations (date, pixel), standardised, padded to one of the sizes for this budget."""
+        found, found_days = self._tokens(dates_n, pixels_n)
+        rows = padded_rows(len(found), budget)
+        values, days = found.new_zeros(rows, found.shape[1]), found_days.new_zeros(rows)
+        values[: len(found)], days[: len(found)] = found, found_days
+        return TokenBatch(values, days, tuple(segments), segments[-1].first + segments[-1].pixels)
+
+    def _tokens(self, dates_n: torch.Tensor, pixels_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         taken = self.raw_xc.index_select(0, dates_n * self.valid_tp.shape[1] + pixels_n)
         values = taken.to(torch.int32).bitwise_and_(0xFFFF).float() if self.modality == "s2" else taken.float()
         if self.mean_tc.shape[0] == 1:
@@ -178,7 +185,7 @@ def counted_batches(
         runs = tuple(_runs(sorted_p[start:stop]))
 
         def build(low: int = low, high: int = high, runs: tuple[tuple[int, int, int], ...] = runs) -> TokenBatch:
-            return _counted(data, dates_n[low:high], pixels_n[low:high], runs, tables)
+            return _counted(data, dates_n[low:high], pixels_n[low:high], runs, tables, budget)
 
         yield BlockBatch(order[start:stop], build, int(np.minimum(sorted_p[start:stop], 256).sum()))
 
@@ -189,6 +196,7 @@ def _counted(
     pixels_n: torch.Tensor,
     runs: tuple[tuple[int, int, int], ...],
     tables: Multiplicities,
+    budget: int,
 ) -> TokenBatch:
     segments, kept, start, taken = [], [], 0, 0
     for first, pixels, n in runs:
@@ -205,8 +213,7 @@ def _counted(
     if start != taken:
         index = torch.cat(kept)
         dates_n, pixels_n = dates_n.index_select(0, index), pixels_n.index_select(0, index)
-    values, days = data.tokens(dates_n, pixels_n)
-    return TokenBatch(values, days, tuple(segments), segments[-1].first + segments[-1].pixels)
+    return data.batch(dates_n, pixels_n, segments, budget)
 
 
 def drawn_batches(
@@ -241,7 +248,7 @@ def drawn_batches(
         rows = order[start:stop]
 
         def build(rows: NDArray[np.int64] = rows) -> TokenBatch:
-            return _drawn(data, drawn[rows], fresh[rows], first + places[rows])
+            return _drawn(data, drawn[rows], fresh[rows], first + places[rows], budget)
 
         yield BlockBatch(torch.from_numpy(places[rows]).to(device), build, int(lengths[rows].sum()))
 
@@ -261,7 +268,11 @@ def _draw_dates(
 
 
 def _drawn(
-    data: ModalityData, drawn_pb: NDArray[np.int64], fresh_pb: NDArray[np.bool_], pixels_p: NDArray[np.int64]
+    data: ModalityData,
+    drawn_pb: NDArray[np.int64],
+    fresh_pb: NDArray[np.bool_],
+    pixels_p: NDArray[np.int64],
+    budget: int,
 ) -> TokenBatch:
     device = data.raw_xc.device
     expand_pb = np.cumsum(fresh_pb, axis=1) - 1
@@ -275,5 +286,4 @@ def _drawn(
         start += pixels * length
     dates = torch.from_numpy(drawn_pb[fresh_pb]).to(device)
     pixels_n = torch.from_numpy(np.repeat(pixels_p, fresh_pb.sum(axis=1))).to(device)
-    values, days = data.tokens(dates, pixels_n)
-    return TokenBatch(values, days, tuple(segments), len(pixels_p))
+    return data.batch(dates, pixels_n, segments, budget)

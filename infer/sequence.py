@@ -74,6 +74,15 @@ def empty_multiplicity(rule: Rule) -> int:
     return 1 if rule == "v2" else BIN_STEP
 
 
+def padded_rows(tokens: int, budget: int) -> int:
+    """Rows of a batch of `tokens`: one of few sizes, because kernels are prepared anew for every size they meet.
+
+    Nearly full batches (the rule) are rounded up to 16 rows, others to an eighth of the budget.
+    """
+    step = 16 if tokens > budget - budget // 8 else max(16, budget // 8)
+    return -(-tokens // step) * step
+
+
 @dataclass(frozen=True)
 class UniqueForm:
     """A sequence of n observations, each distinct one named once."""

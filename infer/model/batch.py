@@ -31,7 +31,7 @@ class TokenBatch:
     """Tokens of one modality."""
 
     values_nc: torch.Tensor
-    """(N, C) standardised bands, float32."""
+    """(N, C) standardised bands, float32; rows beyond the last segment are padding (zeros)."""
     days_n: torch.Tensor
     """(N,) day of year, int64."""
     segments: tuple[Segment, ...]

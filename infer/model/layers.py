@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from infer.model.architecture import LayerKind
+from infer.model.attention import attend
 from infer.model.batch import Segment
 from infer.model.linear import Linear
 from infer.model.state import StateReader
 
 NORM_EPSILON = 1e-5
-QK_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,39 +38,6 @@ class Norm:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPSILON)
 
 
-def attend(
-    qkv_nd: torch.Tensor, segments: Sequence[Segment], heads: int, norms: tuple[torch.Tensor, torch.Tensor] | None
-) -> torch.Tensor:
-    """Softmax attention of every pixel's tokens among themselves.
-
-    Args:
-        qkv_nd: (N, 3d) queries, keys, values.
-        segments: runs of pixels of equal length; a token's log multiplicity is added to its logits as a key.
-        heads: number of heads; d is divided among them.
-        norms: weights (d / heads,) of the RMSNorm on queries and on keys, or None.
-
-    Returns:
-        (N, d) in the precision of `qkv_nd`.
-    """
-    tokens, width = qkv_nd.shape[0], qkv_nd.shape[1] // 3
-    out_nd = qkv_nd.new_empty(tokens, width)
-    for segment in segments:
-        shape = (segment.pixels, segment.length, 3, heads, width // heads)
-        q, k, v = qkv_nd[segment.start : segment.stop].view(shape).permute(2, 0, 3, 1, 4)
-        if norms is not None:
-            q = F.rms_norm(q, norms[0].shape, norms[0], QK_EPSILON)
-            k = F.rms_norm(k, norms[1].shape, norms[1], QK_EPSILON)
-        bias = None
-        if segment.log_multiplicity is not None:
-            bias = segment.log_multiplicity.to(q.dtype).reshape(-1, 1, 1, segment.length)
-            bias = bias.expand(segment.pixels, heads, segment.length, segment.length)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        out_nd[segment.start : segment.stop].view(segment.pixels, segment.length, heads, width // heads).copy_(
-            mixed.transpose(1, 2)
-        )
-    return out_nd
-
-
 @dataclass(frozen=True)
 class EncoderLayer:
     """One layer, post- or pre-LN, with or without RMSNorm on queries and keys; ReLU between its two linears."""
@@ -91,16 +58,19 @@ class EncoderLayer:
     ) -> EncoderLayer:
         """Take a layer's parameters; separate q, k and v are stacked."""
         qk = None
+        scale = (width // heads) ** -0.5  # of the logits, moved into the queries once and for all
         if kind == "post":
             attention = f"{prefix}self_attn."
             weight = state.take(f"{attention}in_proj_weight", 3 * width, width)
             bias = state.take(f"{attention}in_proj_bias", 3 * width)
+            weight = torch.cat([weight[:width] * scale, weight[width:]])
+            bias = torch.cat([bias[:width] * scale, bias[width:]])
         else:
             attention = prefix
             weight = torch.cat([state.take(f"{prefix}{x}_proj.weight", width, width) for x in "qkv"])
             bias = torch.cat([state.take(f"{prefix}{x}_proj.bias", width) for x in "qkv"])
             head = width // heads
-            qk = (state.take(f"{prefix}q_norm.weight", head), state.take(f"{prefix}k_norm.weight", head))
+            qk = (state.take(f"{prefix}q_norm.weight", head) * scale, state.take(f"{prefix}k_norm.weight", head))
         return cls(
             kind,
             heads,

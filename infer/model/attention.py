@@ -1,0 +1,101 @@
+"""Softmax attention among the tokens of each pixel, by the kernels that suit the device.
+
+Sequences are short (a season has 20 to 70 dates) and many. "batched": two batched products with a float32 softmax in
+between, the fastest on CPUs. "fused": torch's scaled_dot_product_attention; log multiplicities go into two extra channels of
+queries and keys (a bias would keep the flash kernels away). "bias": the same with an additive mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from infer.model.batch import Segment
+
+QK_EPSILON = 1e-6
+Kernel = Literal["batched", "fused", "bias"]
+
+
+def kernel_for(device: torch.device) -> Kernel:
+    """Which kernel a device gets; fixed, so that a device gives the same bits every time."""
+    return "batched" if device.type in ("cpu", "mps") else "fused"
+
+
+def attend(
+    qkv_nd: torch.Tensor,
+    segments: Sequence[Segment],
+    heads: int,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    kernel: Kernel | None = None,
+) -> torch.Tensor:
+    """Mix the values of every pixel's tokens.
+
+    Args:
+        qkv_nd: (N, 3d) queries (scaled already), keys, values; rows beyond the last segment are padding.
+        segments: runs of pixels of equal length; a token's log multiplicity is added to its logits as a key.
+        heads: number of heads; d is divided among them.
+        norms: weights (d / heads,) of the RMSNorm on queries and on keys, or None.
+        kernel: to override the device's.
+
+    Returns:
+        (N, d) in the precision of `qkv_nd`; zero in the padding.
+    """
+    width = qkv_nd.shape[1] // 3
+    kernel = kernel or kernel_for(qkv_nd.device)
+    out_nd = qkv_nd.new_empty(qkv_nd.shape[0], width)
+    out_nd[segments[-1].stop :] = 0
+    for run in segments:
+        shape = (run.pixels, run.length, 3, heads, width // heads)
+        qkv = qkv_nd[run.start : run.stop].view(shape).permute(2, 0, 3, 1, 4)
+        if norms is not None:
+            q, k, v = qkv
+            q = F.rms_norm(q, norms[0].shape, norms[0], QK_EPSILON)
+            k = F.rms_norm(k, norms[1].shape, norms[1], QK_EPSILON)
+        elif kernel == "batched":
+            q, k, v = qkv.contiguous()
+        else:
+            q, k, v = qkv
+        mixed = _KERNELS[kernel](q, k, v, run.log_multiplicity)
+        out_nd[run.start : run.stop].view(run.pixels, run.length, heads, -1).copy_(mixed.transpose(1, 2))
+    return out_nd
+
+
+def _batched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log: torch.Tensor | None) -> torch.Tensor:
+    pixels, heads, length, size = q.shape
+    flat = (pixels * heads, length, size)
+    q, k, v = (x.reshape(flat) for x in (q, k, v))
+    if log is None:
+        logits = torch.bmm(q, k.transpose(1, 2))
+    else:
+        bias = log.to(q.dtype).reshape(-1, 1, 1, length).expand(pixels, heads, 1, length).reshape(-1, 1, length)
+        logits = torch.baddbmm(bias, q, k.transpose(1, 2))
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(v.dtype)
+    return torch.bmm(weights, v).view(pixels, heads, length, size)
+
+
+def _bias(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log: torch.Tensor | None) -> torch.Tensor:
+    mask = None if log is None else log.to(q.dtype).reshape(-1, 1, 1, q.shape[2])
+    if mask is not None:
+        mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], q.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log: torch.Tensor | None) -> torch.Tensor:
+    if log is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    size = q.shape[3]
+    wanted = log.reshape(-1, 1, log.shape[-1], 1)
+    high = wanted.to(q.dtype)
+    low = (wanted - high.float()).to(q.dtype)  # what the first channel loses in bfloat16
+    ones = q.new_ones(1, 1, 1, 1).expand(*q.shape[:3], 2)
+    extra = torch.cat([high, low], dim=-1).expand(*k.shape[:3], 2)
+    pad = -(size + 2) % 8  # the flash kernels want a multiple of eight channels, the same in all three
+    q = F.pad(torch.cat([q, ones], dim=-1), (0, pad))
+    k = F.pad(torch.cat([k, extra], dim=-1), (0, pad))
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 2 + pad)), scale=1.0)[..., :size]
+
+
+_KERNELS = {"batched": _batched, "fused": _fused, "bias": _bias}
