@@ -301,8 +301,9 @@ else:
 # --- principal components -----------------------------------------------------------------------------------------
 
 
-def test_components_are_those_of_a_singular_value_decomposition() -> None:
-    generator = np.random.default_rng(3)
+@pytest.mark.parametrize("seed", range(6))
+def test_components_are_those_of_a_singular_value_decomposition(seed: int) -> None:
+    generator = np.random.default_rng(seed)
     values = (generator.normal(size=(5000, 3)) * [5, 3, 1] @ generator.normal(size=(3, 10))).astype(np.float32)
     found = principal_components(values)
     centred = values.astype(np.float64) - values.mean(axis=0)
