@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from infer.contract import Run, SmaltiError
+from infer.contract import Run, SmaltiError, State
 from preproc.config import Config
-from preproc.stages import StageEntry, chain
+from preproc.stage import Unit
+from preproc.stages import StageEntry, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
 
@@ -39,33 +40,51 @@ class StageStatus:
         return not self.waiting and self.counts.get("complete", 0) == self.total
 
 
-def stage_status(entry: StageEntry, run: Run, config: Config, *, checksums: bool = False) -> StageStatus:
-    """Look at one stage's outputs.
+@dataclass
+class Survey:
+    """The units of a run's stages and their states, each looked at once however many ask."""
 
-    Args:
-        entry: the stage.
-        run: the run directory.
-        config: its settings.
-        checksums: read every byte.
-    """
+    run: Run
+    config: Config
+    checksums: bool = False
+    """Read every byte."""
+    _seen: dict[str, list[tuple[Unit, State]] | SmaltiError] = field(default_factory=dict)
+
+    def of(self, stage: str) -> list[tuple[Unit, State]]:
+        """Every unit of a stage with its state, in order.
+
+        Raises:
+            SmaltiError: if what the stage builds on is not there.
+        """
+        if stage not in self._seen:
+            try:
+                units = stage_named(stage).load().units(self.run, self.config)
+                self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
+            except SmaltiError as error:
+                self._seen[stage] = error
+        found = self._seen[stage]
+        if isinstance(found, SmaltiError):
+            raise found
+        return found
+
+
+def stage_status(entry: StageEntry, survey: Survey) -> StageStatus:
+    """Where one stage stands."""
     stage = entry.load()
     try:
-        units = stage.units(run, config)
+        units = survey.of(entry.name)
     except SmaltiError as error:
         return StageStatus(stage.name, stage.noun, waiting=str(error).splitlines()[0])
-    counts: Counter[str] = Counter()
-    problems: dict[str, str] = {}
-    for unit in units:
-        state = unit.state(checksums=checksums)
-        counts[state.kind] += 1
-        if state.kind in ("stale", "broken"):
-            problems[unit.name] = f"{state.kind}: {state.reason}"
-    return StageStatus(stage.name, stage.noun, dict(counts), problems)
+    counts = Counter(state.kind for _, state in units)
+    problems = {
+        unit.name: f"{state.kind}: {state.reason}" for unit, state in units if state.kind in ("stale", "broken")
+    }
+    return StageStatus(stage.name, stage.noun, {str(kind): count for kind, count in counts.items()}, problems)
 
 
-def run_status(run: Run, config: Config, *, checksums: bool = False) -> list[StageStatus]:
+def run_status(survey: Survey) -> list[StageStatus]:
     """Every stage of this run's chain, in order."""
-    return [stage_status(entry, run, config, checksums=checksums) for entry in chain(config)]
+    return [stage_status(entry, survey) for entry in chain(survey.config)]
 
 
 def as_json(statuses: list[StageStatus]) -> list[dict[str, Any]]:

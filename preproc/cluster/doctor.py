@@ -91,7 +91,7 @@ def _check_plan(run: Run, plan: Mapping[str, Any]) -> list[Finding]:
 
 
 def _check_outputs(run: Run, config: Config) -> list[Finding]:
-    stages = status.run_status(run, config)
+    stages = status.run_status(status.Survey(run, config))
     bad = {stage.stage: len(stage.problems) for stage in stages if stage.problems}
     if bad:
         text = ", ".join(f"{stage}: {count}" for stage, count in bad.items())

@@ -65,8 +65,9 @@ def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
         config: its settings.
         checksums: read every byte of the outputs.
     """
-    queue = look_at_queue(run, config)
-    return Overview(run, status.run_status(run, config, checksums=checksums), queue)
+    survey = status.Survey(run, config, checksums)
+    queue = look_at_queue(survey)
+    return Overview(run, status.run_status(survey), queue)
 
 
 def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> Overview:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infer.contract import Run, SmaltiError
+from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
+from preproc.cluster.jobs import ARRAYS
 from preproc.cluster.ledger import SubmittedJob, log_path, read_ledger
 from preproc.cluster.slurm import Accounted, Queued, TaskId
-from preproc.config import Config
 from preproc.stage import Unit
-from preproc.stages import stage_named
+from preproc.status import Survey
 
 STATES = ("done", "running", "pending", "requeued", "failed", "unknown")
 _TAIL_BYTES = 6000
@@ -155,28 +155,26 @@ def current_tasks(jobs: Sequence[SubmittedJob]) -> dict[str, dict[TaskId, Submit
     return {kind: {task: owner[task.job] for task in chosen.values()} for kind, chosen in latest.items()}
 
 
-def _units(run: Run, config: Config, stage: str) -> list[Unit]:
+def _states(survey: Survey, stage: str) -> list[tuple[Unit, State]]:
     try:
-        return stage_named(stage).load().units(run, config)
+        return survey.of(stage)
     except SmaltiError:
-        return []
+        return []  # what it builds on is not there yet
 
 
-def _done(run: Run, config: Config, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> tuple[set[TaskId], list[Unit]]:
-    """Tasks whose outputs all stand, and the units that are complete."""
-    if kind in ("fetch", "infer"):
-        units = _units(run, config, kind)
-        states = [unit.state().complete for unit in units]
-        complete = [unit for unit, is_complete in zip(units, states, strict=True) if is_complete]
+def _done(survey: Survey, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> set[TaskId]:
+    """Tasks whose outputs all stand."""
+    if kind in ARRAYS:
+        states = _states(survey, kind)
         count = next(iter(tasks.values())).tasks
-        lacking = {index % count for index, is_complete in enumerate(states) if not is_complete}
-        return {task for task in tasks if units and task.index not in lacking}, complete
+        lacking = {index % count for index, (_, state) in enumerate(states) if not state.complete}
+        return {task for task in tasks if states and task.index not in lacking}
     done = set()
     for task, job in tasks.items():
-        units = [unit for stage in job.stages for unit in _units(run, config, stage)]
-        if units and all(unit.state().complete for unit in units):
+        states = [pair for stage in job.stages for pair in _states(survey, stage)]
+        if states and all(state.complete for _, state in states):
             done.add(task)
-    return done, []
+    return done
 
 
 def _rate(complete: Sequence[Unit]) -> float:
@@ -219,14 +217,15 @@ def _task_status(
 
 
 def _job_status(
-    run: Run,
-    config: Config,
+    survey: Survey,
     kind: str,
     tasks: Mapping[TaskId, SubmittedJob],
     queue: Mapping[TaskId, Queued] | None,
     accounts: Mapping[TaskId, Accounted] | None,
 ) -> JobStatus:
-    done, complete = _done(run, config, kind, tasks)
+    done = _done(survey, kind, tasks)
+    states = _states(survey, kind) if kind in ARRAYS else []
+    complete = [unit for unit, state in states if state.complete]
     looked_at = set(sorted(done, reverse=True)[:_SAMPLED_LOGS])
     statuses = []
     for task in sorted(tasks, key=lambda task: (task.index or 0, task.job)):
@@ -234,12 +233,12 @@ def _job_status(
         look = task not in done or task in looked_at
         waiting = queue.get(task) if queue is not None else None
         asked = queue is not None
-        statuses.append(_task_status(run, kind, task, task in done, waiting, account, look=look, asked=asked))
+        statuses.append(_task_status(survey.run, kind, task, task in done, waiting, account, look=look, asked=asked))
     counts = Counter(status.state for status in statuses)
     reasons = Counter(status.why for status in statuses if status.state in ("pending", "requeued"))
     known = [accounts[task] for task in tasks if accounts and task in accounts]
     rate = _rate(complete) if counts["running"] else 0.0
-    left = sum(1 for unit in _units(run, config, kind)) - len(complete) if rate else 0
+    left = len(states) - len(complete)
     return JobStatus(
         kind,
         {state: counts[state] for state in STATES},
@@ -254,14 +253,13 @@ def _job_status(
     )
 
 
-def look_at_queue(run: Run, config: Config) -> QueueView | None:
+def look_at_queue(survey: Survey) -> QueueView | None:
     """The jobs of a run, or None if none was ever submitted.
 
     Raises:
         SmaltiError: if the list of jobs is damaged.
     """
-    run = Run(run.root.absolute())
-    jobs = read_ledger(run)
+    jobs = read_ledger(survey.run)
     if not jobs:
         return None
     note = ""
@@ -272,4 +270,4 @@ def look_at_queue(run: Run, config: Config) -> QueueView | None:
         note = f"the queue cannot be asked ({error}); outputs and accounting are shown"
     accounts = slurm.accounted(job.id for job in jobs)
     kinds = current_tasks(jobs)
-    return QueueView([_job_status(run, config, kind, tasks, queue, accounts) for kind, tasks in kinds.items()], note)
+    return QueueView([_job_status(survey, kind, tasks, queue, accounts) for kind, tasks in kinds.items()], note)

@@ -200,7 +200,7 @@ def test_slurm_accepts_the_directives_of_every_site(site: str, fetched: Campaign
     """On partitions of those names, on a node as large as the sites'."""
     text = (fetched.root / "run.toml").read_text().split("[site.job]")[0]
     text = re.sub("(?s)^container.*?$|^limits.*?$|^runtime.*?$", "", text, flags=re.MULTILINE)
-    partition = '[site.jobs.infer]\npartition = "gpu"\n' if site == "generic" else ""
+    partition = 'job.partition = "cpu"\n[site.jobs.infer]\npartition = "gpu"\n' if site == "generic" else ""
     (fetched.root / "run.toml").write_text(f'{text}job.account = "root"\nruntime.binds = []\n{partition}')
     findings = smalti("doctor", fetched.root, "--site", site, check=False).stdout
     directives = [line for line in findings.splitlines() if "directives" in line]
