@@ -27,6 +27,8 @@ from preproc.region import WGS84, Region, polygons_of, reproject, split_antimeri
 ZONE_DEGREES = 6
 _BLOCK = 32
 """Tiles along the side of the squares with which the search for tiles begins."""
+_EDGE = 1e-6
+"""Metres by which a tile is narrowed before it is compared with the region: what only shares its edge is no overlap."""
 
 
 def zone_epsg(longitude: float, latitude: float) -> int:
@@ -82,6 +84,8 @@ def region_mask(region: Region, tile: PlannedTile) -> NDArray[np.uint8]:
     margin = 4 * PIXEL_SIZE  # what the cut rounds stays off the tile
     part = zone_part(region, tile.epsg)
     near = shapely.clip_by_rect(part, west - margin, south - margin, east + margin, north + margin)
+    if not near.is_valid:  # that is fast, and now and then wrong where the outline touches itself
+        near = shapely.intersection(part, shapely.box(west - margin, south - margin, east + margin, north + margin))
     shapes = polygons_of(near)
     if not shapes:
         return np.zeros((tile.size, tile.size), np.uint8)
@@ -111,10 +115,16 @@ def _candidate_zones(region: Region) -> set[int]:
     return zones
 
 
+@lru_cache(maxsize=128)
 def _clip(region: Region, epsg: int) -> MultiPolygon:
     box = zone_box(epsg)
-    parts = [polygon for polygon in region.geometry.geoms if polygon.intersects(box)]
-    return MultiPolygon([piece for part in parts for piece in polygons_of(shapely.intersection(part, box))])
+    pieces: list[Polygon] = []
+    for part in region.geometry.geoms:
+        if box.contains(shapely.box(*part.bounds)):
+            pieces.append(part)
+        elif part.intersects(box):
+            pieces += polygons_of(shapely.intersection(part, box))
+    return MultiPolygon(pieces)
 
 
 @lru_cache(maxsize=8)
@@ -143,10 +153,10 @@ def _cells(part: BaseGeometry, extent: int) -> Iterator[tuple[int, int]]:
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)  # lower left (row, column)
     found = [np.empty((0, 2), np.int64)]
     while len(corners):
-        lower, upper = corners * extent, (corners + step) * extent  # (row, column)
+        lower, upper = corners * extent + _EDGE, (corners + step) * extent - _EDGE  # (row, column)
         boxes = shapely.box(lower[:, 1], lower[:, 0], upper[:, 1], upper[:, 0])
         if step == 1:
-            found.append(corners[shapely.intersects(part, boxes) & ~shapely.touches(part, boxes)])
+            found.append(corners[shapely.intersects(part, boxes)])
             break
         inside = shapely.contains_properly(part, boxes)
         found.append(_children(corners[inside], step, 1))

@@ -30,6 +30,8 @@ from preproc.mgrs import mgrs_bounds, mgrs_cell, no_such_square
 WGS84 = pyproj.CRS.from_epsg(4326)
 UTM_SOUTH, UTM_NORTH = -80.0, 84.0
 """Latitudes between which UTM is defined."""
+ROUNDING = 1e-9
+"""Degrees (a tenth of a millimetre) to which vertices are rounded; slits narrower than this vanish."""
 EDGE_DEGREES = 0.02
 """Longest edge that is reprojected as it is; on a parallel at 50 degrees the chord is then off by less than 0.1 m."""
 EDGES_PER_EXTENT = 500
@@ -72,7 +74,7 @@ def make_region(geometry: BaseGeometry, name: str, *, source: str) -> Region:
         SmaltiError: if nothing of it has an area, or it leaves the latitudes of UTM.
     """
     parts = [part for polygon in polygons_of(geometry) for part in split_antimeridian(polygon)]
-    merged = MultiPolygon(polygons_of(shapely.union_all(parts)))
+    merged = MultiPolygon(polygons_of(shapely.union_all(parts, grid_size=ROUNDING)))
     if merged.is_empty or merged.area == 0:
         raise SmaltiError(f"{source}: the region has no area: draw it as a polygon")
     _, south, _, north = merged.bounds
@@ -82,8 +84,8 @@ def make_region(geometry: BaseGeometry, name: str, *, source: str) -> Region:
             f"{UTM_SOUTH:g} to {UTM_NORTH:g}: clip it"
         )
     merged = merged.normalize()
-    rounded = shapely.transform(merged, lambda xy: np.round(xy, 9) + 0.0)  # + 0.0: no negative zeros
-    fingerprint = hashlib.sha256(shapely.to_wkb(rounded, byte_order=1, output_dimension=2)).hexdigest()
+    canonical = shapely.transform(merged, lambda xy: np.round(xy, 9) + 0.0)  # + 0.0: no negative zeros
+    fingerprint = hashlib.sha256(shapely.to_wkb(canonical, byte_order=1, output_dimension=2)).hexdigest()
     return Region(merged, fingerprint, name)
 
 

@@ -44,10 +44,10 @@ def regions(draw: st.DrawFn, width: float = 0.2) -> Region:
 
 
 def points_in(region: Region, count: int, seed: int = 0) -> list[tuple[float, float]]:
-    """Random places of the region, not within a hundredth of a millimetre of its edge."""
+    """Random places of the region, not within decimetres of its edge: edges are reprojected to within 0.1 m."""
     rng = np.random.default_rng(seed)
     found: list[tuple[float, float]] = []
-    inner = region.geometry.buffer(-1e-10)
+    inner = region.geometry.buffer(-2e-6)
     for polygon in region.geometry.geoms:
         west, south, east, north = polygon.bounds
         candidates = np.column_stack([rng.uniform(west, east, 40 * count), rng.uniform(south, north, 40 * count)])
