@@ -10,13 +10,17 @@ PYTEST ?=
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test lint format venv bench clean
+.PHONY: demo test test-cluster lint format venv bench clean
 
 demo: venv
 	@$(BIN)/smalti demo $(DEMO)
 
 test: venv
 	@$(BIN)/python -m pytest $(PYTEST)
+
+# A real Slurm, a real Apptainer and a real image on a Debian 12 machine; as root. TORCH_INDEX as above.
+test-cluster: venv
+	@TORCH_INDEX="$(TORCH_INDEX)" tests/cluster/run $(PYTEST)
 
 lint: venv
 	@$(BIN)/ruff check .
