@@ -2,6 +2,7 @@
 
 python -m infer RUN --shard I/N
 python -m infer --tiles DIR --checkpoint FILE --out DIR
+python -m infer --self-test
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import argparse
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from infer.contract import (
     EXIT_BAD_INPUT,
+    EXIT_TRY_AGAIN,
     REGISTRY,
+    ModelJob,
     Run,
     Shard,
     SmaltiError,
@@ -25,10 +30,12 @@ from infer.contract import (
     registered_model,
     stage_lock,
 )
-from infer.device import choose_device
+from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
+from infer.fleet import run_members, take_cores
 from infer.progress import say
-from infer.runner import Report, Settings, TileRunner, TileTask, stopping
+from infer.runner import Settings, TileRunner, TileTask, stopping
+from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
 
@@ -49,8 +56,59 @@ def build_parser() -> argparse.ArgumentParser:
     )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make complete embeddings again, too")
+    parser.add_argument("--self-test", action="store_true", help="device found, parity, speed, free memory")
+    parser.add_argument("--member", metavar="K/N", help=argparse.SUPPRESS)  # one of several processes, see infer.fleet
     return parser
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command line asks for."""
+
+    tasks: list[TileTask]
+    settings: Settings
+    job: ModelJob
+    run: Run | None
+    """None for a folder of tiles."""
+    heads: int | None = None
+
+    def checkpoint(self) -> Checkpoint:
+        """Load the model that was asked for."""
+        if self.run is not None:
+            return resolve_checkpoint(self.job, self.run)
+        name = self.job.checkpoint or ""
+        if name in REGISTRY and not Path(name).exists():
+            return load_checkpoint(cached_checkpoint(name), registered_model(name), heads=self.heads)
+        return load_checkpoint(Path(name), heads=self.heads)
+
+
+def _run_work(root: Path, overwrite: bool) -> Work:
+    """The tiles of a run."""
+    run = Run(root)
+    tasks = [TileTask(tile.name, run.tiles / tile.name, True) for tile in planned_tiles(run)]
+    job = read_model_job(run)
+    return Work(tasks, Settings(run.embeddings, job.output, job.dim, overwrite, job.allow_source_mismatch), job, run)
+
+
+def _folder_work(arguments: argparse.Namespace) -> Work:
+    """The tiles of a folder."""
+    missing = [f"--{name}" for name in ("checkpoint", "out") if getattr(arguments, name) is None]
+    if missing:
+        raise SmaltiError(f"--tiles also needs {' and '.join(missing)}")
+    tiles: Path = arguments.tiles
+    if not tiles.is_dir():
+        raise SmaltiError(f"{tiles}: no such folder")
+    inside = [tiles] if is_tile_folder(tiles) else sorted(x for x in tiles.iterdir() if is_tile_folder(x))
+    if not inside:
+        raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
+    tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
+    job = ModelJob(None, arguments.checkpoint, arguments.output, arguments.dim, arguments.precision)
+    settings = Settings(arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch)
+    return Work(tasks, settings, job, None, arguments.heads)
 
 
 def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> None:
@@ -61,53 +119,65 @@ def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> 
     say(f"infer: {len(tasks)} tiles to {settings.output} x {dimensions} on {device.kind}, {device.precision}")
 
 
-def _work(checkpoint: Checkpoint, settings: Settings, tasks: Sequence[TileTask], device: str, precision: str) -> Report:
-    engine = Engine(checkpoint, choose_device(device, precision))  # type: ignore[arg-type]  # argparse and ModelJob restrict it
-    try:
-        _announce(engine, settings, tasks)
-        stop = threading.Event()
-        with stopping(stop):
-            return TileRunner(engine, settings, stop).run(tasks)
-    finally:
-        engine.close()
+def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
+    """Embed the tiles of a shard in this process."""
+    stop = threading.Event()
+    with stopping(stop):
+        engine = Engine(work.checkpoint(), choose_device(device, work.job.precision, index))
+        try:
+            if stop.is_set():
+                return EXIT_TRY_AGAIN
+            tasks = shard.take(work.tasks)
+            _announce(engine, work.settings, tasks)
+            report = TileRunner(engine, work.settings, stop).run(tasks)
+        finally:
+            engine.close()
+    say(report.summary())
+    return report.exit_code
 
 
-def run_shard(root: Path, shard: Shard, device: str, *, overwrite: bool) -> Report:
-    """Embed one shard of a run's tiles."""
-    run = Run(root)
-    tasks = [TileTask(tile.name, run.tiles / tile.name, True) for tile in shard.take(planned_tiles(run))]
-    job = read_model_job(run)
-    settings = Settings(run.embeddings, job.output, job.dim, overwrite, job.allow_source_mismatch)
-    with stage_lock(run, "infer", shard):
-        return _work(resolve_checkpoint(job, run), settings, tasks, device, job.precision)
+def _members(arguments: argparse.Namespace, tiles: int) -> int:
+    """How many processes to run side by side."""
+    if arguments.processes is not None:
+        if arguments.processes < 1:
+            raise SmaltiError(f"--processes {arguments.processes}: at least 1")
+        return min(int(arguments.processes), max(1, tiles))
+    return 1 if arguments.device == "cpu" else max(1, min(accelerator_count(), tiles))
 
 
-def _folder_checkpoint(name: str, heads: int | None) -> Checkpoint:
-    if name in REGISTRY and not Path(name).exists():
-        return load_checkpoint(cached_checkpoint(name), registered_model(name), heads=heads)
-    return load_checkpoint(Path(name), heads=heads)
+def _without(argv: Sequence[str], *names: str) -> list[str]:
+    """The arguments without some options that take a value."""
+    kept, skip = [], False
+    for argument in argv:
+        name = argument.split("=", 1)[0]
+        if skip or name in names:
+            skip = not skip and "=" not in argument
+            continue
+        kept.append(argument)
+    return kept
 
 
-def run_folder(arguments: argparse.Namespace) -> Report:
-    """Embed every tile of a folder."""
-    missing = [f"--{name}" for name in ("checkpoint", "out") if getattr(arguments, name) is None]
-    if missing:
-        raise SmaltiError(f"--tiles also needs {' and '.join(missing)}")
-    tiles: Path = arguments.tiles
-    if not tiles.is_dir():
-        raise SmaltiError(f"{tiles}: no such folder")
-    folders = (
-        [tiles] if is_tile_folder(tiles) else sorted(x for x in tiles.iterdir() if x.is_dir() and is_tile_folder(x))
-    )
-    if not folders:
-        raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
-    tasks = [TileTask(folder.resolve().name, folder, False) for folder in folders]
-    settings = Settings(
-        arguments.out, arguments.output, arguments.dim, arguments.overwrite, arguments.allow_source_mismatch
-    )
+def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Do what the arguments ask for.
+
+    Raises:
+        SmaltiError: if they cannot be followed.
+    """
     shard = Shard.parse(arguments.shard)
-    checkpoint = _folder_checkpoint(arguments.checkpoint, arguments.heads)
-    return _work(checkpoint, settings, shard.take(tasks), arguments.device, arguments.precision)
+    if arguments.member is not None:  # the parent holds the lock and has divided the shard
+        member = Shard.parse(arguments.member)
+        take_cores(member.index, member.count)
+        work = _run_work(arguments.run, arguments.overwrite) if arguments.run else _folder_work(arguments)
+        index = member.index % max(1, accelerator_count())
+        return _embed(work, shard, arguments.device, index)
+    work = _run_work(arguments.run, arguments.overwrite) if arguments.run else _folder_work(arguments)
+    members = _members(arguments, len(shard.take(work.tasks)))
+    lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
+    with lock:
+        if members == 1:
+            return _embed(work, shard, arguments.device, 0)
+        work.checkpoint()  # one clear refusal instead of one from each
+        return run_members(_without(argv, "--shard", "--processes"), shard, members)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,22 +187,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code (see `infer.contract.errors`).
     """
     parser = build_parser()
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
-    if (arguments.run is None) == (arguments.tiles is None):
-        parser.print_usage(sys.stderr)
-        say("infer: give a RUN directory, or --tiles DIR --checkpoint FILE --out DIR")
-        return EXIT_BAD_INPUT
     try:
-        if arguments.run is not None:
-            shard = Shard.parse(arguments.shard)
-            report = run_shard(arguments.run, shard, arguments.device, overwrite=arguments.overwrite)
-        else:
-            report = run_folder(arguments)
+        if arguments.self_test:
+            return self_test(arguments.device, arguments.precision)
+        if (arguments.run is None) == (arguments.tiles is None):
+            parser.print_usage(sys.stderr)
+            say("infer: give a RUN directory, or --tiles DIR --checkpoint FILE --out DIR")
+            return EXIT_BAD_INPUT
+        return execute(arguments, argv)
     except SmaltiError as error:
         say(f"infer: {error}")
         return error.exit_code
-    say(report.summary())
-    return report.exit_code
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from infer.contract import SmaltiError
 
 Precision = Literal["float32", "bfloat16"]
 
-CPU_TOKENS = 1024
+CPU_TOKENS: dict[Precision, int] = {"float32": 1024, "bfloat16": 2048}
 """Tokens of a batch on a CPU: what a batch touches stays in the cache."""
 GPU_TOKENS = 1 << 17
 """Tokens of a batch on an accelerator, for networks up to 256 wide (fewer in proportion for wider ones)."""
 
 
 def allotted_cores() -> int:
-    """Cores that this process may use, from its affinity mask (a Slurm allocation, a container, taskset)."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+    """Cores that this process may use: its affinity mask (Slurm, containers, taskset), or fewer by OMP_NUM_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(wanted)) if wanted.isdigit() else cores)
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,17 @@ class Device:
             return f"{vendor} ({torch.cuda.get_device_name(self.torch_device)})"
         return self.torch_device.type
 
+    def activate(self) -> None:
+        """Make it the calling thread's current accelerator (kernels compiled at run time need that)."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.set_device(self.torch_device)
+        elif self.torch_device.type == "xpu":
+            torch.xpu.set_device(self.torch_device)
+
     def token_budget(self, width: int) -> int:
         """Tokens of a batch for a network of this width, the same for every tile."""
         if self.on_cpu:
-            return CPU_TOKENS
+            return CPU_TOKENS[self.precision]
         return max(4096, min(GPU_TOKENS, GPU_TOKENS * 256 // width))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,8 @@ from infer import draw
 from infer.contract import SmaltiError, Tile
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
-from infer.sequence import Rule, padded_rows, unique_form
-
-Upload = Callable[[NDArray[Any]], torch.Tensor]
-"""Copies an array to the device (on a CPU: shares it)."""
+from infer.sequence import MAX_BIN, Rule, padded_rows, unique_form
+from infer.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -72,28 +69,49 @@ def _statistics(parts: list[tuple[Statistics, int]], device: torch.device) -> tu
     return torch.from_numpy(mean).to(device), torch.from_numpy(std).to(device)
 
 
-def load_modalities(
-    tile: Tile, normalisation: Normalisation, upload: Upload, device: torch.device
+def _load_modalities(
+    tile: Tile, normalisation: Normalisation, transfer: Transfer, device: torch.device
 ) -> tuple[ModalityData, ModalityData]:
-    """Bring both modalities of a tile to the device."""
     dates, height, width = tile.masks_thw.shape
     pixels = height * width
     mean, std = _statistics([(normalisation.s2, dates)], device)
     s2 = ModalityData(
         "s2",
-        upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, -1),
-        upload(tile.masks_thw).view(dates, pixels).ne(0),
+        transfer.upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, -1),
+        transfer.upload(tile.masks_thw).view(dates, pixels).ne(0),
         torch.from_numpy(tile.doys_t.astype(np.int64)).to(device),
         mean,
         std,
     )
-    stacks = [upload(stack) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]
+    stacks = [transfer.upload(stack) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]
     counts = [int(stack.shape[0]) for stack in stacks]
     raw = torch.cat(stacks).view(sum(counts) * pixels, -1)
     mean, std = _statistics([(normalisation.asc, counts[0]), (normalisation.desc, counts[1])], device)
     days = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(np.int64)
     valid = raw.view(torch.int32).ne(0).view(sum(counts), pixels)  # VV and VH are two halves of one int32
     return s2, ModalityData("s1", raw, valid, torch.from_numpy(days).to(device), mean, std)
+
+
+@dataclass(frozen=True)
+class LoadedTile:
+    """A tile on the device, and how many observations its pixels have."""
+
+    tile: Tile
+    data: dict[Modality, ModalityData]
+    counts: dict[Modality, NDArray[np.int16]]
+    """(H * W,) number of observations."""
+    active_p: NDArray[np.bool_]
+    """(H * W,) pixels with any observation; the others are nodata."""
+
+
+def load_tile(tile: Tile, normalisation: Normalisation, transfer: Transfer, device: torch.device) -> LoadedTile:
+    """Bring a tile to the device; may run in another thread than the computation."""
+    with torch.inference_mode(), transfer.loading():
+        s2, s1 = _load_modalities(tile, normalisation, transfer, device)
+        for data in (s2, s1):
+            transfer.hand_over(data.raw_xc, data.valid_tp, data.days_t, data.mean_tc, data.std_tc)
+        counts = {data.modality: data.valid_tp.sum(dim=0, dtype=torch.int16).cpu().numpy() for data in (s2, s1)}
+    return LoadedTile(tile, {"s2": s2, "s1": s1}, counts, (counts["s2"] > 0) | (counts["s1"] > 0))
 
 
 class Multiplicities:
@@ -158,7 +176,7 @@ def zero_batch(data: ModalityData, tables: Multiplicities) -> TokenBatch:
 
 
 def counted_batches(
-    data: ModalityData, first: int, counts_p: NDArray[np.int64], budget: int, tables: Multiplicities
+    data: ModalityData, first: int, counts_p: NDArray[np.int16], budget: int, tables: Multiplicities
 ) -> Iterator[BlockBatch]:
     """Batches of the pixels of a block that have observations, ordered by their number (v2, v1.1).
 
@@ -174,20 +192,21 @@ def counted_batches(
     order_p = order_p[np.searchsorted(counts_p[order_p], 1) :]
     if not len(order_p):
         return
-    sorted_p = counts_p[order_p]
+    sorted_p = counts_p[order_p].astype(np.int64)
+    lengths_p = np.minimum(sorted_p, MAX_BIN)
     order = torch.from_numpy(order_p).to(device)
     valid_pt = data.valid_tp[:, first : first + len(counts_p)].t().index_select(0, order)
     observed = valid_pt.nonzero()  # every observation of the block, pixel by pixel in this order, dates ascending
     dates_n, pixels_n = observed[:, 1], order.index_select(0, observed[:, 0]).add_(first)
     offsets = np.concatenate([[0], np.cumsum(sorted_p)])
-    for start, stop in _cuts(np.minimum(sorted_p, 256), budget):
+    for start, stop in _cuts(lengths_p, budget):
         low, high = int(offsets[start]), int(offsets[stop])
         runs = tuple(_runs(sorted_p[start:stop]))
 
         def build(low: int = low, high: int = high, runs: tuple[tuple[int, int, int], ...] = runs) -> TokenBatch:
             return _counted(data, dates_n[low:high], pixels_n[low:high], runs, tables, budget)
 
-        yield BlockBatch(order[start:stop], build, int(np.minimum(sorted_p[start:stop], 256).sum()))
+        yield BlockBatch(order[start:stop], build, int(lengths_p[start:stop].sum()))
 
 
 def _counted(

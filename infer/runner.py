@@ -32,8 +32,11 @@ from infer.contract import (
     sha256_file,
     write_embedding,
 )
-from infer.engine import SEMANTICS, Engine, InterruptedTileError, Output, TileResult, Watch
+from infer.device import is_out_of_memory
+from infer.engine import SEMANTICS, Engine, Output, TileResult
+from infer.prepare import LoadedTile
 from infer.progress import Progress, say
+from infer.tilework import InterruptedTileError, Watch
 from infer.weights import check_source
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -89,6 +92,10 @@ class Report:
         return "\n".join(lines)
 
 
+Opened = tuple[LoadedTile, dict[str, Any]]
+"""A tile on the device, and what its embedding will depend on."""
+
+
 class DeviceLostError(SmaltiError):
     """The accelerator stopped answering: this process cannot go on, another may."""
 
@@ -137,7 +144,7 @@ class TileRunner:
         self._engine = engine
         self._settings = settings
         self._stop = stop
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read", initializer=engine.device.activate)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def inputs(self, fingerprint: str) -> dict[str, Any]:
@@ -184,9 +191,8 @@ class TileRunner:
                     report.skipped += 1
                     progress.advance(1.0)
                     continue
-                tile, inputs = opened
-                watch = Watch(self._stop.is_set, progress.advance)
-                result = self._compute(tile, watch)
+                loaded, inputs = opened
+                result = self._compute(loaded, Watch(self._stop.is_set, progress.advance))
             except InterruptedTileError:
                 report.interrupted = True
                 break
@@ -198,19 +204,19 @@ class TileRunner:
                 continue
             if writing is not None:
                 writing.result()
-            writing = self._writer.submit(self._write, tile, inputs, result)
+            writing = self._writer.submit(self._write, loaded.tile, inputs, result)
             report.done += 1
         if writing is not None:
             writing.result()
 
-    def _submit(self, tasks: Sequence[TileTask], index: int) -> Future[tuple[Tile, dict[str, Any]] | None]:
+    def _submit(self, tasks: Sequence[TileTask], index: int) -> Future[Opened | None]:
         if index >= len(tasks):
-            nothing: Future[tuple[Tile, dict[str, Any]] | None] = Future()
+            nothing: Future[Opened | None] = Future()
             return nothing
         return self._reader.submit(self._open, tasks[index])
 
-    def _open(self, task: TileTask) -> tuple[Tile, dict[str, Any]] | None:
-        """Open and check a tile (which also brings it into the page cache); None if its embedding is complete."""
+    def _open(self, task: TileTask) -> Opened | None:
+        """Open, check and load a tile (on a CPU: into the page cache); None if its embedding is complete."""
         if task.need_manifest and not (task.folder / TILE_MANIFEST).is_file():
             raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
         inputs = self.inputs(tile_fingerprint(task.folder))
@@ -220,24 +226,32 @@ class TileRunner:
         tile = read_tile(task.folder, need_manifest=task.need_manifest)
         if not self._settings.allow_source_mismatch:
             check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
-        return tile, inputs
+        with self._device_failures(task.name):
+            return self._engine.load(tile), inputs
 
-    def _compute(self, tile: Tile, watch: Watch) -> TileResult:
+    def _compute(self, loaded: LoadedTile, watch: Watch) -> TileResult:
+        with self._device_failures(loaded.tile.name):
+            return self._engine.embed(loaded, output=self._settings.output, dim=self._settings.dim, watch=watch)
+
+    @contextmanager
+    def _device_failures(self, name: str) -> Iterator[None]:
+        """What an accelerator's driver reports means that this process has lost it."""
         try:
-            return self._engine.embed(tile, output=self._settings.output, dim=self._settings.dim, watch=watch)
+            yield
         except RuntimeError as error:
-            if self._engine.device.on_cpu:
+            if self._engine.device.on_cpu or is_out_of_memory(error):
                 raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DeviceLostError(
-                f"{tile.name}: the device {self._engine.device.kind} failed ({str(error).splitlines()[0]}): "
-                "run the same command again, elsewhere if it persists"
+                f"{name}: the device {self._engine.device.kind} failed ({reason}): run the same command again, "
+                "elsewhere if it persists"
             ) from error
 
     def _write(self, tile: Tile, inputs: dict[str, Any], result: TileResult) -> None:
         fields = manifest_fields(self._engine, tile, result)
-        write_embedding(
-            self._settings.out, tile.name, result.values_hwc, result.scales_hw, inputs=inputs, fields=fields
-        )
+        with self._device_failures(tile.name):
+            values, scales = result.values_hwc, result.scales_hw
+        write_embedding(self._settings.out, tile.name, values, scales, inputs=inputs, fields=fields)
 
 
 def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str, Any]:
@@ -252,7 +266,7 @@ def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str,
             "data_source": checkpoint.data_source,
             "normalisation": checkpoint.normalisation_key,
         },
-        "dimensions": int(result.values_hwc.shape[2]),
+        "dimensions": int(result.values.shape[2]),
         "engine": {
             "device": device.kind,
             "precision": device.precision,

@@ -1,8 +1,8 @@
 """Softmax attention among the tokens of each pixel, by the kernels that suit the device.
 
 Sequences are short (a season has 20 to 70 dates) and many. "batched": two batched products with a float32 softmax in
-between, the fastest on CPUs. "fused": torch's scaled_dot_product_attention; log multiplicities go into two extra channels of
-queries and keys (a bias would keep the flash kernels away). "bias": the same with an additive mask.
+between, the fastest on CPUs. "fused": torch's scaled_dot_product_attention; log multiplicities go into two extra
+channels of queries and keys (a bias would keep the flash kernels away). "bias": the same with an additive mask.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""Threads that compute batches: one on an accelerator, one a core on a CPU.
+
+On a CPU a batch is computed by one thread from beginning to end, in that core's own cache and without barriers between
+operations. It also makes results independent of the number of cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+
+from infer.device import Device
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 28
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks instead of giving them back: batches allocate the same sizes again and again.
+
+    Without it every activation of some megabytes costs its page faults anew. Does nothing on other C libraries.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # no glibc
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+class Workers:
+    """Runs tasks one after another, or on a CPU on several threads."""
+
+    def __init__(self, device: Device) -> None:
+        """Start the threads of a device; on a CPU each has one core, so that torch must not divide its work further."""
+        self._count = device.workers
+        if device.on_cpu:
+            keep_freed_memory()
+        start = partial(torch.set_num_threads, 1) if device.on_cpu else device.activate
+        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="compute", initializer=start)
+
+    def run(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Run all tasks; the first failure is raised once the running ones have ended.
+
+        The iterable is advanced by the threads, one at a time.
+        """
+        lock, source, failed = threading.Lock(), iter(tasks), threading.Event()
+
+        def following() -> Callable[[], None] | None:
+            with lock:
+                return None if failed.is_set() else next(source, None)
+
+        def work() -> None:
+            with torch.inference_mode():
+                try:
+                    while (task := following()) is not None:
+                        task()
+                except BaseException:
+                    failed.set()
+                    raise
+
+        futures = [self._pool.submit(work) for _ in range(self._count)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()

@@ -1,0 +1,218 @@
+"""Safe loading: what is recognised, and one clear line for what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infer.contract import DEMO_CHECKPOINT, ModelJob, Run, SmaltiError, cached_checkpoint, registered_model
+from infer.make_demo import make_demo, random_student
+from infer.model import build_network, read_architecture
+from infer.safetensors import read_safetensors
+from infer.selftest import SETTINGS, formula_checkpoint
+from infer.weights import check_source, load_checkpoint, resolve_checkpoint
+
+
+class Harm:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.target),))
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    path = tmp_path / "student.pt"
+    torch.save({"args": SETTINGS, "model": random_student(SETTINGS, 3)}, path)
+    return path
+
+
+def refused(path: Path, match: str, *, build: bool = False) -> str:
+    with pytest.raises(SmaltiError, match=match) as caught:
+        checkpoint = load_checkpoint(path)
+        if build:
+            build_network(checkpoint)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    return message
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    for number, legacy in enumerate((False, True)):
+        path, target = tmp_path / f"harm{number}.pt", tmp_path / f"harmed{number}"
+        content = {"args": {}, "model": {"x": Harm(target)}}
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        refused(path, "refused")
+        assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "not a readable checkpoint|refused"),
+        (b"not a checkpoint at all", "not a readable checkpoint|refused"),
+        (b"PK\x03\x04 truncated", "not a readable checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content, match):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    refused(path, match)
+
+
+def test_a_truncated_checkpoint_is_refused(student):
+    student.write_bytes(student.read_bytes()[:-2000])
+    refused(student, "not a readable checkpoint")
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    refused(tmp_path / "none.pt", "no such checkpoint")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": torch.ones(2)}, {"model_state": {"a": torch.ones(1)}}])
+def test_an_unknown_family_is_refused(tmp_path, content):
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    refused(path, "not a TESSERA checkpoint|not a checkpoint's table")
+
+
+def test_missing_left_over_and_misshapen_parameters_are_named(student):
+    content = torch.load(student, weights_only=True)
+    state = content["model"]
+    del state["s1_backbone.attn_pool.query.bias"]
+    state["s2_backbone.surplus"] = torch.ones(1)
+    state["dim_reducer.1.bias"] = torch.ones(3)
+    torch.save(content, student)
+    message = refused(student, "do not fit", build=True)
+    assert "missing s1_backbone.attn_pool.query.bias" in message
+    assert "left over s2_backbone.surplus" in message
+    assert "dim_reducer.1.bias (3,)" in message
+
+
+def test_prefixes_and_projectors_are_taken_off(student, tmp_path):
+    content = torch.load(student, weights_only=True)
+    state = {f"_orig_mod.{key}": value for key, value in content["model"].items()}
+    state["_orig_mod.projector.net.0.weight"] = torch.ones(4, 4)
+    torch.save({"args": SETTINGS, "model": state}, tmp_path / "prefixed.pt")
+    build_network(load_checkpoint(tmp_path / "prefixed.pt"))
+
+
+def test_a_checkpoint_of_another_family_than_its_name_is_refused(student):
+    with pytest.raises(SmaltiError, match="v2-student checkpoint"):
+        load_checkpoint(student, registered_model("tessera-v2-teacher"))
+
+
+def test_the_demo_says_that_it_is_no_tessera():
+    checkpoint = load_checkpoint(cached_checkpoint("demo"), registered_model("demo"))
+    metadata = torch.load(DEMO_CHECKPOINT, weights_only=True)["smalti"]
+    assert checkpoint.trained == metadata["trained"]
+    assert checkpoint.label == metadata["label"]
+    assert "demonstration" in checkpoint.label
+    assert DEMO_CHECKPOINT.stat().st_size < 2_000_000
+    assert build_network(checkpoint).architecture.output == 128
+
+
+def test_making_the_demo_is_deterministic(tmp_path):
+    make_demo(tmp_path / "a.pt")
+    make_demo(tmp_path / "b.pt")
+    a, b = load_checkpoint(tmp_path / "a.pt"), load_checkpoint(tmp_path / "b.pt")
+    assert not a.trained
+    assert "untrained" in a.label
+    assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+
+
+def test_weights_that_are_not_fetched_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
+    with pytest.raises(SmaltiError, match="smalti weights fetch tessera-v2-nano"):
+        cached_checkpoint("tessera-v2-nano")
+    with pytest.raises(SmaltiError, match="Google Drive"):
+        cached_checkpoint("tessera-v1.1-mpc")
+    with pytest.raises(SmaltiError, match="is not known"):
+        cached_checkpoint("tessera-v9")
+
+
+def test_a_job_names_a_model_or_a_file(student, tmp_path):
+    run = Run(tmp_path)
+    assert resolve_checkpoint(ModelJob(None, "student.pt", "int8", 128, "auto"), run).name == "student.pt"
+    assert resolve_checkpoint(ModelJob("demo", None, "int8", 128, "auto"), run).name == "demo"
+    with pytest.raises(SmaltiError, match="neither a model nor a checkpoint"):
+        resolve_checkpoint(ModelJob(None, None, "int8", 128, "auto"), run)
+
+
+def test_sources_that_differ_are_refused(shared):
+    aws = load_checkpoint(shared / "golden" / "v1.1-aws" / "checkpoint.pt")
+    with pytest.raises(SmaltiError, match="allow-source-mismatch"):
+        check_source(aws, "t", "mpc")
+    check_source(aws, "t", "aws")
+    check_source(aws, "t", None)
+    check_source(load_checkpoint(cached_checkpoint("demo")), "t", "other")
+
+
+@pytest.mark.parametrize("dim", [16, 32, 64, 128, 0])
+def test_students_have_prefixes(dim):
+    assert read_architecture(formula_checkpoint()).dimensions(dim) == (dim or 128)
+
+
+def test_other_prefixes_and_families_are_refused(shared):
+    with pytest.raises(SmaltiError, match="16, 32, 64, 128"):
+        read_architecture(formula_checkpoint()).dimensions(100)
+    teacher = read_architecture(load_checkpoint(shared / "golden" / "v2-teacher" / "checkpoint.pt"))
+    assert teacher.dimensions(0) == teacher.output
+    with pytest.raises(SmaltiError, match="dim 16"):
+        teacher.dimensions(16)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    names = {"float32": "F32", "float64": "F64", "int64": "I64", "uint16": "BF16"}
+    header: dict[str, object] = {"__metadata__": metadata}
+    start = 0
+    for name, array in tensors.items():
+        stop = start + array.nbytes
+        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in tensors.values()))
+
+
+def test_safetensors_give_the_same_network_as_pt(tmp_path, student):
+    checkpoint = load_checkpoint(student)
+    path = tmp_path / "student.safetensors"
+    write_safetensors(path, {k: v.numpy() for k, v in checkpoint.state.items()}, {"args": json.dumps(SETTINGS)})
+    other = load_checkpoint(path)
+    assert other.family == "v2-student"
+    assert all(torch.equal(checkpoint.state[key], other.state[key]) for key in checkpoint.state)
+    build_network(other)
+
+
+def test_safetensors_read_bfloat16(tmp_path):
+    values = torch.tensor([1.5, -2.0, 0.25]).bfloat16()
+    write_safetensors(tmp_path / "x.safetensors", {"a": values.view(torch.int16).numpy().view(np.uint16)}, {})
+    assert torch.equal(read_safetensors(tmp_path / "x.safetensors")[0]["a"], values)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01\x00",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        struct.pack("<Q", 5) + b"notjs",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}      ',
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0, 4]}}      ' + bytes(4),
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0, 4]}}      ' + bytes(8),
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}      ' + bytes(8),
+    ],
+)
+def test_damaged_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    refused(path, "fetch it again|not a TESSERA")
