@@ -116,7 +116,9 @@ def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = Fals
     outcome = Outcome(stage.name, stage.noun, complete_before=len(before))
     for unit in units:
         state = unit.state()
-        if not state.complete:
+        if state.kind == "missing":
+            outcome.failed[unit.name] = "no embedding; the engine's reason stands above"
+        elif not state.complete:
             outcome.failed[unit.name] = state.reason
         elif unit.name not in before:
             outcome.built += 1

@@ -1,0 +1,128 @@
+"""The whole chain as people run it: over HTTP with tokens, on a real season, and where it must stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from support.runs import RUN_TOML, digest, make_run, smalti
+
+from infer.contract import Run, planned_tiles, read_embedding, read_manifest
+from preproc.simulate.serve import serve
+
+
+@pytest.fixture(scope="module")
+def by_file(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
+    """A complete run on the archive's files."""
+    root = make_run(tmp_path_factory.mktemp("by-file") / "run", archive)
+    smalti("run", root)
+    return root
+
+
+@pytest.mark.slow
+def test_a_search_and_reads_over_http_with_tokens_give_the_same_map(
+    by_file: Path, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(archive, token_lifetime_s=400) as served:
+        for name, value in served.environment.items():
+            monkeypatch.setenv(name, value)
+        text = RUN_TOML.replace('source = "static"', 'source = "mpc"').replace(
+            'href = "{archive}/items.json"', f'url = "{served.url}"'
+        )
+        root = make_run(tmp_path / "run", archive, text)
+        smalti("run", root)
+        searches = served.requests(match="/search")
+        sent = sum(served.bytes_sent().values())
+    for tile in planned_tiles(Run(root)):
+        for file in (by_file / "tiles" / tile.name).glob("*.npy"):
+            assert (root / "tiles" / tile.name / file.name).read_bytes() == file.read_bytes(), file.name
+        for file in (by_file / "embeddings").glob(f"{tile.name}*.npy"):
+            assert (root / "embeddings" / file.name).read_bytes() == file.read_bytes()
+    stored = "".join(path.read_text() for path in (root / "items").iterdir())
+    assert "sig=" not in stored, "hrefs are stored unsigned"
+    assert len(searches) <= 4, "one search a collection, whatever the number of tiles"
+    assert sent > 0
+    (ours,), (theirs,) = (sorted((place / "map").glob("classes_*.tif")) for place in (root, by_file))
+    with rasterio.open(ours) as left, rasterio.open(theirs) as right:
+        np.testing.assert_array_equal(left.read(), right.read())
+
+
+def test_outputs_name_the_model_the_window_and_the_source(by_file: Path) -> None:
+    (mosaic,) = (by_file / "mosaic").glob("embeddings_*.tif")
+    manifest = read_manifest(by_file / "mosaic" / "mosaic.json", "mosaic", remedy="")
+    assert mosaic.name in manifest["files"]
+    with rasterio.open(mosaic) as dataset:
+        tags = dataset.tags()
+        assert dataset.count == 128
+        assert np.isnan(dataset.nodata)
+        values = dataset.read()
+        transform = dataset.transform
+    assert tags["SMALTI_MODEL"] == "demo"
+    assert (tags["SMALTI_WINDOW_START"], tags["SMALTI_WINDOW_END"]) == ("2021-10-01", "2022-09-30")
+    for tile in planned_tiles(Run(by_file)):
+        embedding = read_embedding(by_file / "embeddings", tile.name)
+        column, row = (int(v) for v in ~transform @ (tile.west, tile.north))
+        expected = embedding.window(slice(0, tile.size), slice(0, tile.size))
+        found = values[:, max(row, 0) : row + tile.size, max(column, 0) : column + tile.size].transpose(1, 2, 0)
+        inside = expected[max(-row, 0) :, max(-column, 0) :][: found.shape[0], : found.shape[1]]
+        np.testing.assert_array_equal(found, inside)
+
+
+def test_status_says_what_is_there(by_file: Path, tmp_path: Path, archive: Path) -> None:
+    done = json.loads(smalti("status", by_file, "--json").stdout)
+    stages = done["stages"] if isinstance(done, dict) else done
+    assert all(stage["complete"] for stage in stages)
+    root = make_run(tmp_path / "run", archive)
+    smalti("plan", root)
+    fresh = smalti("status", root, check=False)
+    assert fresh.returncode == 1
+    assert "waiting" in fresh.stdout
+
+
+def test_a_run_without_labels_ends_with_the_mosaic(tmp_path: Path, archive: Path) -> None:
+    root = make_run(tmp_path / "run", archive, RUN_TOML.split("[labels]")[0])
+    done = smalti("run", root)
+    assert "embeddings_" in done.stdout
+    assert not (root / "map").exists()
+    assert smalti("status", root).returncode == 0
+
+
+FLANDERS = """\
+[region]
+geometry = "{shared}/data/flanders-2019/region.geojson"
+start = "2018-12-01"
+end = "2019-11-30"
+[archive]
+source = "static"
+href = "{shared}/data/flanders-2019/items.json"
+[tiles]
+size = 64
+[model]
+name = "demo"
+[labels]
+path = "{shared}/data/flanders-2019/parcels.geojson"
+class = "crop"
+group = "parcel"
+[classify]
+trials = 3
+"""
+
+
+@pytest.mark.slow
+def test_a_real_season_becomes_a_map(shared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "flanders"
+    root.mkdir()
+    (root / "run.toml").write_text(FLANDERS.format(shared=shared))
+    done = smalti("run", root)
+    assert "macro-F1" in done.stdout
+    accuracy = read_manifest(root / "accuracy.json", "accuracy", remedy="")
+    names = {entry["name"] for entry in accuracy["performance"]["classes"]}
+    assert {"grassland", "maize", "winter wheat"} <= names
+    page = (root / "report" / "index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    before = digest(root)
+    smalti("run", root)
+    assert digest(root) == before
