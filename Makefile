@@ -10,7 +10,7 @@ PYTEST ?=
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test test-cluster lint format venv bench clean
+.PHONY: demo test test-cluster lint format venv clean
 
 demo: venv
 	@$(BIN)/smalti demo $(DEMO)
