@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     for item in fields(Shape):
         value = getattr(default.shape, item.name)
         recipe.add_argument(f"--{item.name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
-    recipe.add_argument("--noise", type=float, default=1.0, help="factor on the noise added to views (default 1)")
+    recipe.add_argument("--noise", type=float, default=1.7, help="factor on the noise added to views (default 1.7)")
     recipe.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     habits = parser.add_argument_group("habits (they do not change the weights)")
     habits.add_argument("--save-every", type=int, default=500, help="steps between states (default 500)")

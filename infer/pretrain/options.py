@@ -40,14 +40,13 @@ class Recipe:
     """Weight of the loss on one Matryoshka prefix a step."""
     direct_weight: float = 1.0
     """Weight of the same loss on the embedding itself, without projector."""
-    direct_redundancy: float = 0.05
-    """Weight of its off-diagonal elements. The narrower the layer, the larger it has to be: an element more costs a
-    copy of a strong feature the weight times the number of copies, and what it gains is at most one."""
+    direct_redundancy: float = 5e-3
+    """Weight of its off-diagonal elements: larger ones use more directions, and those added last are the weakest."""
     prefixes: tuple[int, ...] = (16, 32, 64, 128)
     """Matryoshka prefixes; the last one is the whole embedding."""
     projector: int = 256
     """Width of the projector."""
-    reach: int = 1
+    reach: int = 2
     """How far, in pixels, the pixel of the second view may lie from that of the first; 0: the same pixel."""
     shortest: int = 8
     """Fewest observations of a modality in a view."""
