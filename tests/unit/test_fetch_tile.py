@@ -13,7 +13,8 @@ from pyproj import Transformer
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch
 
 from infer.contract import BANDS, Run, planned_tiles
-from preproc.stage import StageFailedError
+from preproc.plan import PlanStage
+from preproc.stage import StageFailedError, run_stage
 
 
 @pytest.fixture
@@ -39,6 +40,32 @@ def test_pixels_outside_the_region_are_masked_and_zero(tiny: TinyArchive, tmp_pa
     np.testing.assert_array_equal((tile.bands_thwb[0] > 0).all(axis=-1), inside)
     np.testing.assert_array_equal((tile.sar_asc_thwp[0] > 0).all(axis=-1), inside)
     assert tile.manifest["region_pixels"] == (SIZE - 8) ** 2
+
+
+def test_a_region_of_any_shape_is_cut_out(tiny: TinyArchive, tmp_path: Path) -> None:
+    """Neither clear pixels nor radar values, nor the share of clear pixels, count outside the region."""
+    scl = np.full((SIZE // 2, SIZE // 2), 4, np.uint8)
+    scl[np.tril_indices(SIZE // 2, -1)] = 8  # cloudy below the diagonal
+    tiny.s2("above", "2021-07-01", scl=scl)
+    tiny.s2("below", "2021-07-03", scl=np.where(scl == 4, 8, 4).astype(np.uint8))
+    tiny.s1("r", "2021-07-02")
+    run, config = tiny.run(tmp_path / "run", min_clear=0.3)
+    path = run.root / "region.geojson"
+    content = json.loads(path.read_text())
+    ring = content["features"][0]["geometry"]["coordinates"][0]
+    west, east = min(x for x, _ in ring), max(x for x, _ in ring)
+    south, north = min(y for _, y in ring), max(y for _, y in ring)
+    content["features"][0]["geometry"]["coordinates"] = [[[west, north], [east, north], [east, south], [west, north]]]
+    path.write_text(json.dumps(content))
+    run_stage(PlanStage(), run, config)
+    tile = fetch(run, config)
+    inside = region(run)
+    assert 0.4 < inside.mean() < 0.6
+    assert tile.manifest["dates"]["s2"] == ["2021-07-01"]
+    assert not tile.masks_thw[0][~inside].any()
+    assert not tile.bands_thwb[0][~inside].any()
+    assert not tile.sar_asc_thwp[0][~inside].any()
+    assert tile.sar_asc_thwp[0][inside].all()
 
 
 def test_the_offset_is_removed_after_2022_01_25_only(tiny: TinyArchive, tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_rasters_on_the_lattice_are_placed_as_gdal_does(case: dict, bilinear: bo
     assert difference <= (1 if bilinear and case["factor"] in (3, 6) else 0)
 
 
+@pytest.mark.parametrize("holes", [0.0, 0.01])
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("shift", [(7, 7), (8, 5), (1, 30)])
+def test_targets_well_inside_a_raster_are_placed_as_gdal_does(
+    factor: int, holes: float, shift: tuple[int, int]
+) -> None:
+    """What nearly all tiles are: the raster goes on beyond the target on every side."""
+    size = 10.0 * factor
+    grid = RasterGrid("EPSG:32631", (size, 0, WEST - 10 * shift[0], 0, -size, NORTH + 10 * shift[1]), 90, 100)
+    source = pixels(4, (90, 100), holes)
+    target = Target(32631, WEST, NORTH, 50, 60)
+    ours = on_target(grid, source, target, bilinear=True)
+    np.testing.assert_array_equal(ours, by_gdal(grid, source, target, bilinear=True))
+    assert holes or ours.all()
+    nearest = on_target(grid, source, target, bilinear=False)
+    np.testing.assert_array_equal(nearest, by_gdal(grid, source, target, bilinear=False))
+
+
 @settings(max_examples=60, deadline=None)
 @given(aligned, st.floats(-9, 9), st.floats(-9, 9))
 def test_rasters_off_the_lattice_are_placed_as_gdal_does(case: dict, dx: float, dy: float) -> None:  # type: ignore[type-arg]
