@@ -1,7 +1,7 @@
-"""The plain way to run TESSERA, to compare the engine with: padded sequences, batches by pair of bins, torch's own layers.
+"""The plain way to run TESSERA, to compare the engine with: padded sequences, batches by pair of bins, torch's layers.
 
-Written apart from infer/ (only the tile reader, the checkpoint loader and the statistics are shared), so that it also serves as
-an independent computation in the tests. numpy prepares every pixel's two sequences as the reference does.
+Written apart from infer/ (only the tile reader, the checkpoint loader and the statistics are shared), so that it also
+serves as an independent computation in the tests. numpy prepares every pixel's two sequences as the reference does.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ class QKLayer(nn.Module):
         q, k = self.q_norm(split(self.q_proj(x))), self.k_norm(split(self.k_proj(x)))
         logits = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)
         mixed = logits.softmax(dim=-1) @ split(self.v_proj(x))
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]  # nn.Module
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]  # torch's modules are untyped callables
 
     def _feed(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear2(torch.relu(self.linear1(x)))  # type: ignore[no-any-return]  # nn.Module
+        return self.linear2(torch.relu(self.linear1(x)))  # type: ignore[no-any-return]  # torch's modules are untyped callables
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pre:
             x = x + self._attend(self.norm1(x))
             return x + self._feed(self.norm2(x))
         x = self.norm1(x + self._attend(x))
-        return self.norm2(x + self._feed(x))  # type: ignore[no-any-return]  # nn.Module
+        return self.norm2(x + self._feed(x))  # type: ignore[no-any-return]  # torch's modules are untyped callables
 
 
 class Layers(nn.Module):
@@ -111,16 +111,15 @@ class HandGruCell(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        for gate in "rzh":
-            setattr(self, f"W_i{gate}", nn.Linear(width, width, bias=False))
-            setattr(self, f"W_h{gate}", nn.Linear(width, width, bias=False))
-            setattr(self, f"b_{gate}", nn.Parameter(torch.zeros(width)))
+        self.W_ir, self.W_iz, self.W_ih = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.W_hr, self.W_hz, self.W_hh = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.b_r, self.b_z, self.b_h = (nn.Parameter(torch.zeros(width)) for _ in range(3))
 
     def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         r = torch.sigmoid(self.W_ir(x) + self.W_hr(h) + self.b_r)
         z = torch.sigmoid(self.W_iz(x) + self.W_hz(h) + self.b_z)
         new = torch.tanh(self.W_ih(x) + self.W_hh(r * h) + self.b_h)
-        return (1 - z) * h + z * new  # type: ignore[no-any-return]  # nn.Module
+        return (1 - z) * h + z * new
 
 
 class HandGru(nn.Module):
@@ -159,7 +158,7 @@ class Pool(nn.Module):
         elif self.kind == "gru-torch":
             states = self.temporal_context(x)[0]
         weights = torch.softmax(self.query(states), dim=1)
-        return (weights * x).sum(dim=1)  # type: ignore[no-any-return]  # nn.Module
+        return (weights * x).sum(dim=1)
 
 
 class PlainBackbone(nn.Module):
@@ -179,7 +178,7 @@ class PlainBackbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embedding(x[..., :-1]) + self.days(x[..., -1])
-        return self.attn_pool(self.transformer_encoder(tokens))  # type: ignore[no-any-return]  # nn.Module
+        return self.attn_pool(self.transformer_encoder(tokens))  # type: ignore[no-any-return]  # torch's modules are untyped callables
 
 
 class PlainNetwork(nn.Module):
@@ -210,6 +209,9 @@ class PlainNetwork(nn.Module):
             )
         else:
             self.dim_reducer = nn.Sequential(nn.Linear(2 * width, state["dim_reducer.0.weight"].shape[0]))
+        self.output = int(
+            state["dim_reducer.4.weight" if "dim_reducer.4.weight" in state else "dim_reducer.0.weight"].shape[0]
+        )
         self.final = family == "v2-student" or bool(settings.get("final_layernorm"))
 
     def forward(self, s2: torch.Tensor, s1: torch.Tensor) -> torch.Tensor:
@@ -228,8 +230,8 @@ def plain_network(checkpoint: Checkpoint) -> PlainNetwork:
 
 
 def _standardise(raw: NDArray[Any], statistics: Statistics) -> F32:
-    scale = np.float32(statistics.std) + np.float32(1e-9)  # type: ignore[arg-type]  # a tuple gives an array
-    return ((raw.astype(np.float32) - np.float32(statistics.mean)) / scale).astype(np.float32)  # type: ignore[arg-type]  # as above
+    mean, std = np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
+    return ((raw.astype(np.float32) - mean) / (std + np.float32(1e-9))).astype(np.float32)
 
 
 def _padded(
@@ -274,16 +276,17 @@ def embed_plain(
     height, width = tile.shape_hw
     statistics = checkpoint.normalisation
     rule = "v1.1" if checkpoint.family == "v1.1" else "v2"
-    flat = (-1, height * width)
-    s2_values = _standardise(tile.bands_thwb, statistics.s2).reshape(*flat, 10)
+    s2_values = _standardise(tile.bands_thwb, statistics.s2).reshape(len(tile.doys_t), height * width, 10)
     asc, desc = _standardise(tile.sar_asc_thwp, statistics.asc), _standardise(tile.sar_desc_thwp, statistics.desc)
-    s1_values = np.concatenate([asc, desc]).reshape(*flat, 2)
-    s1_valid = (np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp]) != 0).any(axis=-1).reshape(flat)
-    s2_valid = tile.masks_thw.reshape(flat) != 0
+    s1_days = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t])
+    s1_raw = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp])
+    s1_values = np.concatenate([asc, desc]).reshape(len(s1_days), height * width, 2)
+    s1_valid = (s1_raw != 0).any(axis=-1).reshape(len(s1_days), height * width)
+    s2_valid = tile.masks_thw.reshape(len(tile.doys_t), height * width) != 0
     s2 = _padded(s2_values, tile.doys_t, s2_valid, rule)
-    s1 = _padded(s1_values, np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]), s1_valid, rule)
+    s1 = _padded(s1_values, s1_days, s1_valid, rule)
     network = (network or plain_network(checkpoint)).to(device, dtype)
-    out = np.full((height * width, network.dim_reducer[-1].out_features), np.nan, np.float32)
+    out = np.full((height * width, network.output), np.nan, np.float32)
     with torch.inference_mode():
         for pixels, x2, x1 in _pairs(s2, s1):
             for start in range(0, len(pixels), batch_pixels):
@@ -291,4 +294,5 @@ def embed_plain(
                 batch = [torch.from_numpy(x[part]).to(device, dtype) for x in (x2, x1)]
                 out[pixels[part]] = network(*batch).float().cpu().numpy()
     out[~(s2_valid.any(axis=0) | s1_valid.any(axis=0))] = np.nan
-    return out.reshape(height, width, -1)
+    embedding: F32 = out.reshape(height, width, network.output)
+    return embedding

@@ -1,4 +1,4 @@
-"""A made tile with patchy clouds, for benchmarks and tests: realistic counts, values of the right order of magnitude."""
+"""A made tile with patchy clouds, for benchmarks and tests: realistic counts and values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ def _patchy(rng: np.random.Generator, dates: int, side: int, clear: float) -> ND
     part = (steps - low)[None, :]
     rows = coarse[:, low] * (1 - part[..., None]) + coarse[:, low + 1] * part[..., None]
     field = rows[:, :, low] * (1 - part[:, None]) + rows[:, :, low + 1] * part[:, None]
-    return field <= np.quantile(field.reshape(dates, -1), shares, axis=1).diagonal()[:, None, None]
+    clear_thw = np.zeros((dates, side, side), dtype=bool)
+    for index, share in enumerate(shares):
+        clear_thw[index] = field[index] <= np.quantile(field[index], share)
+    return clear_thw
 
 
 def made_tile(side: int = 64, s2_dates: int = 70, s1_dates: int = 60, clear: float = 0.5, seed: int = 0) -> Tile:
-    """Make a tile of side x side pixels; S1 dates are divided between the orbits, and some of their swath is missing."""
+    """Make a tile of side x side pixels; S1 dates are divided between the orbits, parts of their swaths are missing."""
     rng = np.random.default_rng(seed)
     masks = np.ascontiguousarray(_patchy(rng, s2_dates, side, clear), dtype=np.uint8)
     bands = rng.normal(2500, 1500, (s2_dates, side, side, 10)).clip(0, 15000).astype(np.uint16)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from infer import draw
-from infer.contract import SmaltiError, Tile
+from infer.contract import BANDS, SAR_BANDS, SmaltiError, Tile
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
 from infer.sequence import MAX_BIN, Rule, padded_rows, unique_form
@@ -77,7 +77,7 @@ def _load_modalities(
     mean, std = _statistics([(normalisation.s2, dates)], device)
     s2 = ModalityData(
         "s2",
-        transfer.upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, -1),
+        transfer.upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, len(BANDS)),
         transfer.upload(tile.masks_thw).view(dates, pixels).ne(0),
         torch.from_numpy(tile.doys_t.astype(np.int64)).to(device),
         mean,
@@ -85,7 +85,7 @@ def _load_modalities(
     )
     stacks = [transfer.upload(stack) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]
     counts = [int(stack.shape[0]) for stack in stacks]
-    raw = torch.cat(stacks).view(sum(counts) * pixels, -1)
+    raw = torch.cat(stacks).view(sum(counts) * pixels, len(SAR_BANDS))
     mean, std = _statistics([(normalisation.asc, counts[0]), (normalisation.desc, counts[1])], device)
     days = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(np.int64)
     valid = raw.view(torch.int32).ne(0).view(sum(counts), pixels)  # VV and VH are two halves of one int32

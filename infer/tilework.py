@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -89,6 +90,7 @@ class TileWork:
         self._loaded = loaded
         self._budget = budget
         self._watch = watch
+        self._lock = threading.Lock()
         self._seed = draw.tile_seed(loaded.tile.name, loaded.tile.manifest)
         longest = MAX_BIN if machinery.tables is not None else draw.DRAWN
         active = loaded.active_p
@@ -111,6 +113,11 @@ class TileWork:
             block = slice(first, min(first + step, pixels))
             if self._loaded.active_p[block].any():
                 self._block(block, product)
+
+    def _advance(self, share: float) -> None:
+        with self._lock:
+            self.advanced += share
+        self._watch.advance(share)
 
     def _block_pixels(self) -> int:
         """Pixels of a block, so that its pooled vectors and its list of observations have bounded sizes."""
@@ -171,10 +178,9 @@ class TileWork:
                     name = self._loaded.tile.name
                     raise InterruptedTileError(f"{name}: abandoned, asked to stop: run the same command again")
                 pooled[batch.pixels_p] = network.encode(modality, batch.build())
-                self._watch.advance(batch.tokens / self._expected)
+                self._advance(batch.tokens / self._expected)
 
             self.tokens += batch.tokens
-            self.advanced += batch.tokens / self._expected
             return task
 
         def tasks() -> Iterator[Callable[[], None]]:

@@ -1,0 +1,98 @@
+"""The engine on an accelerator: parity with the CPU, the same bits again, kernels against each other, out of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.made_tile import made_tile
+from infer.contract import read_tile
+from infer.device import accelerator_count, choose_device
+from infer.engine import Engine
+from infer.make_demo import random_student
+from infer.model.attention import attend
+from infer.model.batch import Segment
+from infer.selftest import deviation
+from infer.weights import Checkpoint, load_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(accelerator_count() == 0, reason="torch sees no accelerator here"),
+]
+
+SMALL = {"repr_dim": 128, "latent_dim": 64, "num_layers": 4, "nhead": 4, "dim_feedforward": 1024}
+TILES = ("v2-student", "v2-student-qknorm", "v2-student-long", "v2-teacher", "v1.1-mpc", "v1.1-aws")
+
+
+def small() -> Checkpoint:
+    state = random_student(SMALL, 1)
+    return Checkpoint("made", Path("made"), "0", "v2-student", state, SMALL, "v2-student", None, False, "made")
+
+
+def embed(checkpoint: Checkpoint, tile, device: str, precision: str, budget: int | None = None):
+    engine = Engine(checkpoint, choose_device(device, precision), token_budget=budget)
+    try:
+        return engine.embed(engine.load(tile)).values_hwc
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("case", TILES)
+def test_float32_agrees_with_the_reference(shared, case):
+    folder = shared / "golden" / case
+    found = embed(
+        load_checkpoint(folder / "checkpoint.pt"), read_tile(folder / "tile", need_manifest=False), "auto", "float32"
+    )
+    expected = np.load(folder / "expected.npy")
+    assert np.nanmax(np.abs(found - expected)) <= 2e-4
+
+
+def test_self_test():
+    assert deviation(choose_device("auto", "float32"))[1] >= 0.99999
+    assert deviation(choose_device("auto", "auto"))[1] >= 0.9995
+
+
+def test_bfloat16_keeps_the_direction_of_every_pixel():
+    tile = made_tile(48)
+    a = embed(small(), tile, "cpu", "float32").reshape(-1, 128)
+    b = embed(small(), tile, "auto", "bfloat16").reshape(-1, 128)
+    cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert np.nanmin(cosine) >= 0.9999
+
+
+def test_the_same_bits_again():
+    tile = made_tile(48)
+    assert np.array_equal(embed(small(), tile, "auto", "auto"), embed(small(), tile, "auto", "auto"), equal_nan=True)
+
+
+@pytest.mark.parametrize("length", [5, 8, 37, 64])
+def test_attention_kernels_agree(length):
+    device = choose_device("auto").torch_device
+    log = torch.log(torch.arange(1, length + 1, device=device).float())
+    qkv = torch.randn(6 * length, 3 * 256, device=device, dtype=torch.bfloat16) / 4
+    segments = (Segment(0, 0, 6, length, log),)
+    exact = attend(qkv.float(), segments, 4, None, "batched")
+    for kernel in ("batched", "fused", "bias"):
+        assert (attend(qkv, segments, 4, None, kernel).float() - exact).abs().max() <= 2e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="limits the memory of a CUDA or ROCm device")
+def test_a_full_device_goes_on_with_smaller_batches():
+    tile = made_tile(160)
+    expected = embed(small(), tile, "cuda", "bfloat16", 1 << 13)
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (700 << 20) / total))
+    try:
+        engine = Engine(small(), choose_device("cuda", "bfloat16"), token_budget=1 << 19)
+        try:
+            result = engine.embed(tile)
+            assert result.oom_halvings >= 1
+            assert np.nanmax(np.abs(result.values_hwc - expected)) <= 0.1
+        finally:
+            engine.close()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
