@@ -1,0 +1,77 @@
+"""The lazy mosaic: the same numbers as the file, and errors that say what to do. Needs the extra `interactive`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from infer.contract import SmaltiError, write_manifest
+
+rioxarray = pytest.importorskip("rioxarray", reason="pip install 'smalti[interactive]'")
+
+
+def write(path: Path, values: np.ndarray) -> None:
+    profile = {"driver": "GTiff", "count": values.shape[0], "height": 32, "width": 48, "dtype": values.dtype}
+    with rasterio.open(path, "w", crs=32631, transform=from_origin(500_000, 5_600_000, 10, 10), **profile) as out:
+        out.write(values)
+
+
+@pytest.fixture
+def codes() -> np.ndarray:
+    return np.random.default_rng(1).integers(-127, 128, (4, 32, 48)).astype(np.int8)
+
+
+def make(run: Path, zones: dict[str, dict[str, str | None]]) -> None:
+    folder = run / "mosaic"
+    files = [folder / name for zone in zones.values() for name in zone.values() if name is not None]
+    write_manifest(folder / "mosaic.json", "mosaic", inputs={}, files=files, fields={"zones": zones})
+
+
+def test_floats_are_the_files(tmp_path: Path, codes: np.ndarray) -> None:
+    from preproc import open_mosaic
+
+    (tmp_path / "mosaic").mkdir()
+    values = codes.astype(np.float32)
+    values[:, 0, 0] = np.nan
+    write(tmp_path / "mosaic" / "e.tif", values)
+    make(tmp_path, {"31N": {"raster": "e.tif", "scales": None}})
+    lazy = open_mosaic(tmp_path, chunk=16)
+    assert lazy.dims == ("band", "y", "x")
+    assert lazy.chunks == ((4,), (16, 16), (16, 16, 16))
+    assert lazy.rio.crs.to_epsg() == 32631
+    np.testing.assert_array_equal(lazy.compute().values, values)
+
+
+def test_codes_are_multiplied_by_their_scales(tmp_path: Path, codes: np.ndarray) -> None:
+    from preproc import open_mosaic
+
+    (tmp_path / "mosaic").mkdir()
+    scales = np.random.default_rng(2).random((1, 32, 48)).astype(np.float32)
+    scales[0, 3, 5] = np.nan
+    write(tmp_path / "mosaic" / "e.tif", codes)
+    write(tmp_path / "mosaic" / "s.tif", scales)
+    make(tmp_path, {"31N": {"raster": "e.tif", "scales": "s.tif"}})
+    lazy = open_mosaic(tmp_path)
+    assert lazy.dtype == np.float32
+    np.testing.assert_array_equal(lazy.compute().values, codes.astype(np.float32) * scales)
+    assert lazy.rio.crs.to_epsg() == 32631
+
+
+def test_several_zones_must_be_chosen_from(tmp_path: Path, codes: np.ndarray) -> None:
+    from preproc import open_mosaic
+
+    with pytest.raises(SmaltiError, match="smalti stitch"):
+        open_mosaic(tmp_path)
+    (tmp_path / "mosaic").mkdir()
+    for name in ("a.tif", "b.tif"):
+        write(tmp_path / "mosaic" / name, codes)
+    make(tmp_path, {"31N": {"raster": "a.tif", "scales": None}, "32N": {"raster": "b.tif", "scales": None}})
+    with pytest.raises(SmaltiError, match="zones 31N, 32N: name one"):
+        open_mosaic(tmp_path)
+    with pytest.raises(SmaltiError, match="no zone 33N"):
+        open_mosaic(tmp_path, zone="33N")
+    assert open_mosaic(tmp_path, zone="32N").shape == (4, 32, 48)
