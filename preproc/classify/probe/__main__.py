@@ -98,6 +98,7 @@ def run_probe(arguments: argparse.Namespace) -> None:
     """Read, score, write."""
     if arguments.folds < 2 or arguments.deals < 1 or arguments.draws < 1:
         raise SmaltiError("--folds must be at least 2, --deals and --draws at least 1")
+    _numbers(arguments.counts)
     run = Run(arguments.run)
     classes = None if arguments.classes is None else [name.strip() for name in arguments.classes.split(",")]
     samples = keep_classes(read_samples(run), classes)

@@ -1,0 +1,141 @@
+"""The probe: raw features against a plain loop, scores that keep parcels whole, curves, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer.contract import EXIT_BAD_INPUT, SmaltiError, read_tile
+from preproc.classify.probe.__main__ import build_parser, main, probe
+from preproc.classify.probe.features import filled, keep_classes, month_of, monthly_features
+from preproc.classify.probe.figure import curves_png, table
+from preproc.classify.probe.score import cross_validated, draw_groups, efficiency
+from preproc.classify.table import Samples
+from preproc.simulate.seasons import write_tile
+
+
+def samples(parcels: int = 12, pixels: int = 8) -> Samples:
+    """Three classes, `parcels` parcels of `pixels` pixels, and no embedding to speak of."""
+    group = np.repeat(np.arange(parcels), pixels)
+    code = (group % 3 + 1).astype(np.int32)
+    count = len(group)
+    zero = np.zeros(count, np.int32)
+    names = group.astype(np.str_)
+    place = zero.astype(np.float64)
+    values = np.zeros((count, 4), np.float32)
+    legend = {1: "grassland", 2: "maize", 3: "wheat"}
+    return Samples(np.full(count, "t"), zero, zero, place, place, zero, code, names, values, legend)
+
+
+def test_monthly_features_are_medians_of_what_is_clear(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tile", 3, 8)
+    tile = read_tile(tmp_path / "tile", need_manifest=True)
+    rows, cols = np.array([0, 3, 7]), np.array([1, 4, 6])
+    found = monthly_features(tile, rows, cols).reshape(3, 12, 12)
+    month = month_of(tile.doys_t)
+    sar = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp])
+    sar_month = month_of(np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]))
+    for place, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        for which in range(12):
+            clear = (month == which) & (tile.masks_thw[:, row, col] == 1)
+            expected = np.median(tile.bands_thwb[clear, row, col], axis=0) if clear.any() else np.full(10, np.nan)
+            np.testing.assert_allclose(found[place, which, :10], expected)
+            seen = sar_month == which
+            expected = np.median(sar[seen, row, col], axis=0) if seen.any() else np.full(2, np.nan)
+            np.testing.assert_allclose(found[place, which, 10:], expected)
+
+
+def test_months_cover_the_year() -> None:
+    months = month_of(np.arange(1, 367))
+    assert months[0] == 0
+    assert months[-1] == 11
+    assert (np.diff(months) >= 0).all()
+    assert len(np.unique(months)) == 12
+
+
+def test_gaps_are_filled_from_training_rows_only() -> None:
+    train = np.array([[1, np.nan], [3, np.nan]], np.float32)
+    test = np.array([[np.nan, 5]], np.float32)
+    new_train, new_test = filled(train, test)
+    assert new_train.tolist() == [[1, 0], [3, 0]]
+    assert new_test.tolist() == [[2, 5]]
+
+
+@pytest.mark.parametrize("kind", ["linear", "catboost"])
+def test_what_tells_classes_apart_scores_and_what_tells_parcels_apart_does_not(kind: str) -> None:
+    table_of = samples()
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(len(table_of), 6)).astype(np.float32)
+    by_class = noise + 9 * np.eye(6, dtype=np.float32)[table_of.code_n]
+    number = table_of.group_n.astype(int)
+    by_parcel = (rng.normal(size=(12, 6)) * 9).astype(np.float32)[number] + 0.01 * noise
+    settings = {"folds": 4, "deals": 2, "seed": 0}
+    good = cross_validated(kind, by_class, table_of.code_n, table_of.group_n, **settings)  # type: ignore[arg-type]
+    leak = cross_validated(kind, by_parcel, table_of.code_n, table_of.group_n, **settings)  # type: ignore[arg-type]
+    assert good.macro > 0.95
+    assert set(good.by_class) == {1, 2, 3}
+    # Pixels of a parcel are nearly copies: with one on each side of a fold this would be 1.
+    assert leak.macro < 0.7
+
+
+def test_training_parcels_are_drawn_per_class_and_none_is_left_out_of_the_test() -> None:
+    table_of = samples()
+    train = draw_groups(table_of.code_n, table_of.group_n, 2, np.random.default_rng(1))
+    assert train is not None
+    for code in (1, 2, 3):
+        mine = table_of.code_n == code
+        assert len(np.unique(table_of.group_n[train & mine])) == 2
+    assert not set(table_of.group_n[train]) & set(table_of.group_n[~train])
+    assert draw_groups(table_of.code_n, table_of.group_n, 4, np.random.default_rng(1)) is None
+
+
+def test_the_curve_rises_and_stops_where_parcels_run_out() -> None:
+    table_of = samples(parcels=36)
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(36, 4)) * 1.5)[table_of.group_n.astype(int)] + 2 * np.eye(4)[table_of.code_n]
+    points = efficiency(
+        "linear",
+        x.astype(np.float32),
+        table_of.code_n,
+        table_of.group_n,
+        counts=(1, 3, 10, 30),
+        draws=12,
+        seed=0,
+    )
+    assert [point.groups for point in points] == [1, 3, 10]
+    assert points[2].macro > points[0].macro
+
+
+def test_results_come_as_a_table_and_a_picture() -> None:
+    table_of = samples()
+    x = np.eye(4, dtype=np.float32)[table_of.code_n]
+    arguments = build_parser().parse_args(["RUN", "--counts", "1,2", "--draws", "2", "--deals", "1"])
+    results = probe(table_of, {"exact": x}, arguments)
+    assert results["exact"]["linear"]["macro_f1"] == 1.0
+    text = table(results, table_of.legend)
+    assert "| exact | linear | 1.00 | 1.00 | 1.00 | 1.000 ± 0.000 |" in text
+    picture = curves_png(results)
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_an_unknown_class_is_named() -> None:
+    with pytest.raises(SmaltiError, match="no 'barley' among the labels; they have grassland, maize, wheat"):
+        keep_classes(samples(), ["barley"])
+    assert set(keep_classes(samples(), ["maize"]).code_n.tolist()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "run `smalti sample`"), (["--folds", "1"], "--folds must be"), (["--counts", "a"], "expected whole numbers")],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    code = main([str(tmp_path / "nothing"), *arguments])
+    said = capsys.readouterr().err
+    assert code == EXIT_BAD_INPUT
+    assert words in said
+    assert said.count("\n") == 1
