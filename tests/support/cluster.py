@@ -15,20 +15,23 @@ from typing import Any
 from support.runs import command, environment, smalti
 
 SITE = """
-[site]
-profile = "local"
-{container}
-limits.tasks = 6
-limits.signal_seconds = 10
-runtime.engine = "{engine}"
-[site.job]
+name = "test"
+base = "local"
+[runtime]
+image = "{image}"
+engine = "{engine}"
+[limits]
+tasks = 6
+signal_seconds = 10
+[job]
 partition = "left"
 memory = "1G"
-[site.job.env]
+[job.env]
 APPTAINER_USERNS = "1"
-[site.jobs.infer]
+[jobs.infer]
 partition = "right"
 """
+"""The image stands in the profile, so that run.toml, which the report shows, is the same in local mode."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ def make_campaign(root: Path, workshop: Path, image: Path, *, labels: bool = Fal
     text = re.sub(r'"archive/', f'"{workshop}/demo/archive/', text)
     if not labels:
         text = re.sub(r"\[labels\].*?(?=^\[classify\])", "", text, flags=re.DOTALL | re.MULTILINE)
-    container = "" if root.name.startswith("reference") else f'container = "{image}"'
     engine = os.environ.get("SMALTI_CLUSTER_ENGINE", "image")
+    (workshop / "site.toml").write_text(SITE.format(image=image, engine=engine))
     root.mkdir(parents=True)
-    (root / "run.toml").write_text(text.split("[site]")[0] + SITE.format(container=container, engine=engine))
+    (root / "run.toml").write_text(text.split("[site]")[0] + '[site]\nprofile = "../site.toml"\n')
     return Campaign(root)
 
 
