@@ -6,6 +6,7 @@ Each line that starts with "smalti-probe: " is a finding as JSON.
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -104,7 +105,11 @@ def check_surroundings(run):
     except ImportError as error:
         tell("engine", "failed", str(error), 'set [site.runtime] engine = "checkout", or build an image')
         return
-    tell("engine", "ok", f"infer at {Path(infer.__file__).parent}")
+    tested = subprocess.run([sys.executable, "-s", "-m", "infer", "--self-test"], capture_output=True, text=True)
+    said = (tested.stdout + tested.stderr).strip().splitlines() or [f"exit code {tested.returncode}"]
+    verdict = "ok" if tested.returncode == 0 else "failed"
+    tell("engine", verdict, f"infer at {Path(infer.__file__).parent}; self-test: {said[-1]}", "look at the probe's log")
+    print(*said, sep="\n")
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def render_definition(template: str, arguments: Mapping[str, str]) -> str:
 
 
 def engine_hash(folder: Path) -> str:
-    """SHA-256 over the engine's sources: whether an image runs the engine of this checkout."""
-    files = sorted(file for file in folder.rglob("*.py") if "__pycache__" not in file.parts)
+    """SHA-256 over the engine's files, bundled model included: whether an image runs the engine of this checkout."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     return sha256_json({file.relative_to(folder).as_posix(): sha256_file(file) for file in files})
 
 
