@@ -11,6 +11,8 @@ from preproc.cluster.profile import Job, Limits
 
 REFERENCE_PIXELS = 512 * 512
 """tile_minutes are for a tile of this many pixels."""
+_GATHERING_JOBS = 2
+"""stitch and classify."""
 _USABLE = 0.8
 """Share of the time limit that expected work may fill."""
 
@@ -31,7 +33,8 @@ def choose_tasks(tiles: int, tile_size: int, jobs: Sequence[Job], limits: Limits
         jobs: fetch and infer, those of them that are batch jobs.
         limits: of the site.
     """
-    most = max(1, min(tiles, limits.max_array, limits.max_jobs))
+    share = (limits.max_jobs - _GATHERING_JOBS) // max(1, len(jobs))  # all arrays of the chain wait at the same time
+    most = max(1, min(tiles, limits.max_array, share))
     if limits.tasks:
         return min(limits.tasks, most)
     packed = [tiles * tile_minutes(job, tile_size) / limits.pack_minutes for job in jobs]

@@ -256,7 +256,7 @@ def _submit(
     running = [job for job in queued_gathers if active[slurm.TaskId(job.id)].state != "PENDING"]
     if not steps or (all(step.script.kind not in ARRAYS for step in steps) and (queued_gathers or active)):
         return "nothing is missing" if not active else "nothing to add: what is missing is queued"
-    if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs + len(steps):
+    if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs:
         raise SmaltiError(
             f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
             f"({profile.limits.max_jobs}): set [site.limits] tasks lower"

@@ -95,7 +95,8 @@ def test_number_of_tasks() -> None:
     assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30)) == 100
     assert choose_tasks(1000, 256, [job], Limits(pack_minutes=30)) == 25  # a quarter of the pixels
     assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30, max_array=50)) == 50
-    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30, max_jobs=40)) == 40
+    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30, max_jobs=40)) == 38
+    assert choose_tasks(1000, 512, [job, job], Limits(pack_minutes=30, max_jobs=200)) == 99  # LUMI: two arrays wait
     assert choose_tasks(5, 512, [job], Limits(tasks=9)) == 5  # never an empty task
     assert choose_tasks(5, 512, [job], Limits()) == 1
     assert choose_tasks(1000, 512, [job], Limits(pack_minutes=6000)) == 32  # they must fit their time limit
