@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 
 from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles
 from preproc.archive.catalogue import SceneIndex, load_scenes
-from preproc.archive.gdal import gdal_settings
+from preproc.archive.gdal import check_coordinates, gdal_settings
 from preproc.archive.ranges import RangeClient
 from preproc.archive.read import Reader
 from preproc.archive.signing import make_signer
 from preproc.config import Config
 from preproc.grid import region_mask
+from preproc.progress import say
 from preproc.region import Region, load_region
 from preproc.stage import Unit
 from preproc.tile.build import build_tiles
@@ -24,6 +26,9 @@ GROUP_PIXELS = 2048
 """Side of the square of tiles that are made together, in pixels: larger ones share more blocks and take more memory."""
 GROUP_TILES = 4
 """Tiles along that side, at most: what a killed task loses."""
+
+TELL_S = 10.0
+"""Seconds between two lines on how far a group is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class _Season:
 
 
 def _season(run: Run, config: Config) -> _Season:
+    check_coordinates()
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
     return _Season(config, load_region(config.region), index, tiles, Fingerprints(run.root))
@@ -81,6 +87,21 @@ def group_key(tile: PlannedTile) -> tuple[int, int, int]:
     side = max(1, min(GROUP_TILES, GROUP_PIXELS // tile.size)) * tile.size * 10
     west, south, _, _ = tile.bounds
     return tile.epsg, west // side, south // side
+
+
+class _Teller:
+    """Says now and then how far a group of tiles is: the stage's own progress counts whole tiles."""
+
+    def __init__(self, tiles: int) -> None:
+        self._tiles = tiles
+        self._said = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= TELL_S:
+            self._said = now
+            together = f"{self._tiles} tiles together" if self._tiles > 1 else "1 tile"
+            say(f"fetch: {together}: {what}: {done} of {total} dates")
 
 
 class FetchStage:
@@ -127,7 +148,8 @@ class FetchStage:
                 if unit.name not in results:
                     units = groups.pop(group_key(season.tiles[unit.name]), [])
                     units = units if unit in units else [unit]
-                    errors = build_tiles([season.job(member) for member in units], reader, pool, workers)
+                    jobs = [season.job(member) for member in units]
+                    errors = build_tiles(jobs, reader, pool, workers, _Teller(len(units)))
                     results.update({member.name: errors.get(member.name) for member in units})
                 error = results.pop(unit.name)
                 if error is not None:

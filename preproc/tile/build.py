@@ -7,7 +7,7 @@ pixels, 200 dates and 8 workers: one byte a pixel and kept date for the mosaics 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from infer.contract import SmaltiError
@@ -19,7 +19,11 @@ from preproc.tile.sentinel2 import add_sentinel2
 
 
 def build_tiles(
-    jobs: Sequence[TileJob], reader: ReadsRasters, pool: ThreadPoolExecutor, workers: int
+    jobs: Sequence[TileJob],
+    reader: ReadsRasters,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, SmaltiError]:
     """Make a group of tiles of one UTM zone, each atomically; the same bytes whatever the group and the workers.
 
@@ -28,6 +32,7 @@ def build_tiles(
         reader: safe for threads.
         pool: where reads run.
         workers: its threads; twice as many reads are begun or waiting to be used.
+        tell: told what is being read, how many dates of it are done, and of how many.
 
     Returns:
         Tile -> what went wrong. Such a tile has no folder (or keeps the one it had); the others are complete.
@@ -35,7 +40,7 @@ def build_tiles(
     if len({job.tile.epsg for job in jobs}) > 1:
         raise ValueError("the tiles of a group lie in one zone")
     tiles = [OpenTile(job) for job in jobs]
-    shop = Workshop(reader, pool, 2 * workers)
+    shop = Workshop(reader, pool, 2 * workers, tell)
     try:
         for tile in tiles:
             tile.begin()

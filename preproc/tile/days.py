@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -32,6 +32,8 @@ class Workshop:
     pool: ThreadPoolExecutor
     ahead: int
     """Reads begun or waiting to be used; bounds the memory."""
+    tell: Callable[[str, int, int], None]
+    """Told what is being read, how many dates of it are done, and of how many."""
 
 
 @dataclass(frozen=True)

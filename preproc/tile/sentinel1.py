@@ -42,7 +42,10 @@ class _Date:
 
 def add_sentinel1(tiles: Sequence[OpenTile], stack: Literal["s1_ascending", "s1_descending"], shop: Workshop) -> None:
     """Fill one orbit's stack of a group of tiles; dates ascend, those without a value inside the region are dropped."""
-    for _, dates in in_order(shop.pool, lambda day: _read_day(shop, day), days_of(tiles, stack), ahead=shop.ahead):
+    days = days_of(tiles, stack)
+    results = in_order(shop.pool, lambda day: _read_day(shop, day), days, ahead=shop.ahead)
+    for done, (_, dates) in enumerate(results, start=1):
+        shop.tell(f"Sentinel-1, {stack.removeprefix('s1_')}", done, len(days))
         for date in dates:
             tile, observation = date.part.tile, date.part.observation
             if not tile.alive:

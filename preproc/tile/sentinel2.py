@@ -80,7 +80,10 @@ def _cover_day(shop: Workshop, day: Day) -> list[_Cover]:
 def _read_covers(tiles: Sequence[OpenTile], shop: Workshop) -> list[list[_Cover]]:
     """First pass: for each date the covers of the tiles that keep it."""
     kept = []
-    for _, covers in in_order(shop.pool, lambda day: _cover_day(shop, day), days_of(tiles, "s2"), ahead=shop.ahead):
+    days = days_of(tiles, "s2")
+    results = in_order(shop.pool, lambda day: _cover_day(shop, day), days, ahead=shop.ahead)
+    for done, (_, covers) in enumerate(results, start=1):
+        shop.tell("Sentinel-2, clouds", done, len(days))
         kept.append([cover for cover in covers if cover.part.tile.alive and _keep(cover)])
     return kept
 
@@ -123,8 +126,11 @@ def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
 def _read_bands(kept: Sequence[Sequence[_Cover]], shop: Workshop) -> None:
     """Second pass: the bands and the mask of each kept date."""
     results = in_order(shop.pool, lambda task: _read_band(shop, task), _tasks(kept), ahead=shop.ahead)
-    for _, of_day in groupby(results, key=lambda result: result[0].covers[0].part.observation.day):
+    days = sum(1 for covers in kept if covers)
+    by_day = groupby(results, key=lambda result: result[0].covers[0].part.observation.day)
+    for done, (_, of_day) in enumerate(by_day, start=1):
         _add_day(of_day)
+        shop.tell("Sentinel-2, bands", done, days)
 
 
 def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:

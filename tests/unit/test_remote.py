@@ -67,7 +67,7 @@ def write(path: Path, case: dict[str, Any]) -> None:
     blocks = {"tiled": True, "blockxsize": case["block"], "blockysize": case["block"]} if case["tiled"] else {}
     with rasterio.open(
         path, "w", driver="GTiff", count=1, height=case["height"], width=case["width"], dtype=case["dtype"],
-        compress=case["compress"], bigtiff=case["bigtiff"], ENDIANNESS=case["endian"], crs="EPSG:32631",
+        compress=case["compress"], bigtiff=case["bigtiff"], ENDIANNESS=case["endian"], crs="EPSG:32631", nodata=201,
         transform=rasterio.Affine(10, 0, 0, 0, -10, 0), **blocks,
     ) as dataset:  # fmt: skip
         dataset.write(values, 1)
@@ -92,7 +92,9 @@ def test_any_window_of_any_layout_is_read_from_the_fetched_bytes(
         remote.ensure(layout.ranges(SourceWindow(row, column, height, width)))
         with rasterio.open(remote.path, driver="GTiff", sharing=False) as dataset:
             found = dataset.read(1, window=Window(column, row, width, height))
+            place = (dataset.crs, dataset.transform, dataset.nodata, dataset.dtypes)
     with rasterio.open(path) as dataset:
+        assert place == (dataset.crs, dataset.transform, dataset.nodata, dataset.dtypes)
         np.testing.assert_array_equal(found, dataset.read(1)[row : row + height, column : column + width])
     spans = sorted((start, min(end, len(client.content))) for start, end in client.asked)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "a byte was fetched twice"
