@@ -53,6 +53,8 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
                 failures.append(str(error))
     if failures:
         raise StageFailedError("\n".join(failures), exit_code=EXIT_FAILED)
+    if not any(outcome.built for outcome in outcomes):
+        say("everything is complete: nothing was to be done")
     if config.labels is None:
         say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
     return outcomes

@@ -85,5 +85,6 @@ def test_a_second_run_finds_everything_complete(
     stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     again = smalti("run", root)
     assert " built" not in again.stderr
+    assert "everything is complete" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == stamps
     assert smalti("status", root).returncode == 0
