@@ -91,6 +91,8 @@ def test_killed_and_requeued_tasks(fetched: Campaign, expected: dict[str, str]) 
     await_that(lambda: "USR1 received" in fetched.log("infer", 2), "the signal")
     assert fetched.task("infer", 2)["state"] == "running"
     os.kill(held, signal.SIGCONT)
+    await_that(lambda: fetched.task("infer", 2)["state"] == "requeued", "task 2 to be back in the queue")
+    slurm("scontrol", "update", f"JobId={job}_2", "StartTime=now")  # else Slurm lets it rest for two minutes
     fetched.finished()
     status = fetched.status()
     assert not status["complete"]
