@@ -228,7 +228,23 @@ def _check_slurm(profile: Profile) -> list[Finding]:
         if job.where == "batch" and job.partition and job.partition not in known:
             remedy = f"set [site.jobs.{kind}] partition to one of {', '.join(sorted(known))}"
             found.append(failed("partitions", f"{kind}: no partition {job.partition!r} here", remedy))
+    found += _account_findings(profile, slurm.associations())
     return found or [ok("slurm", f"arrays up to {largest - 1}, {len(known)} partitions")]
+
+
+def _account_findings(profile: Profile, known: Mapping[str, int] | None) -> list[Finding]:
+    """Whether the account is one's own, and how many jobs it may have. Pure."""
+    account = profile.job.account
+    if known is None or not account:
+        return []
+    if account not in known:
+        remedy = f"set [site.job] account to one of {', '.join(sorted(known))}"
+        return [failed("account", f"{account} is not among yours", remedy)]
+    most = known[account]
+    if most and profile.limits.max_jobs > most:
+        text = f"limits.max_jobs is {profile.limits.max_jobs}, {account} may have {most} queued"
+        return [failed("account", text, f"set [site.limits] max_jobs = {most}")]
+    return []
 
 
 def _check_directives(run: Run, config: Config, profile: Profile, plan: Mapping[str, Any]) -> list[Finding]:

@@ -237,6 +237,23 @@ def configuration() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines) if value}
 
 
+def parse_associations(text: str) -> dict[str, int]:
+    """Lines of `sacctmgr --parsable2 show assoc format=account,maxsubmit` as account -> jobs one may have (0: any)."""
+    pairs = (line.split("|") for line in text.splitlines() if "|" in line)
+    return {account: int(most) if most.isdigit() else 0 for account, most, *_ in pairs}
+
+
+def associations() -> dict[str, int] | None:
+    """This user's accounts and how many jobs each may have queued, or None where the site keeps none."""
+    if shutil.which("sacctmgr") is None:
+        return None
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}"]
+    try:
+        return parse_associations(_run([*command, "format=account,maxsubmit"])) or None
+    except SlurmError:
+        return None  # sbatch --test-only tells whether the account is accepted
+
+
 def partitions() -> dict[str, str]:
     """Partition -> its line of settings.
 

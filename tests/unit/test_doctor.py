@@ -18,6 +18,7 @@ from preproc.cluster.node_probe import MARK
 from preproc.cluster.probe import parse_findings, probe_profile
 from preproc.cluster.profile import Profile, load_profile, merge
 from preproc.cluster.sbatch import Script
+from preproc.cluster.slurm import parse_associations
 from preproc.config import parse_config
 
 RUN_TOML = """
@@ -155,6 +156,15 @@ def test_model_and_archive_must_fit(tmp_path: Path) -> None:
     assert worst(doctor._check_model(Run(tmp_path), there)) is Verdict.OK
     missing = parse_config(text.format(tmp_path / "n.pt"), tmp_path / "run.toml")
     assert worst(doctor._check_model(Run(tmp_path), missing)) is Verdict.FAILED
+
+
+def test_the_account_and_how_many_jobs_it_may_have() -> None:
+    site = profile(job={"account": "crops"}, limits={"max_jobs": 500})
+    assert parse_associations("crops|200\nother|\n") == {"crops": 200, "other": 0}
+    assert doctor._account_findings(site, {"crops": 0}) == []
+    assert doctor._account_findings(site, None) == []
+    assert "not among yours" in doctor._account_findings(site, {"other": 0})[0].text
+    assert "may have 200 queued" in doctor._account_findings(site, {"crops": 200})[0].text
 
 
 def test_no_slurm_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
