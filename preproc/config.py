@@ -67,7 +67,9 @@ class Region(_Section):
     @field_validator("bbox", mode="before")
     @classmethod
     def _bbox(cls, value: Any) -> Any:
-        return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
+        if not isinstance(value, list | tuple) or len(value) != 4:
+            raise ValueError(f"{value!r}: give four numbers, [west, south, east, north] in degrees")
+        return tuple(float(v) if type(v) is int else v for v in value)
 
     @field_validator("mgrs", mode="before")
     @classmethod
@@ -319,7 +321,7 @@ def load_config(run: Run) -> Config:
     if not run.root.is_dir():
         raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.root}`")
     try:
-        text = run.config.read_text(encoding="utf-8")
+        text = run.config.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise SmaltiError(f"{run.config}: missing: write one with `smalti init {run.root}`") from error
     except (UnicodeDecodeError, OSError) as error:

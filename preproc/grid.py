@@ -21,10 +21,12 @@ from rasterio.transform import Affine
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from infer.contract import PIXEL_SIZE, PlannedTile
+from infer.contract import PIXEL_SIZE, PlannedTile, SmaltiError
 from preproc.region import WGS84, Region, polygons_of, reproject, split_antimeridian
 
 ZONE_DEGREES = 6
+MAX_TILES = 4_000_000
+"""Of one plan: a million take a minute and a gigabyte."""
 _BLOCK = 32
 """Tiles along the side of the squares with which the search for tiles begins."""
 _EDGE = 1e-6
@@ -60,8 +62,17 @@ def plan_tiles(region: Region, size: int) -> list[PlannedTile]:
     Args:
         region: in degrees.
         size: width and height of a tile in pixels of 10 m.
+
+    Raises:
+        SmaltiError: if there are more than MAX_TILES.
     """
     extent = size * PIXEL_SIZE
+    at_least = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / extent**2)
+    if at_least > MAX_TILES:
+        raise SmaltiError(
+            f"[region] {region.name}: takes {at_least:,} tiles of {size} x {size} pixels, a plan holds {MAX_TILES:,}: "
+            "choose larger tiles ([tiles] size) or cut the region into several runs"
+        )
     return [
         PlannedTile(tile_name(epsg, column * extent, row * extent), epsg, column * extent, row * extent, size)
         for epsg in utm_zones(region)

@@ -106,9 +106,9 @@ def load_region(settings: RegionSettings) -> Region:
     if settings.geometry is None:
         assert settings.bbox is not None  # the settings are validated: one of the three is there
         west, south, east, north = settings.bbox
-        return make_region(
-            shapely.box(west, south, east if east > west else east + 360, north), "bbox", source="run.toml: bbox"
-        )
+        box = shapely.box(west, south, east if east > west else east + 360, north)
+        # Short edges: one of more than 180 degrees would be taken for one that goes the other way around the Earth.
+        return make_region(shapely.segmentize(box, 90), "bbox", source="run.toml: bbox")
     path = settings.geometry
     geometries, crs = _read(path, settings.layer)
     polygons = _check(path, geometries)
@@ -228,7 +228,10 @@ def _check_legacy_crs(path: Path) -> None:
     content = path.read_bytes()
     if b'"crs"' not in content:
         return
-    crs = json.loads(content).get("crs")
+    try:
+        crs = json.loads(content).get("crs")
+    except ValueError:  # one feature a line (GeoJSONSeq), as GDAL reads it too: such files have no `crs` of their own
+        return
     if crs is None:
         return
     try:

@@ -103,7 +103,7 @@ BAD = {
     "no such date": (replaced("2021-12-31", "2021-02-30"), r"\[region\] end: '2021-02-30' is not a date"),
     "a time": (replaced('"2021-12-31"', "2021-12-31T10:00:00Z"), r"\[region\] end: "),
     "a year": (replaced('"2021-12-31"', "2021"), r"\[region\] end: "),
-    "bbox of three": (replaced(GEOMETRY, "bbox = [4, 50, 5]"), r"\[region\] bbox.*"),
+    "bbox of three": (replaced(GEOMETRY, "bbox = [4, 50, 5]"), r"\[region\] bbox: \[4, 50, 5\]: give four numbers"),
     "bbox of words": (replaced(GEOMETRY, 'bbox = ["4", "50", "5", "51"]'), r"\[region\] bbox\.0: .*number"),
     "bbox upside down": (replaced(GEOMETRY, "bbox = [4, 51, 5, 50]"), r"\[region\]: bbox .*south must be below north"),
     "bbox without width": (replaced(GEOMETRY, "bbox = [4, 50, 4, 51]"), r"\[region\]: bbox .*longitudes must differ"),
@@ -174,3 +174,8 @@ def test_a_run_without_settings(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SmaltiError, match=r"run.toml: cannot be read"):
         load_config(Run(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_config(Run(tmp_path)).tiles.size == 512

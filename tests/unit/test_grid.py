@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry.base import BaseGeometry
 
-from infer.contract import PlannedTile
+from infer.contract import PlannedTile, SmaltiError
 from preproc.grid import _cells, plan_tiles, region_mask, tile_footprint, tile_name, utm_zones, zone_epsg, zone_part
 from preproc.region import Region, make_region
 
@@ -188,6 +188,11 @@ def test_along_a_zone_edge_both_sub_grids_meet_without_a_gap_and_hardly_overlap(
     area = sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100
     edge = sum(zone_part(region, epsg).length for epsg in utm_zones(region)) / 10
     assert area < pixels < area + 1.5 * edge
+
+
+def test_a_plan_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(SmaltiError, match=r"takes [\d,]+ tiles of 32 x 32 pixels, .*\[tiles\] size"):
+        plan_tiles(region_of(shapely.box(-60, -20, 60, 60)), 32)
 
 
 @FEW

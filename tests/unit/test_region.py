@@ -121,6 +121,19 @@ def test_a_bbox_whose_west_is_east_of_its_east_crosses_the_antimeridian() -> Non
     assert sorted(part.bounds[0] for part in region.geometry.geoms) == [-180.0, 179.5]
 
 
+def test_a_wide_bbox_goes_the_way_that_it_says() -> None:
+    region = load_region(settings(bbox=(-110.0, -1.0, 100.0, 1.0)))
+    assert region.bounds == (-110, -1, 100, 1)
+    assert region.geometry.area == pytest.approx(420)
+    assert load_region(settings(bbox=(-180.0, -60.0, 180.0, 60.0))).geometry.area == pytest.approx(360 * 120)
+
+
+def test_one_feature_a_line_is_read_though_it_is_not_one_json_value(tmp_path: Path) -> None:
+    feature = {"type": "Feature", "properties": {"crs": "x"}, "geometry": json.loads(shapely.to_geojson(SQUARE))}
+    (tmp_path / "lines.geojson").write_text(2 * f"{json.dumps(feature)}\n")
+    assert load(tmp_path / "lines.geojson").geometry.equals(SQUARE)
+
+
 @pytest.mark.parametrize(
     "coordinates",
     [
