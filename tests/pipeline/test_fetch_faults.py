@@ -90,7 +90,7 @@ def clean(season: TinyArchive, tmp_path_factory: pytest.TempPathFactory) -> dict
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, an early verdict on stalls, and so short a header that every file takes several requests."""
     monkeypatch.setattr(preproc.archive.read, "RemoteFile", functools.partial(RemoteFile, header_bytes=512))
-    client = functools.partial(RangeClient, wait=lambda _: 0.0, stall_s=0.3)
+    client = functools.partial(RangeClient, wait=lambda _: 0.0, stall_s=1.0)
     monkeypatch.setattr(preproc.fetch, "RangeClient", client)
 
 
@@ -138,7 +138,6 @@ def test_tokens_that_expire_in_the_middle_are_renewed(
     assert_same(arrays(run), clean)
 
 
-@pytest.mark.usefixtures("quick")
 def test_each_byte_is_served_once_however_many_tiles_need_it(season: TinyArchive, tmp_path: Path) -> None:
     server = RangeServer(serve_folder(season.folder))
     with server.running():
