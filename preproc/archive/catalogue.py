@@ -85,7 +85,8 @@ def within(item: Item, region: Region, start: date, end: date) -> bool:
 
 def stored(item: Item, base: str) -> Item:
     """An item as it is saved: links and assets that no stage reads are left out, hrefs are absolute and unsigned."""
-    assets = item.get("assets") or {}
+    listed = item.get("assets")
+    assets = {} if not isinstance(listed, Mapping) else {k: v for k, v in listed.items() if isinstance(v, Mapping)}
     used = {key: asset for key, asset in assets.items() if key in _USED_ASSETS} or assets
     kept = {key: value for key, value in item.items() if key not in ("links", "assets")}
     kept["links"] = []

@@ -59,7 +59,9 @@ def with_orbit(item: Item, base: str) -> Item:
     """
     if item.get("collection") not in OPERA_S1.collections or item["properties"].get(OPERA_S1.orbit_property):
         return item
-    href = ((item.get("assets") or {}).get("VV") or {}).get("href")
+    assets = item.get("assets")
+    asset = assets.get("VV") if isinstance(assets, Mapping) else None
+    href = asset.get("href") if isinstance(asset, Mapping) else None
     if not href:
         return item  # rejected later, for want of VV
     path = absolute(str(href), base)

@@ -146,7 +146,9 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
         The scene, with an asset less for each band that the item lacks (Sentinel-2; the fetch leaves it out and records
         why), or the reason why the item cannot be used.
     """
-    identifier = str(item.get("id", "(no id)"))
+    identifier = str(item.get("id") or "(no id)")
+    if not item.get("id"):
+        return Rejected(identifier, "has no id")
     product = _product_of(item, products_for(archive))
     if isinstance(product, str):
         return Rejected(identifier, product)

@@ -192,6 +192,8 @@ def test_a_dry_run_writes_nothing_and_says_what_it_will_cost(run: Run) -> None:
     [
         ([entry for entry in SEASON if entry["id"].startswith("S1")], "10 Sentinel-1 scenes but no Sentinel-2 scene"),
         ([{**SEASON[0], "assets": {}}], r"1 items found, none of use: 1 of them: has no assets"),
+        ([{**SEASON[0], "assets": {"B04": "x.tif"}}], r"1 items found, none of use: 1 of them: has no assets"),
+        ([{**SEASON[0], "id": None}], r"1 items found, none of use: 1 of them: has no id"),
         ([{**SEASON[0], "collection": "sentinel-2-l1c"}], "none of use: 1 of them: is of collection sentinel-2-l1c"),
         ([], "no item of the region"),
     ],
