@@ -84,6 +84,8 @@ class CogWriter:
         if values_hwc.dtype != self.layer.dtype or channels != len(self.layer.bands):
             expected = f"{self.layer.dtype} (H, W, {len(self.layer.bands)})"
             raise ValueError(f"{values_hwc.dtype} {values_hwc.shape}, expected {expected}")
+        if not (0 <= row <= self._target.height - height and 0 <= column <= self._target.width - width):
+            raise ValueError(f"{height} x {width} pixels at row {row}, column {column} leave the mosaic")
         step = self.layer.block
         first = step - row % step  # strips end where the file's blocks do, so that no block is written twice
         for start, stop in _strips(height, first, step):

@@ -298,6 +298,16 @@ else:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("row", "column"), [(1, 0), (0, 1), (-1, 0), (0, -1)])
+def test_pixels_outside_the_mosaic_are_never_dropped_in_silence(tmp_path: Path, row: int, column: int) -> None:
+    [grid] = zone_grids(tiles_of([(0, 0)], 40))
+    with (
+        pytest.raises(ValueError, match="leave the mosaic"),
+        cog_writer(tmp_path / "m.tif", grid, Layer("float32", NAN, ("a",), "average")) as writer,
+    ):
+        writer.write(row, column, np.zeros((40, 40, 1), np.float32))
+
+
 # --- principal components -----------------------------------------------------------------------------------------
 
 
