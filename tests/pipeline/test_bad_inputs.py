@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -312,8 +313,13 @@ def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The command line in this process (quicker than a new one); the engine is a process of its own all the same."""
     monkeypatch.setattr(sys, "argv", ["smalti", *arguments])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(SystemExit) as ended:
-        main()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     assert isinstance(ended.value.code, int | None)
     return ended.value.code or 0
 
