@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
+from preproc.environment import drop_foreign_data_paths
 from preproc.progress import console, say
 
 app = typer.Typer(
@@ -314,6 +315,9 @@ def main() -> None:
     """Entry point of `smalti`: runs a command and turns failures into one clear message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    dropped = drop_foreign_data_paths()
+    if dropped:
+        say(f"{', '.join(dropped)} of another installation: left out, because it gives wrong coordinates")
     try:
         app()
     except SmaltiError as error:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import rasterio
 from pyproj import Transformer
@@ -16,6 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform as gdal_transform
 
 from infer.contract import SmaltiError
+from preproc.environment import drop_foreign_data_paths
 from preproc.progress import say
 
 GDAL_OPTIONS: dict[str, str | int] = {
@@ -26,34 +24,12 @@ GDAL_OPTIONS: dict[str, str | int] = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",  # GDAL itself never goes to the network
 }
 
-_DATA_VARIABLES = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA")
 
 # WGS 84 longitude, latitude -> UTM 31N easting, northing (the Atomium in Brussels), by the
 # series of Krueger (1912), as tests/unit/test_gdal.py computes them.
 _KNOWN_LONLAT = (4.341556, 50.894941)
 _KNOWN_UTM31 = (594347.1225, 5638999.2263)
 _TOLERANCE_M = 0.01
-
-
-def drop_foreign_data_paths() -> list[str]:
-    """Unset PROJ_DATA, PROJ_LIB and GDAL_DATA if they point outside this Python's own installation.
-
-    Another installation's files (a module system's, a desktop GIS's) give silently wrong coordinates.
-
-    Returns:
-        The names that were unset.
-    """
-    own = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()} - {Path("/"), Path("/usr"), Path("/usr/local")}
-    dropped = []
-    for name in _DATA_VARIABLES:
-        value = os.environ.get(name)
-        if value is None:
-            continue
-        path = Path(value).resolve()
-        if not any(path.is_relative_to(root) for root in own):
-            del os.environ[name]
-            dropped.append(name)
-    return dropped
 
 
 @functools.cache
