@@ -5,6 +5,7 @@ This side never imports torch. It hands the engine RUN/model.json and reads its 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -29,12 +30,15 @@ from infer.contract import (
     sha256_file,
     write_model_job,
 )
+from infer.contract.registry import cache_path
 from preproc.config import Config
 from preproc.progress import say
-from preproc.stage import Outcome, StageFailedError, Unit, failure_table
+from preproc.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
 
 _PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").parents[2]  # type: ignore[union-attr]  # imported above, so its spec exists
 """Folder that holds infer/."""
+_HASHED_BYTES = 2**30
+"""Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
 
 class InferStage:
@@ -46,7 +50,7 @@ class InferStage:
 
     def units(self, run: Run, config: Config) -> list[Unit]:
         """One per planned tile; only the part of the fingerprint that this side knows is compared."""
-        known = {"output": config.model.output, "dim": config.model.dim}
+        known = _known_inputs(config)
         return [self._unit(run, tile.name, known) for tile in planned_tiles(run)]
 
     @staticmethod
@@ -54,6 +58,26 @@ class InferStage:
         source = run.tiles / name / TILE_MANIFEST
         inputs = {**known, "tile": sha256_file(source) if source.is_file() else "not fetched"}
         return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+
+
+def _known_inputs(config: Config) -> dict[str, Any]:
+    """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here are the engine's to tell."""
+    model = config.model
+    known: dict[str, Any] = {"output": model.output, "dim": model.dim}
+    if model.precision != "auto":
+        known["precision"] = model.precision
+    path = model.checkpoint if model.name is None else cache_path(model.name)
+    if path is not None and path.is_file():
+        stat = path.stat()
+        if stat.st_size <= _HASHED_BYTES:
+            known["checkpoint"] = _checkpoint_digest(path, stat.st_size, stat.st_mtime_ns)
+    return known
+
+
+@functools.lru_cache(maxsize=8)
+def _checkpoint_digest(path: Path, size: int, changed_ns: int) -> str:
+    del size, changed_ns  # part of the key: a file that was replaced is read again
+    return sha256_file(path)
 
 
 def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
@@ -105,6 +129,7 @@ def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = Fals
     write_model_job(run, config.model.job())
     stage = InferStage()
     units = shard.take(stage.units(run, config))
+    check_folders(run, units)
     before = {unit.name for unit in units if unit.state().complete}
     command = engine_command(run, config, shard) + (["--overwrite"] if overwrite else [])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}

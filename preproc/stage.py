@@ -133,6 +133,7 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
         raise SmaltiError(f"smalti {stage.name}: works on the whole run; leave out --shard")
     with stage_lock(run, stage.name, shard):
         units = shard.take(stage.units(run, config))
+        check_folders(run, units)
         _tidy(run, units)
         due = [unit for unit in units if force or not unit.state().complete]
         outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))
@@ -142,6 +143,17 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
     if outcome.failed:
         raise StageFailedError(failure_table(outcome))
     return outcome
+
+
+def check_folders(run: Run, units: Sequence[Unit]) -> None:
+    """Make sure that nothing stands where a stage needs a folder.
+
+    Raises:
+        SmaltiError: naming the file that is in the way.
+    """
+    for folder in sorted({parent for unit in units for parent in unit.manifest.parents}):
+        if folder.is_relative_to(run.root) and folder.exists() and not folder.is_dir():
+            raise SmaltiError(f"{folder}: is a file where a folder is needed: remove or rename it")
 
 
 def _tidy(run: Run, units: Sequence[Unit]) -> None:
