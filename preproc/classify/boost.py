@@ -8,14 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from catboost import CatBoostClassifier
+from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
+from infer.contract import SmaltiError
 from preproc.classify.folds import Folds
 from preproc.classify.model import probabilities
 
 _COLUMNS = 24
 """Embedding numbers looked at for a split, drawn anew each time: far faster than all, and no less accurate."""
+
+_FEW_ROWS = 100
+"""With fewer rows each tree sees all of them: CatBoost refuses to draw a part of very few."""
 
 Weights = Literal["None", "SqrtBalanced", "Balanced"]
 
@@ -42,16 +46,21 @@ def fit(x_nc: NDArray[np.float32], code_n: NDArray[Any], chosen: Parameters, see
     """Fit on rows (N, C) with class codes (N,).
 
     One thread a fit: the model file records the number of threads, and folds run side by side instead.
+
+    Raises:
+        SmaltiError: if CatBoost refuses the rows, for example because all of them are equal.
     """
     settings = asdict(chosen)
+    if len(x_nc) >= _FEW_ROWS:
+        settings.update(bootstrap_type="Bernoulli", subsample=0.8)
+    else:
+        settings.update(bootstrap_type="No")
     weights = settings.pop("class_weights")
     model = CatBoostClassifier(
         loss_function="MultiClass",
         auto_class_weights=None if weights == "None" else weights,
         border_count=32,
         rsm=min(1.0, _COLUMNS / x_nc.shape[1]),
-        bootstrap_type="Bernoulli",
-        subsample=0.8,
         boosting_type="Plain",
         random_seed=seed,
         thread_count=1,
@@ -59,7 +68,11 @@ def fit(x_nc: NDArray[np.float32], code_n: NDArray[Any], chosen: Parameters, see
         verbose=False,
         **settings,
     )
-    model.fit(np.ascontiguousarray(x_nc), code_n)
+    try:
+        model.fit(np.ascontiguousarray(x_nc), code_n)
+    except CatBoostError as error:
+        reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
+        raise SmaltiError(f"CatBoost cannot be trained on these {len(x_nc)} samples: {reason}: add labels") from error
     return model
 
 

@@ -396,3 +396,11 @@ def test_a_full_disk_is_said_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) 
         run_stage(TrainStage(), run, settings(run))
     assert not model_manifest(run).exists()
     assert list(run.root.glob(".model*")) == []
+
+
+def test_very_few_samples_are_trained_on_and_equal_ones_are_refused_in_one_line() -> None:
+    values_nc, code_n = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32), np.array([1, 1, 2, 2])
+    assert boost.fit(values_nc, code_n, Parameters(iterations=200), 0).classes_.tolist() == [1, 2]
+    with pytest.raises(SmaltiError, match=r"CatBoost cannot be trained on these 4 samples: .*: add labels") as caught:
+        boost.fit(np.zeros((4, 6), np.float32), code_n, Parameters(), 0)
+    assert "\n" not in str(caught.value)
