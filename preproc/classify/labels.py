@@ -109,6 +109,11 @@ def read_labels(
     meta, fids, wkb, columns = _read(path, layer, list(dict.fromkeys(wanted)), _read_box(crs, zones))
     by_name = dict(zip([str(name) for name in meta["fields"]], columns, strict=True))
     classes_n, has_class = class_values(path, class_attribute, by_name[class_attribute])
+    if len(fids) and not has_class.any():
+        raise SmaltiError(
+            f"{path}: attribute {class_attribute!r}, which [{section}] names, is empty in all {len(fids)} features "
+            "near the region"
+        )
     groups_n, ungrouped = _groups(path, group_attribute, by_name, fids)
     geometries_n, repaired = _geometries(path, wkb)
     empty = np.array([geometry is None or geometry.is_empty for geometry in geometries_n], dtype=bool)
@@ -205,7 +210,7 @@ def class_values(path: Path, attribute: str, values: NDArray[Any]) -> tuple[NDAr
         return result, np.ones(len(values), dtype=bool)
     if values.dtype.kind == "f":
         present = ~np.isnan(values)
-        odd = values[present][values[present] != np.round(values[present])]
+        odd = values[present][~np.isfinite(values[present]) | (values[present] != np.round(values[present]))]
         if len(odd):
             raise SmaltiError(f"{path}: attribute {attribute!r} holds {odd[0]}: a class is text or a whole number")
         result[present] = [int(value) for value in values[present]]

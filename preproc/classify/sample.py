@@ -276,6 +276,12 @@ def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple
 def _cap(picked: _Picked, labels: LabelSet) -> _Chosen:
     """The table's pixels: at most `limit` a group over all tiles."""
     if not any(len(rows) for rows in picked.rows):
+        conflicts = picked.counts["pixels dropped: labels of different classes"]
+        if conflicts and not picked.counts["pixels dropped: no embedding there"]:
+            raise SmaltiError(
+                f"{labels.path}: labels of different classes lie on all {conflicts} labelled pixels: correct them so "
+                "that they do not overlap"
+            )
         raise SmaltiError(
             f"{labels.path}: no label covers a pixel that has an embedding: they lie outside the region, or where "
             "neither Sentinel-1 nor Sentinel-2 saw anything"

@@ -57,6 +57,12 @@ def test_null_and_blank_classes_are_dropped_and_counted(tmp_path: Path) -> None:
     assert labels.counts["features dropped: no class"] == 2
 
 
+def test_an_attribute_that_is_empty_everywhere_is_named(tmp_path: Path) -> None:
+    path = write_vector(tmp_path / "l.gpkg", SQUARES, {"crop": np.full(3, np.nan)})
+    with refused(r"l.gpkg: attribute 'crop', which \[labels\] names, is empty in all 3 features near the region"):
+        read(path)
+
+
 def test_whole_numbers_with_gaps_come_back_whole(tmp_path: Path) -> None:
     labels = read(write_vector(tmp_path / "l.gpkg", SQUARES, {"crop": np.array([9120.0, np.nan, 1110.0])}))
     assert labels.classes_n.tolist() == [9120, 1110]
@@ -67,6 +73,8 @@ def test_fractions_and_dates_are_no_classes(tmp_path: Path) -> None:
     path = write_vector(tmp_path / "l.gpkg", SQUARES, {"crop": np.array([1.0, 2.5, 3.0])})
     with refused("'crop' holds 2.5: a class is text or a whole number"):
         read(path)
+    with refused("'crop' holds inf: a class is text or a whole number"):
+        class_values(path, "crop", np.array([1.0, np.inf, 3.0]))
     dates = np.array(["2020-01-01"] * 3, dtype="datetime64[D]")
     with refused("a class is text or a whole number"):
         class_values(path, "sown", dates)

@@ -292,6 +292,9 @@ def test_unusable_labels_end_with_one_line_and_leave_the_old_table(run: Run) -> 
     relabel(run, top, ["a", "b"])
     with pytest.raises(SmaltiError, match=r"no label covers a pixel that has an embedding"):
         sample(run)
+    relabel(run, [shapes[5], shapes[5]], ["a", "b"])
+    with pytest.raises(SmaltiError, match=r"labels of different classes lie on all \d+ labelled pixels"):
+        sample(run)
     assert len(read_samples(run)) == before
 
 
