@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,19 +57,29 @@ def class_figure(shown: Picture, entries: Sequence[LegendEntry], title: str, not
         spine.set_color("#999999")
     axes.set_title(title, loc="left", fontsize=12, color=_INK, fontweight="bold")
     _scale_bar(figure, shown, left, 0.42 / total_h, width)
-    handles = [Patch(facecolor=entry.color, edgecolor="#666666", linewidth=0.5, label=entry.name) for entry in entries]
-    figure.legend(
-        handles=handles,
+    handles = [Patch(facecolor=entry.color, edgecolor="#666666", linewidth=0.5) for entry in entries]
+    legend = figure.legend(
+        handles,
+        [_label(entry.name) for entry in entries],
         loc="upper left",
         bbox_to_anchor=(_WIDTH_IN / total_w + 0.01, 1 - 0.4 / total_h),
         frameon=False,
         fontsize=9 if len(entries) <= _MANY else 6,
         labelcolor=_INK,
     )
-    figure.text(left, 0.15 / total_h, note, fontsize=8, color="#555555")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may be called "$$"
+    figure.text(left, 0.15 / total_h, note, fontsize=8, color="#555555", parse_math=False)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():  # a script that the font lacks shows as boxes; legend.csv has the names
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def _label(name: str) -> str:
+    """A class name as the drawing library shows it: one that begins with an underscore would be left out."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _scale_bar(figure: Figure, shown: Picture, left: float, bottom: float, width: float) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -415,6 +416,16 @@ def test_figures_have_the_same_bytes_every_time() -> None:
         assert b"matplotlib" not in content.lower()
         assert b"tIME" not in content
     assert length_text(2000) == "2 km"
+
+
+def test_odd_class_names_are_drawn_as_they_are() -> None:
+    shown = Picture(np.zeros((30, 50, 4), dtype=np.uint8), 500_000.0, 5_600_000.0, 10.0)
+    legend = [LegendEntry(code, name, "#000000") for code, name in enumerate(["$x^$", "_other", "中文"], start=1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        all_three = class_figure(shown, legend, "A map", "a $^ note")
+        two = class_figure(shown, [legend[0], legend[2]], "A map", "a $^ note")
+    assert all_three != two
 
 
 # --- what goes with a map -----------------------------------------------------------------------------------------
