@@ -20,6 +20,9 @@ from infer.pretrain.tiles import gather
 from infer.pretrain.views import NO_NOISE, draw_view
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiles(tmp_path_factory.mktemp("tiles"))
@@ -48,7 +51,6 @@ def embedded(out: Path, tiles: Path) -> torch.Tensor:
     return z
 
 
-@pytest.mark.slow
 def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path) -> None:
     options = ("--steps=6", "--record-every=2", "--ema=0", "--learning-rate=0.004")
     alone = pretrain(tmp_path / "one", tiles, *options)
@@ -64,7 +66,6 @@ def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_groups_must_be_shared_out_evenly(tiles: Path, tmp_path: Path) -> None:
     done = torchrun(tmp_path / "out", tiles, "--steps=2", "--groups=1")
     assert done.returncode != EXIT_OK
@@ -96,7 +97,6 @@ def test_a_teacher_that_is_no_checkpoint_is_named(tiles: Path, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_the_job_script_saves_and_asks_to_go_on_when_its_time_is_up(tiles: Path, tmp_path: Path) -> None:
     """Two processes under torchrun, stopped by the signal that Slurm sends before the limit."""
     out = tmp_path / "out"

@@ -15,6 +15,8 @@ from support.pretraining import command, environment, make_tiles, pretrain
 from infer.contract import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN
 from infer.weights import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("--steps=60", "--save-every=10", "--record-every=5", "--seed=5", "--direct-redundancy=0.05", "--noise=1")
 RESULTS = ("student.pt", "metrics.jsonl", "curve.svg", "recipe.json")
 
