@@ -19,7 +19,6 @@ from infer.pretrain.network import Student, shape_of
 from infer.pretrain.tiles import gather
 from infer.pretrain.views import NO_NOISE, draw_view
 
-
 pytestmark = pytest.mark.slow
 
 
