@@ -1,11 +1,12 @@
 """The network families, built from a checkpoint and run on packed tokens."""
 
-from infer.model.architecture import Architecture, read_architecture
+from infer.model.architecture import Architecture, BackboneShape, read_architecture
 from infer.model.batch import Segment, TokenBatch
 from infer.model.network import Modality, Network, build_network, uniform_batch
 
 __all__ = [
     "Architecture",
+    "BackboneShape",
     "Modality",
     "Network",
     "Segment",
