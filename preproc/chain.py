@@ -22,7 +22,8 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     if entry.name == "infer":
         return run_engine(run, config, shard or Shard(), overwrite=force)
-    return run_stage(cast(Stage, entry.load()), run, config, shard=shard, force=force)
+    stage = entry.load(shard=shard is not None and not shard.whole)
+    return run_stage(cast(Stage, stage), run, config, shard=shard, force=force)
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:

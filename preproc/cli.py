@@ -150,9 +150,9 @@ def train(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def predict(run: RunArgument, force: ForceOption = False) -> None:
-    """Map the classes wall to wall, with their confidence."""
-    _stage("predict", run, force=force)
+def predict(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
+    _stage("predict", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)

@@ -21,10 +21,13 @@ class StageEntry:
     """It reads all tiles at once, so it cannot work around a tile that failed before."""
     needs_labels: bool
     """It has nothing to do in a run without [labels]."""
+    in_shards: str = ""
+    """module:class of the part of the stage that can be divided, where that is not the whole of it."""
 
-    def load(self) -> Listing:
-        """The stage itself."""
-        module, name = self.implementation.split(":")
+    def load(self, *, shard: bool = False) -> Listing:
+        """The stage itself, or the part of it that shards divide."""
+        implementation = self.in_shards if shard and self.in_shards else self.implementation
+        module, name = implementation.split(":")
         return cast(Listing, getattr(import_module(module), name)())
 
 
@@ -35,7 +38,13 @@ STAGES = (
     StageEntry("stitch", "preproc.stitch:StitchStage", gathers=True, needs_labels=False),
     StageEntry("sample", "preproc.classify.sample:SampleStage", gathers=True, needs_labels=True),
     StageEntry("train", "preproc.classify.train:TrainStage", gathers=True, needs_labels=True),
-    StageEntry("predict", "preproc.classify.predict:PredictStage", gathers=True, needs_labels=True),
+    StageEntry(
+        "predict",
+        "preproc.classify.predict:PredictStage",
+        gathers=True,
+        needs_labels=True,
+        in_shards="preproc.classify.predict:PredictTilesStage",
+    ),
     StageEntry("validate", "preproc.classify.validate:ValidateStage", gathers=True, needs_labels=True),
     StageEntry("report", "preproc.report:ReportStage", gathers=True, needs_labels=True),
 )

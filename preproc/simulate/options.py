@@ -10,7 +10,7 @@ from typing import Any
 from infer.contract import SmaltiError
 from preproc.simulate.crops import CROPS, crop_index
 
-SIMULATION_VERSION = 2
+SIMULATION_VERSION = 3
 """Raised when the same options give other pixels; archives of another version are stale."""
 
 DEFAULT_CROPS = (

@@ -176,6 +176,7 @@ def s2_item(
     properties: dict[str, Any] = {
         "datetime": f"{item.moment:%Y-%m-%dT%H:%M:%S}.024000Z",
         "platform": f"Sentinel-2{item.platform}",
+        "smalti:simulated": True,
         "constellation": "Sentinel 2",
         "instruments": ["msi"],
         "proj:epsg": grid.epsg,
@@ -239,6 +240,7 @@ def s1_item(item: S1Pass, part: int, grid: Grid, *, outline: Any) -> dict[str, A
         "start_datetime": f"{start:%Y-%m-%d %H:%M:%S}.000001+00:00",
         "end_datetime": f"{end:%Y-%m-%d %H:%M:%S}.000001+00:00",
         "platform": f"SENTINEL-1{item.platform}",
+        "smalti:simulated": True,
         "constellation": "Sentinel-1",
         "sat:orbit_state": item.orbit,
         "sat:relative_orbit": item.relative_orbit,
