@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
     )
+    parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
     parser.add_argument("--overwrite", action="store_true", help="make complete embeddings again, too")
     parser.add_argument("--self-test", action="store_true", help="device found, parity, speed, free memory")
     parser.add_argument("--member", metavar="K/N", help=argparse.SUPPRESS)  # one of several processes, see infer.fleet
@@ -75,6 +76,7 @@ class Work:
     run: Run | None
     """None for a folder of tiles."""
     heads: int | None = None
+    compile_kernels: bool = False
 
     def checkpoint(self) -> Checkpoint:
         """Load the model that was asked for."""
@@ -86,12 +88,13 @@ class Work:
         return load_checkpoint(Path(name), heads=self.heads)
 
 
-def _run_work(root: Path, overwrite: bool) -> Work:
+def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
-    run = Run(root)
+    run = Run(arguments.run)
     tasks = [TileTask(tile.name, run.tiles / tile.name, True) for tile in planned_tiles(run)]
     job = read_model_job(run)
-    return Work(tasks, Settings(run.embeddings, job.output, job.dim, overwrite, job.allow_source_mismatch), job, run)
+    settings = Settings(run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch)
+    return Work(tasks, settings, job, run, None, arguments.compile)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
@@ -108,7 +111,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
     job = ModelJob(None, arguments.checkpoint, arguments.output, arguments.dim, arguments.precision)
     settings = Settings(arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch)
-    return Work(tasks, settings, job, None, arguments.heads)
+    return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
 
 def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> None:
@@ -123,7 +126,11 @@ def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
     """Embed the tiles of a shard in this process."""
     stop = threading.Event()
     with stopping(stop):
-        engine = Engine(work.checkpoint(), choose_device(device, work.job.precision, index))
+        engine = Engine(
+            work.checkpoint(),
+            choose_device(device, work.job.precision, index),
+            compile_kernels=work.compile_kernels,
+        )
         try:
             if stop.is_set():
                 return EXIT_TRY_AGAIN
@@ -167,10 +174,10 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     if arguments.member is not None:  # the parent holds the lock and has divided the shard
         member = Shard.parse(arguments.member)
         take_cores(member.index, member.count)
-        work = _run_work(arguments.run, arguments.overwrite) if arguments.run else _folder_work(arguments)
+        work = _run_work(arguments) if arguments.run else _folder_work(arguments)
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
-    work = _run_work(arguments.run, arguments.overwrite) if arguments.run else _folder_work(arguments)
+    work = _run_work(arguments) if arguments.run else _folder_work(arguments)
     members = _members(arguments, len(shard.take(work.tasks)))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:

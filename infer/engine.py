@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from infer.contract import EXIT_FAILED, SmaltiError, Tile
 from infer.device import Device, is_out_of_memory
 from infer.model import Modality, build_network
+from infer.model.pointwise import compiled_add_norm
 from infer.prepare import LoadedTile, Multiplicities, load_tile
 from infer.tilework import Machinery, Product, TileWork, Watch
 from infer.transfer import Transfer
@@ -58,13 +59,16 @@ class TileResult:
 class Engine:
     """A network on a device, ready for tile after tile."""
 
-    def __init__(self, checkpoint: Checkpoint, device: Device, *, token_budget: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: Device, *, token_budget: int | None = None, compile_kernels: bool = False
+    ) -> None:
         """Build the network.
 
         Args:
             checkpoint: what to run.
             device: where and how.
             token_budget: tokens of a batch, to override the device's.
+            compile_kernels: fuse what stands between products by torch.compile, where that works.
 
         Raises:
             FormatError: if the checkpoint's parameters do not fit its network.
@@ -72,9 +76,13 @@ class Engine:
         self.checkpoint = checkpoint
         self.device = device
         device.activate()
-        network = build_network(checkpoint).to(device.torch_device, device.dtype)
+        network = build_network(checkpoint)
         self.architecture = network.architecture
-        self.budget = token_budget or device.token_budget(self.architecture.s2.width)
+        width = self.architecture.s2.width
+        add_norm = compiled_add_norm(device.torch_device, device.dtype, width) if compile_kernels else None
+        self.compiled = add_norm is not None
+        network = network.to(device.torch_device, device.dtype, add_norm)
+        self.budget = token_budget or device.token_budget(width)
         rule = self.architecture.rule
         recurrent = self.architecture.pool != "softmax"
         self._transfer = Transfer(device.torch_device)

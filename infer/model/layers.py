@@ -12,9 +12,8 @@ from infer.model.architecture import LayerKind
 from infer.model.attention import attend
 from infer.model.batch import Segment
 from infer.model.linear import Linear
+from infer.model.pointwise import NORM_EPSILON, AddNorm
 from infer.model.state import StateReader
-
-NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class EncoderLayer:
     norm1: Norm
     norm2: Norm
     qk: tuple[torch.Tensor, torch.Tensor] | None
+    add_norm: AddNorm | None = None
+    """Residual sum and LayerNorm in one kernel, where there is one."""
 
     @classmethod
     def read(
@@ -83,7 +84,7 @@ class EncoderLayer:
             qk,
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> EncoderLayer:
+    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> EncoderLayer:
         """The same on a device in a precision."""
         qk = None if self.qk is None else (self.qk[0].to(device, dtype), self.qk[1].to(device, dtype))
         return EncoderLayer(
@@ -96,6 +97,7 @@ class EncoderLayer:
             self.norm1.to(device, dtype),
             self.norm2.to(device, dtype),
             qk,
+            add_norm,
         )
 
     def __call__(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
@@ -105,5 +107,8 @@ class EncoderLayer:
             x_nd = self.out.plus(mixed, x_nd)
             return self.down.plus(self.up.relu(self.norm2(x_nd)), x_nd)
         mixed = attend(self.qkv(x_nd), segments, self.heads, self.qk)
+        if self.add_norm is not None:
+            x_nd = self.add_norm(self.out(mixed), x_nd, self.norm1.weight, self.norm1.bias)
+            return self.add_norm(self.down(self.up.relu(x_nd)), x_nd, self.norm2.weight, self.norm2.bias)
         x_nd = self.norm1(self.out.plus(mixed, x_nd))
         return self.norm2(self.down.plus(self.up.relu(x_nd), x_nd))

@@ -13,6 +13,7 @@ from infer.model.architecture import FUSION_HEADS, Architecture, BackboneShape, 
 from infer.model.batch import Segment, TokenBatch
 from infer.model.layers import EncoderLayer, Norm
 from infer.model.linear import Linear
+from infer.model.pointwise import AddNorm
 from infer.model.pooling import GruPool, SoftmaxPool
 from infer.model.state import StateReader
 from infer.sequence import encoding_table
@@ -53,13 +54,13 @@ class Backbone:
             pooling,
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None) -> Backbone:
         """The same on a device in a precision."""
         return Backbone(
             self.embed1.to(device, dtype),
             self.embed2.to(device, dtype),
             self.encodings.to(device, dtype),
-            tuple(layer.to(device, dtype) for layer in self.layers),
+            tuple(layer.to(device, dtype, add_norm) for layer in self.layers),
             self.pool.to(device, dtype),
         )
 
@@ -150,9 +151,10 @@ class Network:
     s1: Backbone
     fusion: Fusion
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Network:
-        """The same on a device; backbones in `dtype`, the fusion in float32."""
-        return Network(self.architecture, self.s2.to(device, dtype), self.s1.to(device, dtype), self.fusion.to(device))
+    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> Network:
+        """The same on a device; backbones in `dtype` (with `add_norm` where compiled), the fusion in float32."""
+        s2, s1 = (backbone.to(device, dtype, add_norm) for backbone in (self.s2, self.s1))
+        return Network(self.architecture, s2, s1, self.fusion.to(device))
 
     def encode(self, modality: Modality, batch: TokenBatch) -> torch.Tensor:
         """(P, d) float32 pooled vectors of a batch of one modality."""

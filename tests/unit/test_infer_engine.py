@@ -138,6 +138,35 @@ def test_bfloat16_keeps_the_direction_of_every_pixel(arguments):
     assert cosine.min() >= 0.9999
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_kernel_gives_the_same_values(backend, monkeypatch):
+    from infer.model.pointwise import compiled_add_norm
+
+    compiled = compiled_add_norm(torch.device("cpu"), torch.float32, 32, backend=backend)
+    if compiled is None:
+        pytest.skip("torch.compile finds no compiler here")
+    monkeypatch.setattr("infer.engine.compiled_add_norm", lambda *_arguments: compiled)
+    checkpoint, tile = student(SIZES), made_tile(8, 20, 10)
+    engine = Engine(checkpoint, on_cpu(workers=2), compile_kernels=True)
+    try:
+        assert engine.compiled
+        assert agree(engine.embed(tile).values_hwc, embed(checkpoint, tile).values_hwc) <= TOLERANCE
+    finally:
+        engine.close()
+
+
+def test_without_a_compiler_the_engine_does_without(monkeypatch):
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    engine = Engine(student(SIZES), on_cpu(), compile_kernels=True)
+    try:
+        assert not engine.compiled
+    finally:
+        engine.close()
+
+
 def test_prefixes_are_the_first_dimensions():
     checkpoint, tile = student(SIZES), made_tile(6, 10, 8)
     whole = embed(checkpoint, tile).values_hwc
