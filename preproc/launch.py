@@ -61,7 +61,7 @@ class InferStage:
 
 
 def _known_inputs(config: Config) -> dict[str, Any]:
-    """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here are the engine's to tell."""
+    """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
     known: dict[str, Any] = {"output": model.output, "dim": model.dim}
     if model.precision != "auto":

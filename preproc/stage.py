@@ -146,11 +146,14 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
 
 
 def check_folders(run: Run, units: Sequence[Unit]) -> None:
-    """Make sure that nothing stands where a stage needs a folder.
+    """Make sure that no file stands where a stage needs a folder, and no folder where its manifest goes.
 
     Raises:
-        SmaltiError: naming the file that is in the way.
+        SmaltiError: naming the file or folder that is in the way.
     """
+    for unit in units:
+        if unit.manifest.is_dir():
+            raise SmaltiError(f"{unit.manifest}: is a folder where a file is needed: remove or rename it")
     for folder in sorted({parent for unit in units for parent in unit.manifest.parents}):
         if folder.is_relative_to(run.root) and folder.exists() and not folder.is_dir():
             raise SmaltiError(f"{folder}: is a file where a folder is needed: remove or rename it")

@@ -48,6 +48,9 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only: put the run on one that can be written",
     errno.EACCES: "permission denied: check the owner and the mode of the folder",
     errno.EPERM: "not permitted: check the owner and the mode of the folder",
+    errno.EISDIR: "a folder of that name is in the way: remove or rename it",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove or rename it",
+    errno.EEXIST: "a file stands where a folder is needed: remove or rename it",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 
@@ -57,7 +60,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the file system refuses while `path` is written into a message that says what to do.
 
     Raises:
-        SmaltiError: for a full disk, a spent quota, a read-only or forbidden place. Other OSErrors pass unchanged.
+        SmaltiError: for a full disk, a spent quota, a read-only, forbidden or occupied place. Other OSErrors pass
+            unchanged.
     """
     try:
         yield

@@ -107,7 +107,10 @@ def verify_files(path: Path, manifest: Mapping[str, Any], *, checksums: bool = T
         if size != record["bytes"]:
             raise FormatError(f"{file}: {size} bytes, {path.name} says {record['bytes']}: {remedy}")
         if checksums and sha256_file(file) != record["sha256"]:
-            raise FormatError(f"{file}: its contents do not match the checksum in {path.name}: {remedy}")
+            # Without its manifest the output is missing, and only so is it made again: stages do not read every byte.
+            raise FormatError(
+                f"{file}: its contents do not match the checksum in {path.name}: delete {path}, then {remedy}"
+            )
 
 
 def output_state(

@@ -17,6 +17,7 @@ from infer.contract import (
     atomic_file,
     remove_stale_temporaries,
     temporary_path,
+    write_bytes,
     write_json,
     write_npy,
 )
@@ -32,6 +33,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise RuntimeError
     assert target.read_bytes() == before
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SmaltiError, match=r"folder: cannot be written: a folder of that name is in the way"):
+        write_bytes(tmp_path / "folder", b"x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SmaltiError, match=r"out: cannot be written: a file stands where a folder is needed"):
+        write_bytes(tmp_path / "file" / "out", b"x")
+    with (
+        pytest.raises(SmaltiError, match=r"out: cannot be written: a file stands where a folder is needed"),
+        atomic_dir(tmp_path / "file" / "out"),
+    ):
+        pass
 
 
 def test_json_has_the_same_bytes_whatever_the_order_of_keys(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "truncated, manifest knows": (_truncate, r"bands.npy: \d+ bytes, tile.json says \d+"),
     "truncated, no manifest": (_truncate_and_seal, r"bands.npy: not a readable .npy array"),
-    "one bit flipped": (_flip, r"bands.npy: its contents do not match the checksum in tile.json"),
+    "one bit flipped": (
+        _flip,
+        r"bands.npy: its contents do not match the checksum in tile.json: delete .*tile.json, then fetch",
+    ),
     "nine bands": (
         _rewrite("bands.npy", lambda x: x[..., :9]),
         r"bands.npy: axis 'b' has 9 entries, the ten bands has 10",

@@ -109,11 +109,14 @@ def test_a_busy_run_is_left_alone(tmp_path: Path, config: Config) -> None:
         run_stage(Toy(), Run(tmp_path), config, shard=Shard(1, 2))
 
 
-def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, config: Config) -> None:
+def test_what_stands_in_the_way_is_named(tmp_path: Path, config: Config) -> None:
     class Foldered(Toy):
         def units(self, run: Run, config: Config) -> list[Unit]:
             return [Unit("a", run.root / "toys" / "a.json", "toy", {})]
 
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(SmaltiError, match=r"a.json: is a folder where a file is needed: remove or rename it"):
+        run_stage(Toy(), Run(tmp_path), config)
     (tmp_path / "toys").write_text("")
     with pytest.raises(SmaltiError, match=r"toys: is a file where a folder is needed: remove or rename it"):
         run_stage(Foldered(), Run(tmp_path), config)
