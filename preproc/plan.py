@@ -28,7 +28,10 @@ from infer.contract.registry import registered_model
 from preproc.archive.catalogue import Harvest, SceneIndex, count_reasons, harvest, save_items, search_scenes
 from preproc.archive.hrefs import is_url, portable
 from preproc.archive.sources import Item
+from preproc.cluster.profile import load_profile
+from preproc.cluster.shards import choose_tasks
 from preproc.config import Config
+from preproc.dealing import dealt, neighbourly
 from preproc.estimate import Season, Work, estimate, season_of
 from preproc.grid import plan_tiles, utm_zones, zone_part
 from preproc.plan_text import render_plan
@@ -128,8 +131,20 @@ def _archive_of(run: Run) -> dict[str, Any]:
     return archive if isinstance(archive, dict) else {}
 
 
-def make_plan(config: Config, region: Region) -> tuple[list[Item], dict[str, Any]]:
+def _tasks(tiles: int, config: Config, folder: Path) -> int:
+    """How many shards `smalti submit` will choose: for so many, each shard is a patch of neighbours."""
+    profile = load_profile(config.site.profile, folder.absolute(), config.site)
+    jobs = [profile.kind(kind) for kind in ("fetch", "infer")]
+    return choose_tasks(tiles, config.tiles.size, [job for job in jobs if job.where == "batch"], profile.limits)
+
+
+def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item], dict[str, Any]]:
     """Cut the region, search the archive and reckon; writes nothing.
+
+    Args:
+        config: the settings.
+        region: what [region] names.
+        folder: the run directory, for a site profile that lies there.
 
     Returns:
         The items found, and the fields of plan.json.
@@ -139,8 +154,10 @@ def make_plan(config: Config, region: Region) -> tuple[list[Item], dict[str, Any
     """
     tiles = plan_tiles(region, config.tiles.size)
     sampled = _sample(tiles)
-    rows = [[tile.name, tile.epsg, tile.west, tile.north] for tile in tiles]
-    del tiles  # there may be a million
+    shards = _tasks(len(tiles), config, folder)
+    order = dealt(neighbourly(tiles), shards)
+    rows = [[tile.name, tile.epsg, tile.west, tile.north] for tile in (tiles[index] for index in order)]
+    del tiles, order  # there may be a million
     items = search_scenes(config, region)
     yielded = harvest(items, config)
     _check_scenes(yielded, config)
@@ -170,6 +187,7 @@ def make_plan(config: Config, region: Region) -> tuple[list[Item], dict[str, Any
             "least_tile": season.least_tile,
         },
         "shards": cost["shards"],
+        "neighbours_in_shards_of": shards,
         "estimate": cost["stages"],
         "warnings": _warnings(yielded, season, config),
     }
@@ -187,12 +205,11 @@ def describe_plan(run: Run) -> str:
 
 def dry_run(run: Run, config: Config) -> str:
     """What `smalti plan` would find and what the run would cost; searches the archive and writes nothing."""
-    del run
-    return render_plan(make_plan(config, load_region(config.region))[1])
+    return render_plan(make_plan(config, load_region(config.region), run.root)[1])
 
 
 def _write_plan(run: Run, config: Config, unit: Unit) -> None:
-    items, fields = make_plan(config, load_region(config.region))
+    items, fields = make_plan(config, load_region(config.region), run.root)
     run.plan.unlink(missing_ok=True)  # from here on the old plan no longer fits its items
     files = save_items(run, items)
     write_manifest(run.plan, "plan", inputs=unit.inputs, files=files, fields=fields)
