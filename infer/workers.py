@@ -18,7 +18,7 @@ import torch
 from infer.device import Device
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 28
+_KEPT_BYTES = 1 << 25
 
 
 def keep_freed_memory() -> None:
