@@ -4,7 +4,7 @@
 #   bash infer/checkpoints/train-demo.sh FLANDERS WORK
 #
 # FLANDERS: the folder of the real season (items.json, region.geojson); WORK: where everything goes (about 1 GB).
-# It can be stopped and started again. On one core it takes about half an hour; the result is WORK/student/student.pt.
+# It can be stopped and started again. It takes ten to thirty minutes on one core; the result is WORK/student/student.pt.
 set -euo pipefail
 flanders=$(realpath "${1:?the folder of the real season}") work=${2:?a folder to work in}
 python=${PYTHON:-.venv/bin/python}

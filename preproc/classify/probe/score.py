@@ -29,7 +29,7 @@ def predict(kind: Classifier, train_nc: Floats, code_n: NDArray[Any], test_nc: F
         return np.full(len(test_nc), known[0], np.int64)
     if kind == "linear":
         train_nc, test_nc = filled(train_nc, test_nc)
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, max_iter=400))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.02, tol=1e-3, max_iter=3000))
         model.fit(train_nc, code_n)
         return np.asarray(model.predict(test_nc), np.int64)
     boosted = fit(train_nc, code_n, _BOOST, seed)
