@@ -101,7 +101,7 @@ def test_training_lowers_the_loss_and_keeps_all_dimensions_alive(tiles: Path, tm
     done = pretrain(tmp_path / "out", tiles, *options)
     assert done.returncode == EXIT_OK, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
     assert records[-1]["effective_rank"] > 1.5
     assert records[-1]["spread_min"] > 1e-3
 
