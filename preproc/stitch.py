@@ -140,10 +140,9 @@ def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, dtype: Literal["floa
 
 def _check_space(folder: Path, zones: list[_ZoneFiles]) -> None:
     """Refuse early what cannot fit: a zone's pixels stand uncompressed on the disk for a while."""
-    folder.mkdir(parents=True, exist_ok=True)
     pixels = {zone.grid.label: sum(tile.size**2 for tile in zone.grid.tiles) for zone in zones}
     needed = max(scratch_bytes(pixels[zone.grid.label], zone.layer) for zone in zones)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     if free < needed:
         raise SmaltiError(
             f"{folder}: the mosaic needs {needed / 1e9:.1f} GB of free disk while it is written, "
