@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 PYTEST ?=
+WORKERS ?= auto
 
 # On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
 TORCH_INDEX ?=
@@ -16,7 +17,7 @@ demo: venv
 	@$(BIN)/smalti demo $(DEMO)
 
 test: venv
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 # A real Slurm, a real Apptainer and a real image on a Debian 12 machine; as root. TORCH_INDEX as above.
 test-cluster: venv
