@@ -168,6 +168,23 @@ def report(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_CLUSTER)
+def mirror(
+    run: RunArgument,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A folder (RUN/mirror), s3://, az://, gs:// or https:// (WebDAV)."),
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Whole files, not only the blocks that tiles need.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Verify the checksum of what was copied before.")] = False,
+) -> None:
+    """Copy what a planned run needs of the archive, with a catalogue, for nodes without internet."""
+    from preproc.config import load_config
+    from preproc.mirror import mirror as copy
+
+    print(copy(Run(run), load_config(Run(run)), target, whole=whole, deep=deep))
+
+
+@app.command(rich_help_panel=_CLUSTER)
 def submit(
     run: RunArgument,
     site: SiteOption = None,

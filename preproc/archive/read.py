@@ -1,6 +1,6 @@
 """Reading rasters onto a tile's grid: what is checked before a pixel is trusted, and what if one cannot be read.
 
-Rasters are opened here and nowhere else, local ones by GDAL directly, remote ones through the bytes that
+Rasters are opened here and by preproc.archive.extract, local ones by GDAL directly, remote ones through the bytes that
 preproc.archive.ranges fetches. Messages name the unsigned href, never a token.
 """
 
@@ -52,7 +52,7 @@ class Placed:
     """What the file declares."""
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """The file is not what it should be, as far as these bytes go."""
 
 
@@ -76,33 +76,34 @@ class Reader:
         """
         if not is_remote(href):
             try:
-                return _read_dataset(_local_name(href), None, targets, kind)
-            except _UnusableError as error:
+                return _read_dataset(local_name(href), None, targets, kind)
+            except UnusableError as error:
                 raise MissingDataError(f"{href}: {error}") from error
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with RemoteFile(self._client, href) as remote:
                     return _read_dataset(remote.path, remote, targets, kind)
-            except (_UnusableError, LayoutError) as error:
+            except (UnusableError, LayoutError) as error:
                 if attempt == ATTEMPTS:
                     raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
         raise AssertionError("the loop ends by return or raise")
 
 
-def _local_name(href: str) -> str:
+def local_name(href: str) -> str:
+    """The path of a local href."""
     parts = urlsplit(href)
     if parts.scheme == "file":
         return unquote(parts.path)
     if "://" in href:
-        raise _UnusableError(f"smalti does not read {parts.scheme}: addresses: use http(s), s3, gs or a path")
+        raise UnusableError(f"smalti does not read {parts.scheme}: addresses: use http(s), s3, gs or a path")
     return href
 
 
 def _read_dataset(name: str, remote: RemoteFile | None, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
     layout = None if remote is None else remote.layout()
     try:
-        with _open(name) as dataset:
-            grid, nodata = _grid(dataset, kind), dataset.nodata
+        with open_raster(name) as dataset:
+            grid, nodata = grid_of(dataset, kind), dataset.nodata
             placements = [place(grid, target, bilinear=kind.bilinear) for target in targets]
             whole = _union([placement.window for placement in placements])
             if whole is None:
@@ -112,20 +113,21 @@ def _read_dataset(name: str, remote: RemoteFile | None, targets: Sequence[Target
         if remote is not None and layout is not None:
             remote.ensure(layout.ranges(whole))
             # Opened again: what GDAL has buffered of the file may be older than the bytes that have just come.
-            with _open(name) as dataset:
+            with open_raster(name) as dataset:
                 pixels = _pixels(dataset, whole)
     except RasterioError as error:
         text = " ".join(str(error).split()).replace(name, "").strip(" :")
         if "No such file" in text:
-            raise _UnusableError("no such file") from error
-        raise _UnusableError(f"not a readable GeoTIFF, damaged or cut short ({text})") from error
+            raise UnusableError("no such file") from error
+        raise UnusableError(f"not a readable GeoTIFF, damaged or cut short ({text})") from error
     return [
         Placed(_on_target(placement, pixels, whole, target, kind), nodata)
         for placement, target in zip(placements, targets, strict=True)
     ]
 
 
-def _open(name: str) -> Any:
+def open_raster(name: str) -> Any:
+    """Open a local GeoTIFF; nothing of it is shared with other readers."""
     return rasterio.open(name, driver="GTiff", sharing=False)
 
 
@@ -155,21 +157,21 @@ def _on_target(
     return placement.bilinear(part) if kind.bilinear else placement.nearest(part)
 
 
-def _grid(dataset: Any, kind: BandKind) -> RasterGrid:
+def grid_of(dataset: Any, kind: BandKind) -> RasterGrid:
     """The grid of an open dataset, once it is what `kind` says."""
     if dataset.count != 1:
-        raise _UnusableError(f"has {dataset.count} bands, a {kind.name} has one: not the file that is meant")
+        raise UnusableError(f"has {dataset.count} bands, a {kind.name} has one: not the file that is meant")
     if dataset.dtypes[0] != kind.dtype:
-        raise _UnusableError(f"has {dataset.dtypes[0]} pixels, a {kind.name} has {kind.dtype}")
+        raise UnusableError(f"has {dataset.dtypes[0]} pixels, a {kind.name} has {kind.dtype}")
     if dataset.crs is None:
-        raise _UnusableError("has no coordinate reference system: its pixels cannot be placed")
+        raise UnusableError("has no coordinate reference system: its pixels cannot be placed")
     try:
         crs = _crs_text(dataset.crs.wkt)
     except CRSError as error:
-        raise _UnusableError(f"its coordinate reference system is not understood ({error})") from error
+        raise UnusableError(f"its coordinate reference system is not understood ({error})") from error
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
     if a * e - b * d == 0 or (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
-        raise _UnusableError("has no georeference: its pixels cannot be placed")
+        raise UnusableError("has no georeference: its pixels cannot be placed")
     return RasterGrid(crs, (a, b, c, d, e, f), dataset.height, dataset.width)
 
 
