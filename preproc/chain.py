@@ -7,6 +7,7 @@ from typing import cast
 from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, remove_stale_temporaries, stage_lock
 from preproc.config import Config
 from preproc.launch import run_engine
+from preproc.observed import cautions, observed
 from preproc.progress import say
 from preproc.stage import Outcome, Stage, StageFailedError, run_stage
 from preproc.stages import StageEntry, chain
@@ -20,10 +21,26 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
     """
     if entry.needs_labels and config.labels is None:
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
+    whole = shard is None or shard.whole
     if entry.name == "infer":
+        if whole:  # a task of an array says nothing: `smalti submit` has
+            _say_all(cautions(run))
         return run_engine(run, config, shard or Shard(), overwrite=force)
-    stage = entry.load(shard=shard is not None and not shard.whole)
-    return run_stage(cast(Stage, stage), run, config, shard=shard, force=force)
+    stage = cast(Stage, entry.load(shard=not whole))
+    if entry.name != "fetch" or not whole:
+        return run_stage(stage, run, config, shard=shard, force=force)
+    try:
+        outcome = run_stage(stage, run, config, force=force)
+    except StageFailedError:
+        _say_all(observed(run).lines())  # of the tiles that stand
+        raise
+    _say_all(observed(run).lines())
+    return outcome
+
+
+def _say_all(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:

@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from infer.contract import Run
+from infer.contract import Run, SmaltiError
 from preproc import status
 from preproc.cluster import view
 from preproc.cluster.tasks import QueueView, look_at_queue
 from preproc.config import Config
+from preproc.observed import Observed, observed
 
 _PROBLEMS = 20
 """Damaged or stale outputs that are listed a stage."""
@@ -27,6 +28,8 @@ class Overview:
     stages: list[status.StageStatus]
     queue: QueueView | None
     """None for a run that was never submitted."""
+    quality: Observed | None = None
+    """None while nothing is planned, or if a tile's quality record cannot be read."""
 
     @property
     def complete(self) -> bool:
@@ -44,7 +47,9 @@ class Overview:
         """For machines."""
         jobs = [] if self.queue is None else view.as_json(self.queue)
         note = "" if self.queue is None else self.queue.note
-        return {"complete": self.complete, "stages": status.as_json(self.stages), "jobs": jobs, "note": note}
+        quality = None if self.quality is None else self.quality.as_json()
+        stages = status.as_json(self.stages)
+        return {"complete": self.complete, "stages": stages, "quality": quality, "jobs": jobs, "note": note}
 
     def picture(self) -> RenderableType:
         """For people."""
@@ -52,6 +57,8 @@ class Overview:
         for entry in self.stages:
             problems = list(entry.problems.items())[:_PROBLEMS]
             parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
+        if self.quality is not None:
+            parts += [Text(line) for line in self.quality.lines()]
         if self.queue is not None:
             parts += [Text(), view.renderable(self.queue)]
         return Group(*parts)
@@ -67,7 +74,14 @@ def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
     """
     survey = status.Survey(run, config, checksums)
     queue = look_at_queue(survey)
-    return Overview(run, status.run_status(survey), queue)
+    return Overview(run, status.run_status(survey), queue, _quality(run))
+
+
+def _quality(run: Run) -> Observed | None:
+    try:
+        return observed(run)
+    except SmaltiError:
+        return None  # the stages say what is missing or broken
 
 
 def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> Overview:

@@ -28,6 +28,7 @@ from preproc.cluster.profile import Profile, load_profile, unmet_needs
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.shards import choose_tasks
 from preproc.config import Config
+from preproc.observed import cautions
 from preproc.progress import say
 from preproc.stage import StageFailedError
 from preproc.stages import chain, stage_named
@@ -238,6 +239,7 @@ def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) 
     for step in steps:
         if step.after:
             notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")
+    notes += cautions(run) if due.shards["infer"] else []
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
 
 
@@ -261,6 +263,7 @@ def _submit(
             f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
             f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
         )
+    warnings = cautions(run) if due.shards["infer"] else []
     scripts = _write_scripts(run, profile, steps, len(jobs))
     for path in scripts.values():
         slurm.test_only(path)
@@ -278,7 +281,7 @@ def _submit(
         write_ledger(run, jobs)
         number = f" [{step.script.array}]" if step.script.array is not None else ""
         lines.append(f"{step.name:<12} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
-    lines += [*cost_lines(profile, steps, due), f"look with `smalti status {run.root}`"]
+    lines += [*cost_lines(profile, steps, due), *warnings, f"look with `smalti status {run.root}`"]
     return "\n".join(lines)
 
 

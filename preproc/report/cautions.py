@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preproc.report.observations import FEW_CLEAR, Observations
+from preproc.observed import FEW_CLEAR
+from preproc.report.observations import Observations
 from preproc.report.sources import Sources
 
 FEW_GROUPS = 10

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_json, read_manifest
+from preproc.observed import FEW_CLEAR
 from preproc.report.sources import QUALITY_FILE
 
 STACKS = {
@@ -15,8 +16,6 @@ STACKS = {
     "s1_ascending": "Sentinel-1, ascending",
     "s1_descending": "Sentinel-1, descending",
 }
-FEW_CLEAR = 10
-"""A tile half of whose pixels have fewer clear Sentinel-2 observations is pointed out."""
 _REMEDY = "fetch this tile again"
 
 
