@@ -136,4 +136,6 @@ def test_the_region_mask_is_georeferenced(fetched: tuple[Tile, float], shared: P
     with rasterio.open(folder / "roi.tiff") as dataset:
         assert dataset.crs.to_epsg() == 32631
         assert dataset.transform == Affine(*tile.manifest["grid"]["transform"])
-        np.testing.assert_array_equal(dataset.read(1) > 0, region_of(shared / "data" / "flanders-2019", dataset.transform))
+        np.testing.assert_array_equal(
+            dataset.read(1) > 0, region_of(shared / "data" / "flanders-2019", dataset.transform)
+        )

@@ -68,7 +68,8 @@ def test_network_of_v1_0_agrees_with_the_reference(golden: Path, case: str):
     s2, s1 = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("s2", "s1"))
     with torch.inference_mode():
         pooled = [
-            network.encode(name, uniform_batch(x[..., :-1], x[..., -1], range(40))) for name, x in (("s2", s2), ("s1", s1))
+            network.encode(name, uniform_batch(x[..., :-1], x[..., -1], range(40)))
+            for name, x in (("s2", s2), ("s1", s1))
         ]
         found = network.fuse(pooled[0], pooled[1]).numpy()
     assert np.abs(found - np.load(folder / "expected.npy")).max() <= TOLERANCE
