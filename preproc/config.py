@@ -260,6 +260,8 @@ class Site(SiteSettings):
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes of local stages; 0: as many as CPUs are allotted."""
+    scratch: Annotated[str, Field(min_length=1)] | None = None
+    """Node-local disk on which fetch makes its tiles; $NAME is filled in on the node, for example $TMPDIR/smalti."""
 
     _resolve = field_validator("container", mode="before")(_absolute)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles
 from preproc.archive.catalogue import SceneIndex, load_scenes
@@ -19,6 +20,7 @@ from preproc.grid import region_mask
 from preproc.progress import say
 from preproc.region import Region, load_region
 from preproc.stage import Unit
+from preproc.staging import scratch_folder
 from preproc.tile.build import build_tiles
 from preproc.tile.job import Fingerprints, TileJob
 
@@ -59,7 +61,7 @@ class _Season:
         }
         return Unit(tile.name, run.tiles / tile.name / TILE_MANIFEST, "tile", inputs)
 
-    def job(self, unit: Unit) -> TileJob:
+    def job(self, unit: Unit, scratch: Path | None) -> TileJob:
         """What a tile is made from."""
         tile = self.tiles[unit.name]
         return TileJob(
@@ -72,6 +74,7 @@ class _Season:
             on_missing=self.config.archive.on_missing,
             source=self.config.archive.source,
             inputs=unit.inputs,
+            scratch=scratch,
         )
 
 
@@ -131,6 +134,7 @@ class FetchStage:
     def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
         """A function that fetches one tile, and with it those of its neighbours that are due as well."""
         season = _season(run, config)
+        scratch = scratch_folder(config.site.scratch)
         workers = config.archive.workers
         groups: dict[tuple[int, int, int], list[Unit]] = {}
         for unit in self._due:
@@ -148,7 +152,7 @@ class FetchStage:
                 if unit.name not in results:
                     units = groups.pop(group_key(season.tiles[unit.name]), [])
                     units = units if unit in units else [unit]
-                    jobs = [season.job(member) for member in units]
+                    jobs = [season.job(member, scratch) for member in units]
                     errors = build_tiles(jobs, reader, pool, workers, _Teller(len(units)))
                     results.update({member.name: errors.get(member.name) for member in units})
                 error = results.pop(unit.name)

@@ -35,6 +35,8 @@ class TileJob:
     """[archive] source."""
     inputs: Mapping[str, Any]
     """Fingerprint for the manifest."""
+    scratch: Path | None = None
+    """Where the tile is made, if not beside its place."""
 
 
 def data_source(scenes: Sequence[Scene]) -> str:

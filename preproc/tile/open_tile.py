@@ -18,10 +18,10 @@ from infer.contract import (
     TILE_ARRAYS,
     TILE_MANIFEST,
     SmaltiError,
-    atomic_dir,
     write_manifest,
 )
 from preproc.archive.placement import Target
+from preproc.staging import staged_dir
 from preproc.tile.job import TileJob, data_source
 from preproc.tile.mosaic import Observation, bounding_box, missing_assets, observations
 from preproc.tile.quality import QualityCounter, write_quality
@@ -80,7 +80,7 @@ class OpenTile:
     def begin(self) -> None:
         """Make the temporary folder and start the files."""
         try:
-            self._folder = self._stack.enter_context(atomic_dir(self.job.folder))
+            self._folder = self._stack.enter_context(staged_dir(self.job.folder, self.job.scratch))
             for names in _ARRAYS.values():
                 for name in names:
                     spec = TILE_ARRAYS[name]
