@@ -21,6 +21,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     cached_checkpoint,
+    read_manifest,
     registered_model,
     sha256_file,
 )
@@ -144,6 +145,18 @@ def _source(
     return "v1.0", "mpc"
 
 
+def expected_sha256(registered: RegisteredModel, path: Path) -> str | None:
+    """The checksum that a registered model's file must have: the published one, else the one at its first fetch."""
+    if registered.sha256 is not None:
+        return registered.sha256
+    record = path.parent / f"{registered.name}.json"  # written by `smalti weights fetch`
+    if not record.is_file():
+        return None
+    manifest = read_manifest(record, "weights", remedy="delete it and fetch the weights again")
+    digest = manifest["files"].get(path.name, {}).get("sha256")
+    return None if digest is None else str(digest)
+
+
 def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, heads: int | None = None) -> Checkpoint:
     """Read a checkpoint without running anything in it.
 
@@ -158,10 +171,11 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
     if not path.is_file():
         raise SmaltiError(f"{path}: no such checkpoint")
     sha256 = sha256_file(path)
-    if registered is not None and registered.sha256 not in (None, sha256):
+    expected = None if registered is None else expected_sha256(registered, path)
+    if registered is not None and expected not in (None, sha256):
         raise FormatError(
-            f"{path}: SHA-256 {sha256[:12]}…, the published {registered.name} has {str(registered.sha256)[:12]}…: "
-            f"run `smalti weights fetch {registered.name}` again"
+            f"{path}: its SHA-256 is {sha256[:12]}..., that of {registered.name} is {str(expected)[:12]}...: "
+            f"run `smalti weights verify` and fetch it again"
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     family, state, settings = _recognise(path, content)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from infer.contract import DEMO_CHECKPOINT, ModelJob, Run, SmaltiError, cached_checkpoint, registered_model
+from infer.contract import (
+    DEMO_CHECKPOINT,
+    ModelJob,
+    Run,
+    SmaltiError,
+    cache_path,
+    cached_checkpoint,
+    registered_model,
+    write_manifest,
+)
 from infer.make_demo import make_demo, random_student
 from infer.model import build_network, read_architecture
 from infer.safetensors import read_safetensors
@@ -137,6 +146,19 @@ def test_weights_that_are_not_fetched_are_asked_for(monkeypatch, tmp_path):
         cached_checkpoint("tessera-v1.1-mpc")
     with pytest.raises(SmaltiError, match="is not known"):
         cached_checkpoint("tessera-v9")
+
+
+def test_fetched_weights_that_changed_are_refused(monkeypatch, tmp_path, student):
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "weights"))
+    model = registered_model("tessera-v2-nano")
+    path = cache_path(model.name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(student.read_bytes())
+    write_manifest(path.parent / f"{model.name}.json", "weights", inputs={}, files=[path])
+    assert load_checkpoint(cached_checkpoint(model.name), model).name == model.name
+    torch.save({"args": SETTINGS, "model": random_student(SETTINGS, 4)}, path)
+    with pytest.raises(SmaltiError, match="smalti weights verify"):
+        load_checkpoint(cached_checkpoint(model.name), model)
 
 
 def test_a_job_names_a_model_or_a_file(student, tmp_path):
