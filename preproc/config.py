@@ -107,6 +107,13 @@ class Archive(_Section):
     """Archive that a static copy was made from: decides which checkpoints fit. None: told from the items."""
     workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Reads in flight per process."""
+    max_per_host: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Of them at most this many from one server; None: no further limit."""
+
+    @property
+    def connections(self) -> int:
+        """Connections that a process opens to one server."""
+        return min(self.workers, self.max_per_host or self.workers)
 
     @field_validator("href", mode="before")
     @classmethod

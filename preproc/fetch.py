@@ -143,7 +143,7 @@ class FetchStage:
         """Made along with a neighbour: what went wrong, or None."""
         with (
             gdal_settings(),
-            RangeClient(make_signer(run, config), connections=workers) as client,
+            RangeClient(make_signer(run, config), connections=config.archive.connections) as client,
             ThreadPoolExecutor(workers, thread_name_prefix="read") as pool,
         ):
             reader = Reader(client)

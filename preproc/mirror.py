@@ -153,7 +153,7 @@ def _copy_all(
     with (
         gdal_settings(),
         tempfile.TemporaryDirectory(prefix="smalti-mirror-") as scratch,
-        RangeClient(make_signer(run, config), connections=workers) as client,
+        RangeClient(make_signer(run, config), connections=config.archive.connections) as client,
         ThreadPoolExecutor(workers, thread_name_prefix="mirror") as pool,
         progress("mirror", len(assets), "assets") as bar,
     ):

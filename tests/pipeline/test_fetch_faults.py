@@ -280,3 +280,16 @@ def test_a_full_disk_leaves_no_half_tile(season: TinyArchive, tmp_path: Path, mo
         stage(run, config)
     assert sum((run.tiles / tile.name).exists() for tile in planned_tiles(run)) == 3
     assert not list(run.tiles.glob(".*"))
+
+
+def test_a_server_is_asked_for_no_more_at_once_than_it_may_be(
+    season: TinyArchive, tmp_path: Path, clean: dict[str, list[np.ndarray]]
+) -> None:
+    for limit, archive in ((2, "workers = 8\nmax_per_host = 2"), (8, "workers = 8")):
+        server = RangeServer(serve_folder(season.folder), latency_s=0.02)
+        with server.running():
+            run, config = prepared(season, tmp_path / f"run-{limit}", server.url, archive=archive)
+            stage(run, config)
+        assert server.tally.most_in_flight <= limit
+        assert server.tally.most_in_flight > limit / 2
+        assert_same(arrays(run), clean)
