@@ -62,6 +62,7 @@ class Device:
         """Make it the calling thread's current accelerator (kernels compiled at run time need that)."""
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in float32
         elif self.torch_device.type == "xpu":
             torch.xpu.set_device(self.torch_device)
 

@@ -23,7 +23,8 @@ _CPU_POOLED_BYTES = 128 << 20
 _GPU_POOLED_BYTES = 1 << 30
 _CPU_OBSERVATIONS = 1 << 22
 _GPU_OBSERVATIONS = 1 << 26
-_FUSED_PIXELS = 4096
+_CPU_FUSED_PIXELS = 4096
+_GPU_FUSED_PIXELS = 1 << 16
 
 
 class InterruptedTileError(SmaltiError):
@@ -134,16 +135,17 @@ class TileWork:
         s1_pd = self._pooled("s1", block, active)
         rows = torch.from_numpy(np.flatnonzero(active)).to(s2_pd.device)
         fused = torch.empty(len(rows), product.values_pc.shape[1], device=s2_pd.device)
+        step = _CPU_FUSED_PIXELS if self._machinery.device.on_cpu else _GPU_FUSED_PIXELS
 
         def fuse(start: int) -> Callable[[], None]:
             def task() -> None:
-                part = rows[start : start + _FUSED_PIXELS]
+                part = rows[start : start + step]
                 whole = network.fuse(s2_pd.index_select(0, part), s1_pd.index_select(0, part))
-                fused[start : start + _FUSED_PIXELS] = whole[:, : fused.shape[1]]
+                fused[start : start + step] = whole[:, : fused.shape[1]]
 
             return task
 
-        self._machinery.workers.run(fuse(start) for start in range(0, len(rows), _FUSED_PIXELS))
+        self._machinery.workers.run(fuse(start) for start in range(0, len(rows), step))
         places = rows + block.start
         self._check(fused, places)
         product.put(places, fused, self._machinery.rounding)
