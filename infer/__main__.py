@@ -83,7 +83,7 @@ class Work:
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
-        if name in REGISTRY and not Path(name).exists():
+        if name in REGISTRY and not Path(name).is_file():  # a folder `demo` is no checkpoint
             return load_checkpoint(cached_checkpoint(name), registered_model(name), heads=self.heads)
         return load_checkpoint(Path(name), heads=self.heads)
 

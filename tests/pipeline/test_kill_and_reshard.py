@@ -51,9 +51,13 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(
     moments = random.Random(20)
     killed = 0
     for stage in STAGES:
+        longest = seconds[stage]
         for _ in range(KILLS_PER_STAGE):
-            # The first third is the interpreter and its imports; kills are meant for the work.
-            killed += _kill_after(command(stage, root), seconds[stage] * moments.uniform(0.3, 1.0))
+            # The first part is the interpreter and its imports; kills are meant for the work. How fast the machine is
+            # changes while tests run beside each other, so a stage that was quicker is given less time.
+            while not _kill_after(command(stage, root, "--force"), longest * moments.uniform(0.3, 1.0)):
+                longest *= 0.6
+            killed += 1
         smalti(stage, root)
     assert killed >= 20
     smalti("run", root)
