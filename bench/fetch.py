@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path[0] = str(ROOT)  # not bench/, whose infer.py would hide the package
 TEN = ("B04", "B02", "B03", "B08")
 TWENTY = ("B8A", "B05", "B06", "B07", "B11", "B12")
 EPSG, WEST, NORTH, SIZE = 32631, 573440, 5626880, 512
@@ -249,7 +250,6 @@ class _Bytes:
 
 def needed_bytes(folder: Path, dates: int, side: int) -> int:
     """Compressed size of the blocks that hold the pixels that smalti uses."""
-    sys.path.insert(0, str(ROOT))
     from preproc.archive.layout import LEADER, read_layout
     from preproc.archive.placement import SourceWindow
 
@@ -271,8 +271,10 @@ def measure(python: str, name: str, folder: Path, dates: int, side: int, workers
         task = json.dumps([name, base, dates, side, workers])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [python, __file__, "--contend", task], env=environment, check=True, capture_output=True, text=True
+            [python, __file__, "--contend", task], env=environment, check=False, stdout=subprocess.PIPE, text=True
         )
+        if done.returncode:
+            sys.exit(f"bench/fetch: {name} failed, see above")
         wall, cpu, memory = json.loads(done.stdout.splitlines()[-1])
         received, requests = tally()
     return {"wall": wall, "cpu": cpu, "memory": memory, "bytes": received, "requests": requests}

@@ -18,6 +18,8 @@ from preproc.archive.placement import SourceWindow
 _WIDTH, _HEIGHT, _SAMPLES, _ROWS_PER_STRIP, _PLANAR = 256, 257, 277, 278, 284
 _STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS = 273, 279, 324, 325
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_PIXEL_TAGS = (_WIDTH, _HEIGHT, 258, _SAMPLES, _PLANAR, 339, 33550, 33922, 34264, 34735, 34736, 34737, 42113)
+"""What says how pixels are stored and where they lie: sizes, bits, sample format, georeference, nodata."""
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 """TIFF type of whole numbers -> numpy's."""
 _ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
@@ -56,6 +58,8 @@ class BlockLayout:
     """First byte of each block."""
     counts: NDArray[np.uint64]
     """Compressed bytes of each block; 0 for blocks that the file leaves out."""
+    pixel_tags: tuple[tuple[int, bytes], ...] = ()
+    """The raw tags that say what the pixels are and where they lie: equal for files of equal type and grid."""
 
     def ranges(self, window: SourceWindow) -> list[tuple[int, int]]:
         """First byte and the one after the last of every block that touches a window, leaders included."""
@@ -101,6 +105,11 @@ class _Directory:
             raise LayoutError(f"tag {tag} has type {kind} and {count} values")
         dtype = np.dtype(_TYPES[kind]).newbyteorder(self.order)
         return np.frombuffer(self.source.read(position, position + count * dtype.itemsize), dtype).astype(np.uint64)
+
+    def raw(self, tag: int) -> bytes:
+        """The bytes of a tag's values."""
+        kind, count, position = self.entries[tag]
+        return self.source.read(position, position + count * _SIZES.get(kind, 1))
 
     def value(self, tag: int, default: int | None = None) -> int:
         """The first value of a tag."""
@@ -155,4 +164,6 @@ def _layout(directory: _Directory) -> BlockLayout:
         blocks *= directory.value(_SAMPLES, 1)
     if not len(offsets) == len(counts) == blocks:
         raise LayoutError(f"{len(offsets)} offsets and {len(counts)} sizes for {blocks} blocks")
-    return BlockLayout(height, width, block_height, block_width, offsets, counts)
+    tags = tuple((tag, directory.raw(tag)) for tag in _PIXEL_TAGS if tag in directory.entries)
+    order = (0, directory.order.encode())
+    return BlockLayout(height, width, block_height, block_width, offsets, counts, (order, *tags))

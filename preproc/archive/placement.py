@@ -153,7 +153,9 @@ class _Aligned(Placement):
         total = self._weigh(source_yx.astype(np.uint32))
         if self._covered and source_yx.all():  # the usual case: every weight counts, and their sum is a constant
             whole = (2 * self._rows.factor) ** 2
-            return ((total + whole // 2) // whole).astype(np.uint16)
+            total += np.uint32(whole // 2)
+            total //= np.uint32(whole)
+            return total.astype(np.uint16)
         weight = self._weigh((source_yx > 0).astype(np.uint32))
         values = _divide_half_up(total, weight)
         values[self.nearest(source_yx) == 0] = 0
@@ -161,12 +163,22 @@ class _Aligned(Placement):
 
     def _weigh(self, values_yx: NDArray[np.uint32]) -> NDArray[np.uint32]:
         assert self.window is not None
-        lower, upper, lower_weight, upper_weight = self._rows.linear()
-        lower, upper = self._within(lower, self.window.row, values_yx.shape[0], upper)
-        rows: NDArray[np.uint32] = values_yx[lower] * lower_weight[:, None] + values_yx[upper] * upper_weight[:, None]
+        # Columns first, because the window has fewer rows than the target; in place, because this is called for every
+        # 20 m band of every date.
         left, right, left_weight, right_weight = self._columns.linear()
         left, right = self._within(left, self.window.column, values_yx.shape[1], right)
-        weighed: NDArray[np.uint32] = rows[:, left] * left_weight + rows[:, right] * right_weight
+        columns = values_yx.take(left, axis=1)
+        columns *= left_weight
+        other = values_yx.take(right, axis=1)
+        other *= right_weight
+        columns += other
+        lower, upper, lower_weight, upper_weight = self._rows.linear()
+        lower, upper = self._within(lower, self.window.row, values_yx.shape[0], upper)
+        weighed = columns.take(lower, axis=0)
+        weighed *= lower_weight[:, None]
+        other = columns.take(upper, axis=0)
+        other *= upper_weight[:, None]
+        weighed += other
         return weighed
 
     @staticmethod

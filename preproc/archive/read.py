@@ -7,7 +7,8 @@ preproc.archive.ranges fetches. Messages name the unsigned href, never a token.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -61,6 +62,7 @@ class Reader:
 
     def __init__(self, client: RangeClient) -> None:
         self._client = client
+        self._known: dict[Any, _Described] = {}
 
     def read(self, href: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
         """Read the pixels of one raster that fall on some targets; each byte of the file is fetched once for all.
@@ -76,13 +78,13 @@ class Reader:
         """
         if not is_remote(href):
             try:
-                return _read_dataset(local_name(href), None, targets, kind)
+                return _read_local(local_name(href), targets, kind)
             except UnusableError as error:
                 raise MissingDataError(f"{href}: {error}") from error
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with RemoteFile(self._client, href) as remote:
-                    return _read_dataset(remote.path, remote, targets, kind)
+                    return _read_remote(remote, self._known, targets, kind)
             except (UnusableError, LayoutError) as error:
                 if attempt == ATTEMPTS:
                     raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
@@ -99,29 +101,76 @@ def local_name(href: str) -> str:
     return href
 
 
-def _read_dataset(name: str, remote: RemoteFile | None, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
-    layout = None if remote is None else remote.layout()
+def _read_local(name: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+    with _opened(name) as dataset:
+        described = _describe(dataset, kind)
+        return _cut(described, targets, kind, lambda window: _pixels(dataset, window))
+
+
+def _read_remote(
+    remote: RemoteFile, known: dict[Any, _Described], targets: Sequence[Target], kind: BandKind
+) -> list[Placed]:
+    """Fetch the header, then the blocks.
+
+    Args:
+        remote: the file.
+        known: what was found in files with the same tags, to be looked up and added to: a season's files of one band
+            have one grid, and opening a file costs GDAL as much as decoding a block.
+        targets: where to.
+        kind: what the raster must be.
+    """
+    layout = remote.layout()
+    key = (kind.name, layout.pixel_tags)
+    described = known.get(key)
+    if described is None:
+        with _opened(remote.path) as dataset:
+            described = known[key] = _describe(dataset, kind)
+
+    def fetch(window: SourceWindow) -> NDArray[Any]:
+        remote.ensure(layout.ranges(window))
+        # Opened anew: what GDAL has buffered of the file may be older than the bytes that have just come.
+        with _opened(remote.path) as dataset:
+            return _pixels(dataset, window)
+
+    return _cut(described, targets, kind, fetch)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    """An open dataset; what GDAL cannot do with it is said without GDAL's name for it."""
     try:
         with open_raster(name) as dataset:
-            grid, nodata = grid_of(dataset, kind), dataset.nodata
-            placements = [place(grid, target, bilinear=kind.bilinear) for target in targets]
-            whole = _union([placement.window for placement in placements])
-            if whole is None:
-                return [Placed(np.zeros((t.height, t.width), kind.dtype), nodata) for t in targets]
-            if remote is None or layout is None:
-                pixels = _pixels(dataset, whole)
-        if remote is not None and layout is not None:
-            remote.ensure(layout.ranges(whole))
-            # Opened again: what GDAL has buffered of the file may be older than the bytes that have just come.
-            with open_raster(name) as dataset:
-                pixels = _pixels(dataset, whole)
+            yield dataset
     except RasterioError as error:
         text = " ".join(str(error).split()).replace(name, "").strip(" :")
         if "No such file" in text:
             raise UnusableError("no such file") from error
         raise UnusableError(f"not a readable GeoTIFF, damaged or cut short ({text})") from error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a file's header says."""
+
+    grid: RasterGrid
+    nodata: float | None
+
+
+def _describe(dataset: Any, kind: BandKind) -> _Described:
+    return _Described(grid_of(dataset, kind), dataset.nodata)
+
+
+def _cut(
+    described: _Described, targets: Sequence[Target], kind: BandKind, read: Callable[[SourceWindow], NDArray[Any]]
+) -> list[Placed]:
+    """The pixels of each target; `read` is called once, for the smallest window that holds all of them."""
+    placements = [place(described.grid, target, bilinear=kind.bilinear) for target in targets]
+    whole = _union([placement.window for placement in placements])
+    if whole is None:
+        return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata) for t in targets]
+    pixels = read(whole)
     return [
-        Placed(_on_target(placement, pixels, whole, target, kind), nodata)
+        Placed(_on_target(placement, pixels, whole, target, kind), described.nodata)
         for placement, target in zip(placements, targets, strict=True)
     ]
 

@@ -22,6 +22,7 @@ FULL_SCALE = 60
 """Clear observations at the bright end of the picture's colours, the same for all tiles."""
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Dark violet to yellow, evenly spaced, legible to the colour-blind."""
+_OUTSIDE = 255
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -78,16 +79,22 @@ def _reasons(record: StackRecord) -> dict[str, int]:
 
 
 def picture(counter: QualityCounter, inside_hw: NDArray[np.uint8]) -> bytes:
-    """PNG of the clear Sentinel-2 observations per pixel: dark = none, bright = FULL_SCALE or more, clear = outside."""
-    share_hw = np.minimum(counter.counts_hw["s2"] / FULL_SCALE, 1)
+    """PNG of the clear Sentinel-2 observations per pixel: dark = none, bright = FULL_SCALE or more, clear = outside.
+
+    A palette gives the colours: the value of a pixel is its count (at most 254; 255 = outside the region).
+    """
+    counts_hw = np.minimum(counter.counts_hw["s2"], _OUTSIDE - 1).astype(np.uint8)
+    counts_hw[inside_hw == 0] = _OUTSIDE
+    shares = np.minimum(np.arange(_OUTSIDE) / FULL_SCALE, 1)
     stops = np.linspace(0, 1, len(_COLOURS))
-    channels = [np.interp(share_hw, stops, colour) for colour in np.array(_COLOURS).T]
-    channels.append(np.where(inside_hw > 0, 255.0, 0.0))
+    channels = np.round([np.interp(shares, stops, colour) for colour in np.array(_COLOURS).T]).astype(int)
+    palette = {count: (*channels[:, count].tolist(), 255) for count in range(_OUTSIDE)}
     height, width = inside_hw.shape
     with MemoryFile() as memory:
-        options = {"dtype": "uint8", "count": 4, "height": height, "width": width, "transform": Affine.scale(10, -10)}
+        options = {"dtype": "uint8", "count": 1, "height": height, "width": width, "transform": Affine.scale(10, -10)}
         with memory.open(driver="PNG", **options) as dataset:
-            dataset.write(np.round(channels).astype(np.uint8))
+            dataset.write(counts_hw, 1)
+            dataset.write_colormap(1, palette | {_OUTSIDE: (0, 0, 0, 0)})
         return bytes(memory.read())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,9 +40,18 @@ def scaled_db(power_hw: NDArray[np.float32], nodata: float | None) -> NDArray[np
     20, not 10: the training pipeline treats the value as an amplitude. Computed in float64, so that truncation does
     not depend on the processor's float32 logarithm.
     """
-    present = np.isfinite(power_hw) & (power_hw > 0)
+    present = np.isfinite(power_hw)
+    present &= power_hw > 0
     if nodata is not None and not np.isnan(nodata):
         present &= power_hw != np.float32(nodata)
-    power: NDArray[Any] = np.where(present, power_hw, np.float32(1)).astype(np.float64)
-    scaled = np.clip((20.0 * np.log10(power) + 50.0) * 200.0, 0.0, 32767.0)
-    return np.where(present, scaled, 0.0).astype(np.int16)
+    # In place: this is called for every Sentinel-1 band of every date.
+    scaled = np.ones(power_hw.shape, np.float64)
+    np.copyto(scaled, power_hw, where=present)
+    np.log10(scaled, out=scaled)
+    scaled *= 20.0
+    scaled += 50.0
+    scaled *= 200.0
+    np.clip(scaled, 0.0, 32767.0, out=scaled)
+    result = scaled.astype(np.int16)
+    result *= present
+    return result

@@ -164,10 +164,13 @@ def test_one_tile_fails_for_good(fetched: Campaign, expected: dict[str, str]) ->
 
 
 def test_a_full_disk(fetched: Campaign, expected: dict[str, str]) -> None:
-    """No room for embeddings: said in one line, nothing half-written counts, and with room the bytes are the same."""
+    """No room for embeddings: said in one line, nothing half-written counts, and with room the bytes are the same.
+
+    Nine tiles take 20 MB. There is room for five: all that are written at once at first, four tasks side by side, fit.
+    """
     embeddings = fetched.root / "embeddings"
     embeddings.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(embeddings)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(embeddings)], check=True)
     try:
         fetched.submit()
         fetched.finished()

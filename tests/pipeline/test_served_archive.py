@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -284,11 +285,12 @@ def test_sprinkled_faults_are_the_same_in_every_run() -> None:
 
 
 def children() -> set[int]:
-    """Processes that serve items, by the kernel's own word (ps cuts long lines, and may not be there)."""
+    """Our processes that serve items, by the kernel's own word (ps cuts long lines, and may not be there)."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if re.search(rb"rustac\x00serve", path.read_bytes()):
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and re.search(rb"rustac\x00serve", path.read_bytes()):
                 found.add(int(path.parent.name))
     return found
 
