@@ -19,9 +19,11 @@ TASKS = 6
 
 def test_the_whole_chain_gives_the_bytes_of_local_mode(workshop: Path, image: Path, tmp_path: Path) -> None:
     """Two partitions, six shards, containers; jobs inherit an environment that would break anything it reached."""
-    local = make_campaign(workshop / "local", workshop, image, labels=True)
+    scratch = Path.home() / ".smalti-cluster-test"  # $HOME is what both modes know; the report shows run.toml
+    local = make_campaign(workshop / "local", workshop, image, labels=True, scratch=f"$HOME/{scratch.name}")
     smalti("run", local.root)
-    campaign = make_campaign(workshop / "whole", workshop, image, labels=True)
+    scratch.rmdir()
+    campaign = make_campaign(workshop / "whole", workshop, image, labels=True, scratch=f"$HOME/{scratch.name}")
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise SystemExit('another numpy')\n")
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('another site')\n")
@@ -34,6 +36,7 @@ def test_the_whole_chain_gives_the_bytes_of_local_mode(workshop: Path, image: Pa
     status = campaign.status()
     assert status["complete"], campaign.log("classify") + str(status)
     assert digest(campaign.root) == digest(local.root)
+    scratch.rmdir()  # it was used, and nothing is left there
     counts = {job["kind"]: job["counts"]["done"] for job in status["jobs"]}
     assert counts == {"fetch": TASKS, "infer": TASKS, "stitch": 1, "classify": 1}
     partitions = slurm("sacct", "-X", "-n", "-P", "--format=Partition", f"--jobs={campaign.ids()['infer']}").split()
@@ -189,6 +192,7 @@ def test_a_full_disk(fetched: Campaign, expected: dict[str, str]) -> None:
 
 def test_cancel_keeps_what_is_complete(fetched: Campaign, expected: dict[str, str]) -> None:
     fetched.submit()
+    stop_engine(fetched, 2)  # so that jobs are still queued when the others are done
     await_that(lambda: fetched.job("infer")["counts"]["done"] > 0, "one task to be done")
     assert "jobs of this run are queued" in smalti("submit", fetched.root, check=False).stderr
     assert "cancelled" in smalti("cancel", fetched.root).stdout
