@@ -28,6 +28,7 @@ from infer.contract import (
     planned_tiles,
     read_model_job,
     registered_model,
+    scratch_folder,
     stage_lock,
 )
 from infer.device import accelerator_count, choose_device
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
     )
     parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
+    parser.add_argument(
+        "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make complete embeddings again, too")
     parser.add_argument("--self-test", action="store_true", help="device found, parity, speed, free memory")
     parser.add_argument("--member", metavar="K/N", help=argparse.SUPPRESS)  # one of several processes, see infer.fleet
@@ -88,12 +92,18 @@ class Work:
         return load_checkpoint(Path(name), heads=self.heads)
 
 
+def _scratch(arguments: argparse.Namespace) -> Path | None:
+    return scratch_folder(arguments.scratch)
+
+
 def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
     tasks = [TileTask(tile.name, run.tiles / tile.name, True) for tile in planned_tiles(run)]
     job = read_model_job(run)
-    settings = Settings(run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch)
+    settings = Settings(
+        run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)
+    )
     return Work(tasks, settings, job, run, None, arguments.compile)
 
 
@@ -110,7 +120,9 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
     tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
     job = ModelJob(None, arguments.checkpoint, arguments.output, arguments.dim, arguments.precision)
-    settings = Settings(arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch)
+    settings = Settings(
+        arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch, _scratch(arguments)
+    )
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
 

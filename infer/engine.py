@@ -18,7 +18,7 @@ from infer.prepare import LoadedTile, Multiplicities, load_tile
 from infer.tilework import Machinery, Product, TileWork, Watch
 from infer.transfer import Transfer
 from infer.weights import Checkpoint
-from infer.workers import Workers
+from infer.workers import Workers, arrange_host_memory
 
 SEMANTICS = 1
 """Version of the engine's arithmetic: outputs made by another version are made again."""
@@ -75,6 +75,8 @@ class Engine:
         """
         self.checkpoint = checkpoint
         self.device = device
+        if device.on_cpu:
+            arrange_host_memory()
         device.activate()
         network = build_network(checkpoint)
         self.architecture = network.architecture

@@ -26,8 +26,8 @@ class ModalityData:
     """One modality of a tile on the device."""
 
     modality: Modality
-    raw_xc: torch.Tensor
-    """(T * H * W, C) int16, dates first; unsigned bits for Sentinel-2."""
+    stacks_xc: tuple[torch.Tensor, ...]
+    """One or two stacks of dates, each (T * H * W, C) int16, dates first; unsigned bits for Sentinel-2."""
     valid_tp: torch.Tensor
     """(T, H * W) bool."""
     days_t: torch.Tensor
@@ -39,8 +39,34 @@ class ModalityData:
 
     @property
     def dates(self) -> int:
-        """T."""
+        """T, over all stacks."""
         return int(self.valid_tp.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays are."""
+        return self.valid_tp.device
+
+    @property
+    def bands(self) -> int:
+        """C."""
+        return int(self.stacks_xc[0].shape[1])
+
+    def _gather(self, dates_n: torch.Tensor, pixels_n: torch.Tensor) -> torch.Tensor:
+        """(N, C) int16 of the observations; from two stacks without joining them, which would copy both."""
+        pixels = self.valid_tp.shape[1]
+        taken, before = None, 0
+        for stack in self.stacks_xc:
+            dates = len(stack) // pixels
+            if dates == 0:
+                continue
+            inside = (dates_n - before).clamp_(0, dates - 1)
+            found = stack.index_select(0, inside.mul_(pixels).add_(pixels_n))
+            taken = found if taken is None else torch.where((dates_n < before)[:, None], taken, found)
+            before += dates
+        if taken is None:
+            raise ValueError("observations of a modality that has no dates")
+        return taken
 
     def batch(self, dates_n: torch.Tensor, pixels_n: torch.Tensor, segments: list[Segment], budget: int) -> TokenBatch:
         """The observations (date, pixel), standardised, padded to one of the sizes for this budget."""
@@ -51,7 +77,7 @@ class ModalityData:
         return TokenBatch(values, days, tuple(segments), segments[-1].first + segments[-1].pixels)
 
     def _tokens(self, dates_n: torch.Tensor, pixels_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        taken = self.raw_xc.index_select(0, dates_n * self.valid_tp.shape[1] + pixels_n)
+        taken = self._gather(dates_n, pixels_n)
         values = taken.to(torch.int32).bitwise_and_(0xFFFF).float() if self.modality == "s2" else taken.float()
         if self.mean_tc.shape[0] == 1:
             values = values.sub_(self.mean_tc).div_(self.std_tc)
@@ -77,19 +103,19 @@ def _load_modalities(
     mean, std = _statistics([(normalisation.s2, dates)], device)
     s2 = ModalityData(
         "s2",
-        transfer.upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, len(BANDS)),
-        transfer.upload(tile.masks_thw).view(dates, pixels).ne(0),
+        (transfer.upload(tile.bands_thwb.view(np.int16)).view(dates * pixels, len(BANDS)),),
+        transfer.upload(tile.masks_thw).view(torch.bool).view(dates, pixels),
         torch.from_numpy(tile.doys_t.astype(np.int64)).to(device),
         mean,
         std,
     )
     stacks = [transfer.upload(stack) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]
     counts = [int(stack.shape[0]) for stack in stacks]
-    raw = torch.cat(stacks).view(sum(counts) * pixels, len(SAR_BANDS))
     mean, std = _statistics([(normalisation.asc, counts[0]), (normalisation.desc, counts[1])], device)
     days = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(np.int64)
-    valid = raw.view(torch.int32).ne(0).view(sum(counts), pixels)  # VV and VH are two halves of one int32
-    return s2, ModalityData("s1", raw, valid, torch.from_numpy(days).to(device), mean, std)
+    flat = tuple(stack.view(n * pixels, len(SAR_BANDS)) for stack, n in zip(stacks, counts, strict=True))
+    valid = torch.cat([stack.view(torch.int32).ne(0) for stack in flat])  # VV and VH are two halves of one int32
+    return s2, ModalityData("s1", flat, valid.view(sum(counts), pixels), torch.from_numpy(days).to(device), mean, std)
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,7 @@ def load_tile(tile: Tile, normalisation: Normalisation, transfer: Transfer, devi
     with torch.inference_mode(), transfer.loading():
         s2, s1 = _load_modalities(tile, normalisation, transfer, device)
         for data in (s2, s1):
-            transfer.hand_over(data.raw_xc, data.valid_tp, data.days_t, data.mean_tc, data.std_tc)
+            transfer.hand_over(*data.stacks_xc, data.valid_tp, data.days_t, data.mean_tc, data.std_tc)
         counts = {data.modality: data.valid_tp.sum(dim=0, dtype=torch.int16).cpu().numpy() for data in (s2, s1)}
     return LoadedTile(tile, {"s2": s2, "s1": s1}, counts, (counts["s2"] > 0) | (counts["s1"] > 0))
 
@@ -169,8 +195,8 @@ def _runs(values_p: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
 def zero_batch(data: ModalityData, tables: Multiplicities) -> TokenBatch:
     """The batch of one pixel without observations: its token is all zeros, day 0."""
     _, log, expand = tables.get(0)
-    device = data.raw_xc.device
-    values = torch.zeros(1, data.raw_xc.shape[1], device=device)
+    device = data.device
+    values = torch.zeros(1, data.bands, device=device)
     segment = Segment(0, 0, 1, 1, log, expand)
     return TokenBatch(values, torch.zeros(1, dtype=torch.int64, device=device), (segment,), 1)
 
@@ -187,7 +213,7 @@ def counted_batches(
         budget: tokens of a batch.
         tables: multiplicities by count.
     """
-    device = data.raw_xc.device
+    device = data.device
     order_p = np.argsort(counts_p, kind="stable")
     order_p = order_p[np.searchsorted(counts_p[order_p], 1) :]
     if not len(order_p):
@@ -255,7 +281,7 @@ def drawn_batches(
         raise SmaltiError(
             f"v1.0 draws 40 {data.modality.upper()} dates a pixel and this tile has none: use a v2 or v1.1 model"
         )
-    device = data.raw_xc.device
+    device = data.device
     places = np.flatnonzero(active_p)
     valid_pt = data.valid_tp[:, first : first + len(active_p)].t().cpu().numpy()[places]
     valid_pt[~valid_pt.any(axis=1)] = True  # the reference draws from all dates where none is valid
@@ -293,7 +319,7 @@ def _drawn(
     pixels_p: NDArray[np.int64],
     budget: int,
 ) -> TokenBatch:
-    device = data.raw_xc.device
+    device = data.device
     expand_pb = np.cumsum(fresh_pb, axis=1) - 1
     segments, start = [], 0
     for first, pixels, length in _runs(fresh_pb.sum(axis=1)):

@@ -30,6 +30,7 @@ from infer.contract import (
     read_tile,
     remove_stale_temporaries,
     sha256_file,
+    staged_copy,
     write_embedding,
 )
 from infer.device import is_out_of_memory
@@ -64,6 +65,8 @@ class Settings:
     """Leading dimensions to keep; 0 = what the family saves."""
     overwrite: bool = False
     allow_source_mismatch: bool = False
+    scratch: Path | None = None
+    """Folder on a disk of this node from which tiles are read, copied there one ahead; None reads them in place."""
 
 
 @dataclass
@@ -92,8 +95,8 @@ class Report:
         return "\n".join(lines)
 
 
-Opened = tuple[LoadedTile, dict[str, Any]]
-"""A tile on the device, and what its embedding will depend on."""
+Opened = tuple[Tile | LoadedTile, dict[str, Any]]
+"""A tile (on an accelerator: loaded), and what its embedding will depend on."""
 
 
 class DeviceLostError(SmaltiError):
@@ -191,8 +194,8 @@ class TileRunner:
                     report.skipped += 1
                     progress.advance(1.0)
                     continue
-                loaded, inputs = opened
-                result = self._compute(loaded, Watch(self._stop.is_set, progress.advance))
+                content, inputs = opened
+                result = self._compute(content, task.name, Watch(self._stop.is_set, progress.advance))
             except InterruptedTileError:
                 report.interrupted = True
                 break
@@ -204,7 +207,7 @@ class TileRunner:
                 continue
             if writing is not None:
                 writing.result()
-            writing = self._writer.submit(self._write, loaded.tile, inputs, result)
+            writing = self._writer.submit(self._write, content, inputs, result)
             report.done += 1
         if writing is not None:
             writing.result()
@@ -216,22 +219,40 @@ class TileRunner:
         return self._reader.submit(self._open, tasks[index])
 
     def _open(self, task: TileTask) -> Opened | None:
-        """Open, check and load a tile (on a CPU: into the page cache); None if its embedding is complete."""
+        """Open, check and load a tile; None if its embedding is complete.
+
+        On a CPU the checksums have brought it into the page cache, and loading it now would only take memory.
+        """
         if task.need_manifest and not (task.folder / TILE_MANIFEST).is_file():
             raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
         inputs = self.inputs(tile_fingerprint(task.folder))
         manifest = embedding_paths(self._settings.out, task.name)[2]
         if not self._settings.overwrite and output_state(manifest, "embedding", inputs).complete:
             return None
-        tile = read_tile(task.folder, need_manifest=task.need_manifest)
+        tile = self._read(task, inputs["tile"])
         if not self._settings.allow_source_mismatch:
             check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
+        if self._engine.device.on_cpu:
+            return tile, inputs
         with self._device_failures(task.name):
             return self._engine.load(tile), inputs
 
-    def _compute(self, loaded: LoadedTile, watch: Watch) -> TileResult:
-        with self._device_failures(loaded.tile.name):
-            return self._engine.embed(loaded, output=self._settings.output, dim=self._settings.dim, watch=watch)
+    def _read(self, task: TileTask, fingerprint: str) -> Tile:
+        """The tile's arrays, from the scratch disk if there is one and it can hold them."""
+        if self._settings.scratch is not None:
+            try:
+                # Once its arrays are mapped the copy needs no name: a killed process leaves nothing of it.
+                with staged_copy(task.folder, self._settings.scratch) as copy:
+                    if tile_fingerprint(copy) != fingerprint:
+                        raise FormatError(f"{task.folder}: changed while it was copied")
+                    return read_tile(copy, need_manifest=task.need_manifest)
+            except SmaltiError as error:
+                say(f"infer: {task.name} is read in place, not by way of the scratch disk: {error}")
+        return read_tile(task.folder, need_manifest=task.need_manifest)
+
+    def _compute(self, opened: Tile | LoadedTile, name: str, watch: Watch) -> TileResult:
+        with self._device_failures(name):
+            return self._engine.embed(opened, output=self._settings.output, dim=self._settings.dim, watch=watch)
 
     @contextmanager
     def _device_failures(self, name: str) -> Iterator[None]:
@@ -247,7 +268,8 @@ class TileRunner:
                 "elsewhere if it persists"
             ) from error
 
-    def _write(self, tile: Tile, inputs: dict[str, Any], result: TileResult) -> None:
+    def _write(self, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
+        tile = opened.tile if isinstance(opened, LoadedTile) else opened
         fields = manifest_fields(self._engine, tile, result)
         with self._device_failures(tile.name):
             values, scales = result.values_hwc, result.scales_hw

@@ -21,7 +21,7 @@ from infer.workers import Workers
 
 _CPU_POOLED_BYTES = 128 << 20
 _GPU_POOLED_BYTES = 1 << 30
-_CPU_OBSERVATIONS = 1 << 22
+_CPU_OBSERVATIONS = 1 << 21
 _GPU_OBSERVATIONS = 1 << 26
 _CPU_FUSED_PIXELS = 4096
 _GPU_FUSED_PIXELS = 1 << 16
@@ -172,7 +172,7 @@ class TileWork:
         """(P, d) pooled vectors of a block; rows of pixels that are not computed are undefined."""
         machinery, data = self._machinery, self._loaded.data[modality]
         network = machinery.network
-        pooled = torch.empty(len(active), network.architecture.s2.width, device=data.raw_xc.device)
+        pooled = torch.empty(len(active), network.architecture.s2.width, device=data.device)
 
         def compute_batch(batch: BlockBatch) -> Callable[[], None]:
             def task() -> None:

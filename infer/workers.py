@@ -7,6 +7,7 @@ operations. It also makes results independent of the number of cores.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -17,21 +18,26 @@ import torch
 
 from infer.device import Device
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 25
+_KEPT_COMPUTATIONS = 32
 
 
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks instead of giving them back: batches allocate the same sizes again and again.
+def arrange_host_memory() -> None:
+    """Settle how a CPU computation uses memory; call it before torch computes anything.
 
-    Without it every activation of some megabytes costs its page faults anew. Does nothing on other C libraries.
+    glibc is asked to keep freed blocks: batches allocate the same sizes again and again, and every activation of some
+    megabytes would cost its page faults anew. torch is asked to keep fewer oneDNN computations than its 1024: in
+    bfloat16 every number of pixels and dates has its own, which would grow to a gigabyte over a large tile.
     """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_KEPT_COMPUTATIONS))
     if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # no glibc
         return
+    mallopt(_M_ARENA_MAX, 1)  # one heap: blocks that one thread frees serve the others
     mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
@@ -42,8 +48,6 @@ class Workers:
     def __init__(self, device: Device) -> None:
         """Start the threads of a device; on a CPU each has one core, so that torch must not divide its work further."""
         self._count = device.workers
-        if device.on_cpu:
-            keep_freed_memory()
         start = partial(torch.set_num_threads, 1) if device.on_cpu else device.activate
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="compute", initializer=start)
 

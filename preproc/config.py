@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError
 from infer.contract.registry import REGISTRY
-from preproc.cluster.profile import SiteSettings
+from preproc.cluster.profile import UNSAFE, SiteSettings
 
 
 class _Section(BaseModel):
@@ -98,7 +98,7 @@ class Archive(_Section):
 
     source: Literal["mpc", "earth-search", "static"]
     href: str | None = None
-    """static: an item collection, catalogue or stac-geoparquet, as a path or a URL."""
+    """static: an item collection, catalogue or stac-geoparquet, as a path or an address (http, https, s3, gs, az)."""
     url: str | None = None
     """Another address of the API (mpc, earth-search)."""
     on_missing: Literal["fail", "drop-date"] = "fail"
@@ -120,6 +120,10 @@ class Archive(_Section):
     def _href(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and "://" not in value:
             return str(_absolute(value, info))
+        if isinstance(value, str) and not value.startswith(("http://", "https://", "s3://", "gs://", "az://")):
+            raise ValueError(f"{value!r} must be a path, or begin with http://, https://, s3://, gs:// or az://")
+        if isinstance(value, str) and value.startswith("az://") and len(value.split("/")) < 5:
+            raise ValueError(f"{value!r}: write az://account/container/path")
         return value
 
     @model_validator(mode="after")
@@ -268,9 +272,19 @@ class Site(SiteSettings):
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes of local stages; 0: as many as CPUs are allotted."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
-    """Node-local disk on which fetch makes its tiles; $NAME is filled in on the node, for example $TMPDIR/smalti."""
+    """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
+
+    $NAME is filled in on the node, for example $TMPDIR/smalti.
+    """
 
     _resolve = field_validator("container", mode="before")(_absolute)
+
+    @field_validator("scratch")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and UNSAFE.search(value):
+            raise ValueError("quotes, backslashes and command substitution have no place in it: job scripts contain it")
+        return value
 
 
 class Config(_Section):

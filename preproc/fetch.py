@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles
+from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles, scratch_folder
 from preproc.archive.catalogue import SceneIndex, load_scenes
 from preproc.archive.gdal import check_coordinates, gdal_settings
 from preproc.archive.ranges import RangeClient
@@ -20,7 +20,6 @@ from preproc.grid import region_mask
 from preproc.progress import say
 from preproc.region import Region, load_region
 from preproc.stage import Unit
-from preproc.staging import scratch_folder
 from preproc.tile.build import build_tiles
 from preproc.tile.job import Fingerprints, TileJob
 

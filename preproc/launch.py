@@ -27,6 +27,7 @@ from infer.contract import (
     SmaltiError,
     embedding_paths,
     planned_tiles,
+    scratch_folder,
     sha256_file,
     write_model_job,
 )
@@ -87,6 +88,9 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
         SmaltiError: if there is neither a container nor torch.
     """
     arguments = [str(run.root.absolute()), "--shard", str(shard)]
+    scratch = scratch_folder(config.site.scratch)
+    if scratch is not None:
+        arguments += ["--scratch", str(scratch)]
     container = config.site.container
     if container is None:
         if importlib.util.find_spec("torch") is None:
@@ -103,6 +107,8 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     binds = {str(run.root.absolute()), str(_PACKAGE_ROOT)}
     if config.model.checkpoint is not None:
         binds.add(str(config.model.checkpoint.parent))
+    if scratch is not None:
+        binds.add(str(scratch))
     command = [runtime, "exec", "--cleanenv", "--env", f"PYTHONPATH={_PACKAGE_ROOT},PYTHONNOUSERSITE=1"]
     for bind in sorted(binds):
         command += ["--bind", bind]

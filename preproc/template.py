@@ -48,7 +48,7 @@ seed = 0
 
 [site]
 profile = "local"
-# scratch = "$TMPDIR/smalti"     # node-local disk: fetch makes its tiles there and moves them here as a whole
+# scratch = "$TMPDIR/smalti"     # node-local disk: fetch makes tiles there, the engine reads them from there
 # container = "smalti-rocm.sif"  # run the engine in this image instead of in this Python
 """
 

@@ -56,6 +56,7 @@ from infer.contract.run import (
     stage_lock,
     write_model_job,
 )
+from infer.contract.scratch import scratch_folder, staged_copy, staged_dir
 from infer.contract.shard import Shard
 from infer.contract.tile import (
     BANDS,
@@ -112,9 +113,12 @@ __all__ = [
     "read_tile",
     "registered_model",
     "remove_stale_temporaries",
+    "scratch_folder",
     "sha256_file",
     "sha256_json",
     "stage_lock",
+    "staged_copy",
+    "staged_dir",
     "temporary_path",
     "verify_files",
     "weights_folder",

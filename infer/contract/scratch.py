@@ -1,7 +1,7 @@
-"""Folders that are made on node-local disk ([site] scratch) and put into the run as a whole.
+"""Node-local disk ([site] scratch): folders are made there and put into the run as a whole, or copied there to be read.
 
-A shared file system then sees few large writes instead of many small ones. What a killed process left on the scratch
-disk is removed by the next one on that node.
+A shared file system then sees few large reads and writes instead of many small ones. What a killed process left on the
+scratch disk is removed by the next one on that node.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infer.contract import SmaltiError, atomic_dir, remove_stale_temporaries, temporary_path, writing
+from infer.contract.atomic import atomic_dir, remove_stale_temporaries, temporary_path
+from infer.contract.errors import SmaltiError, writing
 
 
 def scratch_folder(text: str | None) -> Path | None:
@@ -61,5 +62,28 @@ def staged_dir(path: Path, scratch: Path | None) -> Iterator[Path]:
         with atomic_dir(path) as folder:
             for file in sorted(local.iterdir()):
                 shutil.copyfile(file, folder / file.name)
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+@contextmanager
+def staged_copy(folder: Path, scratch: Path) -> Iterator[Path]:
+    """Give a copy of a folder of files, of the same name, on the scratch disk; it is removed when the block ends.
+
+    Arrays that were memory-mapped from it stay readable: the kernel gives the space back with the last of them, however
+    the process ends.
+
+    Raises:
+        SmaltiError: if the scratch disk refuses (full, read-only, forbidden), or a file of the folder cannot be read.
+    """
+    local = temporary_path(scratch / folder.name)
+    try:
+        shutil.rmtree(local, ignore_errors=True)
+        with writing(local):
+            (local / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir()):
+                if file.is_file():
+                    shutil.copyfile(file, local / folder.name / file.name)
+        yield local / folder.name
     finally:
         shutil.rmtree(local, ignore_errors=True)

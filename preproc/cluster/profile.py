@@ -24,7 +24,7 @@ JOBS = ("fetch", "infer", "stitch", "classify")
 Internet = Literal["direct", "proxy", "none"]
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})")
 _MEMORY = re.compile(r"(\d+)([MGT])")
-_UNSAFE = re.compile(r"[`\"\\\n]|\$\(")
+UNSAFE = re.compile(r"[`\"\\\n]|\$\(")
 
 
 def _tuple(value: Any) -> Any:
@@ -137,7 +137,7 @@ class Job(Section):
         for name, text in value.items():
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"{name!r} is not a variable's name")
-            if _UNSAFE.search(text):
+            if UNSAFE.search(text):
                 raise ValueError(f"{name}: quotes, backslashes and command substitution have no place in a value")
         return value
 

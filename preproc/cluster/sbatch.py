@@ -52,6 +52,8 @@ class Script:
     """classify: the stages, in order."""
     command: tuple[str, ...] = ()
     """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
+    scratch: str | None = None
+    """infer: folder on the node's own disk, with variables that are filled in there."""
     pass_on_failed: bool = False
     """Another array's tasks wait for this one's: a task some of whose tiles failed lets them go on with the others."""
 
@@ -98,6 +100,14 @@ def _array(name: str, values: Sequence[str]) -> str:
     return f"{name}=({' '.join(shlex.quote(value) for value in values)})"
 
 
+def _scratch(text: str) -> str:
+    """SCRATCH as shell fills it in on the node; a variable that is not set there ends the job and says so."""
+    if text == "~" or text.startswith("~/"):
+        text = f"$HOME{text[1:]}"
+    unset = "[site] scratch names it, and it is not set on this node"
+    return 'SCRATCH="' + re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: f"${{{m[1] or m[2]}:?{unset}}}", text) + '"'
+
+
 def _modules(job: Job) -> list[str]:
     if not job.modules:
         return ["site_modules() { :; }"]
@@ -126,6 +136,7 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
     }
     lines: list[str] = []
     if script.kind == "infer":
+        lines.append(_scratch("" if script.command else script.scratch or ""))
         values |= {
             "PYTORCH_SIF": "" if script.image is None else str(script.image),
             "PROCESSES": str(max(1, job.gpus)),

@@ -124,6 +124,7 @@ def common_script(
         checkout=CHECKOUT if profile.runtime.engine == "checkout" and image is not None else None,
         binds=tuple(binds),
         weights=weights,
+        scratch=config.site.scratch,
     )
 
 

@@ -18,10 +18,10 @@ from infer.contract import (
     TILE_ARRAYS,
     TILE_MANIFEST,
     SmaltiError,
+    staged_dir,
     write_manifest,
 )
 from preproc.archive.placement import Target
-from preproc.staging import staged_dir
 from preproc.tile.job import TileJob, data_source
 from preproc.tile.mosaic import Observation, bounding_box, missing_assets, observations
 from preproc.tile.quality import QualityCounter, write_quality

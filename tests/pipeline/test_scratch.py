@@ -14,12 +14,10 @@ from support.range_server import RangeServer, serve_folder
 from support.runs import digest
 from support.tiny import TinyArchive
 
-import preproc.staging
-from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError
+from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError, scratch_folder, temporary_path
 from preproc.config import Config, load_config
 from preproc.fetch import FetchStage
 from preproc.stage import StageFailedError, run_stage
-from preproc.staging import scratch_folder
 
 
 def on_scratch(run: Run, scratch: object) -> Config:
@@ -48,7 +46,7 @@ def test_tiles_made_on_scratch_are_the_same(
         tmp_path
         / "node"
         / "smalti"
-        / preproc.staging.temporary_path(Path("31N_E1_N1")).name.replace(f".{os.getpid()}.", f".{_dead_pid()}.")
+        / temporary_path(Path("31N_E1_N1")).name.replace(f".{os.getpid()}.", f".{_dead_pid()}.")
     )
     left.mkdir(parents=True)
     run_stage(FetchStage(), other, on_scratch(other, "$NODE_DISK/smalti"))

@@ -92,7 +92,7 @@ class Campaign:
         await_that(lambda: not self.queue(), f"jobs of {self.root} to end", timeout)
 
 
-def make_campaign(root: Path, workshop: Path, image: Path, *, labels: bool = False) -> Campaign:
+def make_campaign(root: Path, workshop: Path, image: Path, *, labels: bool = False, scratch: str = "") -> Campaign:
     """A run of the demo region; all of them name the demo's archive by the same path."""
     text = (workshop / "demo" / "run.toml").read_text()
     text = re.sub(r'"archive/', f'"{workshop}/demo/archive/', text)
@@ -101,7 +101,8 @@ def make_campaign(root: Path, workshop: Path, image: Path, *, labels: bool = Fal
     engine = os.environ.get("SMALTI_CLUSTER_ENGINE", "image")
     (workshop / "site.toml").write_text(SITE.format(image=image, engine=engine))
     root.mkdir(parents=True)
-    (root / "run.toml").write_text(text.split("[site]")[0] + '[site]\nprofile = "../site.toml"\n')
+    site = '[site]\nprofile = "../site.toml"\n' + (f'scratch = "{scratch}"\n' if scratch else "")
+    (root / "run.toml").write_text(text.split("[site]")[0] + site)
     return Campaign(root)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from bench.made_tile import made_tile
+from infer import runner as infer_runner
 from infer.__main__ import main
 from infer.contract import (
     BANDS,
@@ -27,6 +30,8 @@ from infer.contract import (
     Run,
     Shard,
     read_embedding,
+    read_tile,
+    scratch_folder,
     write_manifest,
     write_model_job,
     write_npy,
@@ -236,6 +241,70 @@ def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(tmp_path, name):
     again = start(*arguments)
     assert "1 tiles done, 1 were complete" in again.communicate(timeout=120)[1]
     assert again.returncode == 0
+
+
+def test_tiles_read_by_way_of_a_scratch_disk_give_the_same_bytes(tiles, tmp_path, monkeypatch):
+    assert infer(tiles, tmp_path / "plain") == 0
+    seen = []
+
+    def looking(folder, **options):
+        seen.append((folder.parent.parent, folder.name))
+        return read_tile(folder, **options)
+
+    monkeypatch.setattr(infer_runner, "read_tile", looking)
+    scratch = tmp_path / "node"
+    assert infer(tiles, tmp_path / "out", "--scratch", str(scratch)) == 0
+    assert seen == [(scratch, name) for name in "abc"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_scratch_disk_that_refuses_costs_nothing_but_the_copy(tiles, tmp_path, monkeypatch, capsys):
+    """Full for one tile, damaging another: both are read in place, and a tile that is damaged there is named there."""
+    assert infer(tiles, tmp_path / "plain") == 0
+    copyfile = shutil.copyfile
+
+    def spoilt(source, target):
+        if source.parent.name == "a" and source.name == "masks.npy":
+            raise OSError(errno.ENOSPC, "full")
+        copyfile(source, target)
+        if source.parent.name == "b" and source.name == "bands.npy":
+            content = bytearray(target.read_bytes())
+            content[-1] ^= 1
+            target.write_bytes(content)
+
+    monkeypatch.setattr(shutil, "copyfile", spoilt)
+    (tiles / "c" / "sar_ascending.npy").write_bytes(b"")
+    assert infer(tiles, tmp_path / "out", "--scratch", str(tmp_path / "node")) == 1
+    told = capsys.readouterr().err
+    assert "a is read in place, not by way of the scratch disk" in told
+    assert "no space left" in told
+    assert f"{tiles}/c/sar_ascending.npy: " in told.partition("1 failed")[2]
+    whole = contents(tmp_path / "plain")
+    assert contents(tmp_path / "out") == {name: whole[name] for name in whole if not name.startswith("c")}
+    assert list((tmp_path / "node").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_stays_on_the_scratch_disk_of_a_process_that_was_ended(tmp_path, number):
+    for index, name in enumerate("ab"):
+        write_tile(tmp_path / "tiles" / name, side=200, seed=index)
+    scratch = tmp_path / "node"
+    arguments = ("--tiles", str(tmp_path / "tiles"), "--checkpoint", "demo", "--out", str(tmp_path / "out"))
+    process = start(*arguments, "--scratch", str(scratch))
+
+    def mapped() -> str:
+        return Path(f"/proc/{process.pid}/maps").read_text()
+
+    while f"{scratch}/" not in mapped():  # the first tile is being computed from its copy
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGKILL:  # which may have come while the second tile was copied
+        scratch_folder(str(scratch))
+    assert list(scratch.iterdir()) == []
 
 
 def runner(tmp_path: Path, tiles: Path) -> tuple[TileRunner, list[TileTask], Engine]:

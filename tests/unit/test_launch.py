@@ -10,7 +10,7 @@ from support.embedded import TOML, tiled_run
 from infer.contract import Run, Shard, SmaltiError, planned_tiles, sha256_file, write_manifest
 from infer.contract.registry import cache_path
 from preproc.config import Config, parse_config
-from preproc.launch import InferStage, run_engine
+from preproc.launch import InferStage, engine_command, run_engine
 
 
 @pytest.fixture
@@ -49,6 +49,20 @@ def test_embeddings_of_another_checkpoint_or_precision_are_stale(run: Run, tmp_p
     assert state(f'checkpoint = "{tmp_path}/gone.pt"') == "complete"  # cannot be told here: the engine says
     (tmp_path / "other.pt").write_bytes(cache_path("demo").read_bytes())
     assert state(f'checkpoint = "{tmp_path}/other.pt"') == "complete"
+
+
+def test_the_engine_is_told_of_the_scratch_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    (tmp_path / "image.sif").write_bytes(b"")
+    (tmp_path / "apptainer").write_text("")
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    site = f'[site]\nscratch = "$NODE_DISK/x"\ncontainer = "{tmp_path}/image.sif"'
+    command = engine_command(run, config(run, f'name = "demo"\n{site}'), Shard())
+    assert command[-2:] == ["--scratch", f"{tmp_path}/disk/x"]
+    assert ["--bind", f"{tmp_path}/disk/x"] == command[(at := command.index(f"{tmp_path}/disk/x")) - 1 : at + 1]
+    with pytest.raises(SmaltiError, match="command substitution have no place"):
+        config(run, 'name = "demo"\n[site]\nscratch = "$(pwd)"')
 
 
 def test_a_file_where_the_embeddings_go_is_named(run: Run) -> None:

@@ -40,6 +40,7 @@ def script(kind: str, site: Profile) -> Script:
         weights=Path("/home/me/.cache/smalti/weights"),
         binds=(Path("/home/me/.cache/smalti/weights"),),
         stages=("sample", "train", "predict", "validate", "report"),
+        scratch="$TMPDIR/smalti",
         pass_on_failed=kind == "fetch",
     )
 
@@ -84,7 +85,13 @@ def test_never_rocm_on_lumi(name: str) -> None:
 
 
 def run_script(
-    tmp_path: Path, body: str, *, kind: str = "fetch", requeues: int = 1, env: dict[str, str] | None = None
+    tmp_path: Path,
+    body: str,
+    *,
+    kind: str = "fetch",
+    requeues: int = 1,
+    env: dict[str, str] | None = None,
+    scratch: str | None = None,
 ) -> tuple[subprocess.Popen[str], Path]:
     """Start a rendered script whose Python is a shell script with `body`; scontrol writes what it is told."""
     tools = tmp_path / "tools"
@@ -96,7 +103,7 @@ def run_script(
     for tool in tools.iterdir():
         tool.chmod(0o755)
     site = Profile.model_validate({"name": "test", "limits": {"requeues": requeues}})
-    chosen = Script(kind, tmp_path, python, tmp_path, tasks=3, array="0-2", pass_on_failed=False)
+    chosen = Script(kind, tmp_path, python, tmp_path, tasks=3, array="0-2", scratch=scratch)
     (tmp_path / "job").write_text(render_script(site, chosen))
     environment = {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -123,6 +130,29 @@ def test_the_step_gets_its_shard_and_a_clean_environment(tmp_path: Path) -> None
     assert not [line for line in text.splitlines() if line.startswith(("PYTHONPATH=", "PROJ_", "GDAL_"))]
     assert f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}" in text
     assert "smalti-task: end code=0 stopped=no" in text
+
+
+def test_the_engine_is_told_of_the_nodes_own_disk(tmp_path: Path) -> None:
+    """Filled in on the node, where the container's clean environment would not know the variable."""
+    process, _ = run_script(
+        tmp_path,
+        'echo "args $@"',
+        kind="infer",
+        scratch="${NODE_DISK}/a b/$SLURM_JOB_ID",
+        env={"NODE_DISK": f"{tmp_path}/disk"},
+    )
+    code, text = outcome(process)
+    assert code == 0, text
+    assert f"args -s -m infer {tmp_path} --shard 2/3 --scratch {tmp_path}/disk/a b/7\n" in text
+    assert (tmp_path / "disk" / "a b" / "7").is_dir()
+
+
+def test_a_node_without_that_disk_says_so(tmp_path: Path) -> None:
+    process, _ = run_script(tmp_path, "echo never", kind="infer", scratch="$NODE_DISK/x")
+    code, text = outcome(process)
+    assert code != 0
+    assert "NODE_DISK: [site] scratch names it, and it is not set on this node" in text
+    assert "never" not in text
 
 
 @pytest.mark.parametrize("code", [1, 2, 3])
