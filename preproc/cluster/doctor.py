@@ -52,6 +52,7 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
         lambda: _check_outputs(run, config),
         lambda: machine.check_run_directory(run),
         lambda: machine.check_space(run, plan),
+        lambda: machine.check_quota(profile),
         lambda: machine.check_purge(run, profile),
         machine.check_temporary,
         lambda: _check_archive(run, config, profile),

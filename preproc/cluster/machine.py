@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import requests
 
-from infer.contract import Run, SmaltiError, stage_lock, temporary_path
+from infer.contract import Run, SmaltiError, scratch_folder, stage_lock, temporary_path
 from preproc.archive.catalogue import load_scenes
 from preproc.archive.http import ServiceError
 from preproc.archive.signing import make_signer
@@ -26,6 +28,8 @@ _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDA
 _SETTINGS = ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH", "SBATCH_PARTITION")
 _SETTINGS_TOO = ("SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_QOS", "SBATCH_EXPORT", "SLURM_EXPORT_ENV")
 _TIMEOUT_S = (10, 30)
+_QUOTA_S = 30
+_QUOTA_LINES = 12
 _LOW_SHARE = 1.2
 """Free space and files should exceed the estimate by this factor."""
 
@@ -131,6 +135,38 @@ def check_space(run: Run, plan: Mapping[str, object]) -> list[Finding]:
             failed("space", f"{need_files} files needed, {free_files} may be made", "remove files, or move the run")
         ]
     return [ok("space", text)]
+
+
+def check_quota(profile: Profile) -> list[Finding]:
+    """What the site's own command says of quotas, for people to compare with the plan: each site's differs."""
+    words = shlex.split(profile.storage.quota)
+    if not words:
+        return []
+    if shutil.which(words[0]) is None:
+        remedy = f"on {profile.name} run doctor on a login node; elsewhere set [site.storage] quota"
+        return [warning("quota", f"{words[0]} is not on the PATH: quotas are not known", remedy)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_QUOTA_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [warning("quota", f"`{profile.storage.quota}` failed ({error})", "look at your quotas by hand")]
+    said = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode or not said:
+        text = f"`{profile.storage.quota}` ended with {done.returncode} and said nothing of use"
+        return [warning("quota", text, "look at your quotas by hand")]
+    return [ok("quota", f"compare with what `{profile.storage.quota}` says: {' / '.join(said[:_QUOTA_LINES])}")]
+
+
+def check_scratch(config: Config) -> list[Finding]:
+    """Whether this node has the disk that [site] scratch names."""
+    try:
+        folder = scratch_folder(config.site.scratch)
+    except SmaltiError as error:
+        return [failed("scratch", *error_text(error))]
+    if folder is None:
+        return []
+    if not os.access(folder, os.W_OK):
+        return [failed("scratch", f"{folder} cannot be written", "name another folder in [site] scratch")]
+    return [ok("scratch", f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free")]
 
 
 def check_purge(run: Run, profile: Profile) -> list[Finding]:

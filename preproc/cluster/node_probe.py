@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
         machine.check_proj(),
         machine.check_archive(run, config),
         machine.check_run_directory(run),
+        machine.check_scratch(config),
     )
     for finding in flatten(groups):
         print(MARK + json.dumps(asdict(finding)), flush=True)

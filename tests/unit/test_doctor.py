@@ -74,6 +74,31 @@ def test_space(tmp_path: Path) -> None:
         assert "files needed" in machine.check_space(run, many)[0].text
 
 
+def test_what_the_sites_quota_command_says_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "dusage"
+    tool.write_text("#!/bin/sh\necho 'space   10 of 20 GB'\necho\necho \"files   $1\"\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = machine.check_quota(profile(storage={"quota": "dusage -u"}))
+    assert worst(said) is Verdict.OK
+    assert "space 10 of 20 GB / files -u" in said[0].text
+    assert machine.check_quota(profile()) == []
+    tool.write_text("#!/bin/sh\nexit 3\n")
+    assert worst(machine.check_quota(profile(storage={"quota": "dusage"}))) is Verdict.WARNING
+    assert "not on the PATH" in machine.check_quota(profile(storage={"quota": "surely-no-such-tool"}))[0].text
+
+
+def test_the_nodes_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path))
+
+    def found(scratch: str) -> list[Finding]:
+        text = f'{RUN_TOML}[site]\nscratch = "{scratch}"\n'
+        return machine.check_scratch(parse_config(text, tmp_path / "run.toml"))
+
+    assert worst(found("$NODE_DISK/x")) is Verdict.OK
+    assert worst(found("$SURELY_NOT_SET/x")) is Verdict.FAILED
+
+
 def test_the_purge_clock(tmp_path: Path) -> None:
     site = profile(storage={"purge_days": 21})
     (tmp_path / "run.toml").write_text("")
