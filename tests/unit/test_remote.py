@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
+from preproc.archive import read
 from preproc.archive.gdal import gdal_settings
 from preproc.archive.layout import LayoutError, read_layout
-from preproc.archive.placement import SourceWindow
+from preproc.archive.placement import SourceWindow, Target
+from preproc.archive.read import REFLECTANCE, Reader
 from preproc.archive.remote import HEADER_BYTES, RemoteFile, merged
 
 
@@ -177,3 +179,55 @@ def test_merged_ranges_cover_the_same_bytes_and_little_more(parts: list[tuple[in
     if gap == 0:
         assert not between
     assert all(end - start <= max(most, max(e - s for s, e in parts)) for start, end in joined)
+
+
+class FolderClient:
+    """Ranges of the files of a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, href: str, start: int, end: int) -> tuple[bytes, int]:
+        content = (self.folder / href.rpartition("/")[2]).read_bytes()
+        return content[start:end], len(content)
+
+
+def test_what_one_file_told_is_believed_of_files_with_the_same_tags_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is read by GDAL once for a season's files of one band; a file of another grid or nodata is not it."""
+    rng = np.random.default_rng(3)
+    size, west, north = 64, 573440, 5626880
+    pixels: dict[str, Any] = {}
+
+    def scene(name: str, east: int = 0, nodata: float | None = 0, **options: Any) -> None:
+        pixels[name] = rng.integers(1, 999, (size, size)).astype("uint16")
+        with rasterio.open(
+            tmp_path / name, "w", driver="GTiff", count=1, height=size, width=size, dtype="uint16", crs="EPSG:32631",
+            nodata=nodata, transform=rasterio.Affine(10, 0, west + east, 0, -10, north), compress="deflate", **options,
+        ) as dataset:  # fmt: skip
+            dataset.write(pixels[name], 1)
+
+    scene("a.tif")
+    scene("same.tif", tiled=True, blockxsize=16, blockysize=16)  # other blocks, same pixels' places
+    scene("east.tif", east=160)
+    scene("nodata.tif", nodata=7)
+    opened: list[str] = []
+    real = read.open_raster
+
+    def counted(name: str) -> Any:
+        opened.append(name)
+        return real(name)
+
+    monkeypatch.setattr(read, "open_raster", counted)
+    reader = Reader(FolderClient(tmp_path))  # type: ignore[arg-type]  # what Reader needs of a RangeClient
+    target = Target(32631, west + 160, north - 160, 32, 32)
+    counts, nodata = {}, {}
+    with gdal_settings():
+        for name, column in (("a.tif", 16), ("same.tif", 16), ("east.tif", 0), ("nodata.tif", 16), ("a.tif", 16)):
+            before = len(opened)
+            (placed,) = reader.read(f"https://archive/{name}", [target], REFLECTANCE)
+            np.testing.assert_array_equal(placed.values_hw, pixels[name][16:48, column : column + 32])
+            counts[name], nodata[name] = len(opened) - before, placed.nodata
+    assert counts == {"a.tif": 1, "same.tif": 1, "east.tif": 2, "nodata.tif": 2}
+    assert nodata == {"a.tif": 0, "same.tif": 0, "east.tif": 0, "nodata.tif": 7}
