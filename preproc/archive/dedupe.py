@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from infer.contract import SmaltiError
 from preproc.archive.scene import Scene
 from preproc.archive.sources import Item, parse_time, processing_baseline
 
@@ -44,10 +45,14 @@ def dedupe(candidates: Sequence[Candidate]) -> tuple[list[Scene], dict[str, str]
 
     Returns:
         The scenes kept, sorted by day and id, and the ids left out with the reason.
+
+    Raises:
+        SmaltiError: if two items with one id are not one scene: either of them would be lost.
     """
     unique: dict[tuple[str, str], Candidate] = {}
     for candidate in sorted(candidates, key=_rank, reverse=True):
-        unique.setdefault((candidate.scene.modality, candidate.scene.id), candidate)
+        known = unique.setdefault((candidate.scene.modality, candidate.scene.id), candidate)
+        _check_same(known.scene, candidate.scene)
     groups: defaultdict[tuple[str, ...], list[Candidate]] = defaultdict(list)
     for candidate in unique.values():
         groups[identity(candidate)].append(candidate)
@@ -64,6 +69,18 @@ def dedupe(candidates: Sequence[Candidate]) -> tuple[list[Scene], dict[str, str]
                 dropped[candidate.scene.id] = f"an older copy of {twin.id}"
         kept.extend(scene for scene, _ in outlines)
     return sorted(kept, key=lambda scene: (scene.day, scene.id)), dict(sorted(dropped.items()))
+
+
+def _check_same(one: Scene, other: Scene) -> None:
+    if one is other or one == other:
+        return
+    outlines = [shapely.from_wkt(scene.footprint) for scene in (one, other) if scene.footprint]
+    if one.acquired == other.acquired and (len(outlines) < 2 or _agree(*outlines)):
+        return
+    raise SmaltiError(
+        f"two items have the id {one.id} and are different scenes ({one.acquired:%Y-%m-%d %H:%M} and "
+        f"{other.acquired:%Y-%m-%d %H:%M}, or other footprints): give each item of the archive an id of its own"
+    )
 
 
 def identity(candidate: Candidate) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from infer.contract import SmaltiError
 from preproc.archive.dedupe import Candidate, dedupe, identity, mgrs_tile
 from preproc.archive.scene import Scene
 
@@ -119,6 +120,12 @@ def test_the_same_product_in_both_collections_of_earth_search_is_taken_from_the_
 
 def test_identical_ids_collapse() -> None:
     assert len(kept(reprocessed(OLD), reprocessed(OLD))) == 1
+
+
+def test_two_scenes_with_one_id_are_refused_because_one_would_be_lost() -> None:
+    for other in (s2("a", when="2023-01-18T10:54:21"), s2("a", footprint=shapely.box(8, 50, 9, 51))):
+        with pytest.raises(SmaltiError, match="two items have the id a and are different scenes"):
+            dedupe([s2("a"), other])
 
 
 def test_order_is_by_day_and_id() -> None:
