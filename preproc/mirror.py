@@ -33,7 +33,7 @@ from infer.contract import (
 from preproc.archive.catalogue import SceneIndex, harvest, load_items
 from preproc.archive.extract import copy_needed, copy_whole
 from preproc.archive.gdal import gdal_settings
-from preproc.archive.hrefs import is_url
+from preproc.archive.hrefs import is_bucket
 from preproc.archive.publish import CATALOGUE, copied_item, item_folder, write_catalogue
 from preproc.archive.ranges import RangeClient
 from preproc.archive.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, BandKind
@@ -263,8 +263,8 @@ def _lines(store: Store, config: Config, source: str) -> Iterator[str]:
     yield f'href = "{place}"'
     if config.archive.data_source is not None or source != "other":
         yield f'data_source = "{config.archive.data_source or source}"'
-    if is_url(place) and not place.startswith(("http://", "https://")):
-        yield "# smalti reads catalogues over https: put the bucket's https address there"
+    if is_bucket(place):
+        yield "# a private bucket: plan and fetch take credentials from their environment, as this command did"
 
 
 def _advice(store: Store, config: Config, assets: Sequence[_Asset]) -> str:

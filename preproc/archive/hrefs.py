@@ -12,9 +12,18 @@ SAS_KEYS = frozenset(
 """Query parameters of an Azure shared access signature."""
 
 
+BUCKET_SCHEMES = ("s3", "gs", "az")
+"""Of addresses in object stores: s3://bucket/key, gs://bucket/key, az://account/container/key."""
+
+
 def is_url(href: str) -> bool:
     """Whether an href has a scheme (http, https, s3 ...)."""
     return "://" in href
+
+
+def is_bucket(href: str) -> bool:
+    """Whether an href is an address in an object store."""
+    return is_url(href) and urlsplit(href).scheme.lower() in BUCKET_SCHEMES
 
 
 def unsigned(href: str) -> str:
@@ -44,6 +53,9 @@ def absolute(href: str, base: str) -> str:
         return unquote(urlsplit(href).path)
     if is_url(href) or href.startswith("/vsi"):
         return unsigned(href)
+    if is_bucket(base):  # urljoin joins nothing to schemes that it does not know
+        scheme, _, place = base.partition("://")
+        return unsigned(f"{scheme}://{urljoin(f'https://{place}', href).removeprefix('https://')}")
     if is_url(base):
         return unsigned(urljoin(base, href))
     return os.path.normpath(Path(base).absolute().parent / href)

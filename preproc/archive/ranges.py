@@ -26,6 +26,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from urllib3.exceptions import HTTPError
 
 from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SOFTWARE, SmaltiError
+from preproc.archive.buckets import refusal_text, web_address
+from preproc.archive.hrefs import BUCKET_SCHEMES
 from preproc.archive.http import TRANSIENT, brief
 
 ATTEMPTS = 8
@@ -38,6 +40,8 @@ STALL_S = 30.0
 """A connection that gives fewer than SLOWEST bytes in this time has stalled: progress counts, not duration."""
 SLOWEST = 4096
 _PIECE = 1 << 18
+_WHOLE = 1 << 20
+"""Bytes that the first request for a whole file asks for: most have fewer."""
 
 
 class MissingDataError(SmaltiError):
@@ -87,6 +91,9 @@ class _RefusedError(_TransientError):
     """403: worth one more try with a new token."""
 
 
+_REFUSED = "the server refuses it even with a new token (403)"
+
+
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
 
 
@@ -101,17 +108,7 @@ def usual_wait(state: RetryCallState) -> float:
 
 def is_remote(href: str) -> bool:
     """Whether an href leads over the network."""
-    return urlsplit(href).scheme.lower() in ("http", "https", "s3", "gs")
-
-
-def web_address(href: str) -> str:
-    """The HTTP address of an href; public buckets are read without credentials."""
-    parts = urlsplit(href)
-    if parts.scheme == "s3":
-        return f"https://{parts.netloc}.s3.amazonaws.com{parts.path}"
-    if parts.scheme == "gs":
-        return f"https://storage.googleapis.com/{parts.netloc}{parts.path}"
-    return href
+    return urlsplit(href).scheme.lower() in ("http", "https", *BUCKET_SCHEMES)
 
 
 @functools.lru_cache(maxsize=256)
@@ -223,12 +220,18 @@ class RangeClient:
                     except _RefusedError as error:
                         refusals += 1
                         if refusals > RENEWALS:
-                            reason = "the server refuses it even with a new token (403)"
+                            hint = refusal_text(href, 403)
+                            reason = f"the server refuses it (403){hint}" if hint else _REFUSED
                             raise MissingDataError(f"{href}: {reason}") from error
                         raise
         except _TransientError as error:
             raise UnreachableError(f"{href}: {error}, {ATTEMPTS} times: try again later") from error
         raise AssertionError("a retry loop ends by return or raise")
+
+    def get_whole(self, href: str) -> bytes:
+        """A small file; errors as those of `get`."""
+        content, size = self.get(href, 0, _WHOLE)
+        return content if len(content) == size else content + self.get(href, len(content), size)[0]
 
     def _get_once(self, url: str, href: str, start: int, end: int) -> tuple[bytes, int]:
         pool = self._pools.get(url)
@@ -281,7 +284,8 @@ def _check_status(answer: urllib3.BaseHTTPResponse, href: str, start: int) -> No
         raise _RefusedError("403")
     if code in TRANSIENT or code >= 500:
         raise _TransientError(f"the server answers {code}", _asked_wait(answer))
-    raise MissingDataError(f"{href}: the server answers {code} {answer.reason or ''}".rstrip())
+    reason = f"the server answers {code} {answer.reason or ''}".rstrip()
+    raise MissingDataError(f"{href}: {reason}{refusal_text(href, code)}")
 
 
 def _content_range(answer: urllib3.BaseHTTPResponse, href: str) -> tuple[int, int, int]:

@@ -97,7 +97,7 @@ def local_name(href: str) -> str:
     if parts.scheme == "file":
         return unquote(parts.path)
     if "://" in href:
-        raise UnusableError(f"smalti does not read {parts.scheme}: addresses: use http(s), s3, gs or a path")
+        raise UnusableError(f"smalti does not read {parts.scheme}: addresses: use http(s), s3, gs, az or a path")
     return href
 
 

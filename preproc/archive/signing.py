@@ -1,4 +1,4 @@
-"""Planetary Computer's signatures: hrefs are stored unsigned and signed when they are opened.
+"""Signatures: hrefs are stored unsigned and signed when they are opened. Here Planetary Computer's; see also buckets.
 
 A token covers a container and lives about 45 minutes. All processes of all array tasks share the tokens through one
 file in the run directory, under a file lock: one request a container and lifetime, however many tasks there are.
@@ -28,7 +28,8 @@ from planetary_computer.settings import DEFAULT_SAS_TOKEN_ENDPOINT, Settings
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from infer.contract import SOFTWARE, Run, SmaltiError, temporary_path, writing
-from preproc.archive.hrefs import is_url, unsigned
+from preproc.archive.buckets import BucketSigner
+from preproc.archive.hrefs import is_bucket, is_url, unsigned
 from preproc.archive.http import TRANSIENT, ServiceError, brief
 from preproc.archive.sources import parse_time
 from preproc.config import Config
@@ -206,20 +207,38 @@ class _TryAgainError(Exception):
         self.after = after
 
 
-def make_signer(run: Run, config: Config) -> Signer:
+class ArchiveSigner:
+    """Signs hrefs of the bucket that holds a static archive, and leaves all others to another signer."""
+
+    def __init__(self, bucket: BucketSigner, others: Signer) -> None:
+        self._bucket, self._others = bucket, others
+
+    def sign(self, href: str) -> str:
+        """The address of a request."""
+        return self._bucket.sign(href) if self._bucket.covers(href) else self._others.sign(href)
+
+    def renew(self, href: str) -> str:
+        """The same, signed anew."""
+        return self._bucket.renew(href) if self._bucket.covers(href) else self._others.renew(href)
+
+
+def make_signer(run: Run, config: Config) -> Signer | ArchiveSigner:
     """The signer of a run, with the planetary-computer package's settings (PC_SDK_SAS_URL, PC_SDK_SUBSCRIPTION_KEY).
 
     Args:
         run: its logs/ holds the shared tokens.
-        config: Earth Search's files are public, wherever they are served from.
+        config: Earth Search's files are public, wherever they are served from; a bucket with a static archive is read
+            with the environment's credentials.
     """
     settings = Settings()
-    return Signer(
+    signer = Signer(
         run.logs / "tokens.json",
         sas_url=settings.sas_url or DEFAULT_SAS_TOKEN_ENDPOINT,
         subscription_key=settings.subscription_key,
         emulated=bool(settings.sas_url) and config.archive.source != "earth-search",
     )
+    href = config.archive.href
+    return ArchiveSigner(BucketSigner(href), signer) if href is not None and is_bucket(href) else signer
 
 
 def _ask_once(url: str, headers: dict[str, str]) -> Token:

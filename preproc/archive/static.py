@@ -1,9 +1,10 @@
-"""Static archives: a STAC item collection, a static catalogue or stac-geoparquet, on disk or over HTTP."""
+"""Static archives: a STAC item collection, a static catalogue or stac-geoparquet, on disk, over HTTP or in a bucket."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import shapely
 from pystac.stac_io import DefaultStacIO
 
 from infer.contract import SmaltiError
-from preproc.archive.hrefs import is_url
+from preproc.archive.buckets import BucketSigner
+from preproc.archive.hrefs import is_bucket, is_url
 from preproc.archive.http import brief, fetch_bytes, open_session
 from preproc.archive.opera import COLLECTION, opera_items
+from preproc.archive.ranges import RangeClient
 from preproc.archive.sources import Item
 
 _WHAT = "[archive] href"
@@ -63,10 +66,10 @@ def _read_folder(folder: Path) -> list[tuple[Item, str]]:
 
 def _read_bytes(href: str) -> bytes:
     if is_url(href):
-        if not href.startswith(("http://", "https://")):
-            raise SmaltiError(f"{href}: {_WHAT} can be a path or an http(s) URL")
-        with open_session() as session:
-            return fetch_bytes(session, href, _WHAT)
+        if not href.startswith(("http://", "https://")) and not is_bucket(href):
+            raise SmaltiError(f"{href}: {_WHAT} can be a path, or an address of http(s), s3, gs or az")
+        with _opened(href) as reading:
+            return reading.remote_bytes(href, _WHAT)
     try:
         return Path(href).read_bytes()
     except FileNotFoundError as error:
@@ -85,24 +88,36 @@ def _read_json(href: str) -> Any:
 class _Reading(DefaultStacIO):
     """Reads the files of a static catalogue, over HTTP with retries."""
 
-    def __init__(self, session: requests.Session) -> None:
+    def __init__(self, session: requests.Session, client: RangeClient) -> None:
         super().__init__()
-        self.session = session
+        self.session, self.client = session, client
+
+    def remote_bytes(self, href: str, what: str) -> bytes:
+        """A file over the network, from a bucket with what its signer knows."""
+        return self.client.get_whole(href) if is_bucket(href) else fetch_bytes(self.session, href, what)
 
     def read_text_from_href(self, href: str) -> str:
         if is_url(href):
-            return fetch_bytes(self.session, href, "a file of the catalogue").decode()
+            return self.remote_bytes(href, "a file of the catalogue").decode()
         try:
             return Path(href).read_text(encoding="utf-8")
         except OSError as error:
             raise SmaltiError(f"{href}: a file of the catalogue cannot be read: {error.strerror}") from error
 
 
+@contextmanager
+def _opened(href: str) -> Iterator[_Reading]:
+    """Connections for an archive's files; closed at the end."""
+    signer = BucketSigner(href) if is_bucket(href) else None
+    with open_session() as session, RangeClient(signer, connections=1) as client:
+        yield _Reading(session, client)
+
+
 def _walk(href: str) -> Iterator[tuple[Item, str]]:
     """The items of a static catalogue, depth first."""
-    with open_session() as session:
+    with _opened(href) as reading:
         try:
-            catalogue = pystac.read_file(href, stac_io=_Reading(session))
+            catalogue = pystac.read_file(href, stac_io=reading)
             assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
             for item in catalogue.get_items(recursive=True):
                 own = item.get_self_href() or href

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infer.contract import SmaltiError, atomic_file, write_bytes
+from preproc.archive.buckets import first_line, open_bucket
 from preproc.archive.hrefs import is_url
-from preproc.archive.http import ServiceError, brief
-
-_INSTALL = "pip install 'smalti[mirror]'"
+from preproc.archive.http import ServiceError
 
 
 class Store(Protocol):
@@ -65,17 +64,11 @@ class ObjectStore:
     """A bucket, container or WebDAV folder; credentials come from the environment, as their own tools expect them."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import obstore
-        except ImportError as error:
-            raise SmaltiError(f"{url}: a mirror in an object store needs obstore: {_INSTALL}") from error
-        self._obstore = obstore
         self.address = url.rstrip("/")
-        options: Any = {"client_options": {"allow_http": True}} if url.startswith("http://") else {}
-        try:
-            self._store: Any = obstore.store.from_url(self.address, **options)
-        except (obstore.exceptions.BaseError, ValueError) as error:
-            raise SmaltiError(f"{url}: not an address of an object store: {brief(error)}") from error
+        self._store: Any = open_bucket(self.address)
+        import obstore
+
+        self._obstore = obstore
 
     def size(self, key: str) -> int | None:
         """Bytes of a file, None if it is not there."""
@@ -112,7 +105,7 @@ class ObjectStore:
             raise self._failed(key, "cannot be written", error) from error
 
     def _failed(self, key: str, what: str, error: Exception) -> ServiceError:
-        return ServiceError(f"{self.address}/{key}: {what}: {brief(error).splitlines()[0]}")
+        return ServiceError(f"{self.address}/{key}: {what}: {first_line(error)}")
 
 
 def open_store(target: str) -> Store:

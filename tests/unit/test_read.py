@@ -13,9 +13,10 @@ from support.range_server import Faults, RangeServer, serve_folder
 from support.tiny import EPSG, NORTH, SIZE, WEST, write_raster
 
 from infer.contract import SmaltiError
+from preproc.archive.buckets import web_address
 from preproc.archive.gdal import gdal_settings
 from preproc.archive.placement import Target
-from preproc.archive.ranges import ATTEMPTS, MissingDataError, RangeClient, UnreachableError, usual_wait, web_address
+from preproc.archive.ranges import ATTEMPTS, MissingDataError, RangeClient, UnreachableError, usual_wait
 from preproc.archive.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, Reader
 
 TARGET = Target(EPSG, WEST, NORTH, SIZE, SIZE)

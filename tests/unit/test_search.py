@@ -26,6 +26,7 @@ from preproc.archive.http import ServiceError
 from preproc.archive.scene import Scene
 from preproc.archive.search import MAX_VERTICES, search_geometry
 from preproc.archive.sources import MPC_S1, MPC_S2, footprint
+from preproc.archive.static import read_static
 from preproc.config import Config
 from preproc.grid import plan_tiles
 from preproc.region import load_region, make_region
@@ -345,8 +346,8 @@ def test_parquet_that_is_not_stac(tmp_path: Path) -> None:
 def test_a_folder_and_other_schemes(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"is a folder without catalog.json, items .\*.json. or OPERA RTC-S1 files"):
         found(config_for(source="static", href=str(tmp_path)))
-    with pytest.raises(SmaltiError, match="can be a path or an http"):
-        found(config_for(source="static", href="s3://bucket/items.json"))
+    with pytest.raises(SmaltiError, match="can be a path, or an address of http"):
+        read_static("ftp://server/items.json")
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, SmaltiError), (503, ServiceError)])
