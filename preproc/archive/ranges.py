@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
@@ -131,6 +132,7 @@ class _Pools:
     def __init__(self, connections: int, stall_s: float) -> None:
         self._pools: dict[str | None, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
+        trusted = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or certifi.where()
         self._options: dict[str, Any] = {
             "num_pools": 16,
             "maxsize": connections,
@@ -138,7 +140,7 @@ class _Pools:
             "timeout": urllib3.Timeout(connect=CONNECT_S, read=stall_s),
             "retries": _NO_RETRIES,
             "headers": {"User-Agent": SOFTWARE.replace(" ", "/"), "Accept-Encoding": "identity"},
-            "ca_certs": os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or certifi.where(),
+            "ca_cert_dir" if Path(trusted).is_dir() else "ca_certs": trusted,
         }
 
     def get(self, url: str) -> urllib3.PoolManager:
