@@ -246,7 +246,7 @@ class TileRunner:
                     if tile_fingerprint(copy) != fingerprint:
                         raise FormatError(f"{task.folder}: changed while it was copied")
                     return read_tile(copy, need_manifest=task.need_manifest)
-            except SmaltiError as error:
+            except (SmaltiError, OSError) as error:
                 say(f"infer: {task.name} is read in place, not by way of the scratch disk: {error}")
         return read_tile(task.folder, need_manifest=task.need_manifest)
 

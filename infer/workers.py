@@ -21,6 +21,7 @@ from infer.device import Device
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 25
 _KEPT_COMPUTATIONS = 32
+_FEW_CORES = 8
 
 
 def arrange_host_memory() -> None:
@@ -37,7 +38,8 @@ def arrange_host_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # no glibc
         return
-    mallopt(_M_ARENA_MAX, 1)  # one heap: blocks that one thread frees serve the others
+    if len(os.sched_getaffinity(0)) <= _FEW_CORES:
+        mallopt(_M_ARENA_MAX, 1)  # one heap: what one thread frees serves the others; many would queue for it
     mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 

@@ -5,6 +5,7 @@ Paths in the file are relative to the file; here they are absolute. Nothing else
 
 from __future__ import annotations
 
+import re
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -284,6 +285,8 @@ class Site(SiteSettings):
     def _plain(cls, value: str | None) -> str | None:
         if value is not None and UNSAFE.search(value):
             raise ValueError("quotes, backslashes and command substitution have no place in it: job scripts contain it")
+        if value is not None and ("$" in re.sub(r"\$(\{\w+\}|\w+)", "", value) or re.match(r"~[^/]", value)):
+            raise ValueError(f"{value!r}: write variables as $NAME or ${{NAME}}, and home as ~/")
         return value
 
 

@@ -74,7 +74,8 @@ def staged_copy(folder: Path, scratch: Path) -> Iterator[Path]:
     the process ends.
 
     Raises:
-        SmaltiError: if the scratch disk refuses (full, read-only, forbidden), or a file of the folder cannot be read.
+        SmaltiError: if the scratch disk refuses (full, read-only, forbidden).
+        OSError: if a disk fails in another way.
     """
     local = temporary_path(scratch / folder.name)
     try:

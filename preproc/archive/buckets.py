@@ -161,6 +161,8 @@ class BucketSigner:
             raise SmaltiError(f"{href}: paths with blanks or other special characters cannot be signed: {advice}")
         try:
             return str(obstore.sign(self._store, "GET", key, VALID_FOR))
+        except TypeError as error:  # empty or dotted parts
+            raise SmaltiError(f"{href}: a path with //, . or .. in it cannot be signed: use a plain one") from error
         except (obstore.exceptions.BaseError, ValueError, OSError) as error:
             reason = f"the environment's credentials cannot sign ({first_line(error)})"
             raise SmaltiError(f"{href}: {reason}: set {_ADVICE[self._bucket.scheme]}") from error

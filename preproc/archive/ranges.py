@@ -8,17 +8,19 @@ again: 400, 401, 404, 409, 410, 416.
 from __future__ import annotations
 
 import functools
+import gzip
 import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import certifi
 import urllib3
@@ -41,12 +43,21 @@ STALL_S = 30.0
 """A connection that gives fewer than SLOWEST bytes in this time has stalled: progress counts, not duration."""
 SLOWEST = 4096
 _PIECE = 1 << 18
+_REDIRECTS = 5
+_POOL_S = 600.0
+"""Seconds to wait for a free connection: each thread has its own, so this only ends what would wait for ever."""
 _WHOLE = 1 << 20
 """Bytes that the first request for a whole file asks for: most have fewer."""
 
 
 class MissingDataError(SmaltiError):
     """A file that should be there is missing or unreadable for good; `[archive] on_missing` decides what follows."""
+
+    exit_code = EXIT_FAILED
+
+
+class RefusedError(SmaltiError):
+    """A store wants credentials that the environment lacks: a matter of settings, never of `on_missing`."""
 
     exit_code = EXIT_FAILED
 
@@ -92,6 +103,7 @@ class _RefusedError(_TransientError):
     """403: worth one more try with a new token."""
 
 
+_GZIP = b"\x1f\x8b"
 _REFUSED = "the server refuses it even with a new token (403)"
 
 
@@ -120,12 +132,6 @@ def _proxy(scheme: str, host: str) -> str | None:
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
-_NO_RETRIES = urllib3.Retry(
-    total=None, connect=0, read=0, other=0, status=0, redirect=5, respect_retry_after_header=False
-)
-"""Retries are made here, where a token can be renewed; redirects are followed."""
-
-
 class _Pools:
     """Connections, by the proxy that they go through. urllib3 itself: requests costs a millisecond more a request."""
 
@@ -138,8 +144,7 @@ class _Pools:
             "maxsize": connections,
             "block": True,
             "timeout": urllib3.Timeout(connect=CONNECT_S, read=stall_s),
-            "retries": _NO_RETRIES,
-            "headers": {"User-Agent": SOFTWARE.replace(" ", "/"), "Accept-Encoding": "identity"},
+            "retries": False,  # they are made here, where a token can be renewed
             "ca_cert_dir" if Path(trusted).is_dir() else "ca_certs": trusted,
         }
 
@@ -155,14 +160,24 @@ class _Pools:
     def _manager(self, proxy: str | None) -> urllib3.PoolManager:
         if proxy is None:
             return urllib3.PoolManager(**self._options)
-        parts = urlsplit(proxy)
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
-        return urllib3.ProxyManager(proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=login), **self._options)
+        try:
+            login = urllib3.make_headers(proxy_basic_auth=_login(proxy))
+            return urllib3.ProxyManager(proxy, proxy_headers=login, **self._options)
+        except (HTTPError, ValueError) as error:  # its address may hold a password: not told
+            scheme = proxy.partition("://")[0]
+            advice = "set http_proxy and https_proxy (and unset all_proxy) to http://host:port, or to nothing"
+            raise SmaltiError(f"the environment's {scheme} proxy cannot be used: {advice}") from error
 
     def close(self) -> None:
         """Close all connections."""
         for pool in self._pools.values():
             pool.clear()
+
+
+def _login(url: str) -> str | None:
+    """user:password of a URL."""
+    parts = urlsplit(url)
+    return f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
 
 
 class RangeClient:
@@ -187,6 +202,7 @@ class RangeClient:
         self._wait = wait
         self._stall_s = stall_s
         self._pools = _Pools(connections, stall_s)
+        self._headers = {"User-Agent": SOFTWARE.replace(" ", "/"), "Accept-Encoding": "identity"}
 
     def __enter__(self) -> Self:
         return self
@@ -223,8 +239,9 @@ class RangeClient:
                         refusals += 1
                         if refusals > RENEWALS:
                             hint = refusal_text(href, 403)
-                            reason = f"the server refuses it (403){hint}" if hint else _REFUSED
-                            raise MissingDataError(f"{href}: {reason}") from error
+                            if hint:
+                                raise RefusedError(f"{href}: the server refuses it (403){hint}") from error
+                            raise MissingDataError(f"{href}: {_REFUSED}") from error
                         raise
         except _TransientError as error:
             raise UnreachableError(f"{href}: {error}, {ATTEMPTS} times: try again later") from error
@@ -233,14 +250,18 @@ class RangeClient:
     def get_whole(self, href: str) -> bytes:
         """A small file; errors as those of `get`."""
         content, size = self.get(href, 0, _WHOLE)
-        return content if len(content) == size else content + self.get(href, len(content), size)[0]
+        if len(content) < size:
+            content += self.get(href, len(content), size)[0]
+        if content.startswith(_GZIP) and not href.endswith(".gz"):  # stored with Content-Encoding: gzip
+            try:
+                return gzip.decompress(content)
+            except (OSError, EOFError, zlib.error) as error:
+                raise MissingDataError(f"{href}: its gzip encoding is damaged: {error}") from error
+        return content
 
     def _get_once(self, url: str, href: str, start: int, end: int) -> tuple[bytes, int]:
-        pool = self._pools.get(url)
         try:
-            answer = pool.request(
-                "GET", url, headers={**pool.headers, "Range": f"bytes={start}-{end - 1}"}, preload_content=False
-            )
+            answer = self._ask(url, start, end)
             try:
                 _check_status(answer, href, start)
                 first, last, size = _content_range(answer, href)
@@ -252,9 +273,33 @@ class RangeClient:
                 raise
             finally:
                 answer.release_conn()
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:  # ValueError: an address that is none
             raise _TransientError(_without_query(brief(error))) from error
         return content, size
+
+    def _ask(self, url: str, start: int, end: int) -> urllib3.BaseHTTPResponse:
+        """The answer to a request, its body unread; each redirect may go through another proxy."""
+        for _ in range(_REDIRECTS + 1):
+            headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
+            login = _login(url)
+            if login is not None:
+                headers.update(urllib3.make_headers(basic_auth=login))
+            answer = self._pools.get(url).request(
+                "GET",
+                url,
+                headers=headers,
+                preload_content=False,
+                decode_content=False,  # Content-Range counts the bytes as they are stored
+                redirect=False,
+                pool_timeout=_POOL_S,
+            )
+            place = answer.get_redirect_location()
+            if not place:
+                return answer
+            answer.close()
+            answer.release_conn()
+            url = urljoin(url, place)
+        raise _TransientError("too many redirects")
 
     def _body(self, answer: urllib3.BaseHTTPResponse, length: int) -> bytes:
         """Exactly `length` bytes, as long as there is progress."""
@@ -287,7 +332,8 @@ def _check_status(answer: urllib3.BaseHTTPResponse, href: str, start: int) -> No
     if code in TRANSIENT or code >= 500:
         raise _TransientError(f"the server answers {code}", _asked_wait(answer))
     reason = f"the server answers {code} {answer.reason or ''}".rstrip()
-    raise MissingDataError(f"{href}: {reason}{refusal_text(href, code)}")
+    hint = refusal_text(href, code)
+    raise RefusedError(f"{href}: {reason}{hint}") if hint else MissingDataError(f"{href}: {reason}")
 
 
 def _content_range(answer: urllib3.BaseHTTPResponse, href: str) -> tuple[int, int, int]:

@@ -139,14 +139,25 @@ def check_space(run: Run, plan: Mapping[str, object]) -> list[Finding]:
 
 def check_quota(profile: Profile) -> list[Finding]:
     """What the site's own command says of quotas, for people to compare with the plan: each site's differs."""
-    words = shlex.split(profile.storage.quota)
+    try:
+        words = shlex.split(profile.storage.quota)
+    except ValueError as error:
+        return [failed("quota", f"{profile.storage.quota!r}: {error}", "correct [site.storage] quota")]
     if not words:
         return []
     if shutil.which(words[0]) is None:
         remedy = f"on {profile.name} run doctor on a login node; elsewhere set [site.storage] quota"
         return [warning("quota", f"{words[0]} is not on the PATH: quotas are not known", remedy)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_QUOTA_S)
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_QUOTA_S,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return [warning("quota", f"`{profile.storage.quota}` failed ({error})", "look at your quotas by hand")]
     said = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]

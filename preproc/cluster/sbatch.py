@@ -101,11 +101,14 @@ def _array(name: str, values: Sequence[str]) -> str:
 
 
 def _scratch(text: str) -> str:
-    """SCRATCH as shell fills it in on the node; a variable that is not set there ends the job and says so."""
+    """The folder as shell fills it in on the node; a variable that is not set there ends the job and says so.
+
+    It stands in site_environment, after what modules and the profile set. Not SCRATCH: many sites set that themselves.
+    """
     if text == "~" or text.startswith("~/"):
         text = f"$HOME{text[1:]}"
     unset = "[site] scratch names it, and it is not set on this node"
-    return 'SCRATCH="' + re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: f"${{{m[1] or m[2]}:?{unset}}}", text) + '"'
+    return 'SMALTI_SCRATCH="' + re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda m: f"${{{m[1] or m[2]}:?{unset}}}", text) + '"'
 
 
 def _modules(job: Job) -> list[str]:
@@ -114,10 +117,11 @@ def _modules(job: Job) -> list[str]:
     return ["site_modules() {", *(f"    module {line}" for line in job.modules), "}"]
 
 
-def _environment(job: Job) -> list[str]:
+def _environment(job: Job, last: Sequence[str]) -> list[str]:
     lines = [f'    export {name}="{value}"' for name, value in job.env.items()]
     if job.internet == "proxy":
         lines.append("    export " + " ".join(f"{name}={shlex.quote(job.proxy)}" for name in _PROXY_NAMES))
+    lines += last
     return ["site_environment() {", *lines, "}"] if lines else ["site_environment() { :; }"]
 
 
@@ -136,7 +140,6 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
     }
     lines: list[str] = []
     if script.kind == "infer":
-        lines.append(_scratch("" if script.command else script.scratch or ""))
         values |= {
             "PYTORCH_SIF": "" if script.image is None else str(script.image),
             "PROCESSES": str(max(1, job.gpus)),
@@ -157,7 +160,8 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
     if script.kind == "classify":
         values["STAGES"] = " ".join(script.stages)
     assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    return [*assigned, *lines, *_modules(job), *_environment(job)]
+    last = [f"    {_scratch('' if script.command else script.scratch or '')}"] if script.kind == "infer" else []
+    return [*assigned, *lines, *_modules(job), *_environment(job, last)]
 
 
 def render(template: str, common: str, profile: Profile, script: Script) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -253,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="port of the server (default: a free one)")
     parser.add_argument("--token-lifetime", type=float, default=2700.0, help="seconds that a token is good for")
     chosen = parser.parse_args(arguments)
+    # A shell starts what goes to the background (`make test &`) deaf to interrupts: this is for being interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with serve(chosen.archive, token_lifetime_s=chosen.token_lifetime, port=chosen.port) as served:
             print(f"STAC API and files: {served.url}\ntoken endpoint:     {served.sas_url}\n")

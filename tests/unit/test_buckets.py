@@ -18,7 +18,7 @@ import preproc.archive.buckets as buckets
 from infer.contract import Run, SmaltiError
 from preproc.archive.buckets import BucketSigner, open_bucket, refusal_text, split_address, web_address
 from preproc.archive.hrefs import absolute
-from preproc.archive.ranges import MissingDataError, RangeClient
+from preproc.archive.ranges import RangeClient, RefusedError
 from preproc.archive.signing import make_signer
 from preproc.archive.static import read_static
 from preproc.archive.store import open_store
@@ -155,7 +155,7 @@ def test_a_public_bucket_of_another_store_is_read_without_credentials(server: S3
 @pytest.mark.usefixtures("server")
 def test_a_refusal_without_credentials_says_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     href = "s3://own/a.json"
-    with client(href) as reader, pytest.raises(MissingDataError) as caught:
+    with client(href) as reader, pytest.raises(RefusedError) as caught:
         reader.get_whole(href)
     assert str(caught.value).startswith(f"{href}: the server refuses it (403): if the bucket is private")
     assert "AWS_ACCESS_KEY_ID" in str(caught.value)
@@ -170,7 +170,7 @@ def test_wrong_credentials_are_said_without_a_signature(monkeypatch: pytest.Monk
     href = "s3://own/a.json"
     with (
         client(href) as reader,
-        pytest.raises(MissingDataError, match="in the environment must open it") as caught,
+        pytest.raises(RefusedError, match="in the environment must open it") as caught,
     ):
         reader.get_whole(href)
     assert "X-Amz" not in str(caught.value)

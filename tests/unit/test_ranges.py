@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from infer.contract import SmaltiError
 from preproc.archive.ranges import MissingDataError, RangeClient, UnreachableError
 
 CONTENT = bytes(range(256)) * 8
+PACKED = gzip.compress(CONTENT)
 
 
 class Server(ThreadingHTTPServer):
@@ -42,10 +45,19 @@ class Answers(BaseHTTPRequestHandler):
             code, body = 404, b"no such blob" * 1000
         elif self.path == "/late":
             code, body = 503, b"later"
+        elif self.path == "/away":
+            code, more = 302, {"Location": f"http://localhost:{self.server.server_port}/there"}
+        elif self.path == "/broken":
+            code, more = 302, {"Location": "http://[bad/"}
+        elif self.path == "/nowhere":
+            code, more = 302, {"Location": "gopher://x/"}
         else:
+            stored = PACKED if self.path == "/packed" else CONTENT
             first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-            last = min(last, len(CONTENT) - 1)
-            more, body = {"Content-Range": f"bytes {first}-{last}/{len(CONTENT)}"}, CONTENT[first : last + 1]
+            last = min(last, len(stored) - 1)
+            more, body = {"Content-Range": f"bytes {first}-{last}/{len(stored)}"}, stored[first : last + 1]
+            if stored is PACKED:
+                more["Content-Encoding"] = "gzip"
         self.send_response(code)
         for name, value in {**more, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -100,3 +112,37 @@ def test_the_proxy_of_the_environment_is_used_and_no_proxy_respected(monkeypatch
             path, headers = server.asked.pop()
             assert path == "/b.tif"
             assert "proxy-authorization" not in headers
+
+
+def test_what_is_stored_compressed_comes_as_it_is_stored() -> None:
+    """Content-Range counts stored bytes; only a whole small file (a catalogue) is unpacked."""
+    with served() as (url, _), RangeClient(wait=lambda _: 0.0) as client:
+        assert client.get(f"{url}/packed", 5, 20)[0] == PACKED[5:20]
+        assert client.get_whole(f"{url}/packed") == CONTENT
+
+
+def test_a_login_in_the_address_is_used_and_not_carried_elsewhere() -> None:
+    with served() as (url, server), RangeClient(wait=lambda _: 0.0) as client:
+        client.get(f"{url.replace('//', '//me:p%40ss@')}/away", 0, 1)
+        first, second = (headers for _, headers in server.asked)
+        assert base64.b64decode(first["authorization"].removeprefix("Basic ")) == b"me:p@ss"
+        assert "authorization" not in second
+
+
+@pytest.mark.parametrize("path", ["/broken", "/nowhere"])
+def test_a_redirect_to_what_is_no_address_does_not_keep_the_connection(path: str) -> None:
+    with served() as (url, _), RangeClient(connections=1, wait=lambda _: 0.0) as client:
+        with pytest.raises(UnreachableError):
+            client.get(f"{url}{path}", 0, 10)
+        assert client.get(f"{url}/a", 0, 4)[0] == CONTENT[:4]
+
+
+def test_a_proxy_that_cannot_be_used_is_said_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", "socks5h://me:SECRET@127.0.0.1:1")
+    with (
+        RangeClient(wait=lambda _: 0.0) as client,
+        pytest.raises(SmaltiError, match="socks5h proxy cannot be used") as caught,
+    ):
+        client.get("https://socks.example/a", 0, 4)
+    assert "SECRET" not in str(caught.value)
