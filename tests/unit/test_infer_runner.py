@@ -263,10 +263,11 @@ def test_a_scratch_disk_that_refuses_costs_nothing_but_the_copy(tiles, tmp_path,
     """Full for one tile, damaging another: both are read in place, and a tile that is damaged there is named there."""
     assert infer(tiles, tmp_path / "plain") == 0
     copyfile = shutil.copyfile
+    refusals = {"a": errno.ENOSPC, "c": errno.EIO}
 
     def spoilt(source, target):
-        if source.parent.name == "a" and source.name == "masks.npy":
-            raise OSError(errno.ENOSPC, "full")
+        if source.name == "masks.npy" and source.parent.name in refusals:
+            raise OSError(refusals[source.parent.name], "refused")
         copyfile(source, target)
         if source.parent.name == "b" and source.name == "bands.npy":
             content = bytearray(target.read_bytes())
@@ -279,6 +280,7 @@ def test_a_scratch_disk_that_refuses_costs_nothing_but_the_copy(tiles, tmp_path,
     told = capsys.readouterr().err
     assert "a is read in place, not by way of the scratch disk" in told
     assert "no space left" in told
+    assert "c is read in place, not by way of the scratch disk: [Errno 5] refused" in told
     assert f"{tiles}/c/sar_ascending.npy: " in told.partition("1 failed")[2]
     whole = contents(tmp_path / "plain")
     assert contents(tmp_path / "out") == {name: whole[name] for name in whole if not name.startswith("c")}
