@@ -11,7 +11,6 @@ SAS_KEYS = frozenset(
 )
 """Query parameters of an Azure shared access signature."""
 
-
 BUCKET_SCHEMES = ("s3", "gs", "az")
 """Of addresses in object stores: s3://bucket/key, gs://bucket/key, az://account/container/key."""
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 from pyproj import Transformer
+from rasterio.io import MemoryFile
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch
 
 from infer.contract import BANDS, Run, planned_tiles
 from preproc.plan import PlanStage
 from preproc.stage import StageFailedError, run_stage
+from preproc.tile.quality import QualityCounter, picture
 
 
 @pytest.fixture
@@ -280,6 +282,17 @@ def test_neighbouring_tiles_have_no_seam(tiny: TinyArchive, tmp_path: Path) -> N
     expected[:, 0::2] = by_rows[:, :-2] + 3 * by_rows[:, 1:-1]
     expected[:, 1::2] = 3 * by_rows[:, 1:-1] + by_rows[:, 2:]
     np.testing.assert_array_equal(found, (expected + 8) // 16)
+
+
+def test_the_picture_of_a_tile_holds_its_counts() -> None:
+    counter = QualityCounter((2, 3))
+    counter.counts_hw["s2"][:] = [[0, 7, 300], [60, 61, 5]]
+    inside = np.array([[1, 1, 1], [1, 1, 0]], np.uint8)
+    with MemoryFile(picture(counter, inside)) as memory, memory.open() as dataset:
+        np.testing.assert_array_equal(dataset.read(1), [[0, 7, 254], [60, 61, 255]])
+        colours = dataset.colormap(1)
+    assert (colours[0], colours[60], colours[254]) == ((68, 1, 84, 255), (253, 231, 37, 255), (253, 231, 37, 255))
+    assert colours[255][3] == 0
 
 
 def test_the_manifest_says_what_the_tile_is(tiny: TinyArchive, tmp_path: Path) -> None:

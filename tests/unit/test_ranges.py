@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from infer.contract import SmaltiError
+from preproc.archive import ranges
 from preproc.archive.ranges import MissingDataError, RangeClient, UnreachableError
 
 CONTENT = bytes(range(256)) * 8
@@ -66,6 +67,12 @@ class Answers(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was not given back fails its test instead of letting it wait."""
+    monkeypatch.setattr(ranges, "_POOL_S", 0.5)
 
 
 @contextmanager
