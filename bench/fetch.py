@@ -134,12 +134,12 @@ def contend_smalti(base: str, dates: int, side: int, workers: int, out: Path) ->
     import numpy as np
 
     from infer.contract import PlannedTile
-    from preproc.archive.gdal import gdal_settings
-    from preproc.archive.ranges import RangeClient
-    from preproc.archive.read import Reader
-    from preproc.archive.scene import Scene
+    from preproc.catalogue.scene import Scene
+    from preproc.reader.gdal import gdal_settings
+    from preproc.reader.ranges import RangeClient
+    from preproc.reader.read import Reader
     from preproc.tile.build import build_tiles
-    from preproc.tile.job import TileJob
+    from preproc.tile.recipe import TileJob
 
     scenes = []
     for date in range(dates):
@@ -250,8 +250,8 @@ class _Bytes:
 
 def needed_bytes(folder: Path, dates: int, side: int) -> int:
     """Compressed size of the blocks that hold the pixels that smalti uses."""
-    from preproc.archive.layout import LEADER, read_layout
-    from preproc.archive.placement import SourceWindow
+    from preproc.reader.placement import SourceWindow
+    from preproc.reader.tiff_layout import LEADER, read_layout
 
     total = 0
     for variant in range(VARIANTS):

@@ -29,9 +29,9 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 from infer.contract import Run
-from preproc.config import load_config
-from preproc.plan import PlanStage
-from preproc.stage import run_stage
+from preproc.run.config import load_config
+from preproc.plan.stage import PlanStage
+from preproc.run.stage import run_stage
 run = Run(Path(sys.argv[1]))
 run_stage(PlanStage(), run, load_config(run))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
-from preproc.environment import drop_foreign_data_paths
-from preproc.progress import console, say
+from preproc.run.environment import drop_foreign_data_paths
+from preproc.run.progress import console, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,9 +50,9 @@ _LOOK = "Look"
 
 
 def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False) -> None:
-    from preproc.chain import run_one
-    from preproc.config import load_config
-    from preproc.stages import stage_named
+    from preproc.run.chain import run_one
+    from preproc.run.config import load_config
+    from preproc.run.stages import stage_named
 
     directory = Run(run)
     run_one(stage_named(name), directory, load_config(directory), shard=Shard.parse(shard), force=force)
@@ -61,7 +61,7 @@ def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False) -> Non
 @app.command(rich_help_panel=_START)
 def init(run: RunArgument) -> None:
     """Make a run folder with a commented run.toml."""
-    from preproc.template import init_run
+    from preproc.run.template import init_run
 
     directory = Run(run)
     init_run(directory)
@@ -74,10 +74,9 @@ def demo(
     prepare_only: Annotated[bool, typer.Option(help="Make the archive and run.toml, and stop.")] = False,
 ) -> None:
     """Simulate a small archive with known truth and run everything on it: the whole chain in minutes, offline."""
-    from preproc.chain import run_all
-    from preproc.config import load_config
+    from preproc.run.chain import run_all, summarise
+    from preproc.run.config import load_config
     from preproc.simulate.demo import write_demo_run
-    from preproc.summary import summarise
 
     directory = Run(run)
     write_demo_run(run)
@@ -92,9 +91,8 @@ def demo(
 @app.command("run", rich_help_panel=_START)
 def run_command(run: RunArgument, force: ForceOption = False) -> None:
     """Run all stages in order on this machine, skipping what is complete."""
-    from preproc.chain import run_all
-    from preproc.config import load_config
-    from preproc.summary import summarise
+    from preproc.run.chain import run_all, summarise
+    from preproc.run.config import load_config
 
     directory = Run(run)
     config = load_config(directory)
@@ -110,8 +108,8 @@ def plan(
 ) -> None:
     """Cut the region into tiles and search the archive, once."""
     if dry_run:
-        from preproc.config import load_config
-        from preproc.plan import dry_run as describe
+        from preproc.plan.stage import dry_run as describe
+        from preproc.run.config import load_config
 
         directory = Run(run)
         print(describe(directory, load_config(directory)))
@@ -178,8 +176,8 @@ def mirror(
     deep: Annotated[bool, typer.Option("--deep", help="Verify the checksum of what was copied before.")] = False,
 ) -> None:
     """Copy what a planned run needs of the archive, with a catalogue, for nodes without internet."""
-    from preproc.config import load_config
-    from preproc.mirror import mirror as copy
+    from preproc.mirror.mirror import mirror as copy
+    from preproc.run.config import load_config
 
     print(copy(Run(run), load_config(Run(run)), target, whole=whole, deep=deep))
 
@@ -193,7 +191,7 @@ def submit(
 ) -> None:
     """Queue what is missing as Slurm arrays that wait for each other."""
     from preproc.cluster.submit import Request, submit
-    from preproc.config import load_config
+    from preproc.run.config import load_config
 
     print(submit(Run(run), load_config(Run(run)), Request(site, stages, dry_run)))
 
@@ -202,7 +200,7 @@ def submit(
 def resubmit(run: RunArgument, site: SiteOption = None) -> None:
     """Queue again what failed, beside what is still queued."""
     from preproc.cluster.submit import Request, submit
-    from preproc.config import load_config
+    from preproc.run.config import load_config
 
     print(submit(Run(run), load_config(Run(run)), Request(site, again=True)))
 
@@ -224,7 +222,7 @@ def doctor(
 ) -> None:
     """Look for everything that would make jobs fail, before they are queued. Exit code 1 if something would."""
     from preproc.cluster.doctor import Verdict, examine
-    from preproc.config import load_config
+    from preproc.run.config import load_config
 
     findings = examine(Run(run), load_config(Run(run)), site, probe=probe)
     print(findings.as_json() if as_json else findings.as_text())
@@ -255,8 +253,8 @@ def status(
     watch: Annotated[float, typer.Option("--watch", metavar="SECONDS", help="Look again until all is over.")] = 0,
 ) -> None:
     """Show what is done, missing, stale and broken, and the jobs. Exit code 0 if all is complete, 1 otherwise."""
-    from preproc.cluster.overview import look, show
-    from preproc.config import load_config
+    from preproc.cluster.run_overview import look, show
+    from preproc.run.config import load_config
 
     config = load_config(Run(run))
     overview = look(Run(run), config, checksums=deep)

@@ -28,9 +28,9 @@ from infer.contract import (
     write_manifest,
 )
 from infer.contract.registry import REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
-from preproc.archive.http import brief
-from preproc.plan_text import human_bytes
-from preproc.progress import say
+from preproc.reader.transport import brief
+from preproc.run.progress import say
+from preproc.run.text import human_bytes
 
 KIND = "weights"
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")

@@ -12,7 +12,7 @@ from sklearn.neighbors import KDTree
 
 from preproc.classify.accuracy import class_scores, count_matrix, macro_f1, overall, weighted_f1
 from preproc.classify.model import ClassEntry
-from preproc.classify.oof import OutOfFold
+from preproc.classify.out_of_fold import OutOfFold
 
 _BOOTSTRAPS = 1000
 

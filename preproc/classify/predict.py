@@ -20,16 +20,16 @@ from infer.contract import (
     read_manifest,
     sha256_json,
 )
+from preproc.classify.class_map import KIND as MAP_KIND
+from preproc.classify.class_map import build_map, map_manifest
 from preproc.classify.model import KIND as CLASSIFIER_KIND
 from preproc.classify.model import Classifier, load_classifier, model_manifest
-from preproc.classify.predicted import KIND as TILE_KIND
-from preproc.classify.predicted import combine, prediction_paths, write_prediction
-from preproc.classify.wallmap import KIND as MAP_KIND
-from preproc.classify.wallmap import build_map, map_manifest
-from preproc.config import Config
-from preproc.raster.facts import gather_facts
+from preproc.classify.tile_map import KIND as TILE_KIND
+from preproc.classify.tile_map import combine, prediction_paths, write_prediction
 from preproc.raster.legend import LegendEntry
-from preproc.stage import Unit
+from preproc.raster.provenance import gather_facts
+from preproc.run.config import Config
+from preproc.run.stage import Unit
 
 _PIXELS = 1 << 15
 """Pixels classified at a time: 16 MiB of 128 float32 numbers."""

@@ -20,7 +20,7 @@ from preproc.classify.accuracy import Z95, Estimate, MapAccuracy, count_matrix, 
 from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.classify.model import ClassEntry
 from preproc.classify.performance import number
-from preproc.config import Validate
+from preproc.run.config import Validate
 
 _REMEDY = "run `smalti predict` again"
 WHAT = "map accuracy: design-based estimates from a probability sample, with 95 % confidence intervals"

@@ -30,9 +30,9 @@ from infer.contract import (
 from preproc.classify.labels import LabelSet, assign_codes, fingerprint, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
 from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash, samples_manifest
-from preproc.config import Config, Labels
-from preproc.progress import progress, say
-from preproc.stage import Unit
+from preproc.run.config import Config, Labels
+from preproc.run.progress import progress, say
+from preproc.run.stage import Unit
 
 _BLOCK = 64
 """Rows of a tile dequantised at a time."""

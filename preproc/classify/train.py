@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_json
 from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
-from preproc.classify.journal import Journal, Trial, published
 from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, model_manifest, save_classifier
-from preproc.classify.oof import write_oof
+from preproc.classify.out_of_fold import write_oof
 from preproc.classify.palette import palette
 from preproc.classify.table import Samples, counted, read_samples, samples_manifest
+from preproc.classify.trials import Journal, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
-from preproc.config import Classify, Config
-from preproc.progress import progress, say
-from preproc.stage import Unit
+from preproc.run.config import Classify, Config
+from preproc.run.progress import progress, say
+from preproc.run.stage import Unit
 
 _RECIPE = 2
 """Raised when training changes in a way that changes its results."""

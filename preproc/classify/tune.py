@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from preproc.classify.accuracy import count_matrix, macro_f1
 from preproc.classify.boost import Parameters, out_of_fold
 from preproc.classify.folds import Folds, assign_folds
-from preproc.classify.journal import Journal, Trial
 from preproc.classify.table import Samples, keep_per_group
-from preproc.progress import progress
+from preproc.classify.trials import Journal, Trial
+from preproc.run.progress import progress
 
 TUNING_ROWS = 4000
 """Rows that trials are run on: as many of each group as fit. The final model is trained on all."""

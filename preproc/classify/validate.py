@@ -9,13 +9,13 @@ from typing import Any
 from infer.contract import Run, read_manifest, sha256_json, verify_files, write_manifest
 from preproc.classify.labels import fingerprint
 from preproc.classify.model import KIND, OUT_OF_FOLD, model_manifest, read_legend
-from preproc.classify.oof import read_oof
+from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
 from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference
 from preproc.classify.table import counted
-from preproc.config import Config
-from preproc.progress import say
-from preproc.stage import Unit
+from preproc.run.config import Config
+from preproc.run.progress import say
+from preproc.run.stage import Unit
 
 NO_REFERENCE = (
     "omitted: there is no reference sample. For the accuracy of the map give a probability sample of points in "

@@ -1,1 +1,1 @@
-"""Everything about clusters: site profiles, job scripts, submitting, looking, repairing, images."""
+"""Batch jobs: scripts, submitting, looking, repairing, images. Only the command line uses this room."""

@@ -12,15 +12,15 @@ from typing import Any
 
 from infer.contract import Run, SmaltiError, read_plan, sha256_file
 from infer.contract.registry import cached_checkpoint, registered_model
-from preproc import status
-from preproc.cluster import machine, slurm
-from preproc.cluster.findings import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
+from preproc.cluster import machine_checks, slurm
+from preproc.cluster.check_jobs import probe_nodes
+from preproc.cluster.checks import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
 from preproc.cluster.image import CHECKOUT, engine_hash, record_path
-from preproc.cluster.probe import probe_nodes
-from preproc.cluster.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submit import common_script, what_is_due
-from preproc.config import Config
+from preproc.run import status
+from preproc.run.config import Config
+from preproc.run.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
 
 __all__ = ["Verdict", "examine"]
 
@@ -45,16 +45,16 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
     plan = _plan(run)
     checks: list[Callable[[], list[Finding]]] = [
         lambda: _check_profile(run, profile),
-        machine.check_checkout,
-        lambda: machine.check_environment(os.environ, Path.home()),
-        machine.check_proj,
+        machine_checks.check_checkout,
+        lambda: machine_checks.check_environment(os.environ, Path.home()),
+        machine_checks.check_proj,
         lambda: _check_plan(run, plan),
         lambda: _check_outputs(run, config),
-        lambda: machine.check_run_directory(run),
-        lambda: machine.check_space(run, plan),
-        lambda: machine.check_quota(profile),
-        lambda: machine.check_purge(run, profile),
-        machine.check_temporary,
+        lambda: machine_checks.check_run_directory(run),
+        lambda: machine_checks.check_space(run, plan),
+        lambda: machine_checks.check_quota(profile),
+        lambda: machine_checks.check_purge(run, profile),
+        machine_checks.check_temporary,
         lambda: _check_archive(run, config, profile),
         lambda: _check_model(run, config),
         lambda: _check_memory(profile, plan),
@@ -101,7 +101,7 @@ def _check_outputs(run: Run, config: Config) -> list[Finding]:
 
 
 def _check_archive(run: Run, config: Config, profile: Profile) -> list[Finding]:
-    found = machine.check_archive(run, config)
+    found = machine_checks.check_archive(run, config)
     fetch = profile.kind("fetch")
     online = config.archive.source != "static" or "://" in (config.archive.href or "")
     if online and fetch.where == "batch" and fetch.internet == "none":

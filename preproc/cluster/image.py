@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer.contract import EXIT_FAILED, SOFTWARE, SmaltiError, sha256_file, sha256_json, write_json
-from preproc.progress import say
+from preproc.run.progress import say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The root of the checkout: containers/, slurm/ and infer/ stand there."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer.contract import Run, SmaltiError, read_manifest, verify_files
-from preproc.cluster.ledger import slurm_folder
 from preproc.cluster.sbatch import Script, directives
 from preproc.cluster.submit import site_of
-from preproc.config import load_config
+from preproc.cluster.submitted import slurm_folder
+from preproc.run.config import load_config
 
 if TYPE_CHECKING:
     import xarray

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preproc.cluster.profile import Profile
 from preproc.cluster.sbatch import Script
-from preproc.cluster.shards import compress, expand, tile_minutes
+from preproc.cluster.slurm import compress, expand
+from preproc.run.profile import Profile
+from preproc.run.task_count import tile_minutes
 
 ARRAYS = ("fetch", "infer")
 """Stages that are arrays; the others are one job each."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preproc.cluster.profile import Job, Profile
+from preproc.run.profile import Job, Profile
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
 _SETTINGS = re.compile(r"# >>> settings\n.*?# <<< settings\n", re.DOTALL)

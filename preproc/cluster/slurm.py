@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer.contract import EXIT_TRY_AGAIN, SmaltiError
-from preproc.cluster.shards import expand
 
 TIMEOUT_S = 90
 """Slurm's own programs give up after some ten seconds a controller; this is for a hung file system."""
@@ -263,3 +262,39 @@ def partitions() -> dict[str, str]:
     lines = _run(["scontrol", "--oneliner", "show", "partition"]).splitlines()
     named = ((re.search(r"PartitionName=(\S+)", line), line) for line in lines)
     return {match[1]: line for match, line in named if match}
+
+
+def compress(indices: Iterable[int]) -> str:
+    """[3, 7, 12, 13, 14, 15] -> "3,7,12-15". Every N-th of a range becomes "0-8:4", as Slurm understands it."""
+    numbers = sorted(set(indices))
+    parts: list[str] = []
+    start = 0
+    while start < len(numbers):
+        step = numbers[start + 1] - numbers[start] if start + 1 < len(numbers) else 1
+        end = start + 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        if end - start >= 3 or (step == 1 and end - start == 2):
+            stride = "" if step == 1 else f":{step}"
+            parts.append(f"{numbers[start]}-{numbers[end - 1]}{stride}")
+            start = end
+        else:
+            parts.append(str(numbers[start]))
+            start += 1
+    return ",".join(parts)
+
+
+def expand(text: str) -> list[int]:
+    """The inverse of `compress`; a throttle (%K) is left out.
+
+    Raises:
+        SmaltiError: if the text is not a list of task numbers.
+    """
+    numbers: set[int] = set()
+    for part in text.split("%")[0].split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part.strip())
+        if match is None:
+            raise SmaltiError(f"{text!r}: not a list of task numbers like 3,7,12-15")
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        numbers.update(range(first, last + 1, max(1, step)))
+    return sorted(numbers)

@@ -19,19 +19,19 @@ from infer.contract import (
     write_model_job,
 )
 from infer.contract.registry import cached_checkpoint, registered_model, weights_folder
-from preproc.chain import run_one
 from preproc.cluster import slurm
 from preproc.cluster.image import CHECKOUT
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
-from preproc.cluster.ledger import SubmittedJob, read_ledger, slurm_folder, write_ledger
-from preproc.cluster.profile import Profile, load_profile, unmet_needs
 from preproc.cluster.sbatch import Script, render_script
-from preproc.cluster.shards import choose_tasks
-from preproc.config import Config
-from preproc.observed import cautions
-from preproc.progress import say
-from preproc.stage import StageFailedError
-from preproc.stages import chain, stage_named
+from preproc.cluster.submitted import SubmittedJob, read_ledger, slurm_folder, write_ledger
+from preproc.run.chain import run_one
+from preproc.run.config import Config
+from preproc.run.profile import Profile, load_profile, unmet_needs
+from preproc.run.progress import say
+from preproc.run.quality import cautions
+from preproc.run.stage import StageFailedError
+from preproc.run.stages import chain, stage_named
+from preproc.run.task_count import choose_tasks
 
 
 def site_of(run: Run, config: Config, site: str | None = None) -> Profile:

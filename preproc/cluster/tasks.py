@@ -15,10 +15,10 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
-from preproc.cluster.ledger import SubmittedJob, log_path, read_ledger
 from preproc.cluster.slurm import Accounted, Queued, TaskId
-from preproc.stage import Unit
-from preproc.status import Survey
+from preproc.cluster.submitted import SubmittedJob, log_path, read_ledger
+from preproc.run.stage import Unit
+from preproc.run.status import Survey
 
 STATES = ("done", "running", "pending", "requeued", "failed", "unknown")
 _TAIL_BYTES = 6000

@@ -26,7 +26,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from infer.contract import EXIT_FAILED, SmaltiError, atomic_file, temporary_path, writing
-from preproc.raster.halve import halve_average, halve_nearest
+from preproc.raster.overviews import halve_average, halve_nearest
 from preproc.raster.zones import ZoneGrid
 
 CACHE_MB = 128

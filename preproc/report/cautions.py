@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preproc.observed import FEW_CLEAR
+from preproc.report.inputs import Sources
 from preproc.report.observations import Observations
-from preproc.report.sources import Sources
+from preproc.run.quality import FEW_CLEAR
 
 FEW_GROUPS = 10
 """Below so many parcels the figures of a class are anecdotes."""

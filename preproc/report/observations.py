@@ -8,8 +8,8 @@ from datetime import date
 from typing import Any
 
 from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_json, read_manifest
-from preproc.observed import FEW_CLEAR
-from preproc.report.sources import QUALITY_FILE
+from preproc.report.inputs import QUALITY_FILE
+from preproc.run.quality import FEW_CLEAR
 
 STACKS = {
     "s2": "Sentinel-2, clear",

@@ -10,14 +10,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infer.contract import SOFTWARE, Run, SmaltiError, write_bytes, write_manifest
-from preproc.config import Config
 from preproc.raster.legend import LegendEntry
 from preproc.report import figures
 from preproc.report.cautions import cautions
+from preproc.report.inputs import Sources, fingerprint, read_sources
 from preproc.report.observations import observe
 from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
-from preproc.report.sources import Sources, fingerprint, read_sources
-from preproc.stage import Unit
+from preproc.run.config import Config
+from preproc.run.stage import Unit
 
 KIND = "report"
 LAYOUT = 1

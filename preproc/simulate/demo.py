@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infer.contract import Run, write_bytes
-from preproc.progress import progress, say
+from preproc.run.progress import progress, say
 from preproc.simulate.archive import ArchiveSummary, simulate
 from preproc.simulate.options import SimulationOptions
 from preproc.simulate.quicklook import write_quicklook

@@ -1,1 +1,1 @@
-"""From scenes to TESSERA's per-pixel time series: radiometry, masks, same-day mosaics, the tile writer."""
+"""The `fetch` stage: from scenes to TESSERA's per-pixel time series, one folder a tile."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from infer.contract import SmaltiError
-from preproc.tile.days import ReadsRasters, Workshop
-from preproc.tile.job import TileJob
+from preproc.tile.dates import ReadsRasters, Workshop
 from preproc.tile.open_tile import OpenTile
+from preproc.tile.recipe import TileJob
 from preproc.tile.sentinel1 import add_sentinel1
 from preproc.tile.sentinel2 import add_sentinel2
 

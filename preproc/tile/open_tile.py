@@ -21,11 +21,11 @@ from infer.contract import (
     staged_dir,
     write_manifest,
 )
-from preproc.archive.placement import Target
-from preproc.tile.job import TileJob, data_source
-from preproc.tile.mosaic import Observation, bounding_box, missing_assets, observations
+from preproc.reader.placement import Target
+from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord, dates_of
 from preproc.tile.quality import QualityCounter, write_quality
-from preproc.tile.record import STACKS, FailedRead, StackName, StackRecord, dates_of
+from preproc.tile.recipe import TileJob, data_source
+from preproc.tile.same_day import Observation, bounding_box, missing_assets, observations
 from preproc.tile.writer import StackWriter, write_doys, write_roi
 
 _Pixel = TypeVar("_Pixel", bound=np.generic)

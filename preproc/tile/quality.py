@@ -14,7 +14,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from infer.contract import write_json
-from preproc.tile.record import STACKS, StackName, StackRecord
+from preproc.tile.date_record import STACKS, StackName, StackRecord
 
 QUALITY_FILE = "quality.json"
 PICTURE_FILE = "quality.png"

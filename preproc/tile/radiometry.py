@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preproc.archive.scene import OffsetPolicy
+from preproc.catalogue.scene import OffsetPolicy
 
 SCL_CLEAR = (4, 5, 6, 7, 10, 11)
 """Scene classes that count as clear: vegetation, bare, water, unclassified, thin cirrus, snow.

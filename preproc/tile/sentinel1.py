@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import SAR_BANDS
-from preproc.archive.read import BACKSCATTER
-from preproc.archive.scene import Scene
-from preproc.tile.days import Day, Part, Workshop, days_of, read_for
-from preproc.tile.mosaic import add_source, copy_where, sources_used
+from preproc.catalogue.scene import Scene
+from preproc.reader.read import BACKSCATTER
+from preproc.reader.read_pool import in_order
+from preproc.tile.date_record import FailedRead
+from preproc.tile.dates import Day, Part, Workshop, days_of, read_for
 from preproc.tile.open_tile import OpenTile
-from preproc.tile.parallel import in_order
 from preproc.tile.radiometry import scaled_db
-from preproc.tile.record import FailedRead
+from preproc.tile.same_day import add_source, copy_where, sources_used
 
 
 @dataclass

@@ -11,9 +11,9 @@ from support.cluster import Campaign
 from support.runs import smalti
 
 from infer.contract import FORMAT_VERSION, Run
-from preproc.config import load_config
-from preproc.stage import Unit
-from preproc.stages import stage_named
+from preproc.run.config import load_config
+from preproc.run.stage import Unit
+from preproc.run.stages import stage_named
 
 SHARDS = 10_000
 RUN_TOML = """

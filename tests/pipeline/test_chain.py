@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from support.archive_server.serve import serve
 from support.runs import RUN_TOML, digest, make_run, smalti
 
 from infer.contract import Run, planned_tiles, read_embedding, read_manifest
-from preproc.simulate.serve import serve
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from support.range_server import Faults, RangeServer, serve_folder
 from support.runs import digest
 from support.tiny import SIZE, WEST, TinyArchive
 
-import preproc.archive.read
-import preproc.fetch
+import preproc.reader.read
+import preproc.tile.stage
 from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_tile
-from preproc.archive.ranges import RangeClient
-from preproc.archive.remote import RemoteFile
-from preproc.config import Config, load_config
-from preproc.fetch import FetchStage
-from preproc.stage import StageFailedError, run_stage
+from preproc.reader.ranges import RangeClient
+from preproc.reader.sparse_file import RemoteFile
+from preproc.run.config import Config, load_config
+from preproc.run.stage import StageFailedError, run_stage
+from preproc.tile.stage import FetchStage
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def clean(season: TinyArchive, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, an early verdict on stalls, and so short a header that every file takes several requests."""
-    monkeypatch.setattr(preproc.archive.read, "RemoteFile", functools.partial(RemoteFile, header_bytes=512))
+    monkeypatch.setattr(preproc.reader.read, "RemoteFile", functools.partial(RemoteFile, header_bytes=512))
     client = functools.partial(RangeClient, wait=lambda _: 0.0, stall_s=1.0)
-    monkeypatch.setattr(preproc.fetch, "RangeClient", client)
+    monkeypatch.setattr(preproc.tile.stage, "RangeClient", client)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -131,7 +131,7 @@ def test_tokens_that_expire_in_the_middle_are_renewed(
     server = RangeServer(lambda path: files(path.removeprefix("/season/archive")), latency_s=0.005, faults=faults)
     with server.running():
         signer = Signer(server)
-        monkeypatch.setattr(preproc.fetch, "make_signer", lambda *_: signer)
+        monkeypatch.setattr(preproc.tile.stage, "make_signer", lambda *_: signer)
         run, config = prepared(season, tmp_path / "run", f"{server.url}/season/archive")
         stage(run, config)
     assert signer.renewals >= 1

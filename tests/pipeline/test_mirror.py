@@ -18,13 +18,13 @@ from pyproj import Transformer
 from support.range_server import RangeServer, serve_folder
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive
 
-import preproc.mirror
+import preproc.mirror.mirror
 from infer.contract import Run, SmaltiError, planned_tiles, read_tile
-from preproc.config import Config, load_config
-from preproc.fetch import FetchStage
-from preproc.mirror import RECORD, mirror
-from preproc.plan import PlanStage
-from preproc.stage import StageFailedError, run_stage
+from preproc.mirror.mirror import RECORD, mirror
+from preproc.plan.stage import PlanStage
+from preproc.run.config import Config, load_config
+from preproc.run.stage import StageFailedError, run_stage
+from preproc.tile.stage import FetchStage
 
 EXTENT = 8 * SIZE * 10
 
@@ -164,7 +164,7 @@ def test_an_interrupted_mirror_is_no_catalogue(
 ) -> None:
     run, config = archive.run(tmp_path / "run")
     calls = []
-    real = preproc.mirror.copy_needed
+    real = preproc.mirror.mirror.copy_needed
 
     def stops(*arguments: object) -> None:
         calls.append(arguments)
@@ -172,12 +172,12 @@ def test_an_interrupted_mirror_is_no_catalogue(
             raise KeyboardInterrupt
         real(*arguments)  # type: ignore[arg-type]  # as they came
 
-    monkeypatch.setattr(preproc.mirror, "copy_needed", stops)
+    monkeypatch.setattr(preproc.mirror.mirror, "copy_needed", stops)
     with pytest.raises(KeyboardInterrupt):
         mirror(run, config, None)
     assert not (run.root / "mirror" / "catalog.json").exists()
     assert not list((run.root / "mirror").rglob(".*.tmp"))
-    monkeypatch.setattr(preproc.mirror, "copy_needed", real)
+    monkeypatch.setattr(preproc.mirror.mirror, "copy_needed", real)
     mirror(run, config, None)
     assert pystac.Catalog.from_file(run.root / "mirror" / "catalog.json").validate_all() == 4
 

@@ -24,12 +24,12 @@ from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_tile
-from preproc.archive.buckets import open_bucket
-from preproc.config import Config, load_config
-from preproc.fetch import FetchStage
-from preproc.mirror import mirror
-from preproc.plan import PlanStage
-from preproc.stage import run_stage
+from preproc.mirror.mirror import mirror
+from preproc.plan.stage import PlanStage
+from preproc.reader.buckets import open_bucket
+from preproc.run.config import Config, load_config
+from preproc.run.stage import run_stage
+from preproc.tile.stage import FetchStage
 
 obstore = pytest.importorskip("obstore")
 EMULATED = "devstoreaccount1"

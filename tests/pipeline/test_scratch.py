@@ -15,9 +15,9 @@ from support.runs import digest
 from support.tiny import TinyArchive
 
 from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError, scratch_folder, temporary_path
-from preproc.config import Config, load_config
-from preproc.fetch import FetchStage
-from preproc.stage import StageFailedError, run_stage
+from preproc.run.config import Config, load_config
+from preproc.run.stage import StageFailedError, run_stage
+from preproc.tile.stage import FetchStage
 
 
 def on_scratch(run: Run, scratch: object) -> Config:

@@ -21,11 +21,7 @@ import rasterio
 import requests
 from pystac_client import Client
 from shapely.geometry import box, shape
-from support.simulated import QUIRKY, items, pixels
-
-from infer.contract import SmaltiError
-from preproc.simulate import simulate
-from preproc.simulate.faults import (
+from support.archive_server.faults import (
     BUSY,
     GARBLED,
     RESET,
@@ -38,7 +34,11 @@ from preproc.simulate.faults import (
     stalled,
     truncated,
 )
-from preproc.simulate.serve import CONTAINERS, Served, serve
+from support.archive_server.serve import CONTAINERS, Served, serve
+from support.simulated import QUIRKY, items, pixels
+
+from infer.contract import SmaltiError
+from preproc.simulate import simulate
 
 S2, S1 = "sentinel-2-l2a", "sentinel-1-rtc"
 
@@ -271,7 +271,7 @@ def test_gdal_survives_what_it_may_retry(served: Served, folder: Path) -> None:
 
 
 def test_sprinkled_faults_are_the_same_in_every_run() -> None:
-    from preproc.simulate.faults import Seen
+    from support.archive_server.faults import Seen
 
     requests_seen = [Seen(n, "blob", "GET", f"/a/b/{n}.tif", "", 0) for n in range(4000)]
     chosen = [sprinkled(0.1, [BUSY, RESET], seed=3)(seen) for seen in requests_seen]
@@ -348,7 +348,7 @@ def test_a_folder_without_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_serves_until_interrupted(folder: Path) -> None:
-    command = [sys.executable, "-m", "preproc.simulate.serve", str(folder)]
+    command = [sys.executable, "-m", "support.archive_server.serve", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout as lines:

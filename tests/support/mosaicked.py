@@ -16,9 +16,9 @@ from preproc.classify.predict import PredictStage
 from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage
 from preproc.classify.validate import ValidateStage
-from preproc.config import Config, parse_config
-from preproc.stage import run_stage
-from preproc.stitch import StitchStage
+from preproc.mosaic.stage import StitchStage
+from preproc.run.config import Config, parse_config
+from preproc.run.stage import run_stage
 from support.embedded import write_vector
 
 EPSG = 32631

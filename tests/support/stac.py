@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from preproc.archive.sources import MPC_S1, MPC_S2
+from preproc.catalogue.sources import MPC_S1, MPC_S2
 from support.service import Answer, Request, json_answer
 
 

@@ -16,10 +16,10 @@ from pyproj import Transformer
 from rasterio.transform import Affine
 
 from infer.contract import BANDS, Run, Tile, planned_tiles, read_tile
-from preproc.config import Config, load_config
-from preproc.fetch import FetchStage
-from preproc.plan import PlanStage
-from preproc.stage import run_stage
+from preproc.plan.stage import PlanStage
+from preproc.run.config import Config, load_config
+from preproc.run.stage import run_stage
+from preproc.tile.stage import FetchStage
 
 SIZE = 32
 """Pixels along a tile."""

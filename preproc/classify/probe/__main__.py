@@ -16,7 +16,7 @@ from preproc.classify.probe.features import Floats, embedding_features, keep_cla
 from preproc.classify.probe.figure import curves_png, table
 from preproc.classify.probe.score import CLASSIFIERS, cross_validated, efficiency
 from preproc.classify.table import Samples, read_samples
-from preproc.progress import say
+from preproc.run.progress import say
 
 
 def build_parser() -> argparse.ArgumentParser:

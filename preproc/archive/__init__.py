@@ -1,1 +1,0 @@
-"""Catalogues, searches, signing and reads: everything that touches somebody else's server."""

@@ -1,0 +1,1 @@
+"""What there is: searches and static archives, and how their items become scenes without duplicates."""

@@ -1,0 +1,208 @@
+"""One search a run: its items saved unsigned in RUN/items, and the scenes that all stages read from there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shapely
+from shapely import STRtree
+
+from infer.contract import PlannedTile, Run, SmaltiError, atomic_dir, read_json, read_plan, verify_files
+from preproc.catalogue.duplicates import Candidate, dedupe
+from preproc.catalogue.opera import with_orbit
+from preproc.catalogue.scene import Scene
+from preproc.catalogue.search import MARGIN_DEGREES, search_api
+from preproc.catalogue.sources import CATALOGUES, PRODUCTS, Item, Rejected, acquired_at, footprint, parse_item
+from preproc.catalogue.static import read_static
+from preproc.reader.hrefs import absolute, portable
+from preproc.region.grid import tile_footprint
+from preproc.region.region import Region
+from preproc.run.config import Config
+
+FOOTPRINT_MARGIN = 1000.0
+"""Metres by which a tile is widened before it is compared with footprints, which are coarse."""
+
+_USED_ASSETS = frozenset(key for product in PRODUCTS for key in product.assets.values())
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What became of the items of a search."""
+
+    scenes: tuple[Scene, ...]
+    """Usable, without duplicates, by day and id."""
+    rejected: Mapping[str, str]
+    """Item id -> why it cannot be used."""
+    duplicates: Mapping[str, str]
+    """Item id -> which newer copy is used instead."""
+
+
+def search_scenes(config: Config, region: Region) -> list[Item]:
+    """Search the archive once, for the whole region and window.
+
+    Returns:
+        The raw items that touch the region within the window, hrefs absolute and unsigned, in a fixed order.
+
+    Raises:
+        SmaltiError: if the archive cannot be searched, or nothing is found.
+    """
+    archive, window = config.archive, config.region
+    if archive.source == "static":
+        assert archive.href is not None  # the settings are validated
+        origin, pairs = archive.href, read_static(archive.href)
+    else:
+        catalogue = CATALOGUES[archive.source]
+        origin = archive.url or catalogue.url
+        pairs = [(item, origin) for item in search_api(catalogue, archive.url, region, window.start, window.end)]
+    near = [(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
+    found = [stored(with_orbit(item, base), base) for item, base in near]
+    if not found:
+        raise SmaltiError(_nothing_found(origin, [item for item, _ in pairs], config, region))
+    return sorted(found, key=_order)
+
+
+def within(item: Item, region: Region, start: date, end: date) -> bool:
+    """Whether an item was acquired in the window (UTC days, inclusive) and touches the region.
+
+    What cannot be told, for want of a time or an outline, is kept: it is rejected by name later.
+    """
+    if not isinstance(item, Mapping) or not isinstance(item.get("properties"), Mapping):
+        return False
+    acquired = acquired_at(item)
+    if acquired is not None and not start <= acquired.date() <= end:
+        return False
+    outline = footprint(item)
+    return outline is None or bool(shapely.dwithin(region.geometry, outline, MARGIN_DEGREES))
+
+
+def stored(item: Item, base: str) -> Item:
+    """An item as it is saved: links and assets that no stage reads are left out, hrefs are absolute and unsigned."""
+    listed = item.get("assets")
+    assets = {} if not isinstance(listed, Mapping) else {k: v for k, v in listed.items() if isinstance(v, Mapping)}
+    used = {key: asset for key, asset in assets.items() if key in _USED_ASSETS} or assets
+    kept = {key: value for key, value in item.items() if key not in ("links", "assets")}
+    kept["links"] = []
+    kept["assets"] = {
+        key: {**asset, "href": absolute(str(asset["href"]), base)} for key, asset in used.items() if asset.get("href")
+    }
+    return kept
+
+
+def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
+    """Parse items, set aside what cannot be used and drop duplicates.
+
+    Args:
+        items: as saved.
+        config: section [archive] decides what the items are.
+        base: what relative hrefs are relative to; saved items have none.
+    """
+    candidates, rejected = [], {}
+    for item in items:
+        scene = parse_item(item, base, config.archive)
+        if isinstance(scene, Rejected):
+            rejected[scene.id] = scene.reason
+        else:
+            candidates.append(Candidate(item, scene))
+    scenes, duplicates = dedupe(candidates)
+    return Harvest(tuple(scenes), dict(sorted(rejected.items())), duplicates)
+
+
+def save_items(run: Run, items: Sequence[Item]) -> list[Path]:
+    """Replace RUN/items as a whole: one item collection for each collection and month.
+
+    Returns:
+        The files, sorted.
+    """
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
+    for item in sorted(items, key=_order):
+        acquired = acquired_at(item)
+        collection = re.sub(r"[^A-Za-z0-9._-]", "_", str(item.get("collection") or "items"))
+        groups[f"{collection}_{acquired:%Y-%m}.json" if acquired else f"{collection}.json"].append(item)
+    with atomic_dir(run.items) as folder:
+        for name, group in groups.items():
+            saved = (_with_hrefs(item, lambda href: portable(href, run.items, run.root)) for item in group)
+            lines = ",\n".join(json.dumps(item, sort_keys=True, separators=(",", ":")) for item in saved)
+            (folder / name).write_text(f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n', encoding="utf-8")
+    return sorted(run.items / name for name in groups)
+
+
+def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
+    assets = {key: {**asset, "href": change(str(asset["href"]))} for key, asset in item["assets"].items()}
+    return {**item, "assets": assets}
+
+
+def load_items(run: Run) -> list[Item]:
+    """The items that the plan saved, verified against it, hrefs absolute."""
+    remedy = f"run `smalti plan {run.root}` again"
+    plan = read_plan(run)
+    verify_files(run.plan, plan, remedy=remedy)
+    items: list[Item] = []
+    for name in sorted(plan["files"]):
+        path = run.root / name
+        features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
+        items += [_with_hrefs(item, partial(absolute, base=str(path))) for item in features]
+    return items
+
+
+def load_scenes(run: Run, config: Config) -> list[Scene]:
+    """The scenes of a planned run, without duplicates, sorted by day and id.
+
+    Raises:
+        FormatError: if there is no plan, or its items are not those it was made with.
+    """
+    return list(harvest(load_items(run), config).scenes)
+
+
+class SceneIndex:
+    """Finds the scenes of a tile; built once, asked for every tile."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self._scenes = tuple(scenes)
+        self._tree = STRtree(shapely.from_wkt([scene.footprint for scene in scenes]) if scenes else [])
+
+    def for_tile(self, tile: PlannedTile) -> list[Scene]:
+        """The scenes whose footprint comes within FOOTPRINT_MARGIN of the tile, in the order they were given.
+
+        Footprints are coarse: a scene that is given here may have no pixel in the tile after all.
+        """
+        hits = self._tree.query(tile_footprint(tile, FOOTPRINT_MARGIN), predicate="intersects")
+        return [self._scenes[index] for index in sorted(hits.tolist())]
+
+
+def scenes_for_tile(scenes: Sequence[Scene], tile: PlannedTile) -> list[Scene]:
+    """The scenes of one tile; for many tiles build a SceneIndex."""
+    return SceneIndex(scenes).for_tile(tile)
+
+
+def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Reasons with the number of items each holds for, most frequent first."""
+    return sorted(Counter(reasons.values()).items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _order(item: Item) -> tuple[str, str, str]:
+    acquired = acquired_at(item)
+    return str(item.get("collection") or ""), acquired.isoformat() if acquired else "", str(item.get("id"))
+
+
+def _nothing_found(origin: str, items: Sequence[Any], config: Config, region: Region) -> str:
+    window = config.region
+    text = f"{origin}: no item of the region ({region.name}) from {window.start} to {window.end}"
+    items = [item for item in items if isinstance(item, Mapping) and isinstance(item.get("properties"), Mapping)]
+    days = sorted(acquired.date() for acquired in map(acquired_at, items) if acquired is not None)
+    outlines = [outline for outline in map(footprint, items) if outline is not None]
+    if config.archive.source != "static" or not days or not outlines:
+        return f"{text}: check the dates, the region and the archive's address"
+    west, south, east, north = shapely.total_bounds(outlines)
+    place = ", ".join(f"{value:.2f}" for value in region.bounds)
+    return (
+        f"{text}: it holds {len(items)} items from {days[0]} to {days[-1]}, between {west:.2f}, {south:.2f} and "
+        f"{east:.2f}, {north:.2f} degrees; the region lies in {place}"
+    )

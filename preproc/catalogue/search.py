@@ -1,0 +1,165 @@
+"""One search of a STAC API, followed to its last page and checked to be complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import pystac
+import shapely
+from pystac_client import Client
+from pystac_client.errors import ClientTypeError
+from pystac_client.exceptions import APIError, ParametersError
+from pystac_client.stac_api_io import StacApiIO
+from shapely.geometry import MultiPolygon
+from shapely.geometry.base import BaseGeometry
+
+from infer.contract import SmaltiError
+from preproc.catalogue.sources import Catalogue, Item
+from preproc.reader.transport import TIMEOUT_S, TRANSIENT, ServiceError, brief, open_session
+from preproc.region.region import Region, polygons_of
+from preproc.run.progress import progress
+
+MARGIN_DEGREES = 0.01
+"""Footprints are drawn with few vertices: what lies this near is asked for too."""
+MAX_VERTICES = 400
+"""Of the geometry that is sent; a finer region is simplified outwards."""
+
+
+_NOT_STAC = (
+    ParametersError,
+    ClientTypeError,
+    pystac.STACError,
+    pystac.STACTypeError,
+    NotImplementedError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
+"""What the client raises when an answer is not what STAC says it should be."""
+
+
+def search_api(catalogue: Catalogue, url: str | None, region: Region, start: date, end: date) -> list[Item]:
+    """All items of a catalogue's collections over a region and a window, as the service gives them.
+
+    Args:
+        catalogue: which service.
+        url: another address of it, or None.
+        region: in degrees.
+        start: first day (UTC), inclusive.
+        end: last day (UTC), inclusive.
+
+    Raises:
+        ServiceError: the service does not answer, or its pages are not complete.
+        SmaltiError: the address is not that of a STAC API with the collections needed.
+    """
+    address = url or catalogue.url
+    stac_io = _CompletePages(timeout=TIMEOUT_S)
+    query: dict[str, Any] = {
+        "collections": [name for product in catalogue.products for name in product.collections],
+        "datetime": f"{start}T00:00:00Z/{end + timedelta(days=1)}T00:00:00Z",
+        "intersects": json.loads(shapely.to_geojson(search_geometry(region))),
+        "limit": catalogue.page_size,
+    }
+    try:
+        client = Client.open(address, stac_io=stac_io)
+        items = _collect(client, query)
+    except APIError as error:
+        status = getattr(error, "status_code", None)  # absent where no answer came
+        if status is not None and status not in TRANSIENT:
+            hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
+            raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
+        said = f"{status} {_first_line(error)}" if status is not None else brief(error)
+        raise ServiceError(f"{address}: the catalogue cannot be searched: {said}: try again later") from error
+    except _NOT_STAC as error:
+        raise SmaltiError(f"{address}: does not answer like a STAC API: {_first_line(error)}") from error
+    finally:
+        stac_io.session.close()
+    return items
+
+
+def _collect(client: Client, query: dict[str, Any]) -> list[Item]:
+    """The items of all pages; searched a second time when the pages do not fit together."""
+    problem = ""
+    for _ in range(2):
+        items: dict[tuple[str, str], Item] = {}
+        count, matched = 0, None
+        with progress("search", None, "items") as bar:
+            for page in client.search(**query).pages_as_dicts():
+                matched = _matched(page) if matched is None else matched
+                if matched is not None:
+                    bar.total(matched)
+                count += len(page["features"])
+                items |= {(str(item.get("collection")), str(item["id"])): item for item in page["features"]}
+                bar.advance(len(page["features"]))
+        problem = ""
+        if matched is not None and len(items) < matched:
+            problem = f"it announced {matched} items and gave {len(items)}"
+        elif len(items) < count:
+            problem = f"{count - len(items)} of {count} items came twice on its pages"
+        if not problem:
+            return list(items.values())
+    raise ServiceError(
+        f"{client.get_self_href()}: the catalogue's pages are not complete ({problem}), twice: try again later"
+    )
+
+
+def search_geometry(region: Region) -> BaseGeometry:
+    """The region as it is sent to a catalogue: widened a little, and no more vertices than a request bears."""
+    tolerance = MARGIN_DEGREES
+    world = shapely.box(-180, -90, 180, 90)
+    while True:
+        wide = region.geometry.buffer(tolerance, quad_segs=2, join_style="mitre")
+        simple = wide.simplify(tolerance / 2)
+        if shapely.get_num_coordinates(simple) <= MAX_VERTICES:
+            break
+        tolerance *= 2
+    parts = polygons_of(shapely.intersection(simple, world))
+    return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+
+
+def _matched(page: Any) -> int | None:
+    """How many items the service says there are, if it says so."""
+    for value in (page.get("numberMatched"), page.get("numMatched"), (page.get("context") or {}).get("matched")):
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+class _CompletePages(StacApiIO):
+    """Follows `next` links to the end: an empty page in the middle does not end the search, a loop does not hang it."""
+
+    def __init__(self, timeout: tuple[float, float]) -> None:
+        super().__init__(timeout=timeout, max_retries=None)
+        self.session = open_session()
+
+    def get_pages(
+        self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        page = self._page(self.read_json(url, method=method, parameters=parameters))
+        seen = set()
+        while True:
+            if page.get("features") or page.get("collections"):
+                yield page
+            link = next((link for link in page.get("links") or () if link.get("rel") == "next"), None)
+            if link is None:
+                return
+            key = json.dumps(link, sort_keys=True)
+            if key in seen:
+                raise APIError("its pages run in a circle")
+            seen.add(key)
+            page = self._page(self.read_json(pystac.Link.from_dict(link), parameters=parameters))
+
+    @staticmethod
+    def _page(page: Any) -> dict[str, Any]:
+        if not isinstance(page, dict) or not isinstance(page.get("features", page.get("collections")), list):
+            raise APIError("a page of the search is not a feature collection")
+        return page

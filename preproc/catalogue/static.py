@@ -1,0 +1,166 @@
+"""Static archives: a STAC item collection, a static catalogue or stac-geoparquet, on disk, over HTTP or in a bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow
+import pyarrow.parquet
+import pystac
+import requests
+import shapely
+from pystac.stac_io import DefaultStacIO
+
+from infer.contract import SmaltiError
+from preproc.catalogue.opera import COLLECTION, opera_items
+from preproc.catalogue.sources import Item
+from preproc.reader.buckets import BucketSigner
+from preproc.reader.hrefs import is_bucket, is_url
+from preproc.reader.ranges import RangeClient
+from preproc.reader.transport import brief, fetch_bytes, open_session
+
+_WHAT = "[archive] href"
+
+
+def read_static(href: str) -> list[tuple[Item, str]]:
+    """Every item of a static archive, with the path or URL that its relative hrefs are relative to.
+
+    Args:
+        href: an item collection, an item, a catalogue or collection (JSON), or stac-geoparquet, as a path or URL; or a
+            folder with a catalog.json, or with items (*.json) and OPERA RTC-S1 files.
+
+    Raises:
+        SmaltiError: if it cannot be read or is none of these.
+    """
+    if not is_url(href) and Path(href).is_dir():
+        return _read_folder(Path(href))
+    if urlsplit(href).path.endswith((".parquet", ".geoparquet")):
+        return [(item, href) for item in _read_parquet(href)]
+    content = _read_json(href)
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection" and isinstance(content.get("features"), list):
+        return [(item, href) for item in content["features"]]
+    if kind == "Feature":
+        return [(content, href)]
+    if kind in ("Catalog", "Collection"):
+        return list(_walk(href))
+    raise SmaltiError(f"{href}: {_WHAT} must be a STAC item collection, catalogue, collection or stac-geoparquet")
+
+
+def _read_folder(folder: Path) -> list[tuple[Item, str]]:
+    if (folder / "catalog.json").is_file():
+        return list(_walk(str(folder / "catalog.json")))
+    found: list[tuple[Item, str]] = [(item, str(folder / COLLECTION)) for item in opera_items(folder)]
+    for path in sorted(folder.glob("*.json")):
+        found += read_static(str(path))
+    if not found:
+        raise SmaltiError(f"{folder}: {_WHAT} is a folder without catalog.json, items (*.json) or OPERA RTC-S1 files")
+    return found
+
+
+def _read_bytes(href: str) -> bytes:
+    if is_url(href):
+        if not href.startswith(("http://", "https://")) and not is_bucket(href):
+            raise SmaltiError(f"{href}: {_WHAT} can be a path, or an address of http(s), s3, gs or az")
+        with _opened(href) as reading:
+            return reading.remote_bytes(href, _WHAT)
+    try:
+        return Path(href).read_bytes()
+    except FileNotFoundError as error:
+        raise SmaltiError(f"{href}: no such file: {_WHAT} names it") from error
+    except OSError as error:
+        raise SmaltiError(f"{href}: {_WHAT} cannot be read: {error.strerror}") from error
+
+
+def _read_json(href: str) -> Any:
+    try:
+        return json.loads(_read_bytes(href))
+    except ValueError as error:
+        raise SmaltiError(f"{href}: {_WHAT} is not valid JSON: {error}") from error
+
+
+class _Reading(DefaultStacIO):
+    """Reads the files of a static catalogue, over HTTP with retries."""
+
+    def __init__(self, session: requests.Session, client: RangeClient) -> None:
+        super().__init__()
+        self.session, self.client = session, client
+
+    def remote_bytes(self, href: str, what: str) -> bytes:
+        """A file over the network, from a bucket with what its signer knows."""
+        return self.client.get_whole(href) if is_bucket(href) else fetch_bytes(self.session, href, what)
+
+    def read_text_from_href(self, href: str) -> str:
+        if is_url(href):
+            return self.remote_bytes(href, "a file of the catalogue").decode()
+        try:
+            return Path(href).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SmaltiError(f"{href}: a file of the catalogue cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _opened(href: str) -> Iterator[_Reading]:
+    """Connections for an archive's files; closed at the end."""
+    signer = BucketSigner(href) if is_bucket(href) else None
+    with open_session() as session, RangeClient(signer, connections=1) as client:
+        yield _Reading(session, client)
+
+
+def _walk(href: str) -> Iterator[tuple[Item, str]]:
+    """The items of a static catalogue, depth first."""
+    with _opened(href) as reading:
+        try:
+            catalogue = pystac.read_file(href, stac_io=reading)
+            assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
+            for item in catalogue.get_items(recursive=True):
+                own = item.get_self_href() or href
+                yield item.to_dict(include_self_link=False, transform_hrefs=False), own
+        except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            cause = error.__context__ if isinstance(error.__context__, SmaltiError) else error
+            raise SmaltiError(f"{href}: the catalogue cannot be read to its end: {brief(cause)}") from error
+
+
+_ITEM_COLUMNS = ("type", "stac_version", "stac_extensions", "id", "collection", "links", "assets")
+
+
+def _read_parquet(href: str) -> Iterator[Item]:
+    content = _read_bytes(href)
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SmaltiError(f"{href}: {_WHAT} cannot be read as parquet: {brief(error)}") from error
+    missing = {"id", "assets", "geometry"} - set(table.column_names)
+    if missing:
+        raise SmaltiError(f"{href}: {_WHAT} is not stac-geoparquet: it has no column {', '.join(sorted(missing))}")
+    for batch in table.to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            yield _item_of(row)
+
+
+def _item_of(row: dict[str, Any]) -> Item:
+    """A row of stac-geoparquet as the item it was made from."""
+    geometry, box = row.pop("geometry"), row.pop("bbox", None)
+    item = {key: _plain(row.pop(key)) for key in _ITEM_COLUMNS if row.get(key) is not None}
+    item["geometry"] = None if geometry is None else json.loads(shapely.to_geojson(shapely.from_wkb(geometry)))
+    if isinstance(box, dict):
+        item["bbox"] = [box[key] for key in ("xmin", "ymin", "xmax", "ymax")]
+    item["properties"] = {key: _plain(value) for key, value in row.items() if value is not None}
+    return item
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, without the nulls that stand for what an item does not have."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value

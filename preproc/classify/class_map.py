@@ -1,0 +1,189 @@
+"""The wall-to-wall map, RUN/map/: predicted tiles -> classes and confidence per UTM zone, legend, pictures, counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import PIXEL_SIZE, Run, planned_tiles, write_bytes, write_manifest
+from preproc.classify.tile_map import read_prediction
+from preproc.raster.cog import Layer, cog_writer
+from preproc.raster.figure import class_figure
+from preproc.raster.legend import (
+    LegendEntry,
+    class_colours,
+    colour_table,
+    gdal_categories,
+    legend_csv,
+    legend_tags,
+    qgis_style,
+)
+from preproc.raster.preview import picture
+from preproc.raster.provenance import Facts, gather_facts
+from preproc.raster.stac import AssetRecord, write_item
+from preproc.raster.zones import ZoneGrid, zone_grids
+from preproc.run.progress import Bar, progress
+from preproc.run.stage import Unit
+
+KIND = "map"
+AREAS_ARE = "pixel counts, not an area estimate"
+CONFIDENCE_IS = "probability that the classifier gives to the mapped class, in percent (1-100); not calibrated"
+_HECTARES = PIXEL_SIZE**2 / 10_000
+"""Of a pixel."""
+
+
+def map_manifest(run: Run) -> Path:
+    """RUN/map/map.json."""
+    return run.map / "map.json"
+
+
+@dataclass(frozen=True)
+class _ZoneFiles:
+    grid: ZoneGrid
+    classes: Path
+    classes_layer: Layer
+    confidence: Path
+    confidence_layer: Layer
+    style: Path
+    categories: Path
+    item: Path
+    figure: Path
+
+    @property
+    def all(self) -> list[Path]:
+        return [self.classes, self.confidence, self.style, self.categories, self.item, self.figure]
+
+
+def build_map(run: Run, legend: Sequence[LegendEntry], unit: Unit) -> None:
+    """Join the predicted tiles; writes every file of RUN/map and, last, its manifest.
+
+    Raises:
+        SmaltiError: if a tile's prediction is missing or damaged, or the disk is full.
+    """
+    facts = gather_facts(run)
+    zones = [_zone_files(run.map, grid, facts, legend) for grid in zone_grids(planned_tiles(run))]
+    unit.manifest.unlink(missing_ok=True)
+    histogram = np.zeros((256, 101), dtype=np.int64)
+    with progress("map", sum(len(zone.grid.tiles) for zone in zones), "tiles") as bar:
+        for zone in zones:
+            _write_zone(run, zone, histogram, bar)
+    for zone in zones:
+        _write_companions(zone, facts, legend)
+    write_bytes(run.map / "legend.csv", legend_csv(legend))
+    files = [run.map / "legend.csv", *(path for zone in zones for path in zone.all)]
+    fields = {
+        **facts.fields(),
+        "classes": [_class_fields(entry, histogram) for entry in legend],
+        "pixels": int(histogram.sum()),
+        "hectares": round(float(histogram.sum()) * _HECTARES, 2),
+        "areas_are": AREAS_ARE,
+        "confidence_is": CONFIDENCE_IS,
+        "zones": {zone.grid.label: _zone_fields(zone) for zone in zones},
+    }
+    _remove_others(run.map, files)
+    write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=files, fields=fields)
+
+
+def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, legend: Sequence[LegendEntry]) -> _ZoneFiles:
+    tags = facts.tags()
+    classes_tags = {**tags, "SMALTI_CONTENT": "class codes", **legend_tags(legend)}
+    return _ZoneFiles(
+        grid=grid,
+        classes=folder / f"classes_{grid.label}.tif",
+        classes_layer=Layer("uint8", 0, ("class",), "nearest", classes_tags, colour_table(legend)),
+        confidence=folder / f"confidence_{grid.label}.tif",
+        confidence_layer=Layer("uint8", 0, ("confidence",), "nearest", {**tags, "SMALTI_CONTENT": CONFIDENCE_IS}),
+        style=folder / f"classes_{grid.label}.qml",
+        categories=folder / f"classes_{grid.label}.tif.aux.xml",
+        item=folder / f"map_{grid.label}.json",
+        figure=folder / f"map_{grid.label}.png",
+    )
+
+
+def _write_zone(run: Run, zone: _ZoneFiles, histogram: NDArray[np.int64], bar: Bar) -> None:
+    grid = zone.grid
+
+    def tell(text: str) -> None:
+        bar.advance(0, note=text)
+
+    with (
+        cog_writer(zone.classes, grid, zone.classes_layer, tell=tell) as classes,
+        cog_writer(zone.confidence, grid, zone.confidence_layer, tell=tell) as confidence,
+    ):
+        for tile in grid.tiles:
+            values_hwc = read_prediction(run, tile.name, tile.size)
+            place = grid.place(tile)
+            classes.write(*place, values_hwc[..., :1])
+            confidence.write(*place, values_hwc[..., 1:])
+            cells = values_hwc[..., 0].astype(np.int64) * 101 + values_hwc[..., 1]
+            histogram += np.bincount(cells.ravel(), minlength=256 * 101).reshape(256, 101)
+            bar.advance(note=tile.name)
+    histogram[0] = 0
+
+
+def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEntry]) -> None:
+    write_bytes(zone.style, qgis_style(legend))
+    write_bytes(zone.categories, gdal_categories(legend))
+    shown = picture([zone.classes], zone.grid, lambda strips: class_colours(strips[0][..., 0], legend))
+    window = f"{facts.window[0]} to {facts.window[1]}"
+    encoder = facts.model if facts.trained else facts.label
+    note = f"{window} · encoder: {encoder} · UTM zone {zone.grid.label} · {facts.tags()['SMALTI_SOFTWARE']}"
+    write_bytes(zone.figure, class_figure(shown, legend, "Class map", note))
+    classes = [
+        {"value": e.code, "name": _slug(e.name), "title": e.name, "color_hint": e.color[1:].upper()} for e in legend
+    ]
+    assets = [
+        AssetRecord("classes", zone.classes, "Class map", "data", zone.classes_layer, classes),
+        AssetRecord("confidence", zone.confidence, CONFIDENCE_IS, "data", zone.confidence_layer),
+        AssetRecord("picture", zone.figure, "Class map with legend", "overview"),
+    ]
+    properties = {
+        "title": f"Class map, UTM zone {zone.grid.label}, {window}",
+        "smalti:model": facts.fields()["model"],
+        "smalti:data_sources": list(facts.data_sources),
+    }
+    write_item(zone.item, zone.grid, facts.window, assets, properties)
+
+
+def _slug(name: str) -> str:
+    """A class name as the classification extension allows it."""
+    return re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or "class"
+
+
+def _class_fields(entry: LegendEntry, histogram: NDArray[np.int64]) -> dict[str, Any]:
+    pixels = int(histogram[entry.code].sum())
+    return {
+        "code": entry.code,
+        "name": entry.name,
+        "color": entry.color,
+        "pixels": pixels,
+        "hectares": round(pixels * _HECTARES, 2),
+        "pixels_by_confidence": histogram[entry.code].tolist(),  # index: percent, 0..100
+    }
+
+
+def _zone_fields(zone: _ZoneFiles) -> dict[str, Any]:
+    return {
+        "epsg": zone.grid.epsg,
+        "width": zone.grid.width,
+        "height": zone.grid.height,
+        "bounds": list(zone.grid.bounds),
+        "classes": zone.classes.name,
+        "confidence": zone.confidence.name,
+        "style": zone.style.name,
+        "item": zone.item.name,
+        "picture": zone.figure.name,
+    }
+
+
+def _remove_others(folder: Path, files: Sequence[Path]) -> None:
+    """Files of an earlier map (another zone) would be taken for part of this one."""
+    for path in folder.iterdir():
+        if path.name.startswith(("classes_", "confidence_", "map_")) and path.is_file() and path not in files:
+            path.unlink()

@@ -1,0 +1,103 @@
+"""A run as a whole: its outputs stage by stage, and its batch jobs where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from infer.contract import Run, SmaltiError
+from preproc.cluster import queue_table
+from preproc.cluster.tasks import QueueView, look_at_queue
+from preproc.run import status
+from preproc.run.config import Config
+from preproc.run.quality import Observed, observed
+
+_PROBLEMS = 20
+"""Damaged or stale outputs that are listed a stage."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What `smalti status` shows."""
+
+    run: Run
+    stages: list[status.StageStatus]
+    queue: QueueView | None
+    """None for a run that was never submitted."""
+    quality: Observed | None = None
+    """None while nothing is planned, or if a tile's quality record cannot be read."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage is."""
+        return all(entry.complete for entry in self.stages)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is queued or running that could change it."""
+        busy = ("running", "pending", "requeued", "unknown")
+        jobs = self.queue.jobs if self.queue is not None else []
+        return self.complete or not any(job.counts.get(state) for job in jobs for state in busy)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        jobs = [] if self.queue is None else queue_table.as_json(self.queue)
+        note = "" if self.queue is None else self.queue.note
+        quality = None if self.quality is None else self.quality.as_json()
+        stages = status.as_json(self.stages)
+        return {"complete": self.complete, "stages": stages, "quality": quality, "jobs": jobs, "note": note}
+
+    def picture(self) -> RenderableType:
+        """For people."""
+        parts: list[RenderableType] = [status.as_table(self.run, self.stages)]
+        for entry in self.stages:
+            problems = list(entry.problems.items())[:_PROBLEMS]
+            parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
+        if self.quality is not None:
+            parts += [Text(line) for line in self.quality.lines()]
+        if self.queue is not None:
+            parts += [Text(), queue_table.renderable(self.queue)]
+        return Group(*parts)
+
+
+def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
+    """Look at outputs and jobs.
+
+    Args:
+        run: the run directory.
+        config: its settings.
+        checksums: read every byte of the outputs.
+    """
+    survey = status.Survey(run, config, checksums)
+    queue = look_at_queue(survey)
+    return Overview(run, status.run_status(survey), queue, _quality(run))
+
+
+def _quality(run: Run) -> Observed | None:
+    try:
+        return observed(run)
+    except SmaltiError:
+        return None  # the stages say what is missing or broken
+
+
+def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> Overview:
+    """Print an overview; with `watch_s` above 0 look again every so many seconds until nothing is left to happen.
+
+    Returns:
+        The last one.
+    """
+    if watch_s <= 0:
+        Console(soft_wrap=True, highlight=False).print(overview.picture())
+        return overview
+    latest = [overview]
+
+    def draw() -> tuple[RenderableType, bool]:
+        latest[0] = again()
+        return latest[0].picture(), latest[0].over
+
+    queue_table.watch(draw, watch_s)
+    return latest[0]

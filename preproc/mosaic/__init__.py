@@ -1,0 +1,1 @@
+"""The `stitch` stage: embeddings become one mosaic per UTM zone, with a preview in colours."""

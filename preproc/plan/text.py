@@ -1,0 +1,73 @@
+"""A plan for people: a few lines and a table, as text. Pure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from preproc.run.text import human_bytes, human_time
+
+WIDTH = 110
+
+
+def render_plan(plan: Mapping[str, Any]) -> str:
+    """The fields of plan.json as text."""
+    out = Console(file=io.StringIO(), width=WIDTH, highlight=False, color_system=None, soft_wrap=True)
+    region, size = plan["region"], plan["tile_size"]
+    zones = ", ".join(f"{count:,} in EPSG:{epsg}" for epsg, count in list(plan["zones"].items())[:4])
+    zones += f" and {len(plan['zones']) - 4} more zones" if len(plan["zones"]) > 4 else ""
+    west, south, east, north = region["bbox"]
+    out.print(
+        f"region     {region['name']}: {region['pixels'] / 1e4:,.2f} km² between {west:.4f}, {south:.4f} and ", end=""
+    )
+    out.print(f"{east:.4f}, {north:.4f}")
+    out.print(f"window     {plan['window'][0]} to {plan['window'][1]}")
+    out.print(f"tiles      {len(plan['tiles']):,} of {size} x {size} pixels ({zones})")
+    _print_scenes(out, plan)
+    out.print()
+    out.print(_cost_table(plan))
+    shards = plan["shards"]
+    out.print(f"Shards for a cluster: fetch {shards['fetch']}, infer {shards['infer']}. All rough: see docs/plan.md.")
+    for warning in plan["warnings"]:
+        out.print(f"Warning: {warning}", markup=False)
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue().rstrip()
+
+
+def _print_scenes(out: Console, plan: Mapping[str, Any]) -> None:
+    scenes, season = plan["scenes"], plan["season"]
+    labels = {"s2": "Sentinel-2", "s1_ascending": "Sentinel-1 ascending", "s1_descending": "Sentinel-1 descending"}
+    for key, label in labels.items():
+        days = scenes[key]["days"]
+        span = f", {min(days)} to {max(days)}" if days else ""
+        out.print(f"scenes     {label}: {scenes[key]['scenes']:,} on {len(days)} days{span}")
+    out.print(
+        f"a tile     {season['s2_days']:g} Sentinel-2 dates and {season['s1_days']:g} Sentinel-1 dates in the mean; "
+        f"at least {season['least_s2_days']} Sentinel-2 dates"
+    )
+    if scenes["duplicates"]:
+        out.print(f"left out   {scenes['duplicates']} older copies of other items")
+    for row in scenes["rejected"]:
+        out.print(f"left out   {row['items']} items (such as {row['examples'][0]}): {row['reason']}", markup=False)
+
+
+def _cost_table(plan: Mapping[str, Any]) -> Table:
+    table = Table("stage", title="What it will cost", title_justify="left")
+    for name in ("reads", "writes", "files", "memory", "time, this machine", "time, one GPU"):
+        table.add_column(name, justify="right")
+    for stage, cost in plan["estimate"].items():
+        gpu = human_time(cost["gpu_seconds"]) if "gpu_seconds" in cost else ""
+        table.add_row(
+            stage,
+            human_bytes(cost["read_bytes"]),
+            human_bytes(cost["written_bytes"]),
+            f"{cost['files']:,}",
+            human_bytes(cost["memory_bytes"]),
+            human_time(cost["cpu_seconds"]),
+            gpu,
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Pixels from somebody else's server: transport, signatures, buckets, TIFF layout, placement on a tile's grid."""

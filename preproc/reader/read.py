@@ -1,0 +1,231 @@
+"""Reading rasters onto a tile's grid: what is checked before a pixel is trusted, and what if one cannot be read.
+
+Rasters are opened here and by preproc.mirror.extract, local ones by GDAL directly, remote ones through the bytes that
+preproc.reader.ranges fetches. Messages name the unsigned href, never a token.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import CRSError, RasterioError
+from rasterio.windows import Window
+
+from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target, place
+from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
+from preproc.reader.sparse_file import RemoteFile
+from preproc.reader.tiff_layout import LayoutError
+
+ATTEMPTS = 3
+"""Times that a remote file is fetched anew when what came cannot be decoded: wrong bytes on the way are rare."""
+
+
+@dataclass(frozen=True)
+class BandKind:
+    """What a raster must hold and how it is brought onto the grid."""
+
+    name: str
+    dtype: str
+    bilinear: bool
+    """Otherwise nearest."""
+
+
+SCENE_CLASSES = BandKind("scene classification", "uint8", bilinear=False)
+REFLECTANCE = BandKind("Sentinel-2 band", "uint16", bilinear=True)
+BACKSCATTER = BandKind("Sentinel-1 band", "float32", bilinear=False)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A raster's pixels on a target."""
+
+    values_hw: NDArray[Any]
+    """(height, width) in the file's dtype; 0 outside the raster (bilinear: and on its nodata)."""
+    nodata: float | None
+    """What the file declares."""
+
+
+class UnusableError(Exception):
+    """The file is not what it should be, as far as these bytes go."""
+
+
+class Reader:
+    """Reads rasters onto targets; safe for threads (each read opens its own dataset)."""
+
+    def __init__(self, client: RangeClient) -> None:
+        self._client = client
+        self._known: dict[Any, _Described] = {}
+
+    def read(self, href: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+        """Read the pixels of one raster that fall on some targets; each byte of the file is fetched once for all.
+
+        Args:
+            href: unsigned path or URL.
+            targets: where to; windows of neighbouring tiles.
+            kind: what the raster must be.
+
+        Raises:
+            MissingDataError: if the file is missing or not what it should be, for good.
+            UnreachableError: if its server does not deliver within the retry budget.
+        """
+        if not is_remote(href):
+            try:
+                return _read_local(local_name(href), targets, kind)
+            except UnusableError as error:
+                raise MissingDataError(f"{href}: {error}") from error
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with RemoteFile(self._client, href) as remote:
+                    return _read_remote(remote, self._known, targets, kind)
+            except (UnusableError, LayoutError) as error:
+                if attempt == ATTEMPTS:
+                    raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
+        raise AssertionError("the loop ends by return or raise")
+
+
+def local_name(href: str) -> str:
+    """The path of a local href."""
+    parts = urlsplit(href)
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    if "://" in href:
+        raise UnusableError(f"smalti does not read {parts.scheme}: addresses: use http(s), s3, gs, az or a path")
+    return href
+
+
+def _read_local(name: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+    with _opened(name) as dataset:
+        described = _describe(dataset, kind)
+        return _cut(described, targets, kind, lambda window: _pixels(dataset, window))
+
+
+def _read_remote(
+    remote: RemoteFile, known: dict[Any, _Described], targets: Sequence[Target], kind: BandKind
+) -> list[Placed]:
+    """Fetch the header, then the blocks.
+
+    Args:
+        remote: the file.
+        known: what was found in files with the same tags, to be looked up and added to: a season's files of one band
+            have one grid, and opening a file costs GDAL as much as decoding a block.
+        targets: where to.
+        kind: what the raster must be.
+    """
+    layout = remote.layout()
+    key = (kind.name, layout.pixel_tags)
+    described = known.get(key)
+    if described is None:
+        with _opened(remote.path) as dataset:
+            described = known[key] = _describe(dataset, kind)
+
+    def fetch(window: SourceWindow) -> NDArray[Any]:
+        remote.ensure(layout.ranges(window))
+        # Opened anew: what GDAL has buffered of the file may be older than the bytes that have just come.
+        with _opened(remote.path) as dataset:
+            return _pixels(dataset, window)
+
+    return _cut(described, targets, kind, fetch)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    """An open dataset; what GDAL cannot do with it is said without GDAL's name for it."""
+    try:
+        with open_raster(name) as dataset:
+            yield dataset
+    except RasterioError as error:
+        text = " ".join(str(error).split()).replace(name, "").strip(" :")
+        if "No such file" in text:
+            raise UnusableError("no such file") from error
+        raise UnusableError(f"not a readable GeoTIFF, damaged or cut short ({text})") from error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a file's header says."""
+
+    grid: RasterGrid
+    nodata: float | None
+
+
+def _describe(dataset: Any, kind: BandKind) -> _Described:
+    return _Described(grid_of(dataset, kind), dataset.nodata)
+
+
+def _cut(
+    described: _Described, targets: Sequence[Target], kind: BandKind, read: Callable[[SourceWindow], NDArray[Any]]
+) -> list[Placed]:
+    """The pixels of each target; `read` is called once, for the smallest window that holds all of them."""
+    placements = [place(described.grid, target, bilinear=kind.bilinear) for target in targets]
+    whole = _union([placement.window for placement in placements])
+    if whole is None:
+        return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata) for t in targets]
+    pixels = read(whole)
+    return [
+        Placed(_on_target(placement, pixels, whole, target, kind), described.nodata)
+        for placement, target in zip(placements, targets, strict=True)
+    ]
+
+
+def open_raster(name: str) -> Any:
+    """Open a local GeoTIFF; nothing of it is shared with other readers."""
+    return rasterio.open(name, driver="GTiff", sharing=False)
+
+
+def _pixels(dataset: Any, window: SourceWindow) -> NDArray[Any]:
+    pixels: NDArray[Any] = dataset.read(1, window=Window(window.column, window.row, window.width, window.height))
+    return pixels
+
+
+def _union(windows: Sequence[SourceWindow | None]) -> SourceWindow | None:
+    """Smallest window that holds all."""
+    there = [window for window in windows if window is not None]
+    if not there:
+        return None
+    row, column = min(w.row for w in there), min(w.column for w in there)
+    bottom, right = max(w.row + w.height for w in there), max(w.column + w.width for w in there)
+    return SourceWindow(row, column, bottom - row, right - column)
+
+
+def _on_target(
+    placement: Placement, pixels: NDArray[Any], whole: SourceWindow, target: Target, kind: BandKind
+) -> NDArray[Any]:
+    window = placement.window
+    if window is None:
+        return np.zeros((target.height, target.width), kind.dtype)
+    row, column = window.row - whole.row, window.column - whole.column
+    part = pixels[row : row + window.height, column : column + window.width]
+    return placement.bilinear(part) if kind.bilinear else placement.nearest(part)
+
+
+def grid_of(dataset: Any, kind: BandKind) -> RasterGrid:
+    """The grid of an open dataset, once it is what `kind` says."""
+    if dataset.count != 1:
+        raise UnusableError(f"has {dataset.count} bands, a {kind.name} has one: not the file that is meant")
+    if dataset.dtypes[0] != kind.dtype:
+        raise UnusableError(f"has {dataset.dtypes[0]} pixels, a {kind.name} has {kind.dtype}")
+    if dataset.crs is None:
+        raise UnusableError("has no coordinate reference system: its pixels cannot be placed")
+    try:
+        crs = _crs_text(dataset.crs.wkt)
+    except CRSError as error:
+        raise UnusableError(f"its coordinate reference system is not understood ({error})") from error
+    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    if a * e - b * d == 0 or (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        raise UnusableError("has no georeference: its pixels cannot be placed")
+    return RasterGrid(crs, (a, b, c, d, e, f), dataset.height, dataset.width)
+
+
+@functools.lru_cache(maxsize=256)
+def _crs_text(wkt: str) -> str:
+    """A CRS as EPSG code where it has one, otherwise its WKT."""
+    epsg = rasterio.crs.CRS.from_wkt(wkt).to_epsg()
+    return wkt if epsg is None else f"EPSG:{epsg}"

@@ -1,0 +1,105 @@
+"""Run one stage, or the whole chain in order on this machine (local mode), and say what came out of it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, read_manifest, remove_stale_temporaries, stage_lock
+from preproc.run.config import Config
+from preproc.run.engine import run_engine
+from preproc.run.progress import say
+from preproc.run.quality import cautions, observed
+from preproc.run.stage import Outcome, Stage, StageFailedError, run_stage
+from preproc.run.stages import StageEntry, chain
+
+
+def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
+    """Bring one stage up to date.
+
+    Raises:
+        SmaltiError: see `preproc.run.stage.run_stage` and `preproc.run.engine.run_engine`.
+    """
+    if entry.needs_labels and config.labels is None:
+        raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
+    whole = shard is None or shard.whole
+    if entry.name == "infer":
+        if whole:  # a task of an array says nothing: `smalti submit` has
+            _say_all(cautions(run))
+        return run_engine(run, config, shard or Shard(), overwrite=force)
+    stage = cast(Stage, entry.load(shard=not whole))
+    if entry.name != "fetch" or not whole:
+        return run_stage(stage, run, config, shard=shard, force=force)
+    try:
+        outcome = run_stage(stage, run, config, force=force)
+    except StageFailedError:
+        _say_all(observed(run).lines())  # of the tiles that stand
+        raise
+    _say_all(observed(run).lines())
+    return outcome
+
+
+def _say_all(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
+
+
+def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
+    """Run every stage of the chain in order, whatever is complete being skipped.
+
+    A tile that fails does not stop the tiles after it, in this stage or the next; stages that need all tiles are not
+    begun, and the failures are raised at the end.
+
+    Raises:
+        StageFailedError: listing what failed.
+        BusyError: if another process runs this chain.
+    """
+    outcomes: list[Outcome] = []
+    failures: list[str] = []
+    with stage_lock(run, "run"):
+        remove_stale_temporaries(run.embeddings)
+        entries = chain(config)
+        for number, entry in enumerate(entries, start=1):
+            if failures and entry.gathers:
+                say(f"[{number}/{len(entries)}] {entry.name}: not begun, because tiles failed before it")
+                continue
+            say(f"[{number}/{len(entries)}] {entry.name}")
+            try:
+                outcomes.append(run_one(entry, run, config, force=force))
+            except StageFailedError as error:
+                if entry.gathers or entry.name == "plan":
+                    raise
+                failures.append(str(error))
+    if failures:
+        raise StageFailedError("\n".join(failures), exit_code=EXIT_FAILED)
+    if not any(outcome.built for outcome in outcomes):
+        say("everything is complete: nothing was to be done")
+    if config.labels is None:
+        say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
+    return outcomes
+
+
+def summarise(run: Run, config: Config) -> str:
+    """Paths of what a person opens next, and the figures of the classifier.
+
+    Raises:
+        SmaltiError: if a manifest is not what it should be.
+    """
+    lines: list[str] = []
+    mosaic = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy=f"run `smalti stitch {run.root}`")
+    lines += _files("embeddings", run, "mosaic", mosaic, ".tif")
+    if config.labels is not None:
+        made = read_manifest(run.map / "map.json", "map", remedy=f"run `smalti predict {run.root}`")
+        lines += _files("map", run, "map", made, ".tif")
+        lines += _accuracy(run)
+        lines.append(f"report      {run.report / 'index.html'}")
+    return "\n".join(lines)
+
+
+def _files(label: str, run: Run, folder: str, manifest: dict[str, dict[str, object]], suffix: str) -> list[str]:
+    names = [name for name in manifest["files"] if name.endswith(suffix) and "/" not in name]
+    return [f"{label:<11} {run.root / folder / name}" for name in names]
+
+
+def _accuracy(run: Run) -> list[str]:
+    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.root}`")
+    return [f"accuracy    {accuracy['headline']}  ({run.accuracy})"]

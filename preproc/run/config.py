@@ -1,0 +1,355 @@
+"""run.toml -> frozen, validated settings. Unknown keys, wrong types and impossible values are refused by name.
+
+Paths in the file are relative to the file; here they are absolute. Nothing else in the project reads run.toml.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from infer.contract import ModelJob, Run, SmaltiError
+from infer.contract.registry import REGISTRY
+from preproc.run.profile import UNSAFE, SiteSettings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+def _absolute(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str):
+        return value  # the type check that follows names the key
+    if value == "":
+        raise ValueError("is empty")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return (folder / Path(value).expanduser()).absolute()
+
+
+def _no_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+class Region(_Section):
+    """Where and when."""
+
+    geometry: Path | None = None
+    """Vector file with the region (GeoJSON, GeoPackage, shapefile)."""
+    layer: str | None = None
+    """Layer of a GeoPackage with several."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north in degrees (WGS 84)."""
+    mgrs: tuple[str, ...] | None = None
+    """Squares of 100 km of the military grid, by which Sentinel-2 tiles are named, for example 31UES."""
+    start: date
+    """First day, inclusive (UTC)."""
+    end: date
+    """Last day, inclusive (UTC)."""
+
+    _resolve = field_validator("geometry", mode="before")(_absolute)
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _date(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return date.fromisoformat(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is not a date: write YYYY-MM-DD") from error
+        return value
+
+    @field_validator("bbox", mode="before")
+    @classmethod
+    def _bbox(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != 4:
+            raise ValueError(f"{value!r}: give four numbers, [west, south, east, north] in degrees")
+        return tuple(float(v) if type(v) is int else v for v in value)
+
+    @field_validator("mgrs", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if sum(given is not None for given in (self.geometry, self.bbox, self.mgrs)) != 1:
+            raise ValueError("give geometry, bbox or mgrs, one of them")
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is before start {self.start}")
+        if (self.end - self.start).days > 732:
+            raise ValueError("the window is longer than two years: TESSERA embeds a season or a year")
+        if self.bbox is not None:
+            west, south, east, north = self.bbox
+            if not (-180 <= west <= 180 and -180 <= east <= 180 and west != east):
+                raise ValueError(f"bbox {list(self.bbox)}: longitudes must differ and lie in -180..180")
+            if not -80 <= south < north <= 84:
+                raise ValueError(f"bbox {list(self.bbox)}: south must be below north, both in -80..84 (UTM)")
+        return self
+
+
+class Archive(_Section):
+    """Where the scenes come from."""
+
+    source: Literal["mpc", "earth-search", "static"]
+    href: str | None = None
+    """static: an item collection, catalogue or stac-geoparquet, as a path or an address (http, https, s3, gs, az)."""
+    url: str | None = None
+    """Another address of the API (mpc, earth-search)."""
+    on_missing: Literal["fail", "drop-date"] = "fail"
+    """What to do with a date one of whose files is missing or unreadable for good."""
+    data_source: Literal["mpc", "aws", "other"] | None = None
+    """Archive that a static copy was made from: decides which checkpoints fit. None: told from the items."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 8
+    """Reads in flight per process."""
+    max_per_host: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Of them at most this many from one server; None: no further limit."""
+
+    @property
+    def connections(self) -> int:
+        """Connections that a process opens to one server."""
+        return min(self.workers, self.max_per_host or self.workers)
+
+    @field_validator("href", mode="before")
+    @classmethod
+    def _href(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and "://" not in value:
+            return str(_absolute(value, info))
+        if isinstance(value, str) and not value.startswith(("http://", "https://", "s3://", "gs://", "az://")):
+            raise ValueError(f"{value!r} must be a path, or begin with http://, https://, s3://, gs:// or az://")
+        if isinstance(value, str) and value.startswith("az://") and len(value.split("/")) < 5:
+            raise ValueError(f"{value!r}: write az://account/container/path")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source == "static" and (self.href is None or self.url is not None):
+            raise ValueError('source = "static" needs href (a file or URL of STAC items) and no url')
+        if self.source != "static" and self.href is not None:
+            raise ValueError(f'href belongs to source = "static"; for "{self.source}" use url, or leave it out')
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url {self.url!r} must start with http:// or https://")
+        return self
+
+
+class Tiles(_Section):
+    """How the region is cut."""
+
+    size: Annotated[int, Field(ge=16, le=2048, multiple_of=2)] = 512
+    """Width and height of a tile in 10 m pixels."""
+    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel)."""
+
+    @field_validator("min_clear", mode="before")
+    @classmethod
+    def _float(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+
+class Model(_Section):
+    """Which encoder, and what to keep of its output."""
+
+    name: str | None = None
+    """A registered model, see `smalti weights list`."""
+    checkpoint: Path | None = None
+    """A checkpoint file instead."""
+    output: Literal["int8", "float32"] = "int8"
+    dim: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Leading dimensions kept."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    allow_source_mismatch: bool = False
+
+    _resolve = field_validator("checkpoint", mode="before")(_absolute)
+
+    @field_validator("name")
+    @classmethod
+    def _registered(cls, value: str | None) -> str | None:
+        if value is not None and value not in REGISTRY:
+            raise ValueError(f"unknown model {value!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.name is None) == (self.checkpoint is None):
+            raise ValueError("give either name or checkpoint, one of them")
+        return self
+
+    def job(self) -> ModelJob:
+        """The same for the engine (RUN/model.json)."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        return ModelJob(self.name, checkpoint, self.output, self.dim, self.precision, self.allow_source_mismatch)
+
+
+class Labels(_Section):
+    """Field data: points or polygons in any CRS."""
+
+    path: Path
+    class_: Annotated[str, Field(alias="class", min_length=1)]
+    """Attribute that names the class."""
+    group: str | None = None
+    """Attribute that tells which labels belong together (parcel, farm ...); None: each feature is its own group."""
+    layer: str | None = None
+    """Layer of a GeoPackage with several."""
+
+    _resolve = field_validator("path", mode="before")(_absolute)
+
+
+class Classify(_Section):
+    """How the classifier is trained."""
+
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
+    trials: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Optuna trials; 0 trains with CatBoost's defaults."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    shrink: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    """Polygons are shrunk by this many metres before sampling, so that mixed edge pixels are left out."""
+    max_pixels: Annotated[int, Field(ge=1)] = 200
+    """At most this many pixels of one group."""
+    min_groups: Annotated[int, Field(ge=1)] = 2
+    """A class with fewer groups is left out of training, and said."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Below this the report counts a mapped pixel as uncertain."""
+
+    @field_validator("shrink", "confidence", mode="before")
+    @classmethod
+    def _float(cls, value: Any) -> Any:
+        return float(value) if type(value) is int else value
+
+
+class Validate(_Section):
+    """A reference sample, for the accuracy of the map; without it only the classifier's performance is told."""
+
+    reference: Path
+    """Points that were drawn with known probabilities, for example stratified by the map's classes."""
+    class_: Annotated[str, Field(alias="class", min_length=1)]
+    """Attribute with the reference class, named as in the labels."""
+    design: Literal["stratified", "random"]
+    """How the points were drawn: at random within strata, or all over the map."""
+    layer: str | None = None
+    """Layer of a GeoPackage with several."""
+    stratum: str | None = None
+    """Attribute with the stratum; None: the strata are the map's classes."""
+    strata: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Size of each stratum (pixels or any unit of area), with `stratum`."""
+
+    _resolve = field_validator("reference", mode="before")(_absolute)
+
+    @field_validator("strata", mode="before")
+    @classmethod
+    def _floats(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: float(size) if type(size) is int else size for key, size in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.stratum is None) != (self.strata is None):
+            raise ValueError("stratum (the attribute) and strata (the sizes) go together: give both or neither")
+        if self.stratum is not None and self.design == "random":
+            raise ValueError('stratum belongs to design = "stratified"')
+        return self
+
+
+class Stitch(_Section):
+    """How the embeddings' mosaic is written."""
+
+    dtype: Literal["float32", "int8"] = "float32"
+    """int8 keeps the codes, with the scales in a file beside them."""
+
+
+class Site(SiteSettings):
+    """Where it runs. Tables of the site's profile can be changed here key by key ([site.jobs.infer] time = ...)."""
+
+    profile: Annotated[str, Field(min_length=1)] = "local"
+    """A profile of slurm/sites, or the path of a .toml file of one's own."""
+    container: Path | None = None
+    """Image with the engine; None: this Python when torch is importable."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes of local stages; 0: as many as CPUs are allotted."""
+    scratch: Annotated[str, Field(min_length=1)] | None = None
+    """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
+
+    $NAME is filled in on the node, for example $TMPDIR/smalti.
+    """
+
+    _resolve = field_validator("container", mode="before")(_absolute)
+
+    @field_validator("scratch")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and UNSAFE.search(value):
+            raise ValueError("quotes, backslashes and command substitution have no place in it: job scripts contain it")
+        if value is not None and ("$" in re.sub(r"\$(\{\w+\}|\w+)", "", value) or re.match(r"~[^/]", value)):
+            raise ValueError(f"{value!r}: write variables as $NAME or ${{NAME}}, and home as ~/")
+        return value
+
+
+class Config(_Section):
+    """Everything of run.toml."""
+
+    region: Region
+    archive: Archive
+    tiles: Tiles = Tiles()
+    model: Model = Model(name="demo")
+    labels: Labels | None = None
+    classify: Classify = Classify()
+    validate_: Annotated[Validate | None, Field(alias="validate")] = None
+    stitch: Stitch = Stitch()
+    site: Site = Site()
+
+
+def _message(error: Any) -> str:
+    place = [str(part) for part in error["loc"]]
+    where = f"[{place[0]}]" + (f" {'.'.join(place[1:])}" if place[1:] else "") if place else "the file"
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown {'key' if len(place) > 1 else 'section'}"
+    if kind == "missing":
+        return f"{where}: missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if kind == "value_error" else f" (it is {error['input']!r})"
+    return f"{where}: {text[0].lower()}{text[1:]}{shown}"
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """Validate the text of a run.toml.
+
+    Args:
+        text: TOML.
+        path: where it stands; paths in it are relative to its folder.
+
+    Raises:
+        SmaltiError: one line a problem, each naming section and key.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SmaltiError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return Config.model_validate(content, context={"folder": path.parent.absolute()})
+    except ValidationError as error:
+        problems = [_message(item) for item in error.errors(include_url=False)]
+        raise SmaltiError("\n".join(f"{path}: {problem}" for problem in problems)) from error
+
+
+def load_config(run: Run) -> Config:
+    """Read and validate RUN/run.toml.
+
+    Raises:
+        SmaltiError: if there is no such run, or its settings are not valid.
+    """
+    if not run.root.is_dir():
+        raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.root}`")
+    try:
+        text = run.config.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+    except FileNotFoundError as error:
+        raise SmaltiError(f"{run.config}: missing: write one with `smalti init {run.root}`") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise SmaltiError(f"{run.config}: cannot be read: {error}") from error
+    return parse_config(text, run.config)

@@ -1,0 +1,163 @@
+"""Run the engine: in the container that the site names, or in this Python when torch is importable.
+
+This side never imports torch. It hands the engine RUN/model.json and reads its exit code and manifests.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infer.contract import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    TILE_MANIFEST,
+    Run,
+    Shard,
+    SmaltiError,
+    embedding_paths,
+    planned_tiles,
+    scratch_folder,
+    sha256_file,
+    write_model_job,
+)
+from infer.contract.registry import cache_path
+from preproc.run.config import Config
+from preproc.run.progress import say
+from preproc.run.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
+
+_PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").parents[2]  # type: ignore[union-attr]  # imported above, so its spec exists
+"""Folder that holds infer/."""
+_HASHED_BYTES = 2**30
+"""Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
+
+
+class InferStage:
+    """Tiles -> embeddings. The engine builds a whole shard in a process of its own: see `run_engine`."""
+
+    name = "infer"
+    noun = "tiles"
+    sharded = True
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        """One per planned tile; only the part of the fingerprint that this side knows is compared."""
+        known = _known_inputs(config)
+        return [self._unit(run, tile.name, known) for tile in planned_tiles(run)]
+
+    @staticmethod
+    def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
+        source = run.tiles / name / TILE_MANIFEST
+        inputs = {**known, "tile": sha256_file(source) if source.is_file() else "not fetched"}
+        return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+
+
+def _known_inputs(config: Config) -> dict[str, Any]:
+    """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
+    model = config.model
+    known: dict[str, Any] = {"output": model.output, "dim": model.dim}
+    if model.precision != "auto":
+        known["precision"] = model.precision
+    path = model.checkpoint if model.name is None else cache_path(model.name)
+    if path is not None and path.is_file():
+        stat = path.stat()
+        if stat.st_size <= _HASHED_BYTES:
+            known["checkpoint"] = _checkpoint_digest(path, stat.st_size, stat.st_mtime_ns)
+    return known
+
+
+@functools.lru_cache(maxsize=8)
+def _checkpoint_digest(path: Path, size: int, changed_ns: int) -> str:
+    del size, changed_ns  # part of the key: a file that was replaced is read again
+    return sha256_file(path)
+
+
+def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
+    """The command line that runs the engine for one shard.
+
+    Raises:
+        SmaltiError: if there is neither a container nor torch.
+    """
+    arguments = [str(run.root.absolute()), "--shard", str(shard)]
+    scratch = scratch_folder(config.site.scratch)
+    if scratch is not None:
+        arguments += ["--scratch", str(scratch)]
+    container = config.site.container
+    if container is None:
+        if importlib.util.find_spec("torch") is None:
+            raise SmaltiError(
+                "torch is not installed here and no container is named: `pip install 'smalti[local]'`, "
+                "or set [site] container in run.toml"
+            )
+        return [sys.executable, "-m", "infer", *arguments]
+    if not container.exists():
+        raise SmaltiError(f"{container}: no such container image ([site] container in run.toml)")
+    runtime = shutil.which("apptainer") or shutil.which("singularity")
+    if runtime is None:
+        raise SmaltiError("neither apptainer nor singularity is on the PATH, and [site] container names an image")
+    binds = {str(run.root.absolute()), str(_PACKAGE_ROOT)}
+    if config.model.checkpoint is not None:
+        binds.add(str(config.model.checkpoint.parent))
+    if scratch is not None:
+        binds.add(str(scratch))
+    command = [runtime, "exec", "--cleanenv", "--env", f"PYTHONPATH={_PACKAGE_ROOT},PYTHONNOUSERSITE=1"]
+    for bind in sorted(binds):
+        command += ["--bind", bind]
+    return [*command, str(container), "python3", "-s", "-m", "infer", *arguments]
+
+
+@contextmanager
+def _passing_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        process.terminate()  # the engine finishes or abandons its tile and leaves nothing half-written
+        process.wait()
+        raise
+
+
+def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = False) -> Outcome:
+    """Run the engine on one shard and report what it left.
+
+    Raises:
+        StageFailedError: if tiles failed; the message lists them with the engine's reasons shown above it.
+        SmaltiError: if the engine could not start, refused its input or was interrupted (exit code 75).
+    """
+    write_model_job(run, config.model.job())
+    stage = InferStage()
+    units = shard.take(stage.units(run, config))
+    check_folders(run, units)
+    before = {unit.name for unit in units if unit.state().complete}
+    command = engine_command(run, config, shard) + (["--overwrite"] if overwrite else [])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(command, env=environment)
+    with _passing_signals(process):
+        code = process.wait()
+    if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
+        raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
+    outcome = Outcome(stage.name, stage.noun, complete_before=len(before))
+    for unit in units:
+        state = unit.state()
+        if state.kind == "missing":
+            outcome.failed[unit.name] = "no embedding; the engine's reason stands above"
+        elif not state.complete:
+            outcome.failed[unit.name] = state.reason
+        elif unit.name not in before:
+            outcome.built += 1
+    say(outcome.message())
+    if outcome.failed:
+        raise StageFailedError(failure_table(outcome))
+    if code != EXIT_OK:
+        raise SmaltiError(
+            f"{run.root}: the engine ended with code {code} though all tiles stand", exit_code=EXIT_FAILED
+        )
+    return outcome

@@ -1,0 +1,60 @@
+"""The chain of stages by name, in order. Each is imported only when it is used, so that `smalti --help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from preproc.run.config import Config
+from preproc.run.stage import Listing
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One link of the chain."""
+
+    name: str
+    implementation: str
+    """module:class"""
+    gathers: bool
+    """It reads all tiles at once, so it cannot work around a tile that failed before."""
+    needs_labels: bool
+    """It has nothing to do in a run without [labels]."""
+    in_shards: str = ""
+    """module:class of the part of the stage that can be divided, where that is not the whole of it."""
+
+    def load(self, *, shard: bool = False) -> Listing:
+        """The stage itself, or the part of it that shards divide."""
+        implementation = self.in_shards if shard and self.in_shards else self.implementation
+        module, name = implementation.split(":")
+        return cast(Listing, getattr(import_module(module), name)())
+
+
+STAGES = (
+    StageEntry("plan", "preproc.plan.stage:PlanStage", gathers=False, needs_labels=False),
+    StageEntry("fetch", "preproc.tile.stage:FetchStage", gathers=False, needs_labels=False),
+    StageEntry("infer", "preproc.run.engine:InferStage", gathers=False, needs_labels=False),
+    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", gathers=True, needs_labels=False),
+    StageEntry("sample", "preproc.classify.sample:SampleStage", gathers=True, needs_labels=True),
+    StageEntry("train", "preproc.classify.train:TrainStage", gathers=True, needs_labels=True),
+    StageEntry(
+        "predict",
+        "preproc.classify.predict:PredictStage",
+        gathers=True,
+        needs_labels=True,
+        in_shards="preproc.classify.predict:PredictTilesStage",
+    ),
+    StageEntry("validate", "preproc.classify.validate:ValidateStage", gathers=True, needs_labels=True),
+    StageEntry("report", "preproc.report.stage:ReportStage", gathers=True, needs_labels=True),
+)
+
+
+def stage_named(name: str) -> StageEntry:
+    """The entry of a stage; the name is one of the commands, so a wrong one is a bug."""
+    return next(entry for entry in STAGES if entry.name == name)
+
+
+def chain(config: Config) -> list[StageEntry]:
+    """The stages of this run, in order: without labels it ends with the mosaic of embeddings."""
+    return [entry for entry in STAGES if config.labels is not None or not entry.needs_labels]

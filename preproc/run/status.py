@@ -1,0 +1,108 @@
+"""What a run has, lacks and has broken, stage by stage. Outputs on disk are the truth; nothing is remembered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from infer.contract import Run, SmaltiError, State
+from preproc.run.config import Config
+from preproc.run.stage import Unit
+from preproc.run.stages import StageEntry, chain, stage_named
+
+KINDS = ("complete", "missing", "stale", "broken")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Where one stage stands."""
+
+    stage: str
+    noun: str
+    counts: dict[str, int] = field(default_factory=dict)
+    """Units by state: complete, missing, stale, broken."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Stale and broken units with the reason."""
+    waiting: str = ""
+    """Why the stage cannot be judged yet: what it builds on is not there."""
+
+    @property
+    def total(self) -> int:
+        """Number of units."""
+        return sum(self.counts.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its units are complete."""
+        return not self.waiting and self.counts.get("complete", 0) == self.total
+
+
+@dataclass
+class Survey:
+    """The units of a run's stages and their states, each looked at once however many ask."""
+
+    run: Run
+    config: Config
+    checksums: bool = False
+    """Read every byte."""
+    _seen: dict[str, list[tuple[Unit, State]] | SmaltiError] = field(default_factory=dict)
+
+    def of(self, stage: str) -> list[tuple[Unit, State]]:
+        """Every unit of a stage with its state, in order.
+
+        Raises:
+            SmaltiError: if what the stage builds on is not there.
+        """
+        if stage not in self._seen:
+            try:
+                units = stage_named(stage).load().units(self.run, self.config)
+                self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
+            except SmaltiError as error:
+                self._seen[stage] = error
+        found = self._seen[stage]
+        if isinstance(found, SmaltiError):
+            raise found
+        return found
+
+
+def stage_status(entry: StageEntry, survey: Survey) -> StageStatus:
+    """Where one stage stands."""
+    stage = entry.load()
+    try:
+        units = survey.of(entry.name)
+    except SmaltiError as error:
+        return StageStatus(stage.name, stage.noun, waiting=str(error).splitlines()[0])
+    counts = Counter(state.kind for _, state in units)
+    problems = {
+        unit.name: f"{state.kind}: {state.reason}" for unit, state in units if state.kind in ("stale", "broken")
+    }
+    return StageStatus(stage.name, stage.noun, {str(kind): count for kind, count in counts.items()}, problems)
+
+
+def run_status(survey: Survey) -> list[StageStatus]:
+    """Every stage of this run's chain, in order."""
+    return [stage_status(entry, survey) for entry in chain(survey.config)]
+
+
+def as_json(statuses: list[StageStatus]) -> list[dict[str, Any]]:
+    """The same for machines."""
+    return [{**asdict(status), "total": status.total, "complete": status.complete} for status in statuses]
+
+
+def as_table(run: Run, statuses: list[StageStatus]) -> Table:
+    """The same for people."""
+    table = Table(title=str(run.root), title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage")
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    table.add_column("of")
+    table.add_column("", overflow="fold")
+    for status in statuses:
+        cells = [str(status.counts.get(kind, 0) or "·") for kind in KINDS]
+        note = f"waiting: {status.waiting}" if status.waiting else ("done" if status.complete else "")
+        total = f"{status.total} {status.noun}" if not status.waiting else ""
+        table.add_row(status.stage, *cells, total, note)
+    return table

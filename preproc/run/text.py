@@ -1,0 +1,35 @@
+"""Bytes and times as people read them, and times as services write them. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+
+def human_bytes(count: float) -> str:
+    """For example 3.4 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} PB"
+
+
+def human_time(seconds: float) -> str:
+    """For example 25 min."""
+    if seconds < 1:
+        return "< 1 s"
+    for limit, unit, divisor in ((90, "s", 1), (5400, "min", 60), (2 * 86400, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def parse_time(text: Any) -> datetime | None:
+    """An ISO 8601 time in UTC (taken as UTC when it has no zone), or None if it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,77 @@
+"""What a tile is made from, and the fingerprint of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import PlannedTile, sha256_json
+from preproc.catalogue.scene import Scene
+from preproc.reader.hrefs import portable
+from preproc.tile.date_record import OnMissing
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """Everything that decides a tile's bytes, and where they go."""
+
+    tile: PlannedTile
+    folder: Path
+    """Where the tile will stand."""
+    inside_hw: NDArray[np.uint8]
+    """(H, W) region mask, 1 inside."""
+    scenes: Sequence[Scene]
+    """All that may touch the tile, both sensors, any order."""
+    window: tuple[str, str]
+    """First and last day, ISO."""
+    min_clear: float
+    on_missing: OnMissing
+    source: str
+    """[archive] source."""
+    inputs: Mapping[str, Any]
+    """Fingerprint for the manifest."""
+    scratch: Path | None = None
+    """Where the tile is made, if not beside its place."""
+
+
+def data_source(scenes: Sequence[Scene]) -> str:
+    """The archive that all scenes belong to; "other" when they differ or there are none."""
+    sources = {scene.data_source for scene in scenes}
+    return sources.pop() if len(sources) == 1 else "other"
+
+
+def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
+    """What of a scene decides a tile's pixels."""
+    return {
+        "id": scene.id,
+        "acquired": scene.acquired.isoformat(),
+        "assets": {name: portable(href, root, root) for name, href in scene.assets.items()},
+        "epsg": scene.epsg,
+        "orbit": scene.orbit,
+        "offset": scene.offset.value,
+        "data_source": scene.data_source,
+    }
+
+
+class Fingerprints:
+    """Fingerprints of lists of scenes; each scene is hashed once, however many tiles it touches."""
+
+    def __init__(self, root: Path) -> None:
+        """Fingerprints for the run in `root`; files beside it count by their place relative to it."""
+        self._root = root
+        self._known: dict[tuple[str, str], str] = {}
+
+    def of(self, scenes: Sequence[Scene]) -> str:
+        """SHA-256 of the scenes, whatever their order."""
+        return sha256_json(sorted(self._one(scene) for scene in scenes))
+
+    def _one(self, scene: Scene) -> str:
+        key = (scene.modality, scene.id)
+        if key not in self._known:
+            self._known[key] = sha256_json(scene_record(scene, self._root))
+        return self._known[key]

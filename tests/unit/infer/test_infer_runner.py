@@ -1,0 +1,393 @@
+"""The engine's command line and what it leaves on disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.made_tile import made_tile
+from infer import runner as infer_runner
+from infer.__main__ import main
+from infer.contract import (
+    BANDS,
+    DEMO_CHECKPOINT,
+    MASK_POLARITY,
+    TILE_ARRAYS,
+    ModelJob,
+    Run,
+    Shard,
+    read_embedding,
+    read_tile,
+    scratch_folder,
+    write_manifest,
+    write_model_job,
+    write_npy,
+)
+from infer.device import choose_device
+from infer.engine import Engine
+from infer.fleet import part_of, worst
+from infer.make_demo import make_demo
+from infer.runner import DeviceLostError, Settings, TileRunner, TileTask
+from infer.weights import load_checkpoint
+
+ROOT = Path(__file__).parents[3]
+GRID = {"crs": "EPSG:32631", "transform": [10, 0, 0, 0, -10, 0]}
+
+
+def write_tile(folder: Path, seed: int = 0, side: int = 6, manifest: bool = False, **changes: object) -> Path:
+    folder.mkdir(parents=True)
+    tile = made_tile(side, 12, 8, seed=seed)
+    for name, spec in TILE_ARRAYS.items():
+        write_npy(folder / spec.file, getattr(tile, name).astype(spec.dtype))
+    if manifest:
+        about = {
+            "band_order": list(BANDS),
+            "mask_polarity": MASK_POLARITY,
+            "grid": GRID,
+            "data_source": "mpc",
+            **changes,
+        }
+        files = [folder / spec.file for spec in TILE_ARRAYS.values()]
+        write_manifest(folder / "tile.json", "tile", inputs={}, files=files, fields=about)
+    return folder
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    for number, name in enumerate("abc"):
+        write_tile(tmp_path / "tiles" / name, seed=number, manifest=name != "a")
+    return tmp_path / "tiles"
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    path = tmp_path / "untrained.pt"
+    make_demo(path)
+    return path
+
+
+def infer(tiles: Path, out: Path, *options: str, checkpoint: str | Path = DEMO_CHECKPOINT) -> int:
+    arguments = ["--tiles", str(tiles), "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu", *options]
+    return main(arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def make_run(root: Path, names: str = "abcde", job: ModelJob | None = None) -> Run:
+    run = Run(root)
+    for number, name in enumerate(names):
+        write_tile(run.tiles / name, seed=number, manifest=True)
+    rows = [[name, 32631, 60 * number, 0] for number, name in enumerate(names)]
+    write_manifest(run.plan, "plan", inputs={}, files=[], fields={"tile_size": 6, "tiles": rows})
+    write_model_job(run, job or ModelJob("demo", None, "int8", 128, "auto"))
+    return run
+
+
+def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained, capsys):
+    assert infer(tiles, tmp_path / "out", checkpoint=untrained) == 0
+    for name in "abc":
+        embedding = read_embedding(tmp_path / "out", name)
+        assert embedding.shape_hwc == (6, 6, 128)
+        about = embedding.manifest
+        assert set(about["inputs"]) == {"tile", "checkpoint", "output", "dim", "precision", "engine"}
+        assert about["inputs"]["precision"] == "float32"
+        assert about["model"]["trained"] is False
+        assert "untrained demonstration model" in about["model"]["label"]
+        assert about.get("grid") == (None if name == "a" else GRID)
+        assert set(about["observations"]) == {"s2", "s1"}
+    assert "untrained demonstration model" in capsys.readouterr().err
+
+
+def test_one_tile_folder_alone(tiles, tmp_path):
+    assert infer(tiles / "b", tmp_path / "out", "--output", "int8", "--dim", "32") == 0
+    embedding = read_embedding(tmp_path / "out", "b")
+    assert embedding.values_hwc.dtype == np.int8
+    assert embedding.shape_hwc == (6, 6, 32)
+
+
+def test_complete_outputs_are_left_alone_and_stale_ones_made_again(tiles, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert infer(tiles, out) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert infer(tiles, out) == 0
+    assert "3 were complete" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    masks = np.load(tiles / "a" / "masks.npy")
+    write_npy(tiles / "a" / "masks.npy", 1 - masks)
+    (out / "b.npy").write_bytes(b"")
+    assert infer(tiles, out) == 0
+    assert "2 tiles done, 1 were complete" in capsys.readouterr().err
+    assert infer(tiles, out, "--overwrite") == 0
+    assert "3 tiles done" in capsys.readouterr().err
+
+
+def test_one_bad_tile_does_not_stop_the_others(tiles, tmp_path, capsys):
+    write_tile(tiles / "aa", seed=9)
+    (tiles / "aa" / "masks.npy").unlink()
+    (tiles / "b" / "bands.npy").write_bytes((tiles / "b" / "bands.npy").read_bytes()[:-10])
+    assert infer(tiles, tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "masks.npy: missing" in told
+    assert "bands.npy" in told
+    assert "2 tiles done, 0 were complete, 2 failed" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.npy", "a.json", "c.npy", "c.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ([], "give a RUN directory"),
+        (["--tiles", "nowhere", "--checkpoint", "demo", "--out", "o"], "no such folder"),
+        (["--tiles", "."], "also needs --checkpoint and --out"),
+        (["--tiles", "empty", "--checkpoint", "demo", "--out", "o"], "holds no tiles"),
+        (["--tiles", "tiles", "--checkpoint", "none.pt", "--out", "o"], "no such checkpoint"),
+        (["--tiles", "tiles", "--checkpoint", "demo", "--out", "o", "--dim", "7"], "dim 7"),
+        (["--tiles", "tiles", "--checkpoint", "demo", "--out", "o", "--shard", "2/2"], "--shard"),
+        (["--tiles", "tiles", "--checkpoint", "demo", "--out", "o", "--device", "abacus"], "--device abacus"),
+        (["--tiles", "tiles", "--checkpoint", "demo", "--out", "o", "--processes", "0"], "--processes 0"),
+        (["nowhere"], "no such run directory"),
+    ],
+)
+def test_bad_arguments_have_one_clear_line(tiles, tmp_path, monkeypatch, capsys, options, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main(options) == 2
+    assert match in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "o").exists() or not list((tmp_path / "o").iterdir())
+
+
+def test_another_data_source_is_refused_unless_told_otherwise(shared, tmp_path, capsys):
+    write_tile(tmp_path / "tiles" / "t", manifest=True)
+    aws = shared / "golden" / "v1.1-aws" / "checkpoint.pt"
+    assert infer(tmp_path / "tiles", tmp_path / "out", checkpoint=aws) == 1
+    assert "come from 'mpc'" in capsys.readouterr().err
+    assert infer(tmp_path / "tiles", tmp_path / "out", "--allow-source-mismatch", checkpoint=aws) == 0
+
+
+def test_shards_together_make_the_bytes_of_the_whole(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert main([str(run.root), "--device", "cpu"]) == 0
+    whole = contents(run.embeddings)
+    assert len(whole) == 15
+    for count in (2, 3):
+        for path in run.embeddings.iterdir():
+            path.unlink()
+        for index in reversed(range(count)):
+            assert main([str(run.root), "--shard", f"{index}/{count}", "--device", "cpu"]) == 0
+        assert contents(run.embeddings) == whole
+
+
+def test_processes_side_by_side_make_the_same_bytes(tmp_path):
+    run = make_run(tmp_path / "run", "abc")
+    assert main([str(run.root), "--device", "cpu"]) == 0
+    whole = contents(run.embeddings)
+    for path in run.embeddings.iterdir():
+        path.unlink()
+    assert main([str(run.root), "--device=cpu", "--processes", "2"]) == 0
+    assert contents(run.embeddings) == whole
+
+
+def test_a_tile_that_was_not_fetched_is_said(tmp_path, capsys):
+    run = make_run(tmp_path / "run", "ab")
+    (run.tiles / "a" / "tile.json").unlink()
+    assert main([str(run.root), "--device", "cpu"]) == 1
+    assert "has not been fetched: run `smalti fetch`" in capsys.readouterr().err
+
+
+def test_a_job_chooses_output_and_dimensions(tmp_path):
+    run = make_run(tmp_path / "run", "a", ModelJob(None, str(DEMO_CHECKPOINT), "float32", 16, "bfloat16"))
+    assert main([str(run.root), "--device", "cpu"]) == 0
+    embedding = read_embedding(run.embeddings, "a")
+    assert embedding.shape_hwc == (6, 6, 16)
+    assert embedding.manifest["inputs"]["precision"] == "bfloat16"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "infer", *arguments, "--device", "cpu"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(tmp_path, name):
+    write_tile(tmp_path / "tiles" / "a", side=8)
+    write_tile(tmp_path / "tiles" / "b", side=200, seed=1)
+    arguments = ("--tiles", str(tmp_path / "tiles"), "--checkpoint", "demo", "--out", str(tmp_path / "out"))
+    process = start(*arguments)
+    while not (tmp_path / "out" / "a.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert f"{name}: stopping" in told
+    assert "the same command goes on from here" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.npy", "a.json"}
+    again = start(*arguments)
+    assert "1 tiles done, 1 were complete" in again.communicate(timeout=120)[1]
+    assert again.returncode == 0
+
+
+def test_tiles_read_by_way_of_a_scratch_disk_give_the_same_bytes(tiles, tmp_path, monkeypatch):
+    assert infer(tiles, tmp_path / "plain") == 0
+    seen = []
+
+    def looking(folder, **options):
+        seen.append((folder.parent.parent, folder.name))
+        return read_tile(folder, **options)
+
+    monkeypatch.setattr(infer_runner, "read_tile", looking)
+    scratch = tmp_path / "node"
+    assert infer(tiles, tmp_path / "out", "--scratch", str(scratch)) == 0
+    assert seen == [(scratch, name) for name in "abc"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_scratch_disk_that_refuses_costs_nothing_but_the_copy(tiles, tmp_path, monkeypatch, capsys):
+    """Full for one tile, damaging another: both are read in place, and a tile that is damaged there is named there."""
+    assert infer(tiles, tmp_path / "plain") == 0
+    copyfile = shutil.copyfile
+    refusals = {"a": errno.ENOSPC, "c": errno.EIO}
+
+    def spoilt(source, target):
+        if source.name == "masks.npy" and source.parent.name in refusals:
+            raise OSError(refusals[source.parent.name], "refused")
+        copyfile(source, target)
+        if source.parent.name == "b" and source.name == "bands.npy":
+            content = bytearray(target.read_bytes())
+            content[-1] ^= 1
+            target.write_bytes(content)
+
+    monkeypatch.setattr(shutil, "copyfile", spoilt)
+    (tiles / "c" / "sar_ascending.npy").write_bytes(b"")
+    assert infer(tiles, tmp_path / "out", "--scratch", str(tmp_path / "node")) == 1
+    told = capsys.readouterr().err
+    assert "a is read in place, not by way of the scratch disk" in told
+    assert "no space left" in told
+    assert "c is read in place, not by way of the scratch disk: [Errno 5] refused" in told
+    assert f"{tiles}/c/sar_ascending.npy: " in told.partition("1 failed")[2]
+    whole = contents(tmp_path / "plain")
+    assert contents(tmp_path / "out") == {name: whole[name] for name in whole if not name.startswith("c")}
+    assert list((tmp_path / "node").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_stays_on_the_scratch_disk_of_a_process_that_was_ended(tmp_path, number):
+    for index, name in enumerate("ab"):
+        write_tile(tmp_path / "tiles" / name, side=200, seed=index)
+    scratch = tmp_path / "node"
+    arguments = ("--tiles", str(tmp_path / "tiles"), "--checkpoint", "demo", "--out", str(tmp_path / "out"))
+    process = start(*arguments, "--scratch", str(scratch))
+
+    def mapped() -> str:
+        return Path(f"/proc/{process.pid}/maps").read_text()
+
+    while f"{scratch}/" not in mapped():  # the first tile is being computed from its copy
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGKILL:  # which may have come while the second tile was copied
+        scratch_folder(str(scratch))
+    assert list(scratch.iterdir()) == []
+
+
+def runner(tmp_path: Path, tiles: Path) -> tuple[TileRunner, list[TileTask], Engine]:
+    engine = Engine(load_checkpoint(DEMO_CHECKPOINT), choose_device("cpu"))
+    tasks = [TileTask(name, tiles / name, False) for name in "abc"]
+    return TileRunner(engine, Settings(tmp_path / "out", "float32", 0), threading.Event()), tasks, engine
+
+
+def test_a_device_that_vanishes_ends_the_shard(tiles, tmp_path, monkeypatch):
+    made, tasks, engine = runner(tmp_path, tiles)
+
+    def vanish(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("CUDA error: device-side unspecified launch failure\nmore")
+
+    try:
+        monkeypatch.setattr(type(engine.device), "on_cpu", property(lambda _self: False))
+        monkeypatch.setattr(engine, "embed", vanish)
+        with pytest.raises(DeviceLostError, match="unspecified launch failure") as caught:
+            made.run(tasks)
+        assert caught.value.exit_code == 75
+        assert "\n" not in str(caught.value)
+    finally:
+        engine.close()
+
+
+def test_a_disk_that_refuses_ends_it(tiles, tmp_path, monkeypatch, capsys):
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infer.contract.atomic._fsync", full)
+    assert infer(tiles, tmp_path / "out") == 1
+    assert "no space left on the device" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_nan_fails_its_tile_only(tiles, tmp_path, untrained, capsys):
+    content = torch.load(untrained, weights_only=True)
+    content["model"]["s2_backbone.embedding.2.bias"].fill_(float("inf"))
+    torch.save(content, untrained)
+    empty = tiles / "c"  # its pixels have no observation at all, so nothing is computed for it
+    (empty / "tile.json").unlink()
+    for name in ("masks", "sar_ascending", "sar_descending"):
+        write_npy(empty / f"{name}.npy", np.zeros_like(np.load(empty / f"{name}.npy")))
+    assert infer(tiles, tmp_path / "out", checkpoint=untrained) == 1
+    told = capsys.readouterr().err
+    assert "a: NaN or infinity in the embedding of 36 pixels, first at row 0, column 0" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c.npy", "c.json"}
+
+
+def test_manifests_hold_no_times_and_no_hosts(tiles, tmp_path):
+    assert infer(tiles, tmp_path / "one") == 0
+    assert infer(tiles, tmp_path / "two") == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    about = json.loads((tmp_path / "one" / "b.json").read_text())
+    assert os.uname().nodename not in json.dumps(about)
+
+
+def test_the_fleet_divides_a_shard_without_overlap():
+    units = list(range(23))
+    whole = Shard(1, 3).take(units)
+    parts = [part_of(Shard(1, 3), member, 4).take(units) for member in range(4)]
+    assert sorted(unit for part in parts for unit in part) == whole
+    assert [worst(codes) for codes in ([0, 0], [0, 1, 75], [75, 0], [1, 2], [0, -9])] == [0, 1, 75, 2, 1]
+
+
+def test_self_test_passes_here(capsys):
+    assert main(["--self-test", "--device", "cpu"]) == 0
+    assert "as expected" in capsys.readouterr().err
+
+
+def test_self_test_notices_a_wrong_result(capsys, monkeypatch):
+    monkeypatch.setattr("infer.normalisation.EPSILON", 1.0)
+    monkeypatch.setattr("infer.prepare.EPSILON", 5.0)
+    assert main(["--self-test", "--device", "cpu"]) == 1
+    assert "NOT as expected" in capsys.readouterr().err
+
+
+def test_expected_numbers_of_the_self_test_are_the_plain_computations():
+    from bench.infer_baseline import embed_plain
+    from infer.selftest import EXPECTED, formula_checkpoint, formula_tile
+
+    found = embed_plain(formula_tile(), formula_checkpoint(), dtype=torch.float64)
+    assert np.nanmax(np.abs(found - np.load(EXPECTED))) <= 1e-5
+    assert {field.name for field in fields(formula_tile())} >= set(TILE_ARRAYS)

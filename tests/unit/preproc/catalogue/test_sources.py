@@ -1,0 +1,358 @@
+"""Items of the live services, as recorded: what each becomes, or why it is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shapely
+
+from infer.contract import BANDS
+from preproc.catalogue.scene import OffsetPolicy, Scene
+from preproc.catalogue.sources import CATALOGUES, EARTH_SEARCH_S2, MPC_S2, Rejected, parse_item
+from preproc.reader.hrefs import absolute, unsigned
+from preproc.run.config import Archive
+
+ROOT = Path(__file__).parents[4].parent / "shared" / "data" / "stac-items"
+STATIC = Archive(source="static", href="/archive/items.json")
+MPC = Archive(source="mpc")
+EARTH_SEARCH = Archive(source="earth-search")
+SUBTRACT, NONE = OffsetPolicy.SUBTRACT_1000, OffsetPolicy.NONE
+
+S2_BANDS = {*BANDS, "SCL"}
+EARTH_SEARCH_FILES = {
+    "red": "B04",
+    "blue": "B02",
+    "green": "B03",
+    "nir": "B08",
+    "nir08": "B8A",
+    "rededge1": "B05",
+    "rededge2": "B06",
+    "rededge3": "B07",
+    "swir16": "B11",
+    "swir22": "B12",
+    "scl": "SCL",
+}
+
+
+def features() -> list[tuple[str, dict[str, Any]]]:
+    """Every recorded item with assets, and the file that it is in."""
+    found = []
+    for path in sorted(ROOT.rglob("*.json")):
+        content = json.loads(path.read_text())
+        content = content.get("response", content) if isinstance(content, dict) else content
+        items = content.get("features", [content]) if isinstance(content, dict) else content
+        found += [
+            (path.relative_to(ROOT).as_posix(), item)
+            for item in items
+            if isinstance(item, dict) and item.get("type") == "Feature" and item.get("id")
+        ]
+    return found
+
+
+ITEMS = features() if ROOT.is_dir() else []
+needs_items = pytest.mark.skipif(not ITEMS, reason="the recorded items (../shared/data/stac-items) are not here")
+
+
+def of_collection(name: str) -> list[Any]:
+    return [
+        pytest.param(item, id=f"{number}-{item['id']}")
+        for number, (_, item) in enumerate(ITEMS)
+        if item.get("collection") == name and item.get("assets")
+    ]
+
+
+def is_mpc(item: dict[str, Any]) -> bool:
+    return "B02" in item["assets"]
+
+
+@needs_items
+@pytest.mark.parametrize("item", [p for p in of_collection("sentinel-2-l2a") if is_mpc(p.values[0])])
+@pytest.mark.parametrize("archive", [MPC, STATIC], ids=["api", "static"])
+def test_planetary_computer_sentinel_2(item: dict[str, Any], archive: Archive) -> None:
+    scene = parse_item(item, "/archive/items.json", archive)
+    assert isinstance(scene, Scene)
+    assert scene.modality == "s2"
+    assert set(scene.assets) == S2_BANDS
+    for band, href in scene.assets.items():
+        assert f"_{band}_" in href, "a band must not be taken for another"
+    assert scene.acquired.strftime("%Y%m%dT%H%M%S") == item["id"].split("_")[2]
+    assert scene.offset is (SUBTRACT if float(item["properties"]["s2:processing_baseline"]) >= 4 else NONE)
+    assert scene.orbit is None
+    assert scene.data_source == "mpc"
+    assert scene.epsg == 32600 + int(item["properties"]["s2:mgrs_tile"][:2])
+    assert shapely.from_wkt(scene.footprint).area > 0
+
+
+@needs_items
+@pytest.mark.parametrize("item", of_collection("sentinel-1-rtc"))
+@pytest.mark.parametrize("archive", [MPC, STATIC], ids=["api", "static"])
+def test_planetary_computer_sentinel_1(item: dict[str, Any], archive: Archive) -> None:
+    scene = parse_item(item, "/archive/items.json", archive)
+    assert isinstance(scene, Scene)
+    assert scene.modality == "s1"
+    assert {band: href.rpartition("/")[2] for band, href in scene.assets.items()} == {
+        "VV": "iw-vv.rtc.tiff",
+        "VH": "iw-vh.rtc.tiff",
+    }
+    assert scene.orbit == item["properties"]["sat:orbit_state"]
+    assert scene.offset is NONE
+    assert f"{scene.day:%Y%m%d}" in scene.id
+    assert scene.epsg == item["properties"]["proj:epsg"]
+    assert scene.data_source == "mpc"
+
+
+@needs_items
+@pytest.mark.parametrize(
+    "item", [p for p in of_collection("sentinel-2-l2a") if not is_mpc(p.values[0])] + of_collection("sentinel-2-c1-l2a")
+)
+@pytest.mark.parametrize("archive", [EARTH_SEARCH, STATIC], ids=["api", "static"])
+def test_earth_search_sentinel_2(item: dict[str, Any], archive: Archive) -> None:
+    """All of them declare offset -0.1; in sentinel-2-l2a it is applied already (the double-offset trap)."""
+    assert item["assets"]["red"]["raster:bands"][0]["offset"] == -0.1
+    scene = parse_item(item, "/archive/items.json", archive)
+    assert isinstance(scene, Scene)
+    assert set(scene.assets) == S2_BANDS
+    for key, band in EARTH_SEARCH_FILES.items():
+        assert scene.assets[band] == item["assets"][key]["href"]
+        assert scene.assets[band].endswith(f"/{band}.tif")
+    assert scene.offset is (NONE if item["collection"] == "sentinel-2-l2a" else SUBTRACT)
+    assert scene.data_source == "aws"
+    assert scene.epsg == item["properties"]["proj:epsg"]
+
+
+REFUSED = {
+    "landsat-c2-l2": "Landsat is not used",
+    "sentinel-2-l1c": "level 1C is not corrected for the atmosphere",
+    "sentinel-1-grd": "GRD is not terrain-corrected",
+    "sentinel1-grd": "GRD is not terrain-corrected",
+    "sentinel1-slc": "SLC is not terrain-corrected",
+    "sentinel-s2-l2a-cogs": "Earth Search v0 is retired",
+    "sentinel1-rtc-aws": "assets smalti does not know",
+}
+
+
+@needs_items
+@pytest.mark.parametrize("item", [p for name in REFUSED for p in of_collection(name)])
+def test_what_tessera_cannot_use_is_refused_with_a_reason(item: dict[str, Any]) -> None:
+    rejected = parse_item(item, "", STATIC)
+    assert isinstance(rejected, Rejected)
+    assert REFUSED[item["collection"]] in rejected.reason
+
+
+@needs_items
+def test_every_recorded_item_is_covered_by_one_of_these_tests() -> None:
+    known = {"sentinel-2-l2a", "sentinel-1-rtc", "sentinel-2-c1-l2a", *REFUSED}
+    others = {(path, item["id"]) for path, item in ITEMS if item.get("collection") not in known}
+    assert {path for path, _ in others} <= {"planetary-computer-tasks/sentinel-1-grd_sentinel-1-grd-item-raw.json"}
+    for path, item in ITEMS:
+        if path.endswith("grd-item-raw.json") or not item.get("assets"):
+            assert isinstance(parse_item(item, "", STATIC), Rejected)
+
+
+def s2_item(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "id": "S2A_MSIL2A_20230108T105421_R051_T31UES_20230109T000000",
+        "collection": "sentinel-2-l2a",
+        "bbox": [4, 50, 5, 51],
+        "properties": {"datetime": "2023-01-08T10:54:21Z", **properties},
+        "assets": {name: {"href": f"./{name}.tif"} for name in MPC_S2.assets.values()},
+    }
+
+
+def earth_search_item(
+    collection: str = "sentinel-2-l2a", offset: float | None = -0.1, **properties: Any
+) -> dict[str, Any]:
+    bands = {} if offset is None else {"raster:bands": [{"scale": 0.0001, "offset": offset}]}
+    assets = {name: {"href": f"https://x.org/{name}.tif", **bands} for name in EARTH_SEARCH_S2.assets.values()}
+    return {**s2_item(**properties), "collection": collection, "assets": assets}
+
+
+def s1_item(*assets: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "id": "S1A_IW_GRDH_1SDV_20240419T045904_20240419T045916_053498_067DF2_rtc",
+        "collection": "sentinel-1-rtc",
+        "bbox": [4, 50, 5, 51],
+        "properties": {"datetime": "2024-04-19T04:59:10Z", "sat:orbit_state": "descending", **properties},
+        "assets": {name: {"href": f"./{name}.tif"} for name in assets},
+    }
+
+
+@pytest.mark.parametrize(
+    ("item", "archive", "expected"),
+    [
+        (s2_item(datetime="2022-01-25T23:59:59Z"), MPC, NONE),
+        (s2_item(datetime="2022-01-26T00:00:00Z"), MPC, SUBTRACT),
+        (s2_item(datetime="2021-06-01T00:00:00Z", **{"s2:processing_baseline": "05.00"}), MPC, NONE),
+        (s2_item(datetime="2022-01-26T00:30:00+01:00"), MPC, NONE),
+        (earth_search_item(**{"earthsearch:boa_offset_applied": True}), EARTH_SEARCH, NONE),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": True, "s2:processing_baseline": "05.09"}),
+            STATIC,
+            NONE,
+        ),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "05.09"}),
+            EARTH_SEARCH,
+            SUBTRACT,
+        ),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "03.01"}),
+            EARTH_SEARCH,
+            NONE,
+        ),
+        (
+            earth_search_item(offset=0, **{"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "02.14"}),
+            EARTH_SEARCH,
+            NONE,
+        ),
+        (earth_search_item("sentinel-2-c1-l2a", **{"s2:processing_baseline": "05.11"}), EARTH_SEARCH, SUBTRACT),
+        (
+            earth_search_item(
+                "sentinel-2-c1-l2a", datetime="2018-07-01T00:00:00Z", **{"s2:processing_baseline": "05.00"}
+            ),
+            EARTH_SEARCH,
+            SUBTRACT,
+        ),
+        (earth_search_item("sentinel-2-c1-l2a", offset=0), EARTH_SEARCH, NONE),
+        (earth_search_item(datetime="2019-07-01T00:00:00Z"), EARTH_SEARCH, NONE),
+        (earth_search_item(), Archive(source="static", href="x", data_source="mpc"), SUBTRACT),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": True}),
+            Archive(source="static", href="x", data_source="mpc"),
+            NONE,
+        ),
+        (
+            earth_search_item(**{"earthsearch:boa_offset_applied": True}),
+            Archive(source="static", href="x", data_source="other"),
+            NONE,
+        ),
+    ],
+)
+def test_the_offset_policy(item: dict[str, Any], archive: Archive, expected: OffsetPolicy) -> None:
+    scene = parse_item(item, "/a/items.json", archive)
+    assert isinstance(scene, Scene)
+    assert scene.offset is expected
+
+
+def test_an_offset_that_cannot_be_told_is_not_guessed() -> None:
+    rejected = parse_item(earth_search_item(**{"s2:processing_baseline": "05.09"}), "", EARTH_SEARCH)
+    assert isinstance(rejected, Rejected)
+    assert "earthsearch:boa_offset_applied is missing" in rejected.reason
+
+
+def test_data_source_of_the_settings_overrides_that_of_the_item() -> None:
+    for source in ("mpc", "aws", "other"):
+        archive = Archive(source="static", href="x", data_source=source)
+        item = earth_search_item(**{"earthsearch:boa_offset_applied": True})
+        scene = parse_item(item, "", archive)
+        assert isinstance(scene, Scene)
+        assert scene.data_source == source
+
+
+@pytest.mark.parametrize("assets", [("vv",), ("hh", "hv"), ("vh",), ("hh",)])
+def test_single_and_other_polarisations_are_rejected(assets: tuple[str, ...]) -> None:
+    rejected = parse_item(s1_item(*assets), "", MPC)
+    assert isinstance(rejected, Rejected)
+    assert "lacks VV or VH" in rejected.reason
+
+
+@pytest.mark.parametrize("orbit", [None, "unknown", ""])
+def test_sentinel_1_without_an_orbit_is_rejected(orbit: str | None) -> None:
+    rejected = parse_item(s1_item("vv", "vh", **{"sat:orbit_state": orbit}), "", MPC)
+    assert isinstance(rejected, Rejected)
+    assert "sat:orbit_state is" in rejected.reason
+
+
+def test_a_missing_band_leaves_the_scene_with_fewer_assets() -> None:
+    item = s2_item()
+    del item["assets"]["B11"]
+    scene = parse_item(item, "/a/items.json", MPC)
+    assert isinstance(scene, Scene)
+    assert set(scene.assets) == S2_BANDS - {"B11"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"properties": {}}, "has no readable datetime"),
+        ({"properties": {"datetime": "yesterday"}}, "has no readable datetime"),
+        ({"bbox": None}, "neither a geometry nor a bbox"),
+        ({"bbox": None, "geometry": {"type": "Polygon", "coordinates": "no"}}, "neither a geometry nor a bbox"),
+        ({"assets": {}}, "has no assets"),
+        ({"assets": {"thumbnail": {"href": "x.png"}}}, "none of the Sentinel-2 bands"),
+        ({"collection": "modis", "assets": {"lst": {"href": "x.tif"}}}, "assets smalti does not know"),
+    ],
+)
+def test_broken_items_are_rejected_with_a_reason(change: dict[str, Any], reason: str) -> None:
+    rejected = parse_item({**s2_item(), **change}, "", STATIC)
+    assert isinstance(rejected, Rejected)
+    assert reason in rejected.reason
+
+
+def test_start_datetime_stands_in_for_a_null_datetime() -> None:
+    item = s2_item(datetime=None, start_datetime="2023-01-08 10:54:21.024000+00:00")
+    scene = parse_item(item, "", MPC)
+    assert isinstance(scene, Scene)
+    assert scene.acquired.isoformat() == "2023-01-08T10:54:21.024000+00:00"
+
+
+def test_a_footprint_across_the_antimeridian_is_cut() -> None:
+    ring = [[179.5, -17], [-179.5, -17], [-179.5, -16], [179.5, -16], [179.5, -17]]
+    item = {**s2_item(), "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    scene = parse_item(item, "", MPC)
+    assert isinstance(scene, Scene)
+    assert shapely.from_wkt(scene.footprint).area == pytest.approx(1.0)
+
+
+def test_an_unknown_collection_is_taken_for_what_its_assets_are() -> None:
+    item = {**s2_item(), "collection": "my-mirror"}
+    assert isinstance(parse_item(item, "", STATIC), Scene)
+    radar = {**s1_item("vv", "vh"), "collection": "my-mirror"}
+    assert isinstance(parse_item(radar, "", STATIC), Scene)
+    radar["id"] = "S1A_IW_GRDH_1SDV_20240419T045904"  # nothing says that it is terrain-corrected
+    assert isinstance(parse_item(radar, "", STATIC), Rejected)
+
+
+def test_a_signature_that_came_with_the_item_is_not_kept() -> None:
+    item = copy.deepcopy(s2_item())
+    plain = "https://account.blob.core.windows.net/container/B02.tif"
+    item["assets"]["B02"]["href"] = f"{plain}?st=2023&se=2024&sp=rl&sv=2021-06-08&sr=c&sig=abc%3D"
+    scene = parse_item(item, "", MPC)
+    assert isinstance(scene, Scene)
+    assert scene.assets["B02"] == plain
+
+
+@pytest.mark.parametrize(
+    ("href", "base", "expected"),
+    [
+        ("./a/B02.tif", "/data/items.json", "/data/a/B02.tif"),
+        ("../B02.tif", "/data/x/item.json", "/data/B02.tif"),
+        ("/abs/B02.tif", "/data/items.json", "/abs/B02.tif"),
+        ("./a/B02.tif", "http://h:1/d/items.json", "http://h:1/d/a/B02.tif"),
+        ("/a/B02.tif", "http://h:1/d/items.json", "http://h:1/a/B02.tif"),
+        ("https://o.org/B02.tif?x=1", "http://h:1/d/items.json", "https://o.org/B02.tif?x=1"),
+        ("file:///data/my%20files/B02.tif", "http://h/", "/data/my files/B02.tif"),
+        ("s3://bucket/B02.tif", "/data/items.json", "s3://bucket/B02.tif"),
+        ("/vsizip/a.zip/B02.tif", "/data/items.json", "/vsizip/a.zip/B02.tif"),
+    ],
+)
+def test_hrefs_are_made_absolute(href: str, base: str, expected: str) -> None:
+    assert absolute(href, base) == expected
+
+
+def test_only_signatures_are_taken_off() -> None:
+    assert unsigned("https://h/a.tif?versionId=3") == "https://h/a.tif?versionId=3"
+    assert unsigned("https://h/a.tif?versionId=3&se=1&sig=2") == "https://h/a.tif?versionId=3"
+    assert unsigned("/data/what?sig=1&se=2.tif") == "/data/what?sig=1&se=2.tif"
+
+
+def test_the_table_names_all_bands_of_every_product() -> None:
+    for catalogue in CATALOGUES.values():
+        for product in catalogue.products:
+            assert set(product.assets) == (S2_BANDS if product.modality == "s2" else {"VV", "VH"})

@@ -1,0 +1,317 @@
+"""From labels and embeddings to samples: which pixels, whose, in which order; placement against an oracle."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio.features
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.transform import Affine
+from support.embedded import (
+    EPSG,
+    NORTH,
+    TOML,
+    WEST,
+    centre_grid,
+    embed,
+    parcels,
+    tiled_run,
+    truth,
+    write_vector,
+)
+
+from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest
+from preproc.classify.pixels import claim_pixels, holds_centre, prepare_shapes
+from preproc.classify.sample import SampleStage
+from preproc.classify.table import keep_per_group, pixel_hash, read_samples, samples_manifest
+from preproc.run.config import Config, parse_config
+from preproc.run.stage import run_stage
+
+TILE = PlannedTile("t", EPSG, WEST, NORTH, 32)
+
+
+def array(*geometries: Any) -> np.ndarray:
+    made = np.empty(len(geometries), dtype=object)
+    made[:] = geometries
+    return made
+
+
+def settings(run: Run, extra: str = "") -> Config:
+    text = f'{TOML}[labels]\npath = "labels.gpkg"\nclass = "crop"\ngroup = "parcel"\n[classify]\n{extra}'
+    return parse_config(text, run.config)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Four tiles of 32 x 32 pixels, 64 square parcels of 8 x 8 pixels, three crops."""
+    made = tiled_run(tmp_path / "run")
+    embed(made)
+    shapes, names = parcels(made)
+    fields = {"crop": np.array(names, dtype=object), "parcel": np.arange(len(shapes))}
+    write_vector(made.root / "labels.gpkg", shapes, fields, to=4326)
+    return made
+
+
+def sample(run: Run, extra: str = "", force: bool = False) -> Any:
+    run_stage(SampleStage(), run, settings(run, extra), force=force)
+    return pq.read_table(run.samples)
+
+
+# placement
+
+
+polygons = st.lists(st.tuples(st.integers(-40, 360), st.integers(-40, 360)), min_size=3, max_size=7, unique=True).map(
+    lambda corners: shapely.MultiPoint([(WEST + x, NORTH - y) for x, y in corners]).convex_hull
+)
+
+
+@given(polygons)
+def test_pixels_of_a_polygon_are_those_that_gdal_burns(polygon: Any) -> None:
+    if polygon.geom_type != "Polygon" or polygon.area < 1:
+        return
+    x, y = centre_grid(TILE)
+    on_edge = shapely.distance(shapely.boundary(polygon), shapely.points(x, y)) < 1e-6
+    burnt = rasterio.features.rasterize([polygon], (32, 32), transform=Affine(*TILE.transform), dtype="uint8")
+    claims = claim_pixels(TILE, prepare_shapes(array(polygon), 0.0), np.zeros(1, np.int32))
+    mine = np.zeros((32, 32), bool)
+    mine[claims.rows_m, claims.cols_m] = True
+    assert (mine == (burnt > 0))[~on_edge].all()
+
+
+@given(polygons, st.integers(1, 40))
+def test_shrinking_takes_the_pixels_farther_than_the_margin_from_the_edge(polygon: Any, shrink: int) -> None:
+    if polygon.geom_type != "Polygon":
+        return
+    shapes = prepare_shapes(array(polygon), shrink + 0.5)
+    claims = claim_pixels(TILE, shapes, np.zeros(1, np.int32))
+    x, y = centre_grid(TILE)
+    points = shapely.points(x, y)
+    deep = shapely.contains(polygon, points)
+    if not shapes.kept_whole_n[0]:
+        deep &= shapely.distance(shapely.boundary(polygon), points) > shrink + 0.5
+    mine = np.zeros((32, 32), bool)
+    mine[claims.rows_m, claims.cols_m] = True
+    assert (mine == deep).all()
+
+
+def test_a_polygon_that_would_vanish_is_kept_whole() -> None:
+    small = shapely.box(WEST + 100, NORTH - 120, WEST + 118, NORTH - 100)
+    shapes = prepare_shapes(array(small, shapely.box(WEST, NORTH - 80, WEST + 80, NORTH)), 10.0)
+    assert shapes.kept_whole_n.tolist() == [True, False]
+    claims = claim_pixels(TILE, shapes, np.zeros(2, np.int32))
+    assert sorted(zip(claims.rows_m, claims.cols_m, strict=True))[-4:] == [(10, 10), (10, 11), (11, 10), (11, 11)]
+    assert (claims.features_m == 1).sum() == 36
+
+
+def test_a_sliver_between_pixel_centres_holds_none() -> None:
+    assert not holds_centre(shapely.box(WEST + 6, NORTH - 300, WEST + 9, NORTH))
+    assert holds_centre(shapely.box(WEST + 4, NORTH - 300, WEST + 6, NORTH))
+    assert not holds_centre(shapely.Polygon())
+
+
+@given(st.integers(0, 319), st.integers(1, 320))
+def test_a_point_belongs_to_the_pixel_that_contains_it_and_to_one_tile_only(dx: int, dy: int) -> None:
+    point = shapely.Point(WEST + dx, NORTH - dy + 1)
+    around = [PlannedTile(f"{i}{j}", EPSG, WEST + 320 * i, NORTH - 320 * j, 32) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    shapes = prepare_shapes(array(point), 10.0)
+    found = [(t, claim_pixels(t, shapes, np.zeros(1, np.int32))) for t in around]
+    found = [(t, c) for t, c in found if len(c.rows_m)]
+    assert len(found) == 1
+    tile, claims = found[0]
+    assert tile.west + 10 * claims.cols_m[0] <= point.x < tile.west + 10 * claims.cols_m[0] + 10
+    assert tile.north - 10 * claims.rows_m[0] >= point.y > tile.north - 10 * claims.rows_m[0] - 10
+
+
+def test_pixels_that_two_classes_claim_are_left_out_and_counted() -> None:
+    left = shapely.box(WEST, NORTH - 100, WEST + 100, NORTH)
+    right = shapely.box(WEST + 60, NORTH - 100, WEST + 160, NORTH)
+    shapes = prepare_shapes(array(left, right), 0.0)
+    apart = claim_pixels(TILE, shapes, np.array([0, 1], np.int32))
+    assert apart.conflicts == 40
+    assert len(apart.rows_m) == 120
+    assert set(apart.cols_m[apart.features_m == 0]) == set(range(6))
+    alike = claim_pixels(TILE, shapes, np.array([0, 0], np.int32))
+    assert alike.conflicts == 0
+    assert (alike.features_m == 0).sum() == 100
+    assert (alike.features_m == 1).sum() == 60
+
+
+def test_conflicts_are_judged_by_the_whole_outlines() -> None:
+    left = shapely.box(WEST, NORTH - 100, WEST + 100, NORTH)
+    right = shapely.box(WEST + 80, NORTH - 100, WEST + 180, NORTH)
+    claims = claim_pixels(TILE, prepare_shapes(array(left, right), 10.0), np.array([0, 1], np.int32))
+    assert claims.cols_m[claims.features_m == 0].max() == 7  # column 8 is inside left's core and right's edge
+
+
+# hashing and the cap
+
+
+def test_the_hash_tells_pixels_apart_and_knows_nothing_of_order() -> None:
+    x, y = (v.ravel() for v in centre_grid(TILE))
+    epsg = np.full(x.size, EPSG)
+    hashes = pixel_hash(0, epsg, x, y)
+    assert len(set(hashes.tolist())) == x.size
+    assert (pixel_hash(0, epsg[::-1], x[::-1], y[::-1]) == hashes[::-1]).all()
+    assert (pixel_hash(0, epsg, x + 4, y - 4) == hashes).all()
+    assert (pixel_hash(1, epsg, x, y) != hashes).all()
+    assert (pixel_hash(0, epsg + 1, x, y) != hashes).all()
+    assert 0.4 < (hashes / 2.0**64).mean() < 0.6
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 8))
+def test_the_cap_keeps_the_smallest_hashes_of_each_group(groups: list[int], limit: int) -> None:
+    hashes = np.random.default_rng(0).permutation(len(groups)).astype(np.uint64)
+    kept = keep_per_group(np.array(groups, dtype=int), hashes, limit)
+    for group in set(groups):
+        rows = np.flatnonzero(np.array(groups) == group)
+        assert set(hashes[rows[kept[rows]]]) == set(sorted(hashes[rows])[:limit])
+
+
+# the stage
+
+
+def test_samples_carry_the_right_pixels_classes_and_values(run: Run) -> None:
+    table = sample(run)
+    manifest = read_manifest(samples_manifest(run), "samples", remedy="")
+    # 8 x 8 pixels shrunk by 10 m leave 6 x 6; the first tile's row 0 is nodata but lies on the margin
+    assert table.num_rows == manifest["rows"] == 64 * 36
+    x, y = table["x"].to_numpy(), table["y"].to_numpy()
+    assert table["class"].to_pylist() == [f"crop {'abc'[i]}" for i in truth(x, y)]
+    tiles = {tile.name: tile for tile in planned_tiles(run)}
+    values = np.column_stack([table[f"e{i:03d}"].to_numpy() for i in range(6)])
+    for index in range(0, table.num_rows, 97):
+        tile = tiles[table["tile"][index].as_py()]
+        row, col = table["row"][index].as_py(), table["col"][index].as_py()
+        assert (x[index], y[index]) == (tile.west + 10 * col + 5, tile.north - 10 * row - 5)
+        expected = read_embedding(run.embeddings, tile.name).window(slice(row, row + 1), slice(col, col + 1))[0, 0]
+        assert (values[index] == expected).all()
+    order = [
+        (list(tiles).index(t), r, c)
+        for t, r, c in zip(*(table[n].to_pylist() for n in ("tile", "row", "col")), strict=True)
+    ]
+    assert order == sorted(order)
+
+
+def test_nodata_pixels_are_left_out_and_counted(run: Run) -> None:
+    table = sample(run, "shrink = 0")
+    assert table.num_rows == 64 * 64 - 32
+    counts = read_manifest(samples_manifest(run), "samples", remedy="")["counts"]
+    assert counts["pixels dropped: no embedding there"] == 32
+    assert np.isfinite(np.column_stack([table[f"e{i:03d}"].to_numpy() for i in range(6)])).all()
+
+
+def test_int8_embeddings_are_dequantised(run: Run) -> None:
+    embed(run, int8=True)
+    table = sample(run)
+    tile = planned_tiles(run)[0]
+    embedding = read_embedding(run.embeddings, tile.name)
+    row, col = table["row"][0].as_py(), table["col"][0].as_py()
+    expected = embedding.values_hwc[row, col].astype(np.float32) * embedding.scales_hw[row, col]
+    assert [table[f"e{i:03d}"][0].as_py() for i in range(6)] == expected.tolist()
+
+
+def test_the_cap_does_not_depend_on_how_the_region_is_tiled(run: Run, tmp_path: Path) -> None:
+    big = np.array(["crop a", "crop b"], dtype=object)
+    shapes = [
+        shapely.box(WEST, NORTH - 640, WEST + 320, NORTH),
+        shapely.box(WEST + 320, NORTH - 640, WEST + 640, NORTH),
+    ]
+    drawn = []
+    for name, across, size in (("coarse", 2, 32), ("fine", 4, 16)):
+        other = tiled_run(tmp_path / name, across=across, down=across, size=size)
+        embed(other)
+        write_vector(other.root / "labels.gpkg", shapes, {"crop": big, "parcel": np.arange(2)})
+        table = sample(other, "max_pixels = 50")
+        assert table.num_rows == 100
+        drawn.append(set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)))
+    # The nodata row of the first tile lies on the shrunk margin, so that both tilings offer the same pixels.
+    assert drawn[0] == drawn[1]
+    assert set(zip(sample(run)["x"].to_pylist(), sample(run)["y"].to_pylist(), strict=True)) != drawn[0]
+
+
+def test_bytes_are_the_same_every_time_and_change_with_the_labels(run: Run) -> None:
+    sample(run)
+    before = hashlib.sha256(run.samples.read_bytes()).hexdigest(), samples_manifest(run).read_bytes()
+    sample(run, force=True)
+    assert (hashlib.sha256(run.samples.read_bytes()).hexdigest(), samples_manifest(run).read_bytes()) == before
+    stage, config = SampleStage(), settings(run)
+    assert stage.units(run, config)[0].state(checksums=True).complete
+    shapes, names = parcels(run)
+    fields = {"crop": np.array(names[::-1], dtype=object), "parcel": np.arange(len(shapes))}
+    (run.root / "labels.gpkg").unlink()
+    write_vector(run.root / "labels.gpkg", shapes, fields)
+    assert stage.units(run, config)[0].state().kind == "stale"
+    embed(run, seed=5)
+    assert "embeddings" in stage.units(run, config)[0].state().reason
+
+
+def test_integer_classes_keep_their_codes_and_names(run: Run) -> None:
+    shapes, names = parcels(run)
+    codes = np.array([10 * "abc".index(name[-1]) + 5 for name in names])
+    (run.root / "labels.gpkg").unlink()
+    write_vector(run.root / "labels.gpkg", shapes, {"crop": codes, "parcel": np.arange(len(shapes))})
+    sample(run)
+    assert read_samples(run).legend == {5: "5", 15: "15", 25: "25"}
+
+
+def test_points_are_sampled_too(run: Run) -> None:
+    shapes, names = parcels(run)
+    (run.root / "labels.gpkg").unlink()
+    fields = {"crop": np.array(names, dtype=object), "parcel": np.arange(len(shapes))}
+    write_vector(run.root / "labels.gpkg", shapely.centroid(shapes), fields, to=4326)
+    table = sample(run)
+    assert table.num_rows == 64
+    assert table["class"].to_pylist() == [
+        f"crop {'abc'[i]}" for i in truth(table["x"].to_numpy(), table["y"].to_numpy())
+    ]
+
+
+def relabel(run: Run, shapes: list[Any], names: list[str]) -> None:
+    (run.root / "labels.gpkg").unlink()
+    fields = {"crop": np.array(names, dtype=object), "parcel": np.arange(len(shapes))}
+    write_vector(run.root / "labels.gpkg", shapes, fields)
+
+
+def test_unusable_labels_end_with_one_line_and_leave_the_old_table(run: Run) -> None:
+    before = sample(run).num_rows
+    shapes, names = parcels(run)
+    relabel(run, shapes, ["wheat"] * len(shapes))
+    with pytest.raises(SmaltiError, match=r"labels.gpkg: all labels in the region are of one class \(crop = wheat\)"):
+        sample(run)
+    relabel(run, [shapely.affinity.translate(s, 50_000, 0) for s in shapes], names)
+    with pytest.raises(SmaltiError, match=r"labels.gpkg: no label lies in the region"):
+        sample(run)
+    top = [shapely.box(WEST, NORTH - 10, WEST + 320, NORTH), shapely.box(WEST, NORTH - 10, WEST + 160, NORTH)]
+    relabel(run, top, ["a", "b"])
+    with pytest.raises(SmaltiError, match=r"no label covers a pixel that has an embedding"):
+        sample(run)
+    relabel(run, [shapes[5], shapes[5]], ["a", "b"])
+    with pytest.raises(SmaltiError, match=r"labels of different classes lie on all \d+ labelled pixels"):
+        sample(run)
+    assert len(read_samples(run)) == before
+
+
+def test_what_is_needed_is_named(run: Run) -> None:
+    with pytest.raises(SmaltiError, match=r"\[labels\]: missing: add .*path.*class"):
+        SampleStage().units(run, parse_config(TOML, run.config))
+    (run.embeddings / "t10.json").unlink()
+    with pytest.raises(
+        SmaltiError, match=r"1 of 4 tiles have no embedding yet \(the first is t10\): run `smalti infer"
+    ):
+        SampleStage().units(run, settings(run))
+
+
+def test_a_damaged_embedding_is_not_sampled(run: Run) -> None:
+    path = run.embeddings / "t00.npy"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(SmaltiError, match=r"t00.npy: its contents do not match"):
+        sample(run)

@@ -1,0 +1,406 @@
+"""Folds, tuning, training and the classifier on disk."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from support.embedded import TOML, embed, parcels, tiled_run, write_vector
+
+from infer.contract import FormatError, Run, SmaltiError, read_manifest
+from preproc.classify import boost, tune
+from preproc.classify.boost import Parameters, out_of_fold
+from preproc.classify.folds import Folds, assign_folds, main_classes
+from preproc.classify.model import CLASSIFIER, load_classifier, model_manifest
+from preproc.classify.out_of_fold import read_oof
+from preproc.classify.palette import palette
+from preproc.classify.sample import SampleStage
+from preproc.classify.table import Samples, read_samples
+from preproc.classify.train import TrainStage, trainable
+from preproc.classify.trials import Journal, Trial
+from preproc.classify.tune import best, propose, tuning_optimism, tuning_rows
+from preproc.run.config import Config, parse_config
+from preproc.run.stage import run_stage
+
+TRAINING = "folds = 3\ntrials = 3\nmax_pixels = 12\n"
+
+
+def settings(run: Run, extra: str = TRAINING) -> Config:
+    text = f'{TOML}[labels]\npath = "labels.gpkg"\nclass = "crop"\ngroup = "parcel"\n[classify]\n{extra}'
+    return parse_config(text, run.config)
+
+
+def sampled(root: Path, names: list[str] | None = None, noise: float = 1.5) -> Run:
+    run = tiled_run(root)
+    embed(run, noise=noise)
+    shapes, own = parcels(run)
+    fields = {"crop": np.array(names or own, dtype=object), "parcel": np.arange(len(shapes))}
+    write_vector(run.root / "labels.gpkg", shapes, fields)
+    run_stage(SampleStage(), run, settings(run))
+    return run
+
+
+@pytest.fixture(autouse=True)
+def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search space in which a trial takes a fraction of a second."""
+    from optuna.distributions import IntDistribution
+
+    monkeypatch.setitem(tune._SPACE, "iterations", IntDistribution(20, 160, step=20))
+    monkeypatch.setitem(tune._SPACE, "depth", IntDistribution(2, 5))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return sampled(tmp_path_factory.mktemp("prepared") / "run")
+
+
+@pytest.fixture
+def run(prepared: Run, tmp_path: Path) -> Run:
+    """A sampled run of one's own."""
+    import shutil
+
+    shutil.copytree(prepared.root, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# folds
+
+
+group_classes = st.lists(st.integers(1, 4), min_size=4, max_size=40)
+
+
+@given(group_classes, st.integers(2, 6), st.integers(0, 9), st.randoms(use_true_random=False))
+def test_folds_keep_groups_together_and_share_classes_out(
+    classes: list[int], count: int, seed: int, random: Any
+) -> None:
+    rows = [(code, f"g{index}") for index, code in enumerate(classes) for _ in range(1 + index % 3)]
+    most = max(classes.count(code) for code in set(classes))
+    if most < 2:
+        return
+    code_n, group_n = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folds = assign_folds(code_n, group_n, count, seed)
+    assert folds.count == min(count, most)
+    for group in set(group_n):
+        assert len(set(folds.fold_n[group_n == group])) == 1
+    for code in set(classes):
+        groups = [len(set(group_n[(folds.fold_n == f) & (code_n == code)])) for f in range(folds.count)]
+        assert max(groups) - min(groups) <= 1  # so a class with two groups is always trained on
+        for fold, number in enumerate(groups):
+            assert (code in folds.absent.get(fold, [])) == (number == 0)
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    again = assign_folds(code_n[order], group_n[order], count, seed)
+    assert (again.fold_n == folds.fold_n[order]).all()
+
+
+def test_other_seeds_make_other_folds_and_single_groups_none() -> None:
+    code_n, group_n = np.repeat([1, 2], 20), np.arange(40)
+    assert (assign_folds(code_n, group_n, 4, 0).fold_n != assign_folds(code_n, group_n, 4, 1).fold_n).any()
+    with pytest.raises(SmaltiError, match="each class has a single group"):
+        assign_folds(np.array([1, 2]), np.array([0, 1]), 2, 0)
+
+
+def test_the_main_class_of_a_group_is_its_most_frequent() -> None:
+    assert main_classes(np.array([5, 5, 9, 9, 5, 9]), np.array([0, 0, 0, 1, 1, 1])).tolist() == [5, 9]
+
+
+def test_no_model_has_seen_the_group_it_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups have a fingerprint in their features: a leak would be answered perfectly."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    code_n = rng.integers(1, 4, 40)[groups]
+    x = rng.normal(size=(40, 8))[groups].astype(np.float32)
+    chosen = Parameters(iterations=40, depth=4)
+    honest = assign_folds(code_n, groups, 4, 0)
+    values = out_of_fold(x, code_n, np.arange(1, 4), honest, chosen, seed=0, workers=2)
+    leaky = assign_folds(code_n, np.arange(400), 4, 0)
+    flattering = out_of_fold(x, code_n, np.arange(1, 4), leaky, chosen, seed=0, workers=2)
+    assert (values.argmax(1) + 1 == code_n).mean() < 0.6
+    assert (flattering.argmax(1) + 1 == code_n).mean() > 0.95
+
+
+def test_a_class_that_training_lacks_has_probability_zero_and_workers_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    code_n = np.repeat([1, 2, 3], 20)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    fold_n = np.where(code_n == 2, 0, np.arange(60) % 2).astype(np.int32)
+    folds = Folds(fold_n, 2, {1: [2]})
+    one = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=1)
+    two = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=2)
+    assert (one == two).all()
+    assert (one[fold_n == 0, 1] == 0).all()
+    assert (one[fold_n == 0, 2] > 0).all()
+    assert one.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-5)
+    only = Folds(np.where(code_n == 1, 1, 0).astype(np.int32), 2, {})
+    single = out_of_fold(x[:40], code_n[:40], np.array([1, 2]), Folds(only.fold_n[:40], 2, {}), Parameters(), seed=0,
+                         workers=1)  # fmt: skip
+    assert (single[code_n[:40] == 2] == [1, 0]).all()
+
+
+# tuning
+
+
+def fake_samples(groups: int, each: int) -> Samples:
+    n = groups * each
+    index = np.arange(n, dtype=np.int32)
+    return Samples(
+        tile_n=np.array(["t"] * n), row_n=index, col_n=index, x_n=index * 10.0 + 5, y_n=np.zeros(n),
+        epsg_n=np.full(n, 32631, np.int32), code_n=(index // each % 3 + 1).astype(np.int32),
+        group_n=(index // each).astype(str), values_nc=np.zeros((n, 2), np.float32), legend={1: "a", 2: "b", 3: "c"},
+    )  # fmt: skip
+
+
+def test_tuning_rows_take_the_same_share_of_every_group() -> None:
+    samples = fake_samples(30, 50)
+    kept = tuning_rows(samples, 0, limit=620)
+    assert np.bincount(samples.group_n[kept].astype(int)).tolist() == [20] * 30
+    assert tuning_rows(samples, 0, limit=2000).all()
+    few = tuning_rows(samples, 0, limit=15)
+    assert np.bincount(samples.code_n[few]).tolist() == [0, 5, 5, 5]
+    assert len(set(samples.group_n[few])) == 15
+
+
+def test_proposals_depend_on_the_history_alone(tmp_path: Path) -> None:
+    assert propose([], 0, seed=3) == Parameters()
+    history: list[Trial] = []
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        values = vars(propose(history, number, seed=3))
+        assert vars(propose(history, number, seed=3)) == values
+        history.append(Trial(number, dict(values), float(rng.random()), np.zeros(4, np.uint8)))
+    journal = Journal(tmp_path / "j", "key")
+    for trial in history:
+        journal.append(trial)
+    assert propose(Journal(tmp_path / "j", "key").trials, 9, seed=3) == propose(history, 9, seed=3)
+    assert propose(history, 9, seed=4) != propose(history, 9, seed=3)
+    assert len({tuple(t.values.items()) for t in history}) == 9
+
+
+def test_a_journal_of_another_study_or_a_broken_one_is_not_used(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", "key")
+    journal.append(Trial(0, vars(Parameters()), 0.5, np.arange(3, dtype=np.uint8)))
+    read = Journal(tmp_path / "j", "key").trials
+    assert read[0].parameters == Parameters()
+    assert read[0].predicted_n.tolist() == [0, 1, 2]
+    assert Journal(tmp_path / "j", "other").trials == []
+    (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes()[:-20])
+    assert Journal(tmp_path / "j", "key").trials == []
+
+
+def test_optimism_is_seen_where_there_is_nothing_to_learn() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 2)
+    code_n = np.repeat(rng.integers(1, 3, 60), 2)
+    guesses = [
+        Trial(i, {}, 0.0, np.repeat(rng.integers(0, 2, 60), 2).astype(np.uint8)) for i in range(30)
+    ]  # thirty coins: the best is lucky
+    scored = [Trial(t.number, {}, f1_score(code_n - 1, t.predicted_n, average="macro"), t.predicted_n) for t in guesses]
+    lucky = best(scored).score - float(np.mean([t.score for t in scored]))
+    assert tuning_optimism(scored, code_n, groups, 0) == pytest.approx(lucky, abs=0.06)
+    assert lucky > 0.08
+    right = (code_n - 1).astype(np.uint8)
+    better = [Trial(0, {}, 1.0, right), Trial(1, {}, 0.0, 1 - right)]
+    assert tuning_optimism(better, code_n, groups, 0) == pytest.approx(0.0, abs=1e-9)
+    assert tuning_optimism(better[:1], code_n, groups, 0) == 0.0
+
+
+# the stage
+
+
+def test_training_makes_the_same_bytes_again_and_on_any_number_of_workers(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run))
+    first = contents(run.model)
+    assert sorted(first) == ["classifier.cbm", "model.json", "oof.parquet", "trials.jsonl"]
+    run_stage(TrainStage(), run, settings(run), force=True)
+    assert contents(run.model) == first
+    run_stage(TrainStage(), run, settings(run, f"{TRAINING}[site]\nworkers = 1\n"), force=True)
+    assert contents(run.model) == first
+
+
+def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(TrainStage(), run, settings(run))
+    undisturbed = contents(run.model)
+    for path in sorted(run.model.rglob("*")):
+        path.unlink()
+    fits: list[Parameters] = []
+    whole = boost.fit
+
+    def fit(x: Any, code: Any, chosen: Parameters, seed: int) -> Any:
+        fits.append(chosen)
+        if len(fits) == 8:
+            raise KeyboardInterrupt
+        return whole(x, code, chosen, seed)
+
+    monkeypatch.setattr(boost, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(TrainStage(), run, settings(run))
+    assert not model_manifest(run).exists()
+    assert (run.model / ".work" / "trials.jsonl").read_text().count("\n") == 1 + 2  # two trials of three folds
+    fits.clear()
+    fits.extend([Parameters()] * 100)  # no more interruptions
+    run_stage(TrainStage(), run, settings(run))
+    assert len(fits) - 100 == 3 + 3  # the third trial and the reported folds; the final fit has another name
+    assert contents(run.model) == undisturbed
+
+
+def test_the_classifier_answers_like_the_model_that_was_saved(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run))
+    classifier = load_classifier(run)
+    assert '"thread_count":1' in classifier.model.get_metadata()["params"]  # recorded in the bytes
+    samples = read_samples(run)
+    assert [(e.code, e.name) for e in classifier.classes] == [(1, "crop a"), (2, "crop b"), (3, "crop c")]
+    values = classifier.predict_proba(samples.values_nc)
+    assert values.dtype == np.float32
+    assert values.shape == (len(samples), 3)
+    assert values.sum(axis=1) == pytest.approx(np.ones(len(samples)), abs=1e-5)
+    assert (values.argmax(axis=1) + 1 == samples.code_n).mean() > 0.7
+    assert (classifier.predict_proba(samples.values_nc[7:9]) == values[7:9]).all()
+    assert classifier.predict_proba(np.empty((0, 6), np.float32)).shape == (0, 3)
+    with pytest.raises(ValueError, match="nodata"):
+        classifier.predict_proba(np.full((1, 6), np.nan, np.float32))
+    with pytest.raises(ValueError, match="trained on"):
+        classifier.predict_proba(np.zeros((1, 5), np.float32))
+
+
+def test_out_of_fold_predictions_are_kept_with_their_fold(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run))
+    samples, oof = read_samples(run), read_oof(run.model / "oof.parquet", [1, 2, 3])
+    assert (oof.code_n == samples.code_n).all()
+    assert (oof.group_n == samples.group_n).all()
+    assert (oof.probabilities_nk.argmax(axis=1) + 1 == oof.predicted_n).all()
+    tuned_on = assign_folds(samples.code_n, samples.group_n, 3, 0)
+    assert set(oof.fold_n) == {0, 1, 2}
+    assert (oof.fold_n != tuned_on.fold_n).any()
+    trials = [json.loads(line) for line in (run.model / "trials.jsonl").read_text().splitlines()]
+    assert [t["number"] for t in trials] == [0, 1, 2]
+    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    assert manifest["tuning"]["macro_f1"] == max(t["score"] for t in trials)
+    assert manifest["parameters"] == max(trials, key=lambda t: t["score"])["params"]
+
+
+def test_no_trials_train_with_the_defaults(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run, "folds = 2\ntrials = 0\nmax_pixels = 12\n"))
+    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    assert manifest["parameters"] == vars(Parameters())
+    assert manifest["tuning"]["trials"] == 0
+    assert (run.model / "trials.jsonl").read_bytes() == b""
+
+
+def test_classes_with_too_few_groups_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, names = parcels(tiled_run(tmp_path / "plan"))
+    names[5] = "hops"
+    names[6], names[7] = "flax", "flax"
+    run = sampled(tmp_path / "run", names)
+    run_stage(TrainStage(), run, settings(run))
+    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    assert [(e["name"], e["groups"], e["pixels"]) for e in manifest["left_out"]] == [("hops", 1, 12)]
+    classifier = load_classifier(run)
+    assert [e.name for e in classifier.classes] == ["crop a", "crop b", "crop c", "flax"]
+    assert [e.code for e in classifier.classes] == [1, 2, 3, 4]
+    assert manifest["folds"]["absent"][0]["codes"] == [4]
+    said = capsys.readouterr().err
+    assert "hops is left out: it has 1 group, [classify] min_groups asks for 2" in said
+    assert "tests no flax" in said
+
+
+def test_samples_that_cannot_be_trained_on_end_with_one_line(tmp_path: Path) -> None:
+    _, names = parcels(tiled_run(tmp_path / "plan"))
+    run = sampled(tmp_path / "run", ["hops"] + ["maize"] * (len(names) - 1))
+    with pytest.raises(SmaltiError, match=r"fewer than two classes have 2 groups .*hops: 1, maize: 63"):
+        run_stage(TrainStage(), run, settings(run))
+    assert not run.model.exists()
+    with pytest.raises(SmaltiError, match="run `smalti sample"):
+        TrainStage().units(Run(tmp_path / "plan"), settings(run))
+    with pytest.raises(SmaltiError, match="fewer than two classes"):
+        trainable(fake_samples(2, 4), 5)
+
+
+def test_damaged_models_are_refused(run: Run) -> None:
+    with pytest.raises(FormatError, match="run `smalti train`"):
+        load_classifier(run)
+    run_stage(TrainStage(), run, settings(run))
+    path = run.model / CLASSIFIER
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(FormatError, match=r"classifier.cbm: \d+ bytes"):
+        load_classifier(run)
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    with pytest.raises(FormatError, match="do not match the checksum"):
+        load_classifier(run)
+
+
+def test_a_model_whose_legend_is_another_is_refused(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run))
+    content = json.loads(model_manifest(run).read_text())
+    content["classes"][0]["code"] = 9
+    content["classes"].sort(key=lambda e: e["code"])
+    model_manifest(run).write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"not those of classifier.cbm"):
+        load_classifier(run)
+    content["classes"][0]["color"] = "red"
+    model_manifest(run).write_text(json.dumps(content))
+    with pytest.raises(FormatError, match="colour red"):
+        load_classifier(run)
+
+
+# colours
+
+
+def test_known_covers_have_their_colours_and_all_differ() -> None:
+    names = [
+        "Winter wheat",
+        "maize",
+        "sugar beet",
+        "grassland",
+        "forest",
+        "water",
+        "built-up",
+        "zebra",
+        "Winter barley",
+    ]
+    colours = palette(names)
+    assert colours[1] == "#ffd300"
+    assert colours[0] == "#a87000"
+    assert palette(names) == colours
+    assert palette(["zebra", "maize"])[1] == "#ffd300"
+
+
+@given(st.lists(st.sampled_from(["wheat", "winter wheat", "barley", "x", "grass", "maize", "corn"]), max_size=120))
+def test_no_two_colours_are_alike(names: list[str]) -> None:
+    colours = palette(names)
+    assert len(set(colours)) == len(names)
+    assert all(len(colour) == 7 and int(colour[1:], 16) >= 0 for colour in colours)
+
+
+def test_a_full_disk_is_said_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catboost import CatBoostClassifier, CatBoostError
+
+    def full(self: Any, name: str, **_: Any) -> None:
+        raise CatBoostError(f"(Error 28: No space left on device) util/system/file.cpp:1080: can't write to {name}")
+
+    monkeypatch.setattr(CatBoostClassifier, "save_model", full)
+    with pytest.raises(SmaltiError, match=r"classifier.cbm: cannot be written: no space left on the device"):
+        run_stage(TrainStage(), run, settings(run))
+    assert not model_manifest(run).exists()
+    assert list(run.root.glob(".model*")) == []
+
+
+def test_very_few_samples_are_trained_on_and_equal_ones_are_refused_in_one_line() -> None:
+    values_nc, code_n = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32), np.array([1, 1, 2, 2])
+    assert boost.fit(values_nc, code_n, Parameters(iterations=200), 0).classes_.tolist() == [1, 2]
+    with pytest.raises(SmaltiError, match=r"CatBoost cannot be trained on these 4 samples: .*: add labels") as caught:
+        boost.fit(np.zeros((4, 6), np.float32), code_n, Parameters(), 0)
+    assert "\n" not in str(caught.value)

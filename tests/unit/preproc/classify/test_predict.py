@@ -1,0 +1,212 @@
+"""The predict stage: tiles, then the map with its legend, in one piece or in shards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+from catboost import CatBoostClassifier
+from numpy.typing import NDArray
+from rio_cogeo import cog_validate
+from support.mosaicked import CENTRES, config, crops, embed_crops, planned_run, write_tile
+
+from infer.contract import Embedding, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
+from preproc.classify.model import ClassEntry, Classifier, load_classifier, save_classifier
+from preproc.classify.predict import PredictStage, PredictTilesStage, classify
+from preproc.classify.tile_map import combine, read_prediction
+from preproc.run.stage import StageFailedError, run_stage
+
+CLASSES = (
+    ClassEntry(2, "maize", "#ffd300"),
+    ClassEntry(5, "winter wheat", "#a87000"),
+    ClassEntry(200, "sugar beet", "#c2185b"),
+)
+CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
+
+
+def train(run: Run, *, dim: int = 6, seed: int = 0) -> None:
+    generator = np.random.default_rng(seed)
+    codes = np.repeat([entry.code for entry in CLASSES], 60)
+    x = CENTRES[:, :dim].repeat(60, axis=0) + generator.normal(size=(180, dim)) * 0.5
+    model = CatBoostClassifier(iterations=20, depth=3, random_seed=seed, verbose=False, allow_writing_files=False)
+    model.fit(x.astype(np.float32), codes)
+    run.model.mkdir(exist_ok=True)
+    save_classifier(run.model, model, CLASSES, dim, inputs={"seed": seed}, files=[], fields={})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = planned_run(tmp_path / "run", CELLS)
+    embed_crops(run)
+    train(run)
+    return run
+
+
+def digest(run: Run) -> dict[str, str]:
+    return {
+        path.relative_to(run.map).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.map.rglob("*"))
+        if path.is_file()
+    }
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    with rasterio.open(path) as raster:
+        values: NDArray[np.uint8] = raster.read(1)
+    return values
+
+
+def test_every_pixel_has_the_class_and_confidence_of_its_embedding(run: Run) -> None:
+    run_stage(PredictStage(), run, config(run))
+    classifier = load_classifier(run)
+    classes, confidence = read(run.map / "classes_31N.tif"), read(run.map / "confidence_31N.tif")
+    assert classes.shape == (64, 64)
+    origin = (573_440, 5_626_880)
+    for tile in planned_tiles(run)[:3]:
+        row, column = (origin[1] - tile.north) // 10, (tile.west - origin[0]) // 10
+        values = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None))
+        valid = ~np.isnan(values).any(axis=2)
+        shares = classifier.model.predict_proba(values[valid])  # row by row, with CatBoost itself
+        window = (slice(row, row + 32), slice(column, column + 32))
+        codes = np.array([2, 5, 200])[shares.argmax(axis=1)]
+        np.testing.assert_array_equal(classes[window][valid], codes)
+        np.testing.assert_allclose(confidence[window][valid], shares.max(axis=1) * 100, atol=0.51)
+        assert not classes[window][~valid].any()
+        assert not confidence[window][~valid].any()
+        assert (codes == np.array([2, 5, 200])[crops(tile)[valid]]).mean() > 0.8, "and it is right, mostly"
+    assert not classes[32:, :32].any(), "no tile, no class"
+
+
+def test_the_map_carries_its_legend(run: Run) -> None:
+    run_stage(PredictStage(), run, config(run))
+    for zone in ("31N", "32N"):
+        for name in (f"classes_{zone}.tif", f"confidence_{zone}.tif"):
+            assert cog_validate(run.map / name, strict=True) == (True, [], [])
+        with rasterio.open(run.map / f"classes_{zone}.tif") as raster:
+            assert (raster.dtypes, raster.nodata) == (("uint8",), 0)
+            assert raster.colormap(1)[200] == (0xC2, 0x18, 0x5B, 255)
+            assert raster.tags()["SMALTI_CLASS_5"] == "winter wheat"
+            assert raster.tags()["SMALTI_MODEL_TRAINED"] == "no"
+        item = pystac.Item.from_file(str(run.map / f"map_{zone}.json"))
+        found = item.assets["classes"].extra_fields["classification:classes"]
+        assert [(entry["value"], entry["name"], entry["title"], entry["color_hint"]) for entry in found][1] == (
+            5,
+            "winter-wheat",
+            "winter wheat",
+            "A87000",
+        )
+    rows = list(csv.DictReader((run.map / "legend.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == [entry.name for entry in CLASSES]
+
+
+def test_counts_and_areas_are_those_of_the_raster_and_say_what_they_are(run: Run) -> None:
+    run_stage(PredictStage(), run, config(run))
+    made = read_manifest(run.map / "map.json", "map", remedy="")
+    pixels = np.concatenate([read(run.map / f"classes_{zone}.tif").ravel() for zone in ("31N", "32N")])
+    trust = np.concatenate([read(run.map / f"confidence_{zone}.tif").ravel() for zone in ("31N", "32N")])
+    for entry in made["classes"]:
+        here = pixels == entry["code"]
+        assert entry["pixels"] == here.sum()
+        assert entry["hectares"] == pytest.approx(here.sum() * 0.01)
+        assert entry["pixels_by_confidence"] == np.bincount(trust[here], minlength=101).tolist()
+    assert made["pixels"] == (pixels > 0).sum() == 4 * (32 * 32 - 9)
+    assert made["areas_are"] == "pixel counts, not an area estimate"
+    assert "not calibrated" in made["confidence_is"]
+
+
+def test_neither_shards_nor_threads_nor_interruptions_change_a_byte(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(PredictStage(), run, config(run))
+    expected = digest(run)
+    other = planned_run(tmp_path / "other", CELLS)
+    embed_crops(other)
+    train(other)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    for index in (2, 0, 1):
+        run_stage(PredictTilesStage(), other, config(other), shard=Shard(index, 3))
+    assert not (other.map / "map.json").exists()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    lost = other.map / "tiles" / "t32631_1_0.json"
+    lost.unlink()
+    outcome = run_stage(PredictStage(), other, config(other))
+    assert (outcome.built, outcome.complete_before) == (2, 3), "the lost tile and the map"
+    assert digest(other) == expected
+    assert run_stage(PredictStage(), other, config(other)).built == 0
+
+
+def test_another_classifier_makes_everything_anew(run: Run) -> None:
+    run_stage(PredictStage(), run, config(run))
+    before = digest(run)
+    train(run, seed=1)
+    assert run_stage(PredictStage(), run, config(run)).built == 5
+    assert digest(run)["tiles/t32631_0_0.npy"] != before["tiles/t32631_0_0.npy"]
+
+
+def test_one_damaged_tile_does_not_stop_the_others(run: Run) -> None:
+    path = run.embeddings / "t32631_1_0.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SmaltiError, match=r"t32631_1_0\.npy: its contents do not match"):
+        run_stage(PredictStage(), run, config(run))
+    assert not (run.map / "map.json").exists()
+    with pytest.raises(StageFailedError, match="1 of the tiles failed"):
+        run_stage(PredictTilesStage(), run, config(run))
+    assert len(list((run.map / "tiles").glob("*.json"))) == 3
+
+
+def test_a_damaged_prediction_is_not_joined(run: Run) -> None:
+    run_stage(PredictTilesStage(), run, config(run))
+    path = run.map / "tiles" / "t32631_0_0.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SmaltiError, match=r"t32631_0_0\.npy: its contents do not match the checksum"):
+        run_stage(PredictStage(), run, config(run))
+    with pytest.raises(SmaltiError, match="is missing"):
+        read_prediction(run, "nowhere", 32)
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, run: Run) -> None:
+    bare = planned_run(tmp_path / "bare", CELLS)
+    with pytest.raises(SmaltiError, match="4 of 4 tiles have no valid embedding"):
+        run_stage(PredictStage(), bare, config(bare))
+    embed_crops(bare)
+    with pytest.raises(SmaltiError, match=r"model\.json: .* missing: run `smalti train"):
+        run_stage(PredictStage(), bare, config(bare))
+    train(run, dim=4)
+    with pytest.raises(
+        SmaltiError, match=r"trained on embeddings of 4 numbers, those in .* have 6: run `smalti sample"
+    ):
+        run_stage(PredictStage(), run, config(run))
+
+
+def test_a_tile_without_a_valid_pixel_is_empty(run: Run) -> None:
+    tile = planned_tiles(run)[0]
+    write_tile(run, tile, np.full((32, 32, 6), np.nan, np.float32), int8=True)
+    run_stage(PredictStage(), run, config(run))
+    assert not read_prediction(run, tile.name, 32).any()
+
+
+def test_of_equally_probable_classes_the_lower_code_wins() -> None:
+    class Undecided:
+        def predict_proba(self, x: NDArray[np.float32], thread_count: int) -> NDArray[np.float64]:
+            return np.full((len(x), 3), 1 / 3)
+
+    values = np.zeros((2, 2, 6), np.float32)
+    found = classify(Embedding("t", values, None, {}), Classifier(CLASSES, 6, Undecided()))
+    assert (found[..., 0] == 2).all()
+    assert (found[..., 1] == 33).all()
+
+
+def test_confidence_of_a_valid_pixel_is_never_nodata() -> None:
+    valid = np.array([[True, False, True]])
+    found = combine(valid, np.array([3, 4], np.uint8), np.array([0.0001, 1.0]))
+    assert found.tolist() == [[[3, 1], [0, 0], [4, 100]]]

@@ -1,0 +1,140 @@
+"""The chain of jobs: how tiles are divided, which tasks are due, what waits for what. No Slurm is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer.contract import Shard, SmaltiError
+from preproc.cluster.jobs import Due, Step, build_chain, cost_lines
+from preproc.cluster.sbatch import Script
+from preproc.cluster.slurm import Queued, TaskId, compress, expand
+from preproc.cluster.submit import _dependency, _tasks_in_use, _without_active
+from preproc.cluster.submitted import SubmittedJob
+from preproc.run.profile import Job, Limits, Profile, load_profile
+from preproc.run.task_count import choose_tasks
+
+COMMON = Script("", Path("/r"), Path("/p"), Path("/r/logs/slurm"), tasks=4)
+LOCAL = load_profile("local", Path())
+ALL = ("stitch", "sample", "train", "predict", "validate", "report")
+
+
+def due(fetch: tuple[int, ...], infer: tuple[int, ...], gathers: tuple[str, ...] = ALL) -> Due:
+    return Due(tasks=4, tiles=40, shards={"fetch": fetch, "infer": infer}, gathers=gathers)
+
+
+def by_name(steps: list[Step]) -> dict[str, Step]:
+    return {step.name: step for step in steps}
+
+
+def test_everything_is_due() -> None:
+    steps = build_chain(LOCAL, COMMON, due((0, 1, 2, 3), (0, 1, 2, 3)), 512)
+    assert [step.name for step in steps] == ["fetch", "infer", "stitch", "classify"]
+    chain = by_name(steps)
+    assert chain["infer"].after == (("aftercorr", "fetch"),)
+    assert chain["infer"].script.array == chain["fetch"].script.array == "0-3"
+    assert chain["fetch"].script.pass_on_failed  # one bad tile must not keep its shard's others from the engine
+    assert not chain["infer"].script.pass_on_failed
+    assert chain["stitch"].after == (("afterany", "infer"),)
+    assert chain["classify"].after == (("afterany", "stitch"),)
+    assert chain["classify"].script.stages == ("sample", "train", "predict", "validate", "report")
+
+
+def test_tasks_whose_tiles_are_there_wait_for_nothing() -> None:
+    chain = by_name(build_chain(LOCAL, COMMON, due((1, 3), (0, 1, 3)), 512))
+    assert chain["fetch"].script.array == "1,3"
+    assert chain["infer"].script.array == "1,3"
+    assert chain["infer"].after == (("aftercorr", "fetch"),)
+    assert chain["infer-ready"].script.array == "0"
+    assert chain["infer-ready"].after == ()
+    assert set(chain["stitch"].after) == {("afterany", "infer"), ("afterany", "infer-ready")}
+
+
+def test_only_what_is_missing() -> None:
+    assert build_chain(LOCAL, COMMON, due((), (), ()), 512) == []
+    chain = build_chain(LOCAL, COMMON, due((), (), ("predict", "report")), 512)
+    assert [(step.name, step.script.stages, step.after) for step in chain] == [("classify", ("predict", "report"), ())]
+    only_fetch = build_chain(LOCAL, COMMON, due((2,), (), ()), 512)
+    assert [step.name for step in only_fetch] == ["fetch"]
+    assert not only_fetch[0].script.pass_on_failed  # nobody waits: Slurm may see the failure
+
+
+@given(st.sets(st.integers(0, 3000)))
+def test_lists_of_tasks_survive_compression(numbers: set[int]) -> None:
+    if numbers:
+        assert expand(compress(numbers)) == sorted(numbers)
+        assert expand(compress(numbers) + "%8") == sorted(numbers)
+
+
+def test_lists_of_tasks_read_like_slurms() -> None:
+    assert compress([3, 7, 12, 13, 14, 15]) == "3,7,12-15"
+    assert compress([0, 4, 8]) == "0-8:4"
+    assert compress(range(10_000)) == "0-9999"
+    assert compress([5]) == "5"
+    for text in ("", "a", "3-", "1;2"):
+        with pytest.raises(SmaltiError, match="not a list of task numbers"):
+            expand(text)
+
+
+@given(tiles=st.integers(1, 20_000), tasks=st.integers(1, 300), gpus=st.integers(1, 8))
+def test_tasks_of_fetch_and_infer_pair(tiles: int, tasks: int, gpus: int) -> None:
+    """Process r of infer task i does shard (i + r n) / (n g): together exactly what fetch task i wrote."""
+    index = tasks // 2
+    units = range(tiles)
+    fetched = Shard(index, tasks).take(units)
+    inferred = [unit for rank in range(gpus) for unit in Shard(index + rank * tasks, tasks * gpus).take(units)]
+    assert sorted(inferred) == fetched
+
+
+def test_number_of_tasks() -> None:
+    job = Job(time="02:00:00", tile_minutes=3)
+    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30)) == 100
+    assert choose_tasks(1000, 256, [job], Limits(pack_minutes=30)) == 25  # a quarter of the pixels
+    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30, max_array=50)) == 50
+    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=30, max_jobs=40)) == 38
+    assert choose_tasks(1000, 512, [job, job], Limits(pack_minutes=30, max_jobs=200)) == 99  # LUMI: two arrays wait
+    assert choose_tasks(5, 512, [job], Limits(tasks=9)) == 5  # never an empty task
+    assert choose_tasks(5, 512, [job], Limits()) == 1
+    assert choose_tasks(1000, 512, [job], Limits(pack_minutes=6000)) == 32  # they must fit their time limit
+    node = Job(time="02:00:00", tile_minutes=3, gpus=8)
+    assert choose_tasks(1000, 512, [node], Limits(pack_minutes=30)) == 13
+    slow = Job(time="02:00:00", tile_minutes=8)
+    assert choose_tasks(1000, 512, [slow, job], Limits(pack_minutes=30)) == 100  # both take 30 minutes or more
+
+
+@given(st.integers(1, 50_000), st.sampled_from([64, 128, 256, 512, 1024]), st.integers(0, 500), st.integers(1, 2000))
+def test_number_of_tasks_keeps_to_the_limits(tiles: int, size: int, wanted: int, most: int) -> None:
+    tasks = choose_tasks(tiles, size, [Job(), Job(gpus=1)], Limits(tasks=wanted, max_array=most))
+    assert 1 <= tasks <= min(tiles, most)
+
+
+def queued(*tasks: TaskId) -> dict[TaskId, Queued]:
+    return {task: Queued(task, "PENDING", "Priority", 0) for task in tasks}
+
+
+def test_what_is_queued_is_not_queued_again() -> None:
+    jobs = [SubmittedJob(7, "fetch", ("fetch",), "0-3", 4), SubmittedJob(8, "infer", ("infer",), "0-3", 4)]
+    active = queued(TaskId(7, 2), TaskId(8, 2), TaskId(8, 3))
+    left = _without_active(due((1, 2), (0, 1, 2, 3)), jobs, active)
+    assert left.shards == {"fetch": (1,), "infer": (0, 1)}
+    assert _tasks_in_use(jobs, active) == 4
+    assert _tasks_in_use(jobs, {}) is None
+
+
+def test_what_gathers_waits_for_older_jobs_too() -> None:
+    stitch = Step("stitch", replace(COMMON, kind="stitch"), (("afterany", "infer"),))
+    assert _dependency(stitch, {"infer": 9}, [5, 6]) == "afterany:9,afterany:5,afterany:6"
+    infer = Step("infer", replace(COMMON, kind="infer", array="0"), (("aftercorr", "fetch"),))
+    assert _dependency(infer, {"fetch": 3}, [5, 6]) == "aftercorr:3"
+
+
+def test_cost_is_said_in_the_sites_units() -> None:
+    lumi = Profile.model_validate({**load_profile("lumi", Path()).model_dump(), "name": "lumi"})
+    lines = cost_lines(lumi, build_chain(lumi, COMMON, due((0, 1, 2, 3), (0, 1, 2, 3)), 512), due((), ()))
+    text = "\n".join(lines)
+    assert "at most 32.0 GPU-hours, about 2.0 expected" in text  # 4 tasks x 8 h; 40 tiles x 3 min
+    assert "at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD

@@ -1,0 +1,377 @@
+"""The report: one self-contained page whose figures are those of the run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from matplotlib.image import imread
+from support.embedded import write_vector
+from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, config, crops, observe_tiles
+
+from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
+from preproc.classify.out_of_fold import read_oof
+from preproc.classify.validate import ValidateStage
+from preproc.report.stage import ReportStage
+from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
+from preproc.report.inputs import read_sources
+from preproc.report.observations import observe
+from preproc.report.stage import render, shown_settings
+from preproc.run.config import Config
+from preproc.run.stage import run_stage
+
+
+@dataclass
+class Page(HTMLParser):
+    """What the page holds: tags with attributes, text, tables by caption."""
+
+    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    text: str = ""
+    open: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in ("meta", "img", "line", "rect", "link", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("line", "rect"):
+            return
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if ("td" in self.open or "th" in self.open) and "tr" in self.open:
+            self.rows[-1][-1] += data.strip()
+
+    def row(self, first: str, *, cells: int) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == first and len(row) == cells)
+
+
+def parse(run: Run) -> Page:
+    page = Page()
+    page.feed((run.report / "index.html").read_text(encoding="utf-8"))
+    assert not page.open
+    return page
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Config]:
+    run, settings = classified_run(tmp_path_factory.mktemp("report") / "run")
+    run_stage(ReportStage(), run, settings)
+    return run, settings
+
+
+@pytest.fixture
+def copy(made: tuple[Run, Config], tmp_path: Path) -> tuple[Run, Config]:
+    """The same run, to be damaged."""
+    shutil.copytree(made[0].root, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    return run, config(run, CHAIN)
+
+
+def test_the_page_loads_nothing_from_elsewhere(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object"), tag
+        for key in ("src", "href", "srcset", "data", "poster"):
+            assert attributes.get(key, "data:").startswith("data:"), attributes
+        assert not any(key.startswith("on") for key in attributes)
+    html = (made[0].report / "index.html").read_text()
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_pictures_are_whole_and_described(made: tuple[Run, Config], tmp_path: Path) -> None:
+    pictures = [attributes for tag, attributes in parse(made[0]).tags if tag == "img"]
+    assert len(pictures) == 3, "classes, confidence, embeddings"
+    for index, attributes in enumerate(pictures):
+        assert len(attributes["alt"]) > 30
+        (tmp_path / f"{index}.png").write_bytes(base64.b64decode(attributes["src"].split(",", 1)[1]))
+        assert imread(tmp_path / f"{index}.png").shape[2] == 4
+    legend = read_manifest(made[0].map / "map.json", "map", remedy="")["classes"]
+    colours = {tuple(int(entry["color"][i : i + 2], 16) for i in (1, 3, 5)) for entry in legend}
+    shown = imread(tmp_path / "0.png")
+    opaque = np.rint(shown[shown[..., 3] > 0][:, :3] * 255).astype(int)
+    assert {tuple(row) for row in np.unique(opaque, axis=0).tolist()} == colours
+
+
+def test_tables_can_be_read_aloud(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table") >= 5
+    assert all(attributes.get("scope") in ("row", "col", "colgroup") for tag, attributes in page.tags if tag == "th")
+    assert ("html", {"lang": "en"}) in page.tags
+    labelled = {attributes["aria-labelledby"] for tag, attributes in page.tags if tag == "section"}
+    assert labelled <= {attributes.get("id") for _, attributes in page.tags}
+
+
+def test_figures_are_those_of_the_out_of_fold_predictions(made: tuple[Run, Config]) -> None:
+    run, _ = made
+    page = parse(run)
+    oof = read_oof(run.model / "oof.parquet", [1, 2, 3])
+    legend = {
+        entry["code"]: entry["name"] for entry in read_manifest(run.map / "map.json", "map", remedy="")["classes"]
+    }
+    right = (oof.predicted_n == oof.code_n).mean()
+    assert f"Overall {100 * right:.0f}\u00a0% (" in page.text
+    for code, name in legend.items():
+        recall = (oof.predicted_n[oof.code_n == code] == code).mean()
+        precision = (oof.code_n[oof.predicted_n == code] == code).mean()
+        row = page.row(name, cells=6)
+        assert row[1:3] == [f"{100 * precision:.0f}\u00a0%", f"{100 * recall:.0f}\u00a0%"]
+        assert row[4:] == [
+            f"{(oof.code_n == code).sum():,}",
+            str(len(np.unique(oof.group_n[oof.code_n == code]))),
+        ]
+        matrix = [int(((oof.predicted_n == code) & (oof.code_n == other)).sum()) for other in legend]
+        assert page.row(name, cells=4)[1:] == [f"{count:,}" if count else "·" for count in matrix]
+
+
+def test_areas_are_those_of_the_map_and_called_what_they_are(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
+    for entry in read_manifest(made[0].map / "map.json", "map", remedy="")["classes"]:
+        assert page.row(entry["name"], cells=5)[1] == f"{entry['pixels']:,}"
+    assert "pixel counts, not an area estimate" in page.text
+    assert "not the accuracy of the map" in page.text
+
+
+def test_cautions_come_first(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
+    assert page.text.index("The encoder is not trained") < page.text.index("Mapped area")
+    assert "untrained demonstration model" in page.text
+    assert "Map accuracy is not known" in page.text
+    assert "Simulated data" not in page.text
+
+
+def test_names_never_become_markup(made: tuple[Run, Config]) -> None:
+    html = (made[0].report / "index.html").read_text()
+    assert NAMES[2] not in html
+    assert "beet &amp; &lt;i&gt;others&lt;/i&gt;" in html
+
+
+def test_equal_runs_have_equal_pages_wherever_they_are(made: tuple[Run, Config], tmp_path: Path) -> None:
+    run, settings = made
+    again, other = classified_run(tmp_path / "elsewhere" / "run")
+    run_stage(ReportStage(), again, other)
+    assert (again.report / "index.html").read_bytes() == (run.report / "index.html").read_bytes()
+    assert (again.report / "report.json").read_bytes() == (run.report / "report.json").read_bytes()
+    assert str(run.root).encode() not in (run.report / "index.html").read_bytes()
+    assert run_stage(ReportStage(), run, settings).built == 0
+
+
+def test_a_new_accuracy_makes_a_new_page(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    accuracy = read_manifest(run.accuracy, "accuracy", remedy="")
+    accuracy["performance"]["left_out"] = [{"name": "hops", "groups": 1}]
+    run.accuracy.write_text(json.dumps(accuracy))
+    assert run_stage(ReportStage(), run, settings).built == 1
+    assert "Classes left out. Too few groups of labels to learn from: hops (1)" in parse(run).text
+
+
+def test_a_trained_model_is_not_warned_about(tmp_path: Path) -> None:
+    model = {**MODEL, "name": "tessera-v2-small", "label": "tessera-v2-small", "trained": True}
+    run, settings = classified_run(tmp_path / "run", model=model)
+    run_stage(ReportStage(), run, settings)
+    text = parse(run).text
+    assert "not trained" not in text
+    assert "did not use a TESSERA checkpoint" not in text
+
+
+def test_a_reference_sample_gives_the_maps_accuracy_and_areas(tmp_path: Path) -> None:
+    run, _ = classified_run(tmp_path / "run")
+    generator = np.random.default_rng(4)
+    points, names = [], []
+    for tile in planned_tiles(run):
+        codes = crops(tile)
+        for row, column in generator.integers(4, tile.size, (40, 2)):
+            points.append(shapely.Point(tile.west + column * 10 + 5, tile.north - row * 10 - 5))
+            names.append(NAMES[codes[row, column]])
+    write_vector(run.root / "reference.geojson", points, {"truth": names}, epsg=EPSG, to=4326)
+    extra = CHAIN + '[validate]\nreference = "reference.geojson"\nclass = "truth"\ndesign = "random"\n'
+    settings = config(run, extra)
+    run.config.write_text(TOML.format(extra=extra))
+    for stage in (ValidateStage(), ReportStage()):
+        run_stage(stage, run, settings)
+    page = parse(run)
+    assessed = read_manifest(run.accuracy, "accuracy", remedy="")["map_accuracy"]
+    assert f"the overall accuracy of the map is {percent_with_interval(assessed['overall_accuracy'])}" in page.text
+    assert "Map accuracy is not known" not in page.text
+    for entry in assessed["per_class"]:
+        low, high = entry["area_ha"]["ci95"]
+        shown = f"{entry['area_ha']['value']:,.1f} ({low:,.1f}–{high:,.1f})"
+        assert any(row[0] == entry["name"] and row[-1] == shown for row in page.rows if row)
+
+
+# --- what is missing or does not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("accuracy.json", "validate"),
+        ("map/map.json", "predict"),
+        ("mosaic/mosaic.json", "stitch"),
+        ("samples.json", "sample"),
+        ("model/model.json", "train"),
+        ("plan.json", "plan"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
+    copy: tuple[Run, Config], path: str, command: str
+) -> None:
+    run, settings = copy
+    (run.root / path).unlink()
+    with pytest.raises(SmaltiError, match=rf"{re.escape(path)}: .* missing: run `smalti {command}"):
+        run_stage(ReportStage(), run, settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "problem"),
+    [
+        ("map/map.json", {"embeddings": "0"}, "the map and the mosaic were made from different embeddings"),
+        ("map/map.json", {"classifier": "0"}, "the map was made by another classifier"),
+        ("accuracy.json", {"model": "0"}, r"accuracy\.json is about another classifier"),
+    ],
+)
+def test_parts_of_different_runs_are_not_put_on_one_page(
+    copy: tuple[Run, Config], path: str, change: dict[str, str], problem: str
+) -> None:
+    run, settings = copy
+    manifest = json.loads((run.root / path).read_text())
+    manifest["inputs"].update(change)
+    (run.root / path).write_text(json.dumps(manifest))
+    before = (run.report / "index.html").read_bytes()
+    with pytest.raises(SmaltiError, match=problem):
+        run_stage(ReportStage(), run, settings)
+    assert (run.report / "index.html").read_bytes() == before
+
+
+def test_a_damaged_map_is_not_shown(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    path = run.map / "classes_31N.tif"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SmaltiError, match=r"classes_31N\.tif: its contents do not match"):
+        run_stage(ReportStage(), run, settings, force=True)
+
+
+def test_without_labels_there_is_no_report(made: tuple[Run, Config]) -> None:
+    settings = made[1].model_copy(update={"labels": None})
+    with pytest.raises(SmaltiError, match=r"\[labels\]: missing: a report is about a map"):
+        run_stage(ReportStage(), made[0], settings)
+
+
+def test_simulated_scenes_are_never_passed_off_as_real(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    run.items.mkdir()
+    item = {"type": "Feature", "properties": {"smalti:simulated": True}}
+    (run.items / "s2.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
+    assert read_sources(run).simulated
+    run_stage(ReportStage(), run, settings, force=True)
+    text = parse(run).text
+    assert text.index("Simulated data") < text.index("Mapped area")
+
+
+def test_removed_time_series_are_said(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    shutil.rmtree(run.tiles / planned_tiles(run)[0].name)
+    run_stage(ReportStage(), run, settings)
+    assert "The time series of 1 of 4 tiles are no longer in the run" in parse(run).text
+    shutil.rmtree(run.tiles)
+    run_stage(ReportStage(), run, settings)
+    assert "observations cannot be counted" in parse(run).text
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def test_observations_are_weighed_by_pixels_and_the_worst_is_kept(made: tuple[Run, Config]) -> None:
+    seen = observe(made[0], ("2018-12-01", "2019-11-30"))
+    s2 = seen.stacks["s2"]
+    medians, weights = [12 + i + 5 for i in range(4)], [1, 2, 3, 4]
+    assert s2.typical == pytest.approx(np.average(medians, weights=weights))
+    assert (s2.fewest, s2.most, s2.largest_gap, s2.dropped) == (12, 12 + 3 + 10, 43, 3)
+    assert seen.months[0] == "2018-12"
+    assert len(seen.months) == 12
+    assert sum(seen.per_month["s2"]) == 4
+    assert seen.per_month["s2"][4] == 2, "April has two dates, in all tiles the same"
+    assert not seen.poor_tiles
+
+
+def test_tiles_with_few_looks_are_named(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    shutil.rmtree(run.tiles)
+    observe_tiles(run, worst=3)
+    run_stage(ReportStage(), run, settings)
+    assert "2 of 4 tiles have fewer than 10 clear Sentinel-2 observations for half of their pixels: " in parse(run).text
+
+
+@pytest.mark.parametrize(("window", "months"), [(("2020-02-29", "2020-03-01"), 2), (("2019-12-31", "2020-12-01"), 13)])
+def test_the_chart_has_every_month_of_the_window(
+    made: tuple[Run, Config], window: tuple[str, str], months: int
+) -> None:
+    chart = dates_chart(observe(made[0], window))
+    assert len(chart.months) == months
+    assert all(bar.height >= 0 and bar.y >= 0 for bar in chart.bars)
+
+
+def test_matrices_are_shaded_by_their_columns() -> None:
+    cells = matrix_cells([[8, 1, 0], [2, 3, 0], [0, 0, 0]])
+    assert (cells[0][0].share, cells[1][0].share, cells[1][1].right) == (0.8, 0.2, True)
+    assert cells[2][2].share is None, "a class without labels has no share"
+    mixed = worst_mix_ups(["a", "b", "c"], cells)
+    assert [(mix.reference, mix.mapped) for mix in mixed] == [("b", "a"), ("a", "b")]
+
+
+def test_uncertain_pixels_are_those_below_the_threshold() -> None:
+    counts = [0] * 101
+    counts[49], counts[50], counts[51] = 3, 4, 5
+    entry = {"name": "a", "code": 1, "color": "#000000", "pixels": 12, "hectares": 0.12, "pixels_by_confidence": counts}
+    empty: dict[str, Any] = {**entry, "code": 2, "pixels": 0, "pixels_by_confidence": [0] * 101}
+    rows = class_areas([empty, entry], 0.5)
+    assert rows[0]["uncertain"] == pytest.approx(3 / 12)
+    assert rows[1]["uncertain"] is None
+
+
+def test_keys_in_addresses_are_not_shown(copy: tuple[Run, Config]) -> None:
+    run, _ = copy
+    run.config.write_text('href = "https://example.org/items.json?sig=SECRET&x=1"\nother = "a?b"\n')
+    assert shown_settings(run) == 'href = "https://example.org/items.json?(query not shown)"\nother = "a?b"\n'
+
+
+def test_a_gap_in_the_pages_data_is_an_error() -> None:
+    from jinja2 import UndefinedError
+
+    with pytest.raises(UndefinedError):
+        render({"title": "only a title"})
+
+
+def test_a_plan_that_warned_is_quoted(copy: tuple[Run, Config]) -> None:
+    run, settings = copy
+    plan = json.loads(run.plan.read_text())
+    inputs, fields = plan.pop("inputs"), {**plan, "warnings": ["1 item lacks a band"]}
+    write_manifest(run.plan, "plan", inputs=inputs, files=[], fields=fields)
+    run_stage(ReportStage(), run, settings)
+    assert "1 item lacks a band" in parse(run).text

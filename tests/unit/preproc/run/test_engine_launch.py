@@ -1,0 +1,71 @@
+"""What this side knows of the engine's outputs without asking it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.embedded import TOML, tiled_run
+
+from infer.contract import Run, Shard, SmaltiError, planned_tiles, sha256_file, write_manifest
+from infer.contract.registry import cache_path
+from preproc.run.config import Config, parse_config
+from preproc.run.engine import InferStage, engine_command, run_engine
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return tiled_run(tmp_path / "run", across=1, down=1)
+
+
+def config(run: Run, model: str = 'name = "demo"') -> Config:
+    return parse_config(f"{TOML}[model]\n{model}\n", run.config)
+
+
+def embedded(run: Run, checkpoint: str) -> None:
+    """An embedding's manifest as the engine would write it."""
+    (tile,) = planned_tiles(run)
+    inputs = {
+        "checkpoint": checkpoint, "dim": 128, "engine": 1, "output": "int8", "precision": "float32",
+        "tile": "not fetched",
+    }  # fmt: skip
+    run.embeddings.mkdir()
+    write_manifest(run.embeddings / f"{tile.name}.json", "embedding", inputs=inputs, files=[])
+
+
+def test_embeddings_of_another_checkpoint_or_precision_are_stale(run: Run, tmp_path: Path) -> None:
+    embedded(run, sha256_file(cache_path("demo")))
+    (tmp_path / "other.pt").write_bytes(b"other weights")
+
+    def state(model: str) -> str:
+        (unit,) = InferStage().units(run, config(run, model))
+        return unit.state().kind
+
+    assert state('name = "demo"') == "complete"
+    assert state('name = "demo"\nprecision = "float32"') == "complete"
+    assert state('name = "demo"\nprecision = "bfloat16"') == "stale"
+    assert state('name = "demo"\noutput = "float32"') == "stale"
+    assert state(f'checkpoint = "{tmp_path}/other.pt"') == "stale"
+    assert state(f'checkpoint = "{tmp_path}/gone.pt"') == "complete"  # cannot be told here: the engine says
+    (tmp_path / "other.pt").write_bytes(cache_path("demo").read_bytes())
+    assert state(f'checkpoint = "{tmp_path}/other.pt"') == "complete"
+
+
+def test_the_engine_is_told_of_the_scratch_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    (tmp_path / "image.sif").write_bytes(b"")
+    (tmp_path / "apptainer").write_text("")
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    site = f'[site]\nscratch = "$NODE_DISK/x"\ncontainer = "{tmp_path}/image.sif"'
+    command = engine_command(run, config(run, f'name = "demo"\n{site}'), Shard())
+    assert command[-2:] == ["--scratch", f"{tmp_path}/disk/x"]
+    assert ["--bind", f"{tmp_path}/disk/x"] == command[(at := command.index(f"{tmp_path}/disk/x")) - 1 : at + 1]
+    with pytest.raises(SmaltiError, match="command substitution have no place"):
+        config(run, 'name = "demo"\n[site]\nscratch = "$(pwd)"')
+
+
+def test_a_file_where_the_embeddings_go_is_named(run: Run) -> None:
+    run.embeddings.write_text("")
+    with pytest.raises(SmaltiError, match=r"embeddings: is a file where a folder is needed"):
+        run_engine(run, config(run), Shard())

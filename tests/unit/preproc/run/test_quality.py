@@ -1,0 +1,71 @@
+"""The quality of tiles summed up, against figures reckoned by hand; poor observation is said before the engine runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import SIZE, TinyArchive
+
+from infer.contract import FormatError, Run, planned_tiles
+from preproc.cluster.run_overview import look
+from preproc.run.chain import run_one
+from preproc.run.config import Config
+from preproc.run.quality import cautions, observed
+from preproc.run.stages import stage_named
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[Run, Config, str]:
+    """Two tiles: twelve clear dates over the first and three over the second, a corner of which is never clear."""
+    archive = TinyArchive(tmp_path / "archive")
+    extent = 2 * SIZE * 10
+    for index in range(12):
+        scl = np.full((extent // 20, extent // 20), 4, np.uint8)
+        scl[:, SIZE // 2 :] = 4 if index < 3 else 9
+        scl[:4, -4:] = 9
+        archive.s2(f"s2-{index}", f"2021-07-{1 + 2 * index:02d}", scl=scl, extent=extent)
+    archive.s1("s1", "2021-07-03", extent=SIZE * 10)
+    run, config = archive.run(tmp_path / "run", shrink=0, tiles=(1, 2), min_clear=0.0)
+    capfd.readouterr()
+    run_one(stage_named("fetch"), run, config)
+    return run, config, capfd.readouterr().err
+
+
+def test_tiles_are_summed_up(fetched: tuple[Run, Config, str]) -> None:
+    run, config, said = fetched
+    found = observed(run)
+    poor = max(planned_tiles(run), key=lambda tile: tile.west)
+    assert (found.tiles, found.planned, found.pixels) == (2, 2, 2 * SIZE * SIZE)
+    assert (found.s2_typical, found.s2_fewest, found.s2_without) == ((12 + 3) / 2, 0, 64)
+    assert (found.s1_typical, found.s1_without, found.poor) == (0.5, 1, (poor.name,))
+    assert found.s2_largest_gap > 300
+    warnings = found.warnings()
+    assert len(warnings) == 3
+    assert all(warning in said for warning in warnings), "fetch says so at its end"
+    assert cautions(run) == [f"Warning: {warning}" for warning in warnings], "the plan's are history by now"
+    assert look(run, config).as_json()["quality"]["s2_without"] == 64
+
+
+def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:
+    archive = TinyArchive(tmp_path / "archive")
+    archive.s2("one", "2021-07-01")
+    run, config = archive.run(tmp_path / "run")
+    said = "\n".join(cautions(run))
+    assert "no Sentinel-1 scene was found" in said
+    assert "1 Sentinel-2 dates" in said
+    assert observed(run).lines() == []
+    assert look(run, config).quality == observed(run)
+
+
+def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str]) -> None:
+    run, config, _ = fetched
+    path = run.tiles / planned_tiles(run)[0].name / "quality.json"
+    content = json.loads(path.read_text())
+    del content["stacks"]["s2"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"quality\.json: cannot be read"):
+        observed(run)
+    assert look(run, config).quality is None

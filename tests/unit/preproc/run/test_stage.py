@@ -1,0 +1,122 @@
+"""The manners that all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from infer.contract import BusyError, Run, Shard, SmaltiError, stage_lock, write_bytes, write_manifest
+from preproc.run.config import Config, parse_config
+from preproc.run.stage import StageFailedError, Unit, run_stage
+
+TOML = """
+[region]
+bbox = [4.0, 50.0, 4.1, 50.1]
+start = "2021-01-01"
+end = "2021-12-31"
+[archive]
+source = "mpc"
+"""
+
+
+@dataclass
+class Toy:
+    """Writes one small file a unit; some units fail."""
+
+    bad: frozenset[str] = frozenset()
+    version: int = 1
+    sharded: bool = True
+    name: str = "toy"
+    noun: str = "toys"
+    built: list[str] = field(default_factory=list)
+
+    def units(self, run: Run, config: Config) -> list[Unit]:
+        return [Unit(n, run.root / f"{n}.json", "toy", {"version": self.version}) for n in "abcde"]
+
+    @contextmanager
+    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+        def build(unit: Unit) -> None:
+            if unit.name in self.bad:
+                raise SmaltiError(f"{unit.name} is bad")
+            path = run.root / f"{unit.name}.bin"
+            write_bytes(path, unit.name.encode() * self.version)
+            write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[path])
+            self.built.append(unit.name)
+
+        yield build
+
+
+@pytest.fixture
+def config() -> Config:
+    return parse_config(TOML, Path("run.toml"))
+
+
+def test_complete_units_are_skipped_and_stale_ones_are_built_again(tmp_path: Path, config: Config) -> None:
+    run = Run(tmp_path)
+    toy = Toy()
+    assert run_stage(toy, run, config).built == 5
+    assert run_stage(toy, run, config).complete_before == 5
+    (tmp_path / "c.bin").write_bytes(b"damaged")
+    assert run_stage(toy, run, config).built == 1
+    assert run_stage(Toy(version=2), run, config).built == 5
+
+
+def test_one_failure_does_not_stop_the_others_and_is_listed(tmp_path: Path, config: Config) -> None:
+    toy = Toy(bad=frozenset("bd"))
+    with pytest.raises(StageFailedError) as caught:
+        run_stage(toy, Run(tmp_path), config)
+    assert toy.built == ["a", "c", "e"]
+    assert str(caught.value).splitlines() == [
+        "toy: 2 of the toys failed; the others are complete:",
+        "  b: b is bad",
+        "  d: d is bad",
+    ]
+    assert caught.value.exit_code == 1
+
+
+def test_a_stage_that_works_on_the_whole_run_gives_its_failure_as_it_is(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(SmaltiError, match=r"^b is bad$") as caught:
+        run_stage(Toy(sharded=False, bad=frozenset("b")), Run(tmp_path), config)
+    assert caught.value.exit_code == 2
+
+
+def test_a_bug_is_not_taken_for_bad_input(tmp_path: Path, config: Config) -> None:
+    class Buggy(Toy):
+        @contextmanager
+        def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
+            yield lambda unit: [][0]
+
+    with pytest.raises(IndexError):
+        run_stage(Buggy(), Run(tmp_path), config)
+
+
+def test_shards_divide_the_units(tmp_path: Path, config: Config) -> None:
+    toy = Toy()
+    run_stage(toy, Run(tmp_path), config, shard=Shard(1, 2))
+    assert toy.built == ["b", "d"]
+    with pytest.raises(SmaltiError, match="works on the whole run"):
+        run_stage(Toy(sharded=False), Run(tmp_path), config, shard=Shard(1, 2))
+
+
+def test_a_busy_run_is_left_alone(tmp_path: Path, config: Config) -> None:
+    with stage_lock(Run(tmp_path), "toy", Shard(0, 2)):
+        with pytest.raises(BusyError):
+            run_stage(Toy(), Run(tmp_path), config)
+        run_stage(Toy(), Run(tmp_path), config, shard=Shard(1, 2))
+
+
+def test_what_stands_in_the_way_is_named(tmp_path: Path, config: Config) -> None:
+    class Foldered(Toy):
+        def units(self, run: Run, config: Config) -> list[Unit]:
+            return [Unit("a", run.root / "toys" / "a.json", "toy", {})]
+
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(SmaltiError, match=r"a.json: is a folder where a file is needed: remove or rename it"):
+        run_stage(Toy(), Run(tmp_path), config)
+    (tmp_path / "toys").write_text("")
+    with pytest.raises(SmaltiError, match=r"toys: is a file where a folder is needed: remove or rename it"):
+        run_stage(Foldered(), Run(tmp_path), config)
