@@ -41,9 +41,10 @@ def _submit(run: Run, config: Config, profile: Profile, kind: str) -> int:
     script = common_script(run, config, profile, 1, kind=kind)
     folder = slurm_folder(run)
     if kind == "infer":
-        script = replace(
-            script, command=(str(CHECKOUT / "slurm" / "probe.py"),), binds=(*script.binds, CHECKOUT / "slurm")
-        )
+        script = replace(script, command=(str(CHECKOUT / "slurm" / "probe.py"),))
+        if script.container is not None:
+            binds = (*script.container.binds, str(CHECKOUT / "slurm"))
+            script = replace(script, container=replace(script.container, binds=binds))
     else:
         script = replace(script, command=("-m", "preproc.cluster.check_on_node"))
     path = folder / "scripts" / f"probe-{kind}.sbatch"

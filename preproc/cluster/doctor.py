@@ -170,39 +170,39 @@ def _check_memory(profile: Profile, plan: Mapping[str, Any]) -> list[Finding]:
 
 def _check_image(run: Run, config: Config, profile: Profile) -> list[Finding]:
     script = common_script(run, config, profile, 1)
-    if script.image is None:
+    if script.container is None:
         if profile.kind("infer").gpus:
             return [
                 failed("container", "no image is named", "set [site] container; `smalti container build` makes one")
             ]
         return [ok("container", "none: the engine runs in this Python")]
     found = []
-    if shutil.which(script.program) is None:
-        text = f"{script.program} is not on the PATH here"
+    if shutil.which(script.container.program) is None:
+        text = f"{script.container.program} is not on the PATH here"
         found.append(warning("container", text, "fine if the nodes have it: --probe tells"))
-    if not script.image.exists():
-        return [*found, failed("container", f"{script.image} is missing", "build or copy it")]
-    record = record_path(script.image)
+    if not script.container.image.exists():
+        return [*found, failed("container", f"{script.container.image} is missing", "build or copy it")]
+    record = record_path(script.container.image)
     if not record.is_file():
-        return [*found, ok("container", f"{script.image} (no record beside it: not built by smalti)")]
+        return [*found, ok("container", f"{script.container.image} (no record beside it: not built by smalti)")]
     return [*found, *_check_record(script, profile, record)]
 
 
 def _check_record(script: Script, profile: Profile, path: Path) -> list[Finding]:
     from infer.contract import read_json
 
-    assert script.image is not None
+    assert script.container is not None
     record = read_json(path, what="the image's record", remedy="build the image again")
-    size = script.image.stat().st_size
-    if size != record["bytes"] or sha256_file(script.image) != record["sha256"]:
-        return [failed("container", f"{script.image} differs from its record", "copy it again")]
+    size = script.container.image.stat().st_size
+    if size != record["bytes"] or sha256_file(script.container.image) != record["sha256"]:
+        return [failed("container", f"{script.container.image} differs from its record", "copy it again")]
     wrong = {"--nv": "rocm", "--rocm": "cuda"}.get(profile.runtime.gpu_flag)
     if record["flavour"] == wrong:
         return [failed("container", f"a {wrong} image with {profile.runtime.gpu_flag}", "use the other image")]
     if profile.runtime.engine == "image" and record["engine"] != engine_hash(CHECKOUT / "infer"):
         remedy = 'build it again, or set [site.runtime] engine = "checkout"'
-        return [warning("container", f"{script.image} has another engine than this checkout", remedy)]
-    return [ok("container", f"{script.image}, {record['flavour']}, sha256 {record['sha256'][:12]}")]
+        return [warning("container", f"{script.container.image} has another engine than this checkout", remedy)]
+    return [ok("container", f"{script.container.image}, {record['flavour']}, sha256 {record['sha256'][:12]}")]
 
 
 def _check_binds(profile: Profile) -> list[Finding]:

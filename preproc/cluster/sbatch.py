@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preproc.run.container import Container, device_arguments
 from preproc.run.profile import Job, Profile
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
@@ -38,14 +39,8 @@ class Script:
     """Number of shards that the tiles are divided into (not the length of `array`)."""
     array: str | None = None
     """Task numbers to run, compressed, without a throttle; None for a single job."""
-    image: Path | None = None
-    """Image for the engine; None runs it in `python`."""
-    program: str = "apptainer"
-    """apptainer or singularity, as found or as the profile says."""
-    checkout: Path | None = None
-    """Folder with infer/ to bind over the image's own; None uses the image's."""
-    binds: tuple[Path, ...] = ()
-    """Further paths that the container must see: the checkpoint's folder, the tiles' folder."""
+    container: Container | None = None
+    """For the engine; None runs it in `python`."""
     weights: Path | None = None
     """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
@@ -141,20 +136,18 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
     lines: list[str] = []
     if script.kind == "infer":
         values |= {
-            "PYTORCH_SIF": "" if script.image is None else str(script.image),
+            "PYTORCH_SIF": "" if script.container is None else str(script.container.image),
             "PROCESSES": str(max(1, job.gpus)),
-            "PROGRAM": script.program,
-            "GPU_FLAG": profile.runtime.gpu_flag,
-            "ENGINE": "" if script.checkout is None else str(script.checkout),
             "VISIBLE_DEVICES": profile.runtime.visible_devices,
             "CPU_BIND": job.cpu_bind,
         }
-        binds = sorted({str(script.run), *profile.runtime.binds, *(str(path) for path in script.binds)})
         passed = list(job.env)
         if script.weights is not None:
             lines.append(f"export SMALTI_WEIGHTS={shlex.quote(str(script.weights))}")
             passed.append("SMALTI_WEIGHTS")
-        lines += [_array("BINDS", binds), _array("PASSED", passed)]
+        options = [] if script.container is None else script.container.options()
+        lines += [_array("CONTAINER", options), _array("PASSED", passed)]
+        lines.append(_array("DEVICE", () if script.command else device_arguments(profile)))
     if script.kind in _COMMANDS:
         lines.append(_array("COMMAND", script.command or _COMMANDS[script.kind]))
     if script.kind == "classify":

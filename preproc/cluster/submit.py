@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from infer.contract import (
     write_bytes,
     write_model_job,
 )
-from infer.contract.registry import cached_checkpoint, registered_model, weights_folder
+from infer.contract.registry import cached_checkpoint, registered_model
 from preproc.cluster import slurm
 from preproc.cluster.image import CHECKOUT
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
@@ -26,6 +25,7 @@ from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_ledger, slurm_folder, write_ledger
 from preproc.run.chain import run_one
 from preproc.run.config import Config
+from preproc.run.container import container_of, weights_of
 from preproc.run.profile import Profile, load_profile, unmet_needs
 from preproc.run.progress import say
 from preproc.run.quality import cautions
@@ -102,16 +102,6 @@ def common_script(
 ) -> Script:
     """What all scripts of a run have in common; `kind` and `array` make it one of them."""
     root = run.root.absolute()
-    image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
-    program = profile.runtime.program
-    if program == "auto":
-        program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
-    binds, weights = [], None
-    if config.model.checkpoint is not None:
-        binds.append(config.model.checkpoint.parent)
-    elif config.model.name is not None and not registered_model(config.model.name).bundled:
-        weights = weights_folder().absolute()
-        binds.append(weights)
     return Script(
         kind=kind,
         array=array,
@@ -119,11 +109,8 @@ def common_script(
         python=Path(sys.executable),
         logs=slurm_folder(Run(root)),
         tasks=tasks,
-        image=image,
-        program=program,
-        checkout=CHECKOUT if profile.runtime.engine == "checkout" and image is not None else None,
-        binds=tuple(binds),
-        weights=weights,
+        container=container_of(run, config, profile, CHECKOUT / "infer"),
+        weights=weights_of(config),
         scratch=config.site.scratch,
     )
 
@@ -139,9 +126,10 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
         )
     if not due.shards["infer"]:
         return
-    if common.image is not None and not common.image.exists():
-        raise SmaltiError(f"{common.image}: no such container image ([site] container): `smalti container build`")
-    if common.image is None and profile.kind("infer").gpus:
+    if common.container is not None and not common.container.image.exists():
+        image = common.container.image
+        raise SmaltiError(f"{image}: no such container image ([site] container): `smalti container build`")
+    if common.container is None and profile.kind("infer").gpus:
         raise SmaltiError(f"{run.config}: [site] container: missing: GPU jobs run the engine in an image")
     if config.model.name is not None and not registered_model(config.model.name).bundled:
         cached_checkpoint(config.model.name)

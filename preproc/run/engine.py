@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from infer.contract import (
 )
 from infer.contract.registry import cache_path
 from preproc.run.config import Config
+from preproc.run.container import container_of, container_variable, device_arguments, weights_of
+from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
 
@@ -87,32 +89,35 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     Raises:
         SmaltiError: if there is neither a container nor torch.
     """
-    arguments = [str(run.root.absolute()), "--shard", str(shard)]
+    profile = load_profile(config.site.profile, run.root, config.site)
+    arguments = ["-m", "infer", str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard)]
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
-    container = config.site.container
+    container = container_of(run, config, profile, _PACKAGE_ROOT / "infer")
     if container is None:
         if importlib.util.find_spec("torch") is None:
             raise SmaltiError(
                 "torch is not installed here and no container is named: `pip install 'smalti[local]'`, "
                 "or set [site] container in run.toml"
             )
-        return [sys.executable, "-m", "infer", *arguments]
-    if not container.exists():
-        raise SmaltiError(f"{container}: no such container image ([site] container in run.toml)")
-    runtime = shutil.which("apptainer") or shutil.which("singularity")
-    if runtime is None:
-        raise SmaltiError("neither apptainer nor singularity is on the PATH, and [site] container names an image")
-    binds = {str(run.root.absolute()), str(_PACKAGE_ROOT)}
-    if config.model.checkpoint is not None:
-        binds.add(str(config.model.checkpoint.parent))
-    if scratch is not None:
-        binds.add(str(scratch))
-    command = [runtime, "exec", "--cleanenv", "--env", f"PYTHONPATH={_PACKAGE_ROOT},PYTHONNOUSERSITE=1"]
-    for bind in sorted(binds):
-        command += ["--bind", bind]
-    return [*command, str(container), "python3", "-s", "-m", "infer", *arguments]
+        return [sys.executable, *arguments]
+    if not container.image.exists():
+        raise SmaltiError(f"{container.image}: no such container image ([site] container in run.toml)")
+    if shutil.which(container.program) is None:
+        raise SmaltiError(f"{container.program} is not on the PATH, and [site] container names an image")
+    if container.gpu_flag:
+        say(f"infer: {container.image.name} is run with {container.gpu_flag}")
+    return container.command(arguments, [] if scratch is None else [str(scratch)])
+
+
+def _environment(config: Config, command: Sequence[str]) -> dict[str, str]:
+    """Of the engine's process: where infer/ is, and for a container where fetched weights are, under its own names."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
+    weights = weights_of(config)
+    if weights is not None and command[0] != sys.executable:
+        found[container_variable(command[0], "SMALTI_WEIGHTS")] = str(weights)
+    return found
 
 
 @contextmanager
@@ -138,8 +143,7 @@ def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = Fals
     check_folders(run, units)
     before = {unit.name for unit in units if unit.state().complete}
     command = engine_command(run, config, shard) + (["--overwrite"] if overwrite else [])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=_environment(config, command))
     with _passing_signals(process):
         code = process.wait()
     if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):

@@ -159,8 +159,8 @@ class Runtime(Section):
     """How the engine's image is run."""
 
     program: Literal["auto", "apptainer", "singularity"] = "auto"
-    gpu_flag: Literal["", "--nv", "--rocm"] = ""
-    """Empty on LUMI: --rocm binds host libraries there, and the devices are visible anyway."""
+    gpu_flag: Literal["", "--nv", "--rocm", "auto"] = ""
+    """Empty on LUMI: --rocm binds host libraries there, and the devices are visible anyway. auto: as devices are."""
     binds: Lines = ()
     """Paths that the container must see besides the run directory and the checkpoint's folder."""
     engine: Literal["image", "checkout"] = "image"

@@ -19,6 +19,7 @@ from preproc.cluster.image import CHECKOUT, engine_hash, record_path
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import parse_associations
 from preproc.run.config import parse_config
+from preproc.run.container import Container
 from preproc.run.profile import Profile, load_profile, merge
 
 RUN_TOML = """
@@ -159,7 +160,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def record_check(image: Path, site: Profile) -> Finding:
-    script = Script("infer", Path("/r"), Path("/p"), Path("/l"), image=image)
+    script = Script("infer", Path("/r"), Path("/p"), Path("/l"), container=Container(image, "apptainer"))
     return doctor._check_record(script, site, record_path(image))[0]
 
 
@@ -168,7 +169,7 @@ def test_an_image_against_its_record(image: Path) -> None:
     assert "a rocm image with --nv" in record_check(image, profile(runtime={"gpu_flag": "--nv"})).text
     record = json.loads(record_path(image).read_text())
     write_json(record_path(image), {**record, "engine": "another"})
-    assert "another engine" in record_check(image, profile()).text
+    assert "another engine" in record_check(image, profile(runtime={"engine": "image"})).text
     assert record_check(image, profile(runtime={"engine": "checkout"})).verdict is Verdict.OK
     image.write_bytes(b"an Image")
     assert "differs from its record" in record_check(image, profile()).text

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from preproc.cluster.sbatch import TEMPLATES, Script, render, render_script
+from preproc.run.container import Container
 from preproc.run.profile import JOBS, SITES, Profile, load_profile, merge
 
 EXPECTED = Path(__file__).parent / "expected" / "sbatch"
@@ -35,10 +36,13 @@ def script(kind: str, site: Profile) -> Script:
         logs=Path("/scratch/me/a season/logs/slurm"),
         tasks=8,
         array=array,
-        image=Path("/scratch/me/smalti.sif"),
-        program="singularity" if site.runtime.program == "singularity" else "apptainer",
+        container=Container(
+            Path("/scratch/me/smalti.sif"),
+            "singularity" if site.runtime.program == "singularity" else "apptainer",
+            site.runtime.gpu_flag.replace("auto", ""),
+            (*site.runtime.binds, "/home/me/.cache/smalti/weights", "/scratch/me/a season"),
+        ),
         weights=Path("/home/me/.cache/smalti/weights"),
-        binds=(Path("/home/me/.cache/smalti/weights"),),
         stages=("sample", "train", "predict", "validate", "report"),
         scratch="$TMPDIR/smalti",
         pass_on_failed=kind == "fetch",
@@ -256,7 +260,15 @@ def test_processes_of_one_task_divide_its_tiles(tmp_path: Path) -> None:
             "jobs": {"infer": {"gpus": 2, "whole_nodes": True, "env": {"CACHE": "/tmp/x-$SLURM_LOCALID"}}},
         }
     )
-    chosen = Script("infer", tmp_path, Path("/p"), tmp_path, tasks=5, array="0-4", image=Path("/i.sif"))
+    chosen = Script(
+        "infer",
+        tmp_path,
+        Path("/p"),
+        tmp_path,
+        tasks=5,
+        array="0-4",
+        container=Container(Path("/i.sif"), "apptainer", binds=(str(tmp_path),)),
+    )
     (tmp_path / "job").write_text(render_script(site, chosen))
     env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "HIP_VISIBLE_DEVICES": "0,1"}
     done = subprocess.run(["bash", str(tmp_path / "job")], env=env, capture_output=True, text=True, check=False)

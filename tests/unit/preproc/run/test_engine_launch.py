@@ -9,8 +9,10 @@ from support.embedded import TOML, tiled_run
 
 from infer.contract import Run, Shard, SmaltiError, planned_tiles, sha256_file, write_manifest
 from infer.contract.registry import cache_path
+from preproc.cluster.submit import common_script
 from preproc.run.config import Config, parse_config
 from preproc.run.engine import InferStage, engine_command, run_engine
+from preproc.run.profile import load_profile
 
 
 @pytest.fixture
@@ -63,6 +65,29 @@ def test_the_engine_is_told_of_the_scratch_disk(run: Run, tmp_path: Path, monkey
     assert ["--bind", f"{tmp_path}/disk/x"] == command[(at := command.index(f"{tmp_path}/disk/x")) - 1 : at + 1]
     with pytest.raises(SmaltiError, match="command substitution have no place"):
         config(run, 'name = "demo"\n[site]\nscratch = "$(pwd)"')
+
+
+def test_the_container_sees_what_the_site_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Program, GPU option, the site's paths and a folder of weights: the same in local mode as in a job."""
+    image, program = tmp_path / "image.sif", tmp_path / "singularity"
+    image.write_bytes(b"")
+    program.write_text("")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "weights"))
+    site = (
+        f'[site]\ncontainer = "{image}"\n[site.runtime]\nprogram = "singularity"\ngpu_flag = "--nv"\nbinds = ["/data"]'
+    )
+    settings = config(run, f'name = "tessera-v2-small"\n{site}\n[site.jobs.infer]\ngpus = 1')
+    command = engine_command(run, settings, Shard())
+    assert command[:3] == ["singularity", "exec", "--cleanenv"]
+    assert command.index("--nv") < command.index(str(image))
+    bound = {command[at + 1] for at, part in enumerate(command) if part == "--bind"}
+    assert {"/data", str(run.root), str(tmp_path / "weights")} <= bound
+    assert command[command.index("--device") + 1] == "cuda", "a GPU that was promised is not done without"
+    job = common_script(run, settings, load_profile("local", run.root, settings.site), 1, kind="infer")
+    assert job.container is not None
+    assert command[: len(job.container.options())] == job.container.options(), "job and local mode differ"
 
 
 def test_a_file_where_the_embeddings_go_is_named(run: Run) -> None:

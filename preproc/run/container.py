@@ -1,0 +1,96 @@
+"""The one command that runs the engine in a container: local mode runs it, job scripts carry it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer.contract import Run
+from infer.contract.registry import registered_model, weights_folder
+from preproc.run.config import Config
+from preproc.run.profile import Profile
+
+ENGINE_HOME = "/opt/smalti"
+"""Where the image has infer/, and where another one is bound over it."""
+_DEVICES = {"/dev/nvidiactl": "--nv", "/dev/kfd": "--rocm"}
+"""Device files by which this machine shows its accelerators -> the option that hands them to a container."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """How the engine's image is run."""
+
+    image: Path
+    program: str
+    """apptainer or singularity, a name or a path."""
+    gpu_flag: str = ""
+    """--nv, --rocm, or none."""
+    binds: tuple[str, ...] = ()
+    """Paths that are seen inside under the same names."""
+    engine: Path | None = None
+    """Folder infer/ that takes the place of the image's own."""
+
+    def options(self) -> list[str]:
+        """The command up to the image, where a job script adds the node's own paths. Pure.
+
+        The container starts from a clean environment: what the engine needs is handed over by name.
+        """
+        command = [self.program, "exec", "--cleanenv", "--env", f"PYTHONPATH={ENGINE_HOME},PYTHONNOUSERSITE=1"]
+        command += [self.gpu_flag] if self.gpu_flag else []
+        for bind in self.binds:
+            command += ["--bind", bind]
+        return command + ([] if self.engine is None else ["--bind", f"{self.engine}:{ENGINE_HOME}/infer"])
+
+    def command(self, arguments: Sequence[str], binds: Iterable[str] = ()) -> list[str]:
+        """The whole command. Pure.
+
+        Args:
+            arguments: of Python in the container.
+            binds: further paths.
+        """
+        more = [part for bind in binds for part in ("--bind", bind)]
+        return [*self.options(), *more, str(self.image), "python3", "-s", *arguments]
+
+
+def container_variable(program: str, name: str) -> str:
+    """The variable by which a container is given one called `name`. Pure."""
+    return ("SINGULARITYENV_" if Path(program).name == "singularity" else "APPTAINERENV_") + name
+
+
+def device_arguments(profile: Profile) -> list[str]:
+    """What the engine is told of its device: a GPU that the site's profile promises is not silently done without."""
+    return ["--device", "cuda"] if profile.kind("infer").gpus else []  # torch calls ROCm's devices cuda as well
+
+
+def weights_of(config: Config) -> Path | None:
+    """Folder of fetched checkpoints that the model is read from, if it is."""
+    name = config.model.name
+    return None if name is None or registered_model(name).bundled else weights_folder().absolute()
+
+
+def container_of(run: Run, config: Config, profile: Profile, engine: Path) -> Container | None:
+    """The container that run.toml or else the site names, or None for this Python.
+
+    Args:
+        run: its folder is bound.
+        config: its image, and the folder of its checkpoint.
+        profile: the site's program, paths and GPU option; `auto` is told from this machine.
+        engine: smalti's own infer/, for sites whose images have none.
+    """
+    image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
+    if image is None:
+        return None
+    program = profile.runtime.program
+    if program == "auto":
+        program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
+    flag: str = profile.runtime.gpu_flag
+    if flag == "auto":
+        flag = next((option for device, option in _DEVICES.items() if Path(device).exists()), "")
+    binds = {str(run.root.absolute()), *profile.runtime.binds}
+    checkpoint, weights = config.model.checkpoint, weights_of(config)
+    binds |= {str(checkpoint.parent)} if checkpoint is not None else set()
+    binds |= {str(weights)} if weights is not None else set()
+    own = engine if profile.runtime.engine == "checkout" else None
+    return Container(image, program, flag, tuple(sorted(binds)), own)
