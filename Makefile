@@ -11,7 +11,7 @@ WORKERS ?= auto
 TORCH_INDEX ?=
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test test-cluster lint format venv clean
+.PHONY: demo test test-cluster lint format modules venv clean
 
 demo: venv
 	@$(BIN)/smalti demo $(DEMO)
@@ -32,6 +32,10 @@ lint: venv
 format: venv
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# The list of modules in the documents, from their docstrings.
+modules:
+	@$(PYTHON) .ci/architecture
 
 venv: $(VENV)/.complete
 

@@ -80,8 +80,9 @@ def _check_profile(run: Run, profile: Profile) -> list[Finding]:
     unmet = unmet_needs(profile)
     if unmet:
         return [failed("profile", f"{profile.name} lacks {', '.join(unmet)}", f"set them under [site] in {run.config}")]
-    if profile.runtime.gpu_flag == "--rocm" and profile.name.startswith("lumi"):
-        return [failed("profile", "--rocm binds host libraries on LUMI and fails", 'set [site.runtime] gpu_flag = ""')]
+    flag = profile.runtime.gpu_flag
+    if flag in profile.runtime.refused_gpu_flags:
+        return [failed("profile", f"{flag} fails on {profile.name}", 'set [site.runtime] gpu_flag = ""')]
     return [ok("profile", f"{profile.name}: {profile.description or 'no description'}")]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from preproc.catalogue.scene import Scene
 from preproc.run.config import Config
@@ -38,9 +37,6 @@ CPU_FLOP_S = 3e10
 """Operations a second of one CPU core, float32, as the engine gets them."""
 GPU_FLOP_S = 4e13
 """Operations a second of one data-centre GPU, bfloat16, as the engine gets them."""
-SHARD_S = 3600.0
-"""Length of a shard that schedulers like: short enough to start soon, long enough to be worth it."""
-MAX_SHARDS = 1000
 BASE_MEMORY = 400e6
 """Bytes of a process with its libraries."""
 
@@ -87,21 +83,15 @@ def season_of(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> Season:
     return Season(means[0], means[1], means[2], means[3], days, least)
 
 
-def estimate(work: Work, config: Config) -> dict[str, Any]:
+def estimate(work: Work, config: Config) -> dict[str, dict[str, int]]:
     """Bytes, files, memory and time by stage, rounded to two digits.
 
     Returns:
-        `stages`: name -> `read_bytes`, `written_bytes`, `files`, `memory_bytes`, `cpu_seconds`, perhaps `gpu_seconds`;
-        `shards`: recommended numbers for fetch and infer.
+        Name -> `read_bytes`, `written_bytes`, `files`, `memory_bytes`, `seconds` on this machine (for fetch
+        mostly of waiting for the network), perhaps `gpu_seconds`.
     """
-    fetch, infer = _fetch(work, config), _infer(work, config)
-    stages = {"fetch": fetch, "infer": infer, "stitch": _stitch(work, config)}
-    shards = {
-        "fetch": _shards(fetch["cpu_seconds"], work.tiles),
-        "infer": _shards(infer["gpu_seconds"], work.tiles),
-    }
-    rounded = {stage: {key: _round(value) for key, value in costs.items()} for stage, costs in stages.items()}
-    return {"stages": rounded, "shards": shards}
+    stages = {"fetch": _fetch(work, config), "infer": _infer(work, config), "stitch": _stitch(work, config)}
+    return {stage: {key: _round(value) for key, value in costs.items()} for stage, costs in stages.items()}
 
 
 def _fetch(work: Work, config: Config) -> dict[str, float]:
@@ -121,7 +111,7 @@ def _fetch(work: Work, config: Config) -> dict[str, float]:
         "written_bytes": work.tiles * size**2 * (kept * 21 + season.s1_days * 4),
         "files": work.tiles * 9,
         "memory_bytes": BASE_MEMORY + size**2 * (21 * 4 + config.archive.workers * 8),
-        "cpu_seconds": seconds,
+        "seconds": seconds,
     }
 
 
@@ -135,7 +125,7 @@ def _infer(work: Work, config: Config) -> dict[str, float]:
         "written_bytes": work.tiles * work.size**2 * (dim + 4 if int8 else 4 * dim),
         "files": work.tiles * (3 if int8 else 2),
         "memory_bytes": BASE_MEMORY + 4 * work.parameters * 2 + work.size**2 * 4 * dim,
-        "cpu_seconds": operations / (CPU_FLOP_S * work.cpus),
+        "seconds": operations / (CPU_FLOP_S * work.cpus),
         "gpu_seconds": operations / GPU_FLOP_S,
     }
 
@@ -148,12 +138,8 @@ def _stitch(work: Work, config: Config) -> dict[str, float]:
         "written_bytes": work.pixels * width * 0.85,
         "files": 4,
         "memory_bytes": BASE_MEMORY + 512 * 512 * 4 * dim * 2,
-        "cpu_seconds": work.pixels * width / 40e6,
+        "seconds": work.pixels * width / 40e6,
     }
-
-
-def _shards(seconds: float, tiles: int) -> int:
-    return max(1, min(math.ceil(seconds / SHARD_S), tiles, MAX_SHARDS))
 
 
 def _round(value: float) -> int:

@@ -165,7 +165,6 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     season = season_of({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
     work = Work(len(rows), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
-    cost = estimate(work, config)
     fields = {
         "tile_size": config.tiles.size,
         "tiles": rows,
@@ -186,9 +185,8 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
             "least_s2_days": season.least_s2_days,
             "least_tile": season.least_tile,
         },
-        "shards": cost["shards"],
         "neighbours_in_shards_of": shards,
-        "estimate": cost["stages"],
+        "estimate": estimate(work, config),
         "warnings": _warnings(yielded, season, config),
     }
     return items, fields

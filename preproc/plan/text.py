@@ -30,8 +30,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     _print_scenes(out, plan)
     out.print()
     out.print(_cost_table(plan))
-    shards = plan["shards"]
-    out.print(f"Shards for a cluster: fetch {shards['fetch']}, infer {shards['infer']}. All rough: see docs/plan.md.")
+    out.print(f"`smalti submit` will choose {plan['neighbours_in_shards_of']} shards. All rough: see docs/plan.md.")
     for warning in plan["warnings"]:
         out.print(f"Warning: {warning}", markup=False)
     assert isinstance(out.file, io.StringIO)
@@ -67,7 +66,7 @@ def _cost_table(plan: Mapping[str, Any]) -> Table:
             human_bytes(cost["written_bytes"]),
             f"{cost['files']:,}",
             human_bytes(cost["memory_bytes"]),
-            human_time(cost["cpu_seconds"]),
+            human_time(cost.get("seconds", cost.get("cpu_seconds", 0))),  # older plans call it so
             gpu,
         )
     return table

@@ -161,6 +161,8 @@ class Runtime(Section):
     program: Literal["auto", "apptainer", "singularity"] = "auto"
     gpu_flag: Literal["", "--nv", "--rocm", "auto"] = ""
     """Empty on LUMI: --rocm binds host libraries there, and the devices are visible anyway. auto: as devices are."""
+    refused_gpu_flags: Lines = ()
+    """Those that fail at this site: `smalti doctor` says so should run.toml set one."""
     binds: Lines = ()
     """Paths that the container must see besides the run directory and the checkpoint's folder."""
     engine: Literal["image", "checkout"] = "image"

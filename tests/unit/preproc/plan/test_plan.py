@@ -283,18 +283,16 @@ def test_the_estimate_grows_with_the_work(run: Run) -> None:
     season = Season(60, 70, 100, 110, 55, "t")
     one = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), config)
     many = estimate(Work(1000, 512, 1000 * 512**2, season, 7_000_000, 2), config)
-    for stage, costs in one["stages"].items():
-        for key in ("read_bytes", "written_bytes", "cpu_seconds"):
-            assert many["stages"][stage][key] == pytest.approx(1000 * costs[key], rel=0.1) or costs[key] < 10
-        assert many["stages"][stage]["memory_bytes"] == costs["memory_bytes"]
-    assert one["shards"] == {"fetch": 1, "infer": 1}
-    assert many["shards"]["fetch"] > 10
+    for stage, costs in one.items():
+        for key in ("read_bytes", "written_bytes", "seconds"):
+            assert many[stage][key] == pytest.approx(1000 * costs[key], rel=0.1) or costs[key] < 10
+        assert many[stage]["memory_bytes"] == costs["memory_bytes"]
 
 
 def test_the_estimate_is_of_the_right_order(run: Run) -> None:
     """A tile's arrays are known exactly: 21 bytes a pixel and Sentinel-2 date kept, 4 a Sentinel-1 date."""
     season = Season(100, 100, 100, 100, 100, "t")
-    costs = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), load_config(run))["stages"]
+    costs = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), load_config(run))
     assert costs["fetch"]["written_bytes"] == pytest.approx(512**2 * (60 * 21 + 100 * 4), rel=0.05)
     assert costs["infer"]["written_bytes"] == pytest.approx(512**2 * 132, rel=0.05)
 
