@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import xarray
+    from preproc.interface import OpenRun, Raster, open_mosaic, open_run
+
+__all__ = ["OpenRun", "Raster", "open_mosaic", "open_run"]
 
 
-def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> xarray.DataArray:
-    """The embeddings' mosaic of a run as a lazy xarray (band, y, x): see `preproc.cluster.interactive.open_mosaic`."""
-    from preproc.cluster import interactive
+def __getattr__(name: str) -> Any:
+    """The Python interface, imported when it is used: `smalti --help` need not wait for it."""
+    if name in __all__:
+        from preproc import interface
 
-    return interactive.open_mosaic(run, zone, chunk)
+        return getattr(interface, name)
+    raise AttributeError(f"module 'preproc' has no attribute {name!r}")

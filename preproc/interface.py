@@ -1,0 +1,269 @@
+"""A run in Python: `open_run` gives its plan, tiles, embeddings, mosaic and map as numpy, the mosaic as xarray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.transform import Affine
+from rasterio.windows import Window, from_bounds
+
+from infer.contract import (
+    PIXEL_SIZE,
+    Embedding,
+    PlannedTile,
+    Run,
+    SmaltiError,
+    Tile,
+    planned_tiles,
+    read_embedding,
+    read_manifest,
+    read_plan,
+    read_tile,
+    verify_files,
+)
+from preproc.run.config import Config, load_config
+
+if TYPE_CHECKING:
+    import xarray
+
+WGS84 = 4326
+Box = tuple[float, float, float, float]
+"""West, south, east, north."""
+Points = Sequence[tuple[float, float]] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Numbers on the ground."""
+
+    values: NDArray[Any]
+    """(h, w) or (h, w, C), row 0 in the north."""
+    epsg: int
+    transform: Affine
+    """Pixel (column, row) -> metres."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run directory that is read and never written. Made by `open_run`."""
+
+    run: Run
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings of run.toml."""
+        return load_config(self.run)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The fields of plan.json: window, scenes, estimate, warnings ... (docs/format.md)."""
+        return read_plan(self.run)
+
+    @cached_property
+    def tiles(self) -> tuple[PlannedTile, ...]:
+        """The planned tiles: name, zone, place and size."""
+        return tuple(planned_tiles(self.run))
+
+    def tile(self, name: str) -> Tile:
+        """The time series of a tile, memory-mapped: bands (T, H, W, 10), masks, days of year, Sentinel-1.
+
+        Raises:
+            FormatError: if it is not there or not whole.
+        """
+        return read_tile(self.run.tiles / self._planned(name).name, need_manifest=True, checksums=False)
+
+    def embedding(self, name: str) -> Embedding:
+        """The embedding of a tile, memory-mapped; `.window(rows, columns)` gives float32 (h, w, C).
+
+        Raises:
+            FormatError: if it is not there or not whole.
+        """
+        return read_embedding(self.run.embeddings, self._planned(name).name, checksums=False)
+
+    def embeddings_at(self, points: Points, epsg: int = WGS84) -> NDArray[np.float32]:
+        """The embeddings at points: of the pixel that each lies in.
+
+        Args:
+            points: (N, 2) longitude and latitude, or x and y of `epsg`.
+            epsg: coordinate system of the points.
+
+        Returns:
+            (N, C) float32; NaN outside the region's tiles and where nothing was observed.
+
+        Raises:
+            FormatError: if a tile under a point has no embedding.
+        """
+        at = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+        found: NDArray[np.float32] | None = None
+        open_points = np.ones(len(at), dtype=bool)
+        for zone in sorted({tile.epsg for tile in self.tiles}):
+            x, y = Transformer.from_crs(epsg, zone, always_xy=True).transform(at[:, 0], at[:, 1])
+            for tile in (tile for tile in self.tiles if tile.epsg == zone):
+                column, row = (x - tile.west) // PIXEL_SIZE, (tile.north - y) // PIXEL_SIZE
+                here = open_points & (column >= 0) & (column < tile.size) & (row >= 0) & (row < tile.size)
+                if not here.any():
+                    continue
+                embedding = self.embedding(tile.name)
+                if found is None:
+                    found = np.full((len(at), embedding.shape_hwc[2]), np.nan, dtype=np.float32)
+                for index in np.flatnonzero(here):
+                    r, c = int(row[index]), int(column[index])
+                    vector = embedding.window(slice(r, r + 1), slice(c, c + 1))[0, 0]
+                    found[index] = vector
+                    open_points[index] = not np.isfinite(vector).all()  # another zone's tile may have seen it
+        return np.full((len(at), 0), np.nan, dtype=np.float32) if found is None else found
+
+    def embeddings_in(self, bbox: Box, epsg: int = WGS84) -> Raster:
+        """The embeddings of a window, joined from its tiles.
+
+        Args:
+            bbox: west, south, east, north.
+            epsg: coordinate system of the window; degrees by default. Of a UTM zone of the run: exactly these metres.
+
+        Returns:
+            (h, w, C) float32 in the zone in which most of the window's tiles lie; NaN = nodata.
+
+        Raises:
+            SmaltiError: if no tile lies in it.
+        """
+        zones = {tile.epsg for tile in self.tiles}
+        best: tuple[int, int, Box, list[PlannedTile]] | None = None
+        for zone in sorted({epsg} & zones or zones):
+            box = Transformer.from_crs(epsg, zone, always_xy=True).transform_bounds(*bbox)
+            inside = [tile for tile in self.tiles if tile.epsg == zone and _overlap(tile.bounds, box)]
+            if inside and (best is None or len(inside) > best[0]):
+                best = len(inside), zone, box, inside
+        if best is None:
+            raise SmaltiError(f"{self.run.root}: no tile lies in {list(bbox)} (EPSG:{epsg})")
+        _, zone, (west, south, east, north), inside = best
+        west, south = (np.floor(v / PIXEL_SIZE) * PIXEL_SIZE for v in (west, south))
+        east, north = (np.ceil(v / PIXEL_SIZE) * PIXEL_SIZE for v in (east, north))
+        height, width = round((north - south) / PIXEL_SIZE), round((east - west) / PIXEL_SIZE)
+        values: NDArray[np.float32] | None = None
+        for tile in inside:
+            embedding = self.embedding(tile.name)
+            if values is None:
+                values = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
+            top, left = round((north - tile.north) / PIXEL_SIZE), round((tile.west - west) / PIXEL_SIZE)
+            rows = slice(max(0, -top), min(tile.size, height - top))
+            columns = slice(max(0, -left), min(tile.size, width - left))
+            part = embedding.window(rows, columns)
+            values[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop] = part
+        assert values is not None
+        return Raster(values, zone, Affine(PIXEL_SIZE, 0.0, west, 0.0, -PIXEL_SIZE, north))
+
+    def mosaic(self, zone: str | None = None, chunk: int = 512) -> xarray.DataArray:
+        """The mosaic as a lazy xarray (band, y, x), see `open_mosaic`."""
+        return open_mosaic(self.run.root, zone, chunk)
+
+    @cached_property
+    def classes(self) -> dict[int, str]:
+        """Code -> name of the map's classes."""
+        legend = read_manifest(self.run.map / "map.json", "map", remedy=self._remedy("predict"))["classes"]
+        return {int(entry["code"]): str(entry["name"]) for entry in legend}
+
+    def map(
+        self,
+        zone: str | None = None,
+        bbox: Box | None = None,
+        *,
+        confidence: bool = False,
+    ) -> Raster:
+        """The class map, or the confidence in percent.
+
+        Args:
+            zone: UTM zone such as "31N"; may be left out where there is only one.
+            bbox: west, south, east, north in degrees; None reads all of it.
+            confidence: the second layer instead of the first.
+
+        Returns:
+            (h, w) uint8 codes, 0 = nodata (`classes` names them); or percent.
+
+        Raises:
+            SmaltiError: if there is no map, or it has several zones and none is named.
+        """
+        path = self.run.map / "map.json"
+        rasters = _zone(path, "map", zone, self._remedy("predict"))
+        with rasterio.open(path.parent / rasters["confidence" if confidence else "classes"]) as raster:
+            window = Window(0, 0, raster.width, raster.height)
+            if bbox is not None:
+                box = Transformer.from_crs(WGS84, raster.crs, always_xy=True).transform_bounds(*bbox)
+                asked = from_bounds(*box, transform=raster.transform).round_offsets("floor").round_lengths("ceil")
+                window = asked.intersection(window)
+            return Raster(raster.read(1, window=window), raster.crs.to_epsg(), raster.window_transform(window))
+
+    def _planned(self, name: str) -> PlannedTile:
+        for tile in self.tiles:
+            if tile.name == name:
+                return tile
+        raise SmaltiError(f"{self.run.root}: no tile {name!r} in the plan: it has {len(self.tiles)}, see `.tiles`")
+
+    def _remedy(self, stage: str) -> str:
+        return f"run `smalti {stage} {self.run.root}`"
+
+
+def open_run(run: str | Path) -> OpenRun:
+    """Open a run directory for reading.
+
+    Raises:
+        SmaltiError: if there is no such directory.
+    """
+    root = Path(run).absolute()
+    if not root.is_dir():
+        raise SmaltiError(f"{root}: no such run directory")
+    return OpenRun(Run(root))
+
+
+def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> xarray.DataArray:
+    """The mosaic of a run, read when computed. Needs the extra: pip install 'smalti[interactive]'.
+
+    Args:
+        run: the run directory.
+        zone: UTM zone such as "31N"; may be left out where there is only one.
+        chunk: edge of a chunk in pixels; a multiple of the blocks of the file (128 or 512) reads each block once.
+
+    Returns:
+        float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`. A mosaic of
+        int8 codes comes multiplied by its scales, lazily too.
+
+    Raises:
+        SmaltiError: if there is no mosaic, or it has several zones and none is named.
+    """
+    try:
+        import rioxarray
+    except ImportError as error:
+        raise SmaltiError(f"{error}: `pip install 'smalti[interactive]'`") from error
+    path = Run(Path(run)).mosaic / "mosaic.json"
+    rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {run}`")
+    chunks = {"band": -1, "y": chunk, "x": chunk}
+    values: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["raster"], chunks=chunks, masked=False)
+    if rasters["scales"] is not None:
+        scales: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["scales"], chunks=chunks, masked=False)
+        values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)
+    return values.rename("embeddings")
+
+
+def _zone(path: Path, kind: str, zone: str | None, remedy: str) -> dict[str, Any]:
+    """The rasters of one zone of a mosaic or map whose files are there."""
+    manifest = read_manifest(path, kind, remedy=remedy)
+    verify_files(path, manifest, checksums=False, remedy=remedy)
+    zones: dict[str, Any] = manifest["zones"]
+    if zone is None and len(zones) > 1:
+        raise SmaltiError(f"{path.parent}: the {kind} has zones {', '.join(zones)}: name one")
+    chosen = zone or next(iter(zones))
+    if chosen not in zones:
+        raise SmaltiError(f"{path.parent}: no zone {chosen} in the {kind}: it has {', '.join(zones)}")
+    found: dict[str, Any] = zones[chosen]
+    return found
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
