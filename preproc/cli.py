@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
+from infer.contract import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
 from preproc.run.environment import drop_foreign_data_paths
 from preproc.run.progress import console, say
 
@@ -91,11 +91,14 @@ def demo(
 @app.command("run", rich_help_panel=_START)
 def run_command(run: RunArgument, force: ForceOption = False) -> None:
     """Run all stages in order on this machine, skipping what is complete."""
+    from infer.contract import read_plan
+    from preproc.preflight import refuse
     from preproc.run.chain import run_all, summarise
     from preproc.run.config import load_config
 
     directory = Run(run)
     config = load_config(directory)
+    refuse(directory, config, read_plan(directory) if directory.plan.exists() else {})
     run_all(directory, config, force=force)
     print(summarise(directory, config))
 
@@ -109,11 +112,17 @@ def plan(
     """Cut the region into tiles and search the archive, once."""
     if dry_run:
         from preproc.plan.stage import dry_run as describe
+        from preproc.preflight import preflight
+        from preproc.run.checks import Verdict
         from preproc.run.config import load_config
 
         directory = Run(run)
-        print(describe(directory, load_config(directory)))
-        return
+        config = load_config(directory)
+        text, fields = describe(directory, config)
+        print(text)
+        found = preflight(directory, config, fields)
+        print(f"\n{found.as_text()}")
+        raise typer.Exit(EXIT_BAD_INPUT if found.worst is Verdict.FAILED else EXIT_OK)
     _stage("plan", run, force=force)
 
 

@@ -21,6 +21,10 @@ DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
 
 
+MATRYOSHKA = (16, 32, 64, 128)
+"""Leading numbers that a v2 student's embedding may be cut to."""
+
+
 @dataclass(frozen=True)
 class RegisteredModel:
     """One model that can be asked for by name."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from infer.contract import BANDS, SAR_BANDS, FormatError
-from infer.contract.registry import Family
+from infer.contract.registry import MATRYOSHKA, Family
 from infer.sequence import Rule
 from infer.weights import Checkpoint
 
@@ -19,8 +19,6 @@ V1_HEADS: dict[tuple[Family, int], int] = {("v1.0", 512): 8, ("v1.0-qat", 512): 
 """(family, width) -> heads: v1.0 checkpoints do not state theirs, the reference's code does (published width)."""
 FUSION_HEADS = 4
 """The teacher's fusion transformer."""
-MATRYOSHKA = (16, 32, 64, 128)
-"""Prefixes that a v2 student may be cut to."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError
 from preproc.cluster import slurm
 from preproc.cluster.check_on_node import MARK
-from preproc.cluster.checks import Finding, error_text, failed, finding_from, warning
 from preproc.cluster.image import CHECKOUT
 from preproc.cluster.sbatch import render_script
 from preproc.cluster.submit import common_script
 from preproc.cluster.submitted import slurm_folder
 from preproc.cluster.tasks import read_log
+from preproc.run.checks import Finding, error_text, failed, finding_from, warning
 from preproc.run.config import Config
 from preproc.run.profile import Profile, merge
 from preproc.run.progress import say

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infer.contract import Run
 from preproc.cluster import machine_checks
-from preproc.cluster.checks import flatten
+from preproc.run.checks import flatten
 from preproc.run.config import load_config
 
 MARK = "smalti-probe: "

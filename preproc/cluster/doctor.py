@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import Run, SmaltiError, read_plan, sha256_file
-from infer.contract.registry import cached_checkpoint, registered_model
 from preproc.cluster import machine_checks, slurm
 from preproc.cluster.check_jobs import probe_nodes
-from preproc.cluster.checks import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
 from preproc.cluster.image import CHECKOUT, engine_hash, record_path
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submit import common_script, what_is_due
+from preproc.preflight import preflight
 from preproc.run import status
+from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
 from preproc.run.config import Config
 from preproc.run.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
 
@@ -51,12 +51,12 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
         lambda: _check_plan(run, plan),
         lambda: _check_outputs(run, config),
         lambda: machine_checks.check_run_directory(run),
-        lambda: machine_checks.check_space(run, plan),
         lambda: machine_checks.check_quota(profile),
         lambda: machine_checks.check_purge(run, profile),
         machine_checks.check_temporary,
         lambda: _check_archive(run, config, profile),
-        lambda: _check_model(run, config),
+        lambda: list(preflight(run, config, plan, hashes=True, elsewhere=True).items),
+        lambda: _check_tiles(run),
         lambda: _check_memory(profile, plan),
         lambda: _check_image(run, config, profile),
         lambda: _check_binds(profile),
@@ -109,25 +109,6 @@ def _check_archive(run: Run, config: Config, profile: Profile) -> list[Finding]:
         remedy = 'set [site.jobs.fetch] where = "here", name a transfer partition, or mirror the archive'
         found.append(failed("internet", f"fetch jobs on {profile.name} have none", remedy))
     return found
-
-
-def _check_model(run: Run, config: Config) -> list[Finding]:
-    name, path = config.model.name, config.model.checkpoint
-    try:
-        file = path if path is not None else cached_checkpoint(name or "")
-        source = None if name is None else registered_model(name).data_source
-    except SmaltiError as error:
-        return [failed("model", *error_text(error))]
-    if not file.is_file():
-        return [failed("model", f"{file} is missing", "correct [model] checkpoint")]
-    digest = sha256_file(file)
-    known = None if name is None else registered_model(name).sha256
-    if known is not None and known != digest:
-        return [failed("model", f"{file}: sha256 {digest[:12]}, published is {known[:12]}", "fetch it again")]
-    archive = config.archive.data_source or {"mpc": "mpc", "earth-search": "aws"}.get(config.archive.source)
-    if source is not None and archive is not None and source != archive and not config.model.allow_source_mismatch:
-        return [failed("model", f"trained on {source} data, the archive is {archive}", "choose the other one")]
-    return [ok("model", f"{name or file.name}, sha256 {digest[:12]}"), *_check_tiles(run)]
 
 
 def _check_tiles(run: Run) -> list[Finding]:

@@ -16,10 +16,10 @@ import requests
 from infer.contract import Run, SmaltiError, scratch_folder, stage_lock, temporary_path
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.sources import CATALOGUES
-from preproc.cluster.checks import Finding, error_text, failed, ok, warning
 from preproc.cluster.image import CHECKOUT
 from preproc.reader.signing import make_signer
 from preproc.reader.transport import ServiceError
+from preproc.run.checks import Finding, error_text, failed, ok, warning
 from preproc.run.config import Config
 from preproc.run.profile import Profile
 from preproc.run.stages import STAGES
@@ -30,8 +30,6 @@ _SETTINGS_TOO = ("SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_QOS", "SBATCH_EXP
 _TIMEOUT_S = (10, 30)
 _QUOTA_S = 30
 _QUOTA_LINES = 12
-_LOW_SHARE = 1.2
-"""Free space and files should exceed the estimate by this factor."""
 
 _ANTWERP = (4.4, 51.2)
 """Longitude and latitude of a point whose UTM coordinates are known:"""
@@ -116,25 +114,6 @@ def check_run_directory(run: Run) -> list[Finding]:
     except SmaltiError as error:
         return [failed("run directory", *error_text(error))]
     return [ok("run directory", "can be written and locked")]
-
-
-def check_space(run: Run, plan: Mapping[str, object]) -> list[Finding]:
-    """Free bytes and files against the plan's estimate. Quotas may be tighter than what the file system says."""
-    estimate = plan.get("estimate")
-    stages = estimate if isinstance(estimate, Mapping) else {}
-    numbers = [stage for stage in stages.values() if isinstance(stage, Mapping)]
-    need_bytes = sum(int(stage.get("written_bytes", 0)) for stage in numbers)
-    need_files = sum(int(stage.get("files", 0)) for stage in numbers)
-    system = os.statvfs(run.root)
-    free_bytes, free_files = system.f_bavail * system.f_frsize, system.f_favail
-    text = f"{need_bytes / 1e9:.1f} GB and {need_files} files needed, {free_bytes / 1e9:.0f} GB free"
-    if free_bytes < need_bytes * _LOW_SHARE:
-        return [failed("space", text, "free some, or move the run")]
-    if system.f_files and free_files < need_files * _LOW_SHARE:
-        return [
-            failed("space", f"{need_files} files needed, {free_files} may be made", "remove files, or move the run")
-        ]
-    return [ok("space", text)]
 
 
 def check_quota(profile: Profile) -> list[Finding]:

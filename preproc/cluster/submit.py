@@ -13,16 +13,17 @@ from infer.contract import (
     Run,
     SmaltiError,
     planned_tiles,
+    read_plan,
     stage_lock,
     write_bytes,
     write_model_job,
 )
-from infer.contract.registry import cached_checkpoint, registered_model
 from preproc.cluster import slurm
 from preproc.cluster.image import CHECKOUT
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_ledger, slurm_folder, write_ledger
+from preproc.preflight import preflight, refuse
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
@@ -131,10 +132,6 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
         raise SmaltiError(f"{image}: no such container image ([site] container): `smalti container build`")
     if common.container is None and profile.kind("infer").gpus:
         raise SmaltiError(f"{run.config}: [site] container: missing: GPU jobs run the engine in an image")
-    if config.model.name is not None and not registered_model(config.model.name).bundled:
-        cached_checkpoint(config.model.name)
-    if config.model.checkpoint is not None and not config.model.checkpoint.is_file():
-        raise SmaltiError(f"{config.model.checkpoint}: no such checkpoint ([model] checkpoint)")
 
 
 def _select(config: Config, wanted: str | None) -> list[str]:
@@ -206,6 +203,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
             )
         if any(not unit.state().complete for unit in stage_named("plan").load().units(run, config)):
             run_one(stage_named("plan"), run, config)
+        refuse(run, config, read_plan(run), elsewhere=True)
         write_model_job(run, config.model.job())
         _fetch_here(run, config, profile, stages)
         due = _without_active(what_is_due(run, config, profile, stages, _tasks_in_use(jobs, active)), jobs, active)
@@ -229,6 +227,8 @@ def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) 
         if step.after:
             notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")
     notes += cautions(run) if due.shards["infer"] else []
+    found = preflight(run, config, read_plan(run), elsewhere=True).items
+    notes += [f"{item.verdict}: {item.check}: {item.text}: {item.remedy}" for item in found if item.remedy]
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
 
 

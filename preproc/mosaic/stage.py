@@ -100,7 +100,7 @@ def build_mosaic(run: Run, dtype: Literal["float32", "int8"], unit: Unit) -> Non
     components = principal_components(sample.values_nc())
     for zone in zones:
         _write_preview(zone, components)
-        write_item(zone.item, zone.grid, facts.window, _assets(zone), _properties(facts, zone.grid))
+        write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), _properties(facts, zone.grid))
     files = [path for zone in zones for path in (*zone.rasters, zone.item, zone.preview)]
     fields = {
         **facts.fields(),
@@ -120,7 +120,7 @@ def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, dtype: Literal["floa
     codes = dtype == "int8"
     bands = tuple(f"e{index:03d}" for index in range(facts.dim))
     note = f"value = code * {stem}_scales.tif" if codes else "value"
-    tags = {**facts.tags(), "SMALTI_CONTENT": f"TESSERA embeddings: {note}"}
+    tags = {**facts.tags(), "SMALTI_CONTENT": f"{facts.content}: {note}"}
     layer = (
         Layer("int8", CODES_NODATA, bands, "nearest", tags)
         if codes
@@ -202,8 +202,8 @@ def _write_preview(zone: _ZoneFiles, components: Components) -> None:
     write_png(zone.preview, picture(zone.rasters, zone.grid, colours).rgba_hwc)
 
 
-def _assets(zone: _ZoneFiles) -> list[AssetRecord]:
-    assets = [AssetRecord("embeddings", zone.pixels, "TESSERA embeddings", "data", zone.layer)]
+def _assets(zone: _ZoneFiles, facts: Facts) -> list[AssetRecord]:
+    assets = [AssetRecord("embeddings", zone.pixels, _capital(facts.content), "data", zone.layer)]
     if zone.scales is not None:
         assets.append(AssetRecord("scales", zone.scales, "Scale of each pixel's codes", "data", zone.scales_layer))
     assets.append(AssetRecord("preview", zone.preview, "First three principal components as colours", "overview"))
@@ -212,11 +212,15 @@ def _assets(zone: _ZoneFiles) -> list[AssetRecord]:
 
 def _properties(facts: Facts, grid: ZoneGrid) -> dict[str, Any]:
     return {
-        "title": f"TESSERA embeddings, UTM zone {grid.label}, {facts.window[0]} to {facts.window[1]}",
+        "title": f"{_capital(facts.content)}, UTM zone {grid.label}, {facts.window[0]} to {facts.window[1]}",
         "smalti:model": facts.fields()["model"],
         "smalti:data_sources": list(facts.data_sources),
         "smalti:dimensions": facts.dim,
     }
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _zone_fields(zone: _ZoneFiles) -> dict[str, Any]:

@@ -201,9 +201,10 @@ def describe_plan(run: Run) -> str:
     return render_plan(read_plan(run))
 
 
-def dry_run(run: Run, config: Config) -> str:
-    """What `smalti plan` would find and what the run would cost; searches the archive and writes nothing."""
-    return render_plan(make_plan(config, load_region(config.region), run.root)[1])
+def dry_run(run: Run, config: Config) -> tuple[str, dict[str, Any]]:
+    """What `smalti plan` would find and what the run would cost, as text and as fields; writes nothing."""
+    _, fields = make_plan(config, load_region(config.region), run.root)
+    return render_plan(fields), fields
 
 
 def _write_plan(run: Run, config: Config, unit: Unit) -> None:

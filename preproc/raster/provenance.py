@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infer.contract import (
+    REGISTRY,
     SOFTWARE,
     FormatError,
     PlannedTile,
@@ -51,6 +52,13 @@ class Facts:
     """First and last day, inclusive."""
     fingerprint: str
     """SHA-256 over the checksums of all embeddings."""
+
+    @property
+    def content(self) -> str:
+        """What the numbers are: only a published model's are called TESSERA embeddings."""
+        model = REGISTRY.get(self.model)
+        published = model is not None and not model.bundled
+        return "TESSERA embeddings" if published else f"embeddings of {self.label}"
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""

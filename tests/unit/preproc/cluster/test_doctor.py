@@ -14,10 +14,10 @@ from infer.contract import Run, SmaltiError, sha256_file, write_json
 from preproc.cluster import doctor, machine_checks
 from preproc.cluster.check_jobs import parse_findings, probe_profile
 from preproc.cluster.check_on_node import MARK
-from preproc.cluster.checks import Finding, Findings, Verdict, error_text, failed, finding_from, ok, warning
 from preproc.cluster.image import CHECKOUT, engine_hash, record_path
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import parse_associations
+from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, finding_from, ok, warning
 from preproc.run.config import parse_config
 from preproc.run.container import Container
 from preproc.run.profile import Profile, load_profile, merge
@@ -62,17 +62,6 @@ def test_a_checkout_that_lost_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert found.verdict is Verdict.FAILED
     assert "infer/checkpoints/demo.pt" in found.text
     assert "slash" in found.remedy
-
-
-def test_space(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    small = {"estimate": {"fetch": {"written_bytes": 10**6, "files": 9}}}
-    assert worst(machine_checks.check_space(run, small)) is Verdict.OK
-    large = {"estimate": {"fetch": {"written_bytes": 10**17, "files": 9}}}
-    assert worst(machine_checks.check_space(run, large)) is Verdict.FAILED
-    if os.statvfs(tmp_path).f_files:
-        many = {"estimate": {"fetch": {"written_bytes": 1, "files": 10**15}}}
-        assert "files needed" in machine_checks.check_space(run, many)[0].text
 
 
 def test_what_the_sites_quota_command_says_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,15 +162,6 @@ def test_an_image_against_its_record(image: Path) -> None:
     assert record_check(image, profile(runtime={"engine": "checkout"})).verdict is Verdict.OK
     image.write_bytes(b"an Image")
     assert "differs from its record" in record_check(image, profile()).text
-
-
-def test_model_and_archive_must_fit(tmp_path: Path) -> None:
-    (tmp_path / "m.pt").write_bytes(b"x")
-    text = RUN_TOML + '[model]\ncheckpoint = "{}"\n'
-    there = parse_config(text.format(tmp_path / "m.pt"), tmp_path / "run.toml")
-    assert worst(doctor._check_model(Run(tmp_path), there)) is Verdict.OK
-    missing = parse_config(text.format(tmp_path / "n.pt"), tmp_path / "run.toml")
-    assert worst(doctor._check_model(Run(tmp_path), missing)) is Verdict.FAILED
 
 
 def test_the_account_and_how_many_jobs_it_may_have() -> None:

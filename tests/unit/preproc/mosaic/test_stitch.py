@@ -92,6 +92,16 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert set(item.assets) == {"embeddings", "preview"}
     assert item.properties["smalti:model"]["label"] == "untrained demonstration model"
     assert item.properties["proj:code"] == "EPSG:32631"
+    assert tags["SMALTI_CONTENT"].startswith("embeddings of untrained demonstration model")
+    assert item.properties["title"].startswith("Embeddings of untrained demonstration model")
+    assert item.assets["embeddings"].title == "Embeddings of untrained demonstration model"
+
+
+def test_only_a_published_model_makes_tessera_embeddings(run: Run) -> None:
+    embed_places(run, model={**MODEL, "name": "tessera-v2-small", "label": "TESSERA v2 small", "trained": True})
+    run_stage(StitchStage(), run, config(run))
+    with rasterio.open(run.mosaic / "embeddings_31N.tif") as raster:
+        assert raster.tags()["SMALTI_CONTENT"] == "TESSERA embeddings: value"
 
 
 def test_no_output_names_this_machine(run: Run) -> None:

@@ -172,7 +172,7 @@ def test_a_search_that_fails_leaves_the_old_plan(run: Run, tmp_path: Path) -> No
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_will_cost(run: Run) -> None:
-    text = dry_run(run, load_config(run))
+    text = dry_run(run, load_config(run))[0]
     assert sorted(path.name for path in run.root.iterdir()) == ["run.toml"]
     for words in (
         "bbox",
@@ -201,7 +201,7 @@ def test_a_dry_run_writes_nothing_and_says_what_it_will_cost(run: Run) -> None:
 def test_seasons_that_cannot_be_used(run: Run, tmp_path: Path, items: list[dict[str, Any]], words: str) -> None:
     write(tmp_path / "items.json", collection(*items))
     with pytest.raises(SmaltiError, match=words):
-        dry_run(run, load_config(run))
+        dry_run(run, load_config(run))[0]
 
 
 def test_warnings(run: Run, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_warnings(run: Run, tmp_path: Path) -> None:
     del broken["assets"]["B05"]
     write(tmp_path / "items.json", collection(broken, *SEASON[1:5], {**SEASON[-1], "assets": {"vv": {"href": "x"}}}))
     edit(run, "2021-06-30", "2021-09-30")
-    text = dry_run(run, load_config(run))
+    text = dry_run(run, load_config(run))[0]
     assert "Warning: no Sentinel-1 scene was found" in text
     assert "has 5 Sentinel-2 dates before clouds are counted" in text
     assert "Warning: no Sentinel-2 scene for 117 days from 2021-06-05" in text
@@ -220,7 +220,7 @@ def test_warnings(run: Run, tmp_path: Path) -> None:
 def test_duplicates_are_counted(run: Run, tmp_path: Path) -> None:
     again = {**SEASON[0], "id": "S2_01_again"}
     write(tmp_path / "items.json", collection(*SEASON, again))
-    assert "left out   1 older copies" in dry_run(run, load_config(run))
+    assert "left out   1 older copies" in dry_run(run, load_config(run))[0]
 
 
 def test_planning_from_a_real_api(run: Run, tmp_path: Path) -> None:

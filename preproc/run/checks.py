@@ -1,4 +1,4 @@
-"""What `smalti doctor` finds: one line a check, with what to do about it."""
+"""Findings of checks, one line each, with what to do about it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,192 @@
+"""What can be known of a run before anything is downloaded or paid for: `plan --dry-run`, `run`, `submit`, `doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import shapely
+
+from infer.contract import Run, Shard, SmaltiError, embedding_paths, sha256_file
+from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
+from preproc.classify.labels import LabelSet, read_labels, to_zone
+from preproc.region.grid import utm_zones
+from preproc.region.region import Region, load_region, region_in
+from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
+from preproc.run.config import Config
+from preproc.run.engine import engine_command
+from preproc.run.profile import load_profile
+
+_LOW_SHARE = 1.2
+"""Free space below so many times of what is needed is too little."""
+_NAMED = 5
+
+
+def preflight(
+    run: Run, config: Config, plan: Mapping[str, Any], *, hashes: bool = False, elsewhere: bool = False
+) -> Findings:
+    """Check labels, model, engine and disk.
+
+    Args:
+        run: the run directory.
+        config: its settings.
+        plan: the fields of plan.json, or of a plan that was not written; empty if there is none.
+        hashes: read the whole checkpoint and compare it with what was published.
+        elsewhere: a container will be run on other nodes, which may have what is not here.
+    """
+    found = [*check_labels(config), *check_model(config, hashes=hashes)]
+    if not (elsewhere and contained(run, config)):
+        found += check_engine(run, config)
+    return Findings((*found, *check_space(run, plan)))
+
+
+def refuse(run: Run, config: Config, plan: Mapping[str, Any], *, elsewhere: bool = False) -> None:
+    """Raise if something is sure to stop a later stage. Where all embeddings are there, no engine is needed.
+
+    Raises:
+        SmaltiError: one line a problem, each with what to do.
+    """
+    found = preflight(run, config, plan, elsewhere=elsewhere).items
+    done = bool(plan) and all(embedding_paths(run.embeddings, row[0])[2].exists() for row in plan["tiles"])
+    moot = ("model", "engine") if done else ()
+    problems = [item for item in found if item.verdict is Verdict.FAILED and item.check not in moot]
+    if problems:
+        lines = [f"{item.check}: {item.text}{f': {item.remedy}' if item.remedy else ''}" for item in problems]
+        raise SmaltiError("\n".join([f"{run.config}: this would stop the run later:", *lines]))
+
+
+def check_labels(config: Config) -> list[Finding]:
+    """Whether the labels can be read and lie in the region, how many there are, and names that look like one."""
+    if config.labels is None:
+        return []
+    try:
+        region = load_region(config.region)
+        labels = _labels(config, region)
+        inside = _inside(labels, region)
+    except SmaltiError as error:
+        return [failed("labels", *error_text(error))]
+    if not inside.any():
+        return [failed("labels", f"{labels.path}: none lies in the region", "check the file, its CRS and [region]")]
+    classes, groups = labels.classes_n[inside].astype(str), labels.groups_n[inside].astype(str)
+    names, counts = np.unique(classes, return_counts=True)
+    per_class = [len(np.unique(groups[classes == name])) for name in names]
+    table = ", ".join(f"{n} ({c} in {g})" for n, c, g in zip(names.tolist(), counts.tolist(), per_class, strict=True))
+    if len(names) < 2:
+        return [failed("labels", f"{labels.path}: of one class only in the region: {table}", "add labels of another")]
+    found = [ok("labels", f"{int(inside.sum())} in the region; class (labels in groups): {table}")]
+    few = [name for name, n in zip(names.tolist(), per_class, strict=True) if n < config.classify.min_groups]
+    if few:
+        text = f"{_some(few)}: fewer than {config.classify.min_groups} groups, left out of training"
+        found.append(warning("labels", text, "add labels, or lower [classify] min_groups"))
+    for what, values in (("classes", names.tolist()), ("groups", np.unique(groups).tolist())):
+        alike = names_alike(values)
+        if alike:
+            shown = _some([" / ".join(map(repr, one)) for one in alike])
+            text = f"{what} that differ only in case, blanks or the form of accents: {shown}"
+            found.append(warning("labels", text, "make them one, if they are meant to be"))
+    return found
+
+
+def names_alike(names: list[str]) -> list[list[str]]:
+    """Names that people would take for one: the same but for case, blanks and the form of their accents. Pure."""
+    seen: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        seen[" ".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
+    return [same for same in seen.values() if len(same) > 1]
+
+
+def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
+    """Whether the weights are there, fit the archive, and give as many numbers as are asked for."""
+    name, path = config.model.name, config.model.checkpoint
+    try:
+        file = path if path is not None else cached_checkpoint(name or "")
+    except SmaltiError as error:
+        return [failed("model", *error_text(error))]
+    if not file.is_file():
+        return [failed("model", f"{file} is missing", "correct [model] checkpoint")]
+    if name is None:
+        return [ok("model", f"{file.name}, a file: the engine will say what it gives")]
+    model = registered_model(name)
+    if model.family == "v2-student" and config.model.dim not in MATRYOSHKA:
+        allowed = ", ".join(map(str, MATRYOSHKA))
+        return [failed("model", f"[model] dim {config.model.dim}: {name} gives {allowed}", "choose one of these")]
+    archive = config.archive.data_source or {"mpc": "mpc", "earth-search": "aws"}.get(config.archive.source)
+    source = model.data_source
+    if source is not None and archive is not None and source != archive and not config.model.allow_source_mismatch:
+        text = f"{name} was trained on {source} data, the archive is {archive}"
+        return [failed("model", text, "choose the other one")]
+    if hashes:
+        digest = sha256_file(file)
+        if model.sha256 is not None and model.sha256 != digest:
+            return [
+                failed("model", f"{file}: sha256 {digest[:12]}, published is {model.sha256[:12]}", "fetch it again")
+            ]
+        return [ok("model", f"{name}, sha256 {digest[:12]}")]
+    return [ok("model", f"{name}, {config.model.dim} numbers a pixel")]
+
+
+def contained(run: Run, config: Config) -> bool:
+    """Whether the engine runs in an image."""
+    profile = load_profile(config.site.profile, run.root, config.site)
+    return config.site.container is not None or bool(profile.runtime.image)
+
+
+def check_engine(run: Run, config: Config) -> list[Finding]:
+    """Whether there is something to run the engine with on this machine."""
+    try:
+        command = engine_command(run, config, Shard())
+    except SmaltiError as error:
+        return [failed("engine", *error_text(error))]
+    if command[0].endswith(("apptainer", "singularity")):
+        return [ok("engine", f"in the image, by {shutil.which(command[0])}")]
+    spec = importlib.util.find_spec("torch")
+    return [ok("engine", f"in this Python, torch at {spec.origin if spec else 'an unknown place'}")]
+
+
+def check_space(run: Run, plan: Mapping[str, Any]) -> list[Finding]:
+    """Free bytes and files against the plan's estimate. Quotas may be tighter than what the file system says."""
+    estimate = plan.get("estimate")
+    stages = estimate if isinstance(estimate, Mapping) else {}
+    numbers = [stage for stage in stages.values() if isinstance(stage, Mapping)]
+    if not numbers or not run.root.is_dir():
+        return []
+    need_bytes = sum(int(stage.get("written_bytes", 0)) for stage in numbers)
+    need_files = sum(int(stage.get("files", 0)) for stage in numbers)
+    system = os.statvfs(run.root)
+    free_bytes, free_files = system.f_bavail * system.f_frsize, system.f_favail
+    text = f"{need_bytes / 1e9:.1f} GB and {need_files} files needed, {free_bytes / 1e9:.0f} GB free"
+    if free_bytes < need_bytes * _LOW_SHARE:
+        low = warning if run.tiles.is_dir() else failed  # part of it may be written already
+        return [low("space", text, "free some, or move the run")]
+    if system.f_files and free_files < need_files * _LOW_SHARE:
+        return [
+            failed("space", f"{need_files} files needed, {free_files} may be made", "remove files, or move the run")
+        ]
+    return [ok("space", text)]
+
+
+def _labels(config: Config, region: Region) -> LabelSet:
+    labels = config.labels
+    assert labels is not None
+    zones = {epsg: region_in(region, epsg).bounds for epsg in utm_zones(region)}
+    return read_labels(labels.path, labels.class_, labels.group, labels.layer, zones)
+
+
+def _inside(labels: LabelSet, region: Region) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(N,) whether each label touches the region, in any of its zones."""
+    inside = np.zeros(len(labels.classes_n), dtype=bool)
+    for epsg in utm_zones(region):
+        shapes, area = to_zone(labels, epsg), region_in(region, epsg)
+        shapely.prepare(area)
+        inside |= shapely.intersects(area, shapes) & ~shapely.is_missing(shapes)
+    return inside
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -1,0 +1,112 @@
+"""What is known before anything is paid for: labels, model, engine, disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import shapely
+from support.embedded import tiled_run
+
+from infer.contract import Run, SmaltiError, read_plan
+from preproc.preflight import check_labels, check_model, names_alike, preflight, refuse
+from preproc.run.checks import Verdict
+from preproc.run.config import Config, parse_config
+
+TOML = """\
+[region]
+bbox = [3.0, 50.5, 3.1, 50.6]
+start = "2021-01-01"
+end = "2021-12-31"
+[archive]
+source = "mpc"
+"""
+
+
+def settings(run: Run, extra: str) -> Config:
+    return parse_config(TOML + extra, run.config)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return tiled_run(tmp_path / "run", across=1, down=1)
+
+
+def labels(run: Run, names: list[str], lon: float = 3.05, groups: list[str] | None = None) -> str:
+    points = [shapely.Point(lon, 50.55 + 0.001 * index) for index in range(len(names))]
+    path = run.root / "labels.geojson"
+    rows = [
+        {
+            "type": "Feature",
+            "properties": {"crop": name, "farm": (groups or names)[index]},
+            "geometry": shapely.geometry.mapping(points[index]),
+        }
+        for index, name in enumerate(names)
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": rows}))
+    return '[labels]\npath = "labels.geojson"\nclass = "crop"\n'
+
+
+def texts(found: list) -> str:
+    return "\n".join(f"{item.verdict} {item.text}" for item in found)
+
+
+def test_labels_are_counted_and_names_that_look_alike_are_shown(run: Run) -> None:
+    extra = labels(run, ["wheat", "Wheat ", "maize", "maize", "wheat"], groups=["a", "b", "c", "d", "e"])
+    said = texts(check_labels(settings(run, extra + 'group = "farm"\n')))
+    assert "ok 5 in the region" in said
+    assert "maize (2 in 2)" in said
+    assert "'Wheat ' / 'wheat'" in said or "'Wheat' / 'wheat'" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "lon", "extra", "message"),
+    [
+        (["wheat", "maize"], 9.0, "", "none lies in the region"),
+        (["wheat", "wheat"], 3.05, "", "of one class only"),
+        (["wheat", "maize"], 3.05, 'group = "farmer"\n', "has no attribute 'farmer'"),
+        (["wheat", "maize"], 3.05, '[model]\nname = "demo"\ndim = 100\n', "dim 100: demo gives 16, 32, 64, 128"),
+        (["wheat", "maize"], 3.05, '[model]\ncheckpoint = "gone.pt"\n', "gone.pt is missing"),
+        (["wheat", "maize"], 3.05, '[model]\nname = "tessera-v2-small"\n', "smalti weights fetch"),
+        (["wheat", "maize"], 3.05, '[site]\ncontainer = "gone.sif"\n', "gone.sif: no such container image"),
+    ],
+)
+def test_what_would_stop_the_run_later_is_said_at_once(
+    run: Run, names: list[str], lon: float, extra: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "no weights"))
+    config = settings(run, labels(run, names, lon) + extra)
+    assert preflight(run, config, {}).worst is Verdict.FAILED
+    with pytest.raises(SmaltiError, match=message.replace("(", r"\(")):
+        refuse(run, config, {})
+
+
+def test_no_engine_is_needed_where_all_embeddings_are_there(run: Run) -> None:
+    config = settings(run, '[model]\ncheckpoint = "gone.pt"\n')
+    with pytest.raises(SmaltiError, match=r"gone\.pt is missing"):
+        refuse(run, config, read_plan(run))
+    run.embeddings.mkdir()
+    (run.embeddings / "t00.json").write_text("{}")
+    refuse(run, config, read_plan(run))
+
+
+def test_a_full_disk_is_foreseen(run: Run) -> None:
+    found = preflight(
+        run, settings(run, ""), {"estimate": {"fetch": {"written_bytes": 10**18, "files": 9}}, "tiles": []}
+    )
+    assert found.worst is Verdict.FAILED
+    assert "free some, or move the run" in found.as_text()
+
+
+def test_names_that_people_take_for_one() -> None:
+    assert names_alike(["Blé", "Ble\u0301", "blé ", "maize"]) == [["Blé", "Ble\u0301", "blé "]]
+
+
+def test_an_archive_of_other_data_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = tmp_path / "w" / "tessera-v1.1-aws"
+    weights.mkdir(parents=True)
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "w"))
+    (weights / "checkpoint.pt").write_bytes(b"x")
+    said = texts(check_model(settings(run, '[model]\nname = "tessera-v1.1-aws"\n')))
+    assert "trained on aws data, the archive is mpc" in said
