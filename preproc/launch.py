@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -34,10 +33,11 @@ from infer.contract import (
 from infer.contract.registry import cache_path
 from preproc.config import Config
 from preproc.progress import say
+from preproc.resources import ENGINE
 from preproc.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
 
-_PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").parents[2]  # type: ignore[union-attr]  # imported above, so its spec exists
-"""Folder that holds infer/."""
+_MOUNT = "/opt/smalti"
+"""Folder inside the container that holds infer/ and nothing else: in a venv it has all of site-packages beside it."""
 _HASHED_BYTES = 2**30
 """Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
@@ -104,12 +104,12 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     runtime = shutil.which("apptainer") or shutil.which("singularity")
     if runtime is None:
         raise SmaltiError("neither apptainer nor singularity is on the PATH, and [site] container names an image")
-    binds = {str(run.root.absolute()), str(_PACKAGE_ROOT)}
+    binds = {str(run.root.absolute()), f"{ENGINE}:{_MOUNT}/infer"}
     if config.model.checkpoint is not None:
         binds.add(str(config.model.checkpoint.parent))
     if scratch is not None:
         binds.add(str(scratch))
-    command = [runtime, "exec", "--cleanenv", "--env", f"PYTHONPATH={_PACKAGE_ROOT},PYTHONNOUSERSITE=1"]
+    command = [runtime, "exec", "--cleanenv", "--env", f"PYTHONPATH={_MOUNT},PYTHONNOUSERSITE=1"]
     for bind in sorted(binds):
         command += ["--bind", bind]
     return [*command, str(container), "python3", "-s", "-m", "infer", *arguments]
@@ -138,8 +138,7 @@ def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = Fals
     check_folders(run, units)
     before = {unit.name for unit in units if unit.state().complete}
     command = engine_command(run, config, shard) + (["--overwrite"] if overwrite else [])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command)
     with _passing_signals(process):
         code = process.wait()
     if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):

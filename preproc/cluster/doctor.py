@@ -15,12 +15,13 @@ from infer.contract.registry import cached_checkpoint, registered_model
 from preproc import status
 from preproc.cluster import machine, slurm
 from preproc.cluster.findings import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
-from preproc.cluster.image import CHECKOUT, engine_hash, record_path
+from preproc.cluster.image import engine_hash, record_path
 from preproc.cluster.probe import probe_nodes
 from preproc.cluster.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submit import common_script, what_is_due
 from preproc.config import Config
+from preproc.resources import ENGINE
 
 __all__ = ["Verdict", "examine"]
 
@@ -199,7 +200,7 @@ def _check_record(script: Script, profile: Profile, path: Path) -> list[Finding]
     wrong = {"--nv": "rocm", "--rocm": "cuda"}.get(profile.runtime.gpu_flag)
     if record["flavour"] == wrong:
         return [failed("container", f"a {wrong} image with {profile.runtime.gpu_flag}", "use the other image")]
-    if profile.runtime.engine == "image" and record["engine"] != engine_hash(CHECKOUT / "infer"):
+    if profile.runtime.engine == "image" and record["engine"] != engine_hash(ENGINE):
         remedy = 'build it again, or set [site.runtime] engine = "checkout"'
         return [warning("container", f"{script.image} has another engine than this checkout", remedy)]
     return [ok("container", f"{script.image}, {record['flavour']}, sha256 {record['sha256'][:12]}")]

@@ -19,9 +19,9 @@ from preproc.archive.http import ServiceError
 from preproc.archive.signing import make_signer
 from preproc.archive.sources import CATALOGUES
 from preproc.cluster.findings import Finding, error_text, failed, ok, warning
-from preproc.cluster.image import CHECKOUT
 from preproc.cluster.profile import Profile
 from preproc.config import Config
+from preproc.resources import CONTAINERS, ENGINE, SITES, SLURM
 from preproc.stages import STAGES
 
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_PRELOAD")
@@ -88,8 +88,13 @@ def _check_gdal_proj() -> list[Finding]:
 
 def check_checkout() -> list[Finding]:
     """Whether the copy of smalti is whole: rsync with --exclude 'data' drops inner folders of that name."""
-    wanted = ["infer/checkpoints/demo.pt", "containers/smalti.def", "slurm/common.sh", "slurm/sites/generic.toml"]
-    missing = [name for name in wanted if not (CHECKOUT / name).is_file()]
+    wanted = [
+        ENGINE / "checkpoints" / "demo.pt",
+        CONTAINERS / "smalti.def",
+        SLURM / "common.sh",
+        SITES / "generic.toml",
+    ]
+    missing = [str(path) for path in wanted if not path.is_file()]
     for entry in STAGES:
         module = entry.implementation.split(":")[0]
         try:

@@ -11,7 +11,6 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError
 from preproc.cluster import slurm
 from preproc.cluster.findings import Finding, error_text, failed, finding_from, warning
-from preproc.cluster.image import CHECKOUT
 from preproc.cluster.ledger import slurm_folder
 from preproc.cluster.node_probe import MARK
 from preproc.cluster.profile import Profile, merge
@@ -20,6 +19,7 @@ from preproc.cluster.submit import common_script
 from preproc.cluster.tasks import read_log
 from preproc.config import Config
 from preproc.progress import say
+from preproc.resources import SLURM
 
 WAIT_S = 900
 """How long a probe job may wait and run before doctor stops waiting (the job stays queued)."""
@@ -41,9 +41,7 @@ def _submit(run: Run, config: Config, profile: Profile, kind: str) -> int:
     script = common_script(run, config, profile, 1, kind=kind)
     folder = slurm_folder(run)
     if kind == "infer":
-        script = replace(
-            script, command=(str(CHECKOUT / "slurm" / "probe.py"),), binds=(*script.binds, CHECKOUT / "slurm")
-        )
+        script = replace(script, command=(str(SLURM / "probe.py"),), binds=(*script.binds, SLURM))
     else:
         script = replace(script, command=("-m", "preproc.cluster.node_probe"))
     path = folder / "scripts" / f"probe-{kind}.sbatch"

@@ -21,7 +21,6 @@ from infer.contract import (
 from infer.contract.registry import cached_checkpoint, registered_model, weights_folder
 from preproc.chain import run_one
 from preproc.cluster import slurm
-from preproc.cluster.image import CHECKOUT
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
 from preproc.cluster.ledger import SubmittedJob, read_ledger, slurm_folder, write_ledger
 from preproc.cluster.profile import Profile, load_profile, unmet_needs
@@ -30,6 +29,7 @@ from preproc.cluster.shards import choose_tasks
 from preproc.config import Config
 from preproc.observed import cautions
 from preproc.progress import say
+from preproc.resources import ENGINE
 from preproc.stage import StageFailedError
 from preproc.stages import chain, stage_named
 
@@ -121,7 +121,7 @@ def common_script(
         tasks=tasks,
         image=image,
         program=program,
-        checkout=CHECKOUT if profile.runtime.engine == "checkout" and image is not None else None,
+        checkout=ENGINE.parent if profile.runtime.engine == "checkout" and image is not None else None,
         binds=tuple(binds),
         weights=weights,
         scratch=config.site.scratch,

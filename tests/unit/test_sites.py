@@ -9,7 +9,6 @@ import pytest
 from infer.contract import SmaltiError
 from preproc.cluster.profile import (
     JOBS,
-    SITES,
     load_profile,
     merge,
     parse_memory,
@@ -18,6 +17,7 @@ from preproc.cluster.profile import (
     unmet_needs,
 )
 from preproc.config import Config, parse_config
+from preproc.resources import SITES
 
 RUN_TOML = """
 [region]
