@@ -1,4 +1,4 @@
-"""How fast a season is fetched: `python bench/fetch.py` prints ratios; see docs/fetch.md for what they were.
+"""How fast a season is fetched: `python -m bench.fetch` prints ratios; see docs/fetch.md for what they were.
 
 A made-up season is served from COGs over HTTP on loopback with 20 ms added to every answer: 100 Sentinel-2 dates, half
 of them cloudy, and 100 Sentinel-1 dates. Compared in the same run, each in a process of its own:
@@ -7,9 +7,9 @@ of them cloudy, and 100 Sentinel-1 dates. Compared in the same run, each in a pr
     odc       odc-stac loading the same bands of the same dates (all of them: it cannot know which are cloudy)
     vsicurl   rasterio through GDAL's /vsicurl/, reading just what smalti reads
 
-    python bench/fetch.py                                 # one tile, 10 km COGs, against vsicurl
-    python bench/fetch.py --odc-python .odc/bin/python    # and against odc-stac, in an environment that has it
-    python bench/fetch.py --scaling                       # 1, 4 and 16 neighbouring tiles, 26 km COGs
+    python -m bench.fetch                                 # one tile, 10 km COGs, against vsicurl
+    python -m bench.fetch --odc-python .odc/bin/python    # and against odc-stac, in an environment that has it
+    python -m bench.fetch --scaling                       # 1, 4 and 16 neighbouring tiles, 26 km COGs
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # not bench/, whose infer.py would hide the package
 TEN = ("B04", "B02", "B03", "B08")
 TWENTY = ("B8A", "B05", "B06", "B07", "B11", "B12")
 EPSG, WEST, NORTH, SIZE = 32631, 573440, 5626880, 512
@@ -92,7 +91,6 @@ def hrefs(base: str, date: int) -> tuple[dict[str, str], dict[str, str]]:
 
 def serve(folder: Path) -> None:
     """Server process: prints its port, then its tally for every line on standard input."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from support.range_server import RangeServer, Tally  # type: ignore[import-not-found]  # of the tests
 
     def resolve(path: str) -> Path:
@@ -110,9 +108,12 @@ def serve(folder: Path) -> None:
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, Any]]:
     """Address of a server process, and a function that gives bytes and requests since it was last called."""
-    command = [sys.executable, __file__, "--serve", str(folder)]
+    command = [sys.executable, "-m", "bench.fetch", "--serve", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         writer, reader = process.stdin, process.stdout
@@ -271,7 +272,11 @@ def measure(python: str, name: str, folder: Path, dates: int, side: int, workers
         task = json.dumps([name, base, dates, side, workers])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [python, __file__, "--contend", task], env=environment, check=False, stdout=subprocess.PIPE, text=True
+            [python, "-m", "bench.fetch", "--contend", task],
+            env=environment,
+            check=False,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         if done.returncode:
             sys.exit(f"bench/fetch: {name} failed, see above")

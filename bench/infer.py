@@ -1,6 +1,6 @@
 """The engine against the machine and the plain way, on a made tile with 70 S2 dates (patchy clouds) and 60 S1 dates.
 
-    python bench/infer.py [--sizes nano,small,medium] [--side 96] [--repeats 3] [--device auto] [--no-baseline]
+    python -m bench.infer [--sizes nano,small,medium] [--side 96] [--repeats 3] [--device auto] [--no-baseline]
 
 Printed per size and precision: pixels a second from .npy to .npy, the fraction of the matmul ceiling, the time of each
 phase, the peak memory of `python -m infer`, the smallest cosine to float32, and the ratio to the plain baseline
@@ -35,23 +35,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.infer_baseline import embed_plain, plain_network
+from bench.made_tile import made_tile
+from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_npy
+from infer.device import Device, Precision, choose_device
+from infer.engine import Engine
+from infer.make_demo import random_student
+from infer.model import BackboneShape, Segment
+from infer.model.attention import attend
+from infer.model.linear import Linear
+from infer.model.network import Backbone, Fusion
+from infer.prepare import ModalityData
+from infer.weights import Checkpoint, load_checkpoint
+from infer.workers import Workers
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from bench.infer_baseline import embed_plain, plain_network  # noqa: E402  # run as a script, from anywhere
-from bench.made_tile import made_tile  # noqa: E402
-from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_npy  # noqa: E402
-from infer.device import Device, Precision, choose_device  # noqa: E402
-from infer.engine import Engine  # noqa: E402
-from infer.make_demo import random_student  # noqa: E402
-from infer.model import BackboneShape, Segment  # noqa: E402
-from infer.model.attention import attend  # noqa: E402
-from infer.model.linear import Linear  # noqa: E402
-from infer.model.network import Backbone, Fusion  # noqa: E402
-from infer.prepare import ModalityData  # noqa: E402
-from infer.weights import Checkpoint, load_checkpoint  # noqa: E402
-from infer.workers import Workers  # noqa: E402
-
 SIZES: dict[str, dict[str, int]] = {
     "nano": {"latent_dim": 32, "num_layers": 2, "nhead": 4, "dim_feedforward": 512},
     "small": {"latent_dim": 64, "num_layers": 4, "nhead": 4, "dim_feedforward": 1024},

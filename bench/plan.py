@@ -1,6 +1,6 @@
 """How long `smalti plan` takes, and how much memory, for a region of a million tiles.
 
-    python bench/plan.py [--tiles 1000000] [--scenes 20000]
+    python -m bench.plan [--tiles 1000000] [--scenes 20000]
 
 A region of about that many tiles over several UTM zones, with a ragged edge and holes, and a static archive whose items
 cover it, are made in a temporary folder; then the plan stage runs in a process of its own. Targets: 60 s and 1 GiB.

@@ -8,13 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, Shard
 from infer.runner import STOP_SIGNALS
-
-_PACKAGE_ROOT = Path(__file__).parents[1]
 
 
 def part_of(shard: Shard, member: int, members: int) -> Shard:
@@ -65,10 +62,9 @@ def run_members(arguments: Sequence[str], shard: Shard, members: int) -> int:
     Returns:
         The exit code for all of them.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
     processes: list[subprocess.Popen[bytes]] = []
     with _relayed(processes):
         for member in range(members):
             own = ["--shard", str(part_of(shard, member, members)), "--member", f"{member}/{members}"]
-            processes.append(subprocess.Popen([sys.executable, "-m", "infer", *arguments, *own], env=environment))
+            processes.append(subprocess.Popen([sys.executable, "-m", "infer", *arguments, *own]))
         return worst([process.wait() for process in processes])

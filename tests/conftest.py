@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/support is shared by all folders of tests
-
-SHARED = Path(__file__).parents[1].parent / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
 """Reference data that lies beside a developer's checkout; the project does not need it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checkout_in_programs() -> None:
+    """Programs that a test starts import this checkout too, not the one that happens to be installed."""
+    os.environ["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError
 from preproc.cluster import slurm
 from preproc.cluster.check_on_node import MARK
-from preproc.cluster.image import CHECKOUT
 from preproc.cluster.sbatch import render_script
 from preproc.cluster.submit import common_script
 from preproc.cluster.submitted import slurm_folder
@@ -20,6 +19,7 @@ from preproc.run.checks import Finding, error_text, failed, finding_from, warnin
 from preproc.run.config import Config
 from preproc.run.profile import Profile, merge
 from preproc.run.progress import say
+from preproc.run.resources import SLURM
 
 WAIT_S = 900
 """How long a probe job may wait and run before doctor stops waiting (the job stays queued)."""
@@ -41,9 +41,9 @@ def _submit(run: Run, config: Config, profile: Profile, kind: str) -> int:
     script = common_script(run, config, profile, 1, kind=kind)
     folder = slurm_folder(run)
     if kind == "infer":
-        script = replace(script, command=(str(CHECKOUT / "slurm" / "probe.py"),))
+        script = replace(script, command=(str(SLURM / "probe.py"),))
         if script.container is not None:
-            binds = (*script.container.binds, str(CHECKOUT / "slurm"))
+            binds = (*script.container.binds, str(SLURM))
             script = replace(script, container=replace(script.container, binds=binds))
     else:
         script = replace(script, command=("-m", "preproc.cluster.check_on_node"))

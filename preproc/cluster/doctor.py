@@ -13,7 +13,7 @@ from typing import Any
 from infer.contract import Run, SmaltiError, read_plan, sha256_file
 from preproc.cluster import machine_checks, slurm
 from preproc.cluster.check_jobs import probe_nodes
-from preproc.cluster.image import CHECKOUT, engine_hash, record_path
+from preproc.cluster.image import engine_hash, record_path
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submit import common_script, what_is_due
 from preproc.preflight import preflight
@@ -21,6 +21,7 @@ from preproc.run import status
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, flatten, ok, warning
 from preproc.run.config import Config
 from preproc.run.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
+from preproc.run.resources import ENGINE
 
 __all__ = ["Verdict", "examine"]
 
@@ -181,7 +182,7 @@ def _check_record(script: Script, profile: Profile, path: Path) -> list[Finding]
     wrong = {"--nv": "rocm", "--rocm": "cuda"}.get(profile.runtime.gpu_flag)
     if record["flavour"] == wrong:
         return [failed("container", f"a {wrong} image with {profile.runtime.gpu_flag}", "use the other image")]
-    if profile.runtime.engine == "image" and record["engine"] != engine_hash(CHECKOUT / "infer"):
+    if profile.runtime.engine == "image" and record["engine"] != engine_hash(ENGINE):
         remedy = 'build it again, or set [site.runtime] engine = "checkout"'
         return [warning("container", f"{script.container.image} has another engine than this checkout", remedy)]
     return [ok("container", f"{script.container.image}, {record['flavour']}, sha256 {record['sha256'][:12]}")]

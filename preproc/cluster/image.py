@@ -17,9 +17,8 @@ from pathlib import Path
 
 from infer.contract import EXIT_FAILED, SOFTWARE, SmaltiError, sha256_file, sha256_json, write_json
 from preproc.run.progress import say
+from preproc.run.resources import CHECKOUT, CONTAINERS, ENGINE
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""The root of the checkout: containers/, slurm/ and infer/ stand there."""
 FLAVOURS = ("cuda", "rocm", "cpu")
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Z_]+)\s*\}\}")
@@ -102,9 +101,9 @@ def build_flags(program: str, *, root: bool, proot: bool, subuid: bool) -> list[
     )
 
 
-def commit_of(checkout: Path) -> str:
-    """Short git hash, with `-changed` when infer/ differs from it; "unknown" outside git or without it."""
-    if shutil.which("git") is None:
+def commit_of(checkout: Path | None) -> str:
+    """Short git hash, with `-changed` when infer/ differs from it; "unknown" outside a checkout or without git."""
+    if checkout is None or shutil.which("git") is None:
         return "unknown"
     git = ["git", "-C", str(checkout)]
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
@@ -115,7 +114,7 @@ def commit_of(checkout: Path) -> str:
 
 
 def _definition_arguments(request: ImageRequest) -> dict[str, str]:
-    path = CHECKOUT / "containers" / f"{request.flavour}.args"
+    path = CONTAINERS / f"{request.flavour}.args"
     if request.flavour not in FLAVOURS or not path.is_file():
         raise SmaltiError(f"unknown kind of image {request.flavour!r}: one of {', '.join(FLAVOURS)}")
     arguments = parse_arguments(path.read_text(encoding="utf-8"))
@@ -125,6 +124,8 @@ def _definition_arguments(request: ImageRequest) -> dict[str, str]:
         arguments["BOOTSTRAP"], arguments["BASE"] = (
             (scheme, rest.removeprefix("//")) if known else ("docker", request.base)
         )
+        if known and scheme in ("localimage", "docker-archive"):
+            arguments["BASE"] = str(Path(rest).absolute())  # the program runs in another folder
     if request.wheels is not None:
         if not list(request.wheels.glob("torch-*.whl")):
             raise SmaltiError(
@@ -134,6 +135,12 @@ def _definition_arguments(request: ImageRequest) -> dict[str, str]:
     arguments["COMMIT"] = commit_of(CHECKOUT)
     arguments["VERSION"] = SOFTWARE.removeprefix("smalti ")
     return arguments
+
+
+def _stage(folder: Path) -> None:
+    """Copy what the definition's relative paths name, as they stand in a checkout: in a wheel they stand elsewhere."""
+    shutil.copytree(ENGINE, folder / "infer", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONTAINERS / "wheels", folder / "containers" / "wheels")
 
 
 def _has_subuid() -> bool:
@@ -157,12 +164,13 @@ def build_image(request: ImageRequest) -> Path:
     arguments = _definition_arguments(request)
     name, program = find_program()
     flags = build_flags(name, root=os.getuid() == 0, proot=shutil.which("proot") is not None, subuid=_has_subuid())
-    text = render_definition((CHECKOUT / "containers" / "smalti.def").read_text(encoding="utf-8"), arguments)
+    text = render_definition((CONTAINERS / "smalti.def").read_text(encoding="utf-8"), arguments)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     partial = request.output.with_name(f".{request.output.name}.{os.getpid()}.tmp")
     with tempfile.TemporaryDirectory(prefix="smalti-build-") as scratch:
         definition = Path(scratch) / "smalti.def"
         definition.write_text(text, encoding="utf-8")
+        _stage(Path(scratch))
         cache = request.cache or Path(scratch) / "cache"
         temporary = Path(scratch) / "tmp"
         for folder in (cache, temporary):
@@ -172,7 +180,7 @@ def build_image(request: ImageRequest) -> Path:
         command = [str(program), "build", *flags, str(partial.absolute()), str(definition)]
         say(" ".join(command))
         try:
-            code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
+            code = subprocess.run(command, cwd=scratch, env=environment, check=False).returncode
             if code != 0:
                 raise SmaltiError(
                     f"{name} build ended with code {code}: its reason stands above", exit_code=EXIT_FAILED
@@ -194,7 +202,7 @@ def _record(request: ImageRequest, arguments: Mapping[str, str], image: Path) ->
         "format": "smalti/image",
         "sha256": sha256_file(image),
         "bytes": image.stat().st_size,
-        "engine": engine_hash(CHECKOUT / "infer"),
+        "engine": engine_hash(ENGINE),
         "software": SOFTWARE,
         "commit": arguments["COMMIT"],
         "flavour": request.flavour,

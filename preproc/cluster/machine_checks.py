@@ -16,12 +16,12 @@ import requests
 from infer.contract import Run, SmaltiError, scratch_folder, stage_lock, temporary_path
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.sources import CATALOGUES
-from preproc.cluster.image import CHECKOUT
 from preproc.reader.signing import make_signer
 from preproc.reader.transport import ServiceError
 from preproc.run.checks import Finding, error_text, failed, ok, warning
 from preproc.run.config import Config
 from preproc.run.profile import Profile
+from preproc.run.resources import CONTAINERS, ENGINE, SITES, SLURM
 from preproc.run.stages import STAGES
 
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_PRELOAD")
@@ -86,8 +86,13 @@ def _check_gdal_proj() -> list[Finding]:
 
 def check_checkout() -> list[Finding]:
     """Whether the copy of smalti is whole: rsync with --exclude 'data' drops inner folders of that name."""
-    wanted = ["infer/checkpoints/demo.pt", "containers/smalti.def", "slurm/common.sh", "slurm/sites/generic.toml"]
-    missing = [name for name in wanted if not (CHECKOUT / name).is_file()]
+    wanted = [
+        ENGINE / "checkpoints" / "demo.pt",
+        CONTAINERS / "smalti.def",
+        SLURM / "common.sh",
+        SITES / "generic.toml",
+    ]
+    missing = [str(path) for path in wanted if not path.is_file()]
     for entry in STAGES:
         module = entry.implementation.split(":")[0]
         try:

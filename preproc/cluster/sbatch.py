@@ -15,8 +15,8 @@ from pathlib import Path
 
 from preproc.run.container import Container, device_arguments
 from preproc.run.profile import Job, Profile
+from preproc.run.resources import SLURM
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "slurm"
 _SETTINGS = re.compile(r"# >>> settings\n.*?# <<< settings\n", re.DOTALL)
 _SOURCE = re.compile(r"^source .*/common\.sh\"\n", re.MULTILINE)
 _DIRECTIVES = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
@@ -176,6 +176,6 @@ def render(template: str, common: str, profile: Profile, script: Script) -> str:
 
 
 def render_script(profile: Profile, script: Script) -> str:
-    """`render` with the templates of this checkout."""
-    template = (TEMPLATES / f"{script.kind}.sbatch").read_text(encoding="utf-8")
-    return render(template, (TEMPLATES / "common.sh").read_text(encoding="utf-8"), profile, script)
+    """`render` with the templates that come with smalti."""
+    template = (SLURM / f"{script.kind}.sbatch").read_text(encoding="utf-8")
+    return render(template, (SLURM / "common.sh").read_text(encoding="utf-8"), profile, script)

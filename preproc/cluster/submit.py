@@ -19,7 +19,6 @@ from infer.contract import (
     write_model_job,
 )
 from preproc.cluster import slurm
-from preproc.cluster.image import CHECKOUT
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_ledger, slurm_folder, write_ledger
@@ -110,7 +109,7 @@ def common_script(
         python=Path(sys.executable),
         logs=slurm_folder(Run(root)),
         tasks=tasks,
-        container=container_of(run, config, profile, CHECKOUT / "infer"),
+        container=container_of(run, config, profile),
         weights=weights_of(config),
         scratch=config.site.scratch,
     )

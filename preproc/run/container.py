@@ -11,6 +11,7 @@ from infer.contract import Run
 from infer.contract.registry import registered_model, weights_folder
 from preproc.run.config import Config
 from preproc.run.profile import Profile
+from preproc.run.resources import ENGINE
 
 ENGINE_HOME = "/opt/smalti"
 """Where the image has infer/, and where another one is bound over it."""
@@ -70,14 +71,13 @@ def weights_of(config: Config) -> Path | None:
     return None if name is None or registered_model(name).bundled else weights_folder().absolute()
 
 
-def container_of(run: Run, config: Config, profile: Profile, engine: Path) -> Container | None:
+def container_of(run: Run, config: Config, profile: Profile) -> Container | None:
     """The container that run.toml or else the site names, or None for this Python.
 
     Args:
         run: its folder is bound.
         config: its image, and the folder of its checkpoint.
         profile: the site's program, paths and GPU option; `auto` is told from this machine.
-        engine: smalti's own infer/, for sites whose images have none.
     """
     image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
     if image is None:
@@ -92,5 +92,5 @@ def container_of(run: Run, config: Config, profile: Profile, engine: Path) -> Co
     checkpoint, weights = config.model.checkpoint, weights_of(config)
     binds |= {str(checkpoint.parent)} if checkpoint is not None else set()
     binds |= {str(weights)} if weights is not None else set()
-    own = engine if profile.runtime.engine == "checkout" else None
+    own = ENGINE if profile.runtime.engine == "checkout" else None
     return Container(image, program, flag, tuple(sorted(binds)), own)

@@ -38,8 +38,6 @@ from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
 
-_PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").parents[2]  # type: ignore[union-attr]  # imported above, so its spec exists
-"""Folder that holds infer/."""
 _HASHED_BYTES = 2**30
 """Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
@@ -94,7 +92,7 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
-    container = container_of(run, config, profile, _PACKAGE_ROOT / "infer")
+    container = container_of(run, config, profile)
     if container is None:
         if importlib.util.find_spec("torch") is None:
             raise SmaltiError(
@@ -112,8 +110,8 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
 
 
 def _environment(config: Config, command: Sequence[str]) -> dict[str, str]:
-    """Of the engine's process: where infer/ is, and for a container where fetched weights are, under its own names."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])}
+    """Of the engine's process; a container is told where fetched weights are under a name of its own."""
+    found = dict(os.environ)
     weights = weights_of(config)
     if weights is not None and command[0] != sys.executable:
         found[container_variable(command[0], "SMALTI_WEIGHTS")] = str(weights)

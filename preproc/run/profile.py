@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from infer.contract import SmaltiError
+from preproc.run.resources import SITES
 
-SITES = Path(__file__).resolve().parents[2] / "slurm" / "sites"
-"""The profiles that come with smalti."""
 JOBS = ("fetch", "infer", "stitch", "classify")
 """The kinds of jobs that a chain consists of."""
 

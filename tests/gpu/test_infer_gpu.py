@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
 from infer.contract import read_tile
@@ -41,8 +42,8 @@ def embed(checkpoint: Checkpoint, tile, device: str, precision: str, budget: int
 
 
 @pytest.mark.parametrize("case", TILES)
-def test_float32_agrees_with_the_reference(shared, case):
-    folder = shared / "golden" / case
+def test_float32_agrees_with_the_reference(case):
+    folder = GOLDEN / case
     found = embed(
         load_checkpoint(folder / "checkpoint.pt"), read_tile(folder / "tile", need_manifest=False), "auto", "float32"
     )

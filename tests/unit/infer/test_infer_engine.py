@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.recorded import GOLDEN
 
 from bench.infer_baseline import embed_plain
 from bench.made_tile import made_tile
@@ -84,14 +85,11 @@ def test_any_tile_at_any_budget_agrees_with_the_plain_computation(case, cases, t
 
 
 @pytest.fixture(scope="module")
-def cases(request):
+def cases():
     def get(case: str) -> Checkpoint:
         if case in ("student", "qk"):
             return student(SIZES if case == "student" else QK)
-        shared = request.getfixturevalue("shared")
-        return load_checkpoint(
-            shared / "golden" / {"teacher": "v2-teacher", "v1.1": "v1.1-mpc"}[case] / "checkpoint.pt"
-        )
+        return load_checkpoint(GOLDEN / {"teacher": "v2-teacher", "v1.1": "v1.1-mpc"}[case] / "checkpoint.pt")
 
     return get
 
@@ -213,10 +211,10 @@ def test_an_empty_tile_is_all_nodata():
     assert result.observations["s2"] == {"min": 0.0, "median": 0.0, "max": 0.0}
 
 
-def test_v1_0_is_reproducible_whatever_the_batches(shared):
+def test_v1_0_is_reproducible_whatever_the_batches():
     tile = made_tile(9, 50, 20)
     for case in ("v1.0-float32", "v1.0-qat"):
-        checkpoint = load_checkpoint(shared / "golden" / case / "checkpoint.pt", heads=4)
+        checkpoint = load_checkpoint(GOLDEN / case / "checkpoint.pt", heads=4)
         one = embed(checkpoint, tile, budget=200).values_hwc
         other = embed(checkpoint, tile, on_cpu(workers=2), 5000).values_hwc
         assert agree(one, other) <= TOLERANCE
@@ -224,8 +222,8 @@ def test_v1_0_is_reproducible_whatever_the_batches(shared):
         assert not np.allclose(one, moved, equal_nan=True)
 
 
-def test_v1_0_without_any_date_of_a_modality_is_refused(shared):
-    checkpoint = load_checkpoint(shared / "golden" / "v1.0-qat" / "checkpoint.pt", heads=4)
+def test_v1_0_without_any_date_of_a_modality_is_refused():
+    checkpoint = load_checkpoint(GOLDEN / "v1.0-qat" / "checkpoint.pt", heads=4)
     with pytest.raises(SmaltiError, match="S1 dates a pixel and this tile has none"):
         embed(checkpoint, made_tile(4, 10, 0))
 

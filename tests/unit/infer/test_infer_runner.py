@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
 from infer import runner as infer_runner
@@ -171,9 +172,9 @@ def test_bad_arguments_have_one_clear_line(tiles, tmp_path, monkeypatch, capsys,
     assert not (tmp_path / "o").exists() or not list((tmp_path / "o").iterdir())
 
 
-def test_another_data_source_is_refused_unless_told_otherwise(shared, tmp_path, capsys):
+def test_another_data_source_is_refused_unless_told_otherwise(tmp_path, capsys):
     write_tile(tmp_path / "tiles" / "t", manifest=True)
-    aws = shared / "golden" / "v1.1-aws" / "checkpoint.pt"
+    aws = GOLDEN / "v1.1-aws" / "checkpoint.pt"
     assert infer(tmp_path / "tiles", tmp_path / "out", checkpoint=aws) == 1
     assert "come from 'mpc'" in capsys.readouterr().err
     assert infer(tmp_path / "tiles", tmp_path / "out", "--allow-source-mismatch", checkpoint=aws) == 0

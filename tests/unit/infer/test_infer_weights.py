@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.recorded import GOLDEN
 
 from infer.contract import (
     DEMO_CHECKPOINT,
@@ -169,8 +170,8 @@ def test_a_job_names_a_model_or_a_file(student, tmp_path):
         resolve_checkpoint(ModelJob(None, None, "int8", 128, "auto"), run)
 
 
-def test_sources_that_differ_are_refused(shared):
-    aws = load_checkpoint(shared / "golden" / "v1.1-aws" / "checkpoint.pt")
+def test_sources_that_differ_are_refused():
+    aws = load_checkpoint(GOLDEN / "v1.1-aws" / "checkpoint.pt")
     with pytest.raises(SmaltiError, match="allow-source-mismatch"):
         check_source(aws, "t", "mpc")
     check_source(aws, "t", "aws")
@@ -183,10 +184,10 @@ def test_students_have_prefixes(dim):
     assert read_architecture(formula_checkpoint()).dimensions(dim) == (dim or 128)
 
 
-def test_other_prefixes_and_families_are_refused(shared):
+def test_other_prefixes_and_families_are_refused():
     with pytest.raises(SmaltiError, match="16, 32, 64, 128"):
         read_architecture(formula_checkpoint()).dimensions(100)
-    teacher = read_architecture(load_checkpoint(shared / "golden" / "v2-teacher" / "checkpoint.pt"))
+    teacher = read_architecture(load_checkpoint(GOLDEN / "v2-teacher" / "checkpoint.pt"))
     assert teacher.dimensions(0) == teacher.output
     with pytest.raises(SmaltiError, match="dim 16"):
         teacher.dimensions(16)

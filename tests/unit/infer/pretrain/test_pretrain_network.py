@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.recorded import GOLDEN
 
 from infer.contract import read_tile
 from infer.device import Device
@@ -57,8 +58,8 @@ def whole_view(tile: object, row: int, column: int) -> View | None:
 
 
 @pytest.mark.parametrize("case", ["v2-student", "v2-student-long"])
-def test_the_training_network_gives_the_reference_output(shared: Path, case: str) -> None:
-    folder = shared / "golden" / case
+def test_the_training_network_gives_the_reference_output(case: str) -> None:
+    folder = GOLDEN / case
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     student = Student(shape_of(content["args"])).eval()
     student.load_state_dict(content["model"])
@@ -94,7 +95,7 @@ def test_the_engine_runs_what_is_exported_as_it_was_trained(tmp_path: Path) -> N
             np.testing.assert_allclose(embedded[row, column], student(view)[0].numpy(), atol=3e-5)
 
 
-def test_parameter_names_are_those_of_published_students(shared: Path) -> None:
-    content = torch.load(shared / "golden" / "v2-student" / "checkpoint.pt", weights_only=True)
+def test_parameter_names_are_those_of_published_students() -> None:
+    content = torch.load(GOLDEN / "v2-student" / "checkpoint.pt", weights_only=True)
     mine = Student(shape_of(content["args"])).state_dict()
     assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in content["model"].items()}

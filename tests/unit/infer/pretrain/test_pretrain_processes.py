@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.pretraining import QUICK, ROOT, environment, make_tiles, pretrain
+from support.recorded import GOLDEN
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, read_tile
 from infer.pretrain.network import Student, shape_of
@@ -72,14 +73,12 @@ def test_groups_must_be_shared_out_evenly(tiles: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "dim"), [("v2-student", 128), ("v1.1-mpc", None), ("v2-teacher", 64)])
-def test_a_student_comes_closer_to_any_teacher(
-    shared: Path, tiles: Path, tmp_path: Path, family: str, dim: int | None
-) -> None:
-    teacher = shared / "golden" / family / "checkpoint.pt"
+def test_a_student_comes_closer_to_any_teacher(tiles: Path, tmp_path: Path, family: str, dim: int | None) -> None:
+    teacher = GOLDEN / family / "checkpoint.pt"
     options = ["--teacher", str(teacher), "--steps=40", "--record-every=10", "--learning-rate=0.01"]
     if dim == 128:
         options.append("--repr-dim=128")  # number by number; otherwise through a linear map
-    tile = shared / "golden" / family / "tile"
+    tile = GOLDEN / family / "tile"
     done = pretrain(tmp_path / "out", tile, *options)
     assert done.returncode == EXIT_OK, done.stderr
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

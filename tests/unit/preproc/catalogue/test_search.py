@@ -16,6 +16,7 @@ import rustac
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.recorded import STAC_ITEMS
 from support.service import Answer, Request, json_answer, serve, serve_folder, stac_api
 from support.stac import ELSEWHERE, SEASON, Api, collection, item, page, write
 
@@ -277,8 +278,8 @@ def test_every_kind_of_static_archive_gives_the_same_scenes(tmp_path: Path, kind
         assert shapely.from_wkt(scene.footprint).equals(shapely.box(4, 50, 5, 51))
 
 
-def test_the_recorded_items_of_planetary_computer_survive_geoparquet(tmp_path: Path, shared: Path) -> None:
-    folder = shared / "data" / "stac-items" / "stac-geoparquet"
+def test_the_recorded_items_of_planetary_computer_survive_geoparquet(tmp_path: Path) -> None:
+    folder = STAC_ITEMS / "stac-geoparquet"
     items = [*json.loads((folder / "sentinel-1-rtc-pc.json").read_text())]
     items += json.loads((folder / "sentinel-2-l2a-pc.json").read_text())
     rustac.write_sync(str(tmp_path / "items.parquet"), items)

@@ -9,7 +9,6 @@ import pytest
 
 from infer.contract import SmaltiError
 from preproc.cluster.image import (
-    CHECKOUT,
     FLAVOURS,
     ImageRequest,
     build_flags,
@@ -18,12 +17,13 @@ from preproc.cluster.image import (
     parse_arguments,
     render_definition,
 )
+from preproc.run.resources import CONTAINERS
 
-TEMPLATE = (CHECKOUT / "containers" / "smalti.def").read_text()
+TEMPLATE = (CONTAINERS / "smalti.def").read_text()
 
 
 def rendered(flavour: str) -> str:
-    return render_definition(TEMPLATE, parse_arguments((CHECKOUT / "containers" / f"{flavour}.args").read_text()))
+    return render_definition(TEMPLATE, parse_arguments((CONTAINERS / f"{flavour}.args").read_text()))
 
 
 def test_the_kinds_share_everything_but_the_base() -> None:
@@ -83,7 +83,7 @@ def test_the_engines_hash_follows_its_sources(tmp_path: Path) -> None:
 
 
 def test_the_containerfile_does_the_same() -> None:
-    text = (CHECKOUT / "containers" / "Containerfile").read_text()
+    text = (CONTAINERS / "Containerfile").read_text()
     for shared in (
         "/opt/smalti",
         "PYTHONNOUSERSITE=1",

@@ -14,13 +14,14 @@ from infer.contract import Run, SmaltiError, sha256_file, write_json
 from preproc.cluster import doctor, machine_checks
 from preproc.cluster.check_jobs import parse_findings, probe_profile
 from preproc.cluster.check_on_node import MARK
-from preproc.cluster.image import CHECKOUT, engine_hash, record_path
+from preproc.cluster.image import engine_hash, record_path
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import parse_associations
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, finding_from, ok, warning
 from preproc.run.config import parse_config
 from preproc.run.container import Container
 from preproc.run.profile import Profile, load_profile, merge
+from preproc.run.resources import ENGINE
 
 RUN_TOML = """
 [region]
@@ -57,7 +58,7 @@ def test_proj_is_right_here_and_a_wrong_answer_is_seen(monkeypatch: pytest.Monke
 
 
 def test_a_checkout_that_lost_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine_checks, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(machine_checks, "ENGINE", tmp_path / "infer")
     found = machine_checks.check_checkout()[0]
     assert found.verdict is Verdict.FAILED
     assert "infer/checkpoints/demo.pt" in found.text
@@ -141,7 +142,7 @@ def image(tmp_path: Path) -> Path:
         {
             "sha256": sha256_file(path),
             "bytes": path.stat().st_size,
-            "engine": engine_hash(CHECKOUT / "infer"),
+            "engine": engine_hash(ENGINE),
             "flavour": "rocm",
         },
     )

