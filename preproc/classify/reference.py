@@ -113,7 +113,13 @@ def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
     }
     # The strata take the place of the groups: another attribute of each point, as text.
     points = read_labels(
-        settings.reference, settings.class_, settings.stratum, settings.layer, zones, section="validate"
+        settings.reference,
+        settings.class_,
+        settings.stratum,
+        settings.layer,
+        zones,
+        encoding=settings.encoding,
+        section="validate",
     )
     if not (shapely.get_type_id(points.geometries_n) == shapely.GeometryType.POINT).all():
         raise SmaltiError(f"{settings.reference}: a reference sample is of points, one for each unit that was drawn")

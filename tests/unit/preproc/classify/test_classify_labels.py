@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 from support.embedded import EPSG, NORTH, WEST, write_vector
 
 from infer.contract import SmaltiError
-from preproc.classify.labels import LabelSet, assign_codes, class_values, fingerprint, read_labels, to_zone
+from preproc.classify.labels import LabelSet, assign_codes, class_values, read_labels, to_zone
+from preproc.region.vector import fingerprint
 
 ZONES = {EPSG: (WEST, NORTH - 640, WEST + 640, NORTH)}
 SQUARES = [shapely.box(WEST + 100 * i, NORTH - 100, WEST + 100 * i + 80, NORTH - 20) for i in range(3)]
@@ -74,16 +76,16 @@ def test_fractions_and_dates_are_no_classes(tmp_path: Path) -> None:
     with refused("'crop' holds 2.5: a class is text or a whole number"):
         read(path)
     with refused("'crop' holds inf: a class is text or a whole number"):
-        class_values(path, "crop", np.array([1.0, np.inf, 3.0]))
+        class_values(path, "crop", pa.chunked_array([[1.0, np.inf, 3.0]]))
     dates = np.array(["2020-01-01"] * 3, dtype="datetime64[D]")
     with refused("a class is text or a whole number"):
-        class_values(path, "sown", dates)
+        class_values(path, "sown", pa.chunked_array([pa.array(dates)]))
 
 
 def test_truth_values_are_classes() -> None:
-    values, present = class_values(Path("x"), "crop", np.array([True, False]))
-    assert values.tolist() == ["true", "false"]
-    assert present.all()
+    values, present = class_values(Path("x"), "crop", pa.chunked_array([[True, False, None]]))
+    assert values.tolist() == ["true", "false", None]
+    assert present.tolist() == [True, True, False]
 
 
 def test_an_unknown_attribute_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -100,14 +102,14 @@ def test_missing_files_layers_and_crs(tmp_path: Path) -> None:
     with refused("none.gpkg: no such file"):
         fingerprint(tmp_path / "none.gpkg")
     (tmp_path / "text.gpkg").write_text("hello")
-    with refused("text.gpkg: not a readable vector file"):
+    with refused("text.gpkg: cannot be read as a vector file"):
         read(tmp_path / "text.gpkg")
     bare = write_vector(tmp_path / "bare.shp", SQUARES, {"crop": NAMES}, epsg=None, geometry_type="Polygon")
-    with refused("bare.shp: has no coordinate reference system"):
+    with refused("bare.shp: has no CRS"):
         read(bare)
     two = write_vector(tmp_path / "two.gpkg", SQUARES, {"crop": NAMES}, layer="a")
     write_vector(two, SQUARES, {"crop": NAMES}, layer="b", append=True)
-    with refused("two.gpkg: has 2 layers .a, b.: name one"):
+    with refused("two.gpkg: has 2 layers .a, b.: choose one"):
         read(two)
     with refused("has no layer 'c'"):
         read(two, layer="c")
@@ -134,7 +136,7 @@ def test_invalid_outlines_are_repaired_and_empty_ones_dropped(tmp_path: Path) ->
 
 def test_metres_declared_as_degrees_are_noticed(tmp_path: Path) -> None:
     path = write_vector(tmp_path / "l.shp", SQUARES, {"crop": NAMES}, epsg=4326, geometry_type="Polygon")
-    with refused(r"in degrees by its coordinate reference system .* \(500000, 5599900\)"):
+    with refused("coordinates from 500000, 5599900 .* are not degrees"):
         read(path)
 
 
