@@ -10,7 +10,7 @@ from infer.contract import Run, read_manifest, sha256_json, verify_files, write_
 from preproc.classify.model import KIND, OUT_OF_FOLD, model_manifest, read_legend
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
-from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference
+from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config
@@ -83,6 +83,9 @@ def accuracy(run: Run, config: Config) -> dict[str, Any]:
     if config.validate_ is not None:
         class_map = read_map(run)
         assessed = map_accuracy(read_reference(config.validate_, class_map), class_map, classes, config.validate_)
+        odd = unmatched(assessed)
+        if odd is not None:
+            say(f"Warning: {config.validate_.reference}: {odd}")
         content["map_accuracy"] = assessed
         content["map_accuracy_note"] = assessed["what"]
         content["headline"] += f"; {_map_headline(assessed)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,57 @@ def test_a_shapefile_is_more_than_its_shp(tmp_path: Path) -> None:
     assert fingerprint(path) == before  # wheat, maize, wheat reads the same backwards
     write_vector(tmp_path / "l.shp", SQUARES, {"crop": np.roll(NAMES, 1)}, geometry_type="Polygon")
     assert fingerprint(path) != before
+
+
+def column(*values: Any, kind: Any = None) -> Any:
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def test_values_stay_what_they_are(tmp_path: Path) -> None:
+    big = [2**53 + 1, None, 2**53 + 2]
+    assert class_values(Path("x"), "crop", column(*big))[0].tolist() == big
+    assert class_values(Path("x"), "crop", column("1.0", " b ", ""))[0].tolist() == ["1.0", "b", None]
+    assert class_values(Path("x"), "crop", column("Ble\u0301", "Blé", "a\x0b\nb"))[0].tolist() == ["Blé", "Blé", "a b"]
+    assert class_values(Path("x"), "crop", column(None, None))[1].tolist() == [False, False]
+    path = tmp_path / "l.geojson"
+    for values, right in (
+        ([True, None, False], ["true", "false"]),
+        (big, [big[0], big[2]]),
+        ([1, "2", None], ["1", "2"]),
+    ):
+        write_geojson(path, values)
+        assert read(path).classes_n.tolist() == right
+
+
+def write_geojson(path: Path, values: list[Any]) -> None:
+    features = [
+        {"type": "Feature", "properties": {"crop": v}, "geometry": {"type": "Point", "coordinates": [3.001, 50.545]}}
+        for v in values
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def test_what_is_no_class_is_refused_or_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "l.geojson"
+    for values, message in (
+        ([["a"], ["b"]], "a class is text or a whole number"),
+        ([{"a": 1}, {"a": 2}], "a class is text or a whole number"),
+        (["x" * 2_000_000, "y"], "a text of 2000000 characters"),
+    ):
+        write_geojson(path, values)
+        with refused(message):
+            read(path)
+    write_geojson(path, ["nan", "None", "wheat"])
+    assert len(read(path)) == 3
+    assert "'None', 'nan' as text" in " ".join(capsys.readouterr().err.split())
+
+
+def test_codes_in_text_are_numbers() -> None:
+    assert assign_codes({"10", "2", "7"}) == {"2": 2, "7": 7, "10": 10}
+    assert list(assign_codes({"300", "20", "1"})) == ["1", "20", "300"]
+    assert assign_codes({"field 10", "field 2"}) == {"field 2": 1, "field 10": 2}
+    assert assign_codes({"1", "01"}) == {"01": 1, "1": 2}
+    assert assign_codes({"9" * 9999, "b"})
 
 
 def test_codes() -> None:
