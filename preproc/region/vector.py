@@ -229,7 +229,9 @@ def _restrict_drivers() -> None:
 def _open_ogr(path: Path, section: str, layer: str | None, encoding: str | None, text: bool) -> _Opened:
     _restrict_drivers()
     where, layer = _gdal_path(path, section, layer)
-    shapefile = where.lower().endswith(".shp") or (path.is_dir() and path.suffix.lower() != ".gdb")
+    shapefile = (isinstance(where, str) and where.lower().endswith(".shp")) or (
+        path.is_dir() and path.suffix.lower() != ".gdb"
+    )
     codec = None if encoding is None or shapefile else encoding  # GDAL itself knows it of shapefiles only
     if not text and shapefile:
         encoding = (
@@ -302,8 +304,10 @@ def _decoded(column: pa.ChunkedArray, codec: str | None, guess: bool) -> pa.Chun
     return pa.chunked_array([pa.array([None if text is None else text.decode(codec) for text in raw], pa.string())])
 
 
-def _gdal_path(path: Path, section: str, layer: str | None) -> tuple[str, str | None]:
-    """What GDAL is to open: the path itself, or the one data set in a zip file (then the layer is chosen)."""
+def _gdal_path(path: Path, section: str, layer: str | None) -> tuple[str | bytes, str | None]:
+    """What GDAL is to open: the path, the content, or the one data set in a zip file (then the layer is chosen)."""
+    if path.suffix.lower() == ".gml" and path.is_file():
+        return path.read_bytes(), layer  # of a file on disk GDAL writes a .gfs beside it
     if path.suffix.lower() not in (".zip", ".kmz") or path.is_dir() or not zipfile.is_zipfile(path):
         return str(path), layer
     with zipfile.ZipFile(path) as archive:

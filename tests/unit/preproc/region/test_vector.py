@@ -101,7 +101,9 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_formats(tmp_path: Path, kind: str) -> None:
     path = KINDS[kind](tmp_path)
+    before = sorted(tmp_path.iterdir())
     vector = read(path)
+    assert sorted(tmp_path.iterdir()) == before
     assert dict(zip(vector.columns["crop"].to_pylist(), vector.geometries_n, strict=True)).keys() == set(NAMES)
     assert shapely.total_bounds(vector.geometries_n) == pytest.approx(shapely.total_bounds(SQUARES), abs=0.01)
     assert fingerprint(path) == fingerprint(path)
