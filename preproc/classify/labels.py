@@ -201,7 +201,7 @@ def mojibake(text: str) -> str | None:
 
 
 def doubtful(path: Path, attribute: str, column: pa.ChunkedArray, section: str) -> list[str]:
-    """What speaks against the texts of an attribute, in lines: a wrong encoding, words that stand for no value."""
+    """What speaks against the texts of an attribute: a wrong encoding, words for no value, names all but alike."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return []
     texts = [value for value in column.unique().to_pylist() if value]
@@ -221,6 +221,16 @@ def doubtful(path: Path, attribute: str, column: pa.ChunkedArray, section: str) 
             f"{path}: attribute {attribute!r} holds {named} as text, which is taken as the name of a class: if it "
             "stands for no class, empty it there"
         )
+    alike: dict[str, set[str]] = {}
+    for text in texts:
+        alike.setdefault(" ".join(text.split()).casefold(), set()).add(unicodedata.normalize("NFC", text).strip())
+    twins = [sorted(names) for names in alike.values() if len(names) > 1]
+    if twins:
+        named = "; ".join(" and ".join(map(repr, names)) for names in twins[:3])
+        lines.append(
+            f"{path}: attribute {attribute!r} holds names that differ in capitals or blanks only, which makes them "
+            f"classes of their own: {named}"
+        )
     return lines
 
 
@@ -238,9 +248,7 @@ def _groups(
 def _shapes(path: Path, geometries: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Valid points and polygons, and which had to be repaired."""
     geometries = geometries.copy()
-    finite = np.isfinite(shapely.bounds(geometries).reshape(-1, 4)).all(axis=1)
-    geometries[~finite] = None  # empty, or infinite: counted as no geometry
-    present = ~shapely.is_missing(geometries)
+    present = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
     invalid = present & ~shapely.is_valid(geometries)
     try:
         geometries[invalid] = shapely.make_valid(geometries[invalid])

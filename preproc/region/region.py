@@ -249,7 +249,7 @@ def _to_wgs84(path: Path, polygons: list[Polygon], crs: pyproj.CRS) -> list[Poly
             return np.column_stack(backward.transform(xy[:, 0], xy[:, 1], errcheck=True))
 
         moved = [shapely.transform(shapely.segmentize(polygon, step), move) for polygon in polygons]
-    except ProjError as error:
+    except (ProjError, shapely.errors.GEOSException) as error:
         reason = " ".join(str(error).split())
         raise SmaltiError(f"{path}: does not lie where its CRS ({crs.name}) is defined: {reason}") from error
     if not np.isfinite(shapely.total_bounds(moved)).all():

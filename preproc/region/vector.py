@@ -332,7 +332,9 @@ def _open_parquet(path: Path) -> _Opened:
         column = geo["columns"][primary]
         encoding, stated = column["encoding"], column.get("crs", "OGC:CRS84")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SmaltiError(f"{path}: its GeoParquet metadata cannot be read ({error!r}): write it again") from error
+        raise SmaltiError(
+            f"{path}: its GeoParquet metadata cannot be read ({_flat(repr(error))}): write it again"
+        ) from error
     if encoding != "WKB" or primary not in file.schema_arrow.names:
         raise SmaltiError(f"{path}: its geometries are not WKB in column {primary!r}: write GeoParquet with WKB")
 
@@ -414,9 +416,13 @@ def _typed(texts: Sequence[str]) -> pa.ChunkedArray:
 
 
 def _geometries(path: Path, raw: NDArray[Any], first: int = 0) -> NDArray[Any]:
-    """Geometries in two dimensions; what is no geometry (a ring that is not closed ...) is named."""
+    """Geometries in two dimensions; what is no geometry (a ring that is not closed ...) is named.
+
+    A geometry with a coordinate that is not finite lies nowhere: it is none.
+    """
     try:
-        shapes = shapely.force_2d(shapely.from_wkb(raw)) if _is_wkb(raw) else shapely.force_2d(raw)
+        with np.errstate(invalid="ignore"):  # numpy's remark on NaN among coordinates; they are dealt with below
+            shapes = shapely.force_2d(shapely.from_wkb(raw)) if _is_wkb(raw) else shapely.force_2d(raw)
     except (shapely.errors.GEOSException, TypeError):
         for number, wkb in enumerate(raw, start=first + 1):
             try:
@@ -426,7 +432,9 @@ def _geometries(path: Path, raw: NDArray[Any], first: int = 0) -> NDArray[Any]:
                     f"{path}: feature {number} has a geometry that cannot be read ({_flat(error)}): repair it"
                 ) from error
         raise
-    result: NDArray[Any] = np.asarray(shapes, dtype=object)
+    result: NDArray[Any] = np.array(shapes, dtype=object)
+    places, of = shapely.get_coordinates(result, return_index=True)
+    result[np.unique(of[~np.isfinite(places).all(axis=1)])] = None
     return result
 
 

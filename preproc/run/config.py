@@ -51,7 +51,7 @@ class Region(_Section):
     """Where and when."""
 
     geometry: Path | None = None
-    """Vector file with the region (GeoJSON, GeoPackage, shapefile)."""
+    """Vector file with the region (GeoPackage, GeoJSON, shapefile, GeoParquet, KML ...)."""
     layer: str | None = None
     """Layer of a GeoPackage with several."""
     bbox: tuple[float, float, float, float] | None = None

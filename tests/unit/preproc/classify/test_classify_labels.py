@@ -188,9 +188,11 @@ def test_what_is_no_class_is_refused_or_asked_about(tmp_path: Path, capsys: pyte
         write_geojson(path, values)
         with refused(message):
             read(path)
-    write_geojson(path, ["nan", "None", "wheat"])
-    assert len(read(path)) == 3
-    assert "'None', 'nan' as text" in " ".join(capsys.readouterr().err.split())
+    write_geojson(path, ["nan", "None", "wheat", " wheat", "Wheat"])
+    assert read(path).classes_n.tolist() == ["nan", "None", "wheat", "wheat", "Wheat"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'None', 'nan' as text" in said
+    assert "capitals or blanks only, which makes them classes of their own: 'Wheat' and 'wheat'" in said
 
 
 def test_codes_in_text_are_numbers() -> None:

@@ -293,6 +293,14 @@ BAD = {
         lambda p: write_vector(p / "r.gpkg", SQUARE, crs="IAU_2015:30100"),
         "has no way to degrees on Earth",
     ),
+    "too large to cut": (
+        lambda p: write_vector(p / "r.gpkg", shapely.box(-1e300, 0, 1e300, 360), crs="EPSG:3995"),
+        "does not lie where its CRS|not a valid polygon",
+    ),
+    "infinite": (
+        lambda p: write_vector(p / "r.gpkg", shapely.Polygon([(4, 50), (np.inf, 50), (5, 51)]), crs="EPSG:4326"),
+        "all its features are empty",
+    ),
     "heights": (lambda p: write_vector(p / "r.gpkg", SQUARE, crs="EPSG:5773"), "is not one of places on Earth"),
     "a local CRS": (
         lambda p: write_vector(p / "r.gpkg", SQUARE, crs='LOCAL_CS["site",UNIT["metre",1]]'),
