@@ -42,6 +42,8 @@ DRIVERS = frozenset(
 )
 """What GDAL may open (MEM is its own memory)."""
 _OGR_ERRORS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ValueError, pa.ArrowException)
+_SLIPS = (UnboundLocalError, RecursionError, OverflowError, MemoryError)
+"""How libraries fail on absurd files: pyogrio by an unset variable, of a .prj that is not UTF-8."""
 _PARQUET, _CSV, _JSON = (".parquet", ".geoparquet"), (".csv", ".tsv"), (".geojson", ".json", ".geojsonl", ".geojsons")
 _ZIPPED = (".shp", ".gpkg", *_JSON, ".fgb", ".kml", ".gml", ".tab", ".mif")
 _FAMILIES = (
@@ -190,7 +192,7 @@ def _one_line(path: Path, section: str, encoding: str | None) -> Iterator[None]:
             raise SmaltiError(
                 f'{path}: its text is not {stated} ({_flat(error)}): set {section} encoding, for example to "cp1252"'
             ) from error
-        except (*_OGR_ERRORS, OSError, RecursionError, OverflowError, MemoryError, zipfile.BadZipFile) as error:
+        except (*_OGR_ERRORS, *_SLIPS, OSError, zipfile.BadZipFile) as error:
             raise SmaltiError(
                 f"{path}: cannot be read as a vector file ({_flat(error)}): smalti reads {_FORMATS}"
             ) from error

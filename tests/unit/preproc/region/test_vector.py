@@ -180,6 +180,14 @@ def test_an_unreadable_crs_member_is_not_taken_for_wgs84(tmp_path: Path) -> None
         read_labels(path, "crop", None, None, ZONES)
 
 
+def test_a_prj_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.shp", "ESRI Shapefile")
+    text = (tmp_path / "a.prj").read_bytes()
+    (tmp_path / "a.prj").write_bytes(text.replace(b"WGS", b"W\xa0S"))
+    with refused("a.shp: cannot be read as a vector file|a.shp: its CRS|a.shp: its text"):
+        read(path)
+
+
 def test_no_file_leads_to_another_one(tmp_path: Path) -> None:
     secret = write(tmp_path / "secret.gpkg", "GPKG")
     vrt = (
