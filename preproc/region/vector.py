@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -120,13 +122,13 @@ def read_vector(
         raise SmaltiError(f"{path}: no such file: {key} names it")
     if not (path.is_file() or path.is_dir()):
         raise SmaltiError(f"{path}: is no regular file, which {key} must name")
-    with _one_line(path, section, encoding):
+    with _one_line(path, section, encoding), _settled(path) as source:
         if path.suffix.lower() in _PARQUET:
             opened = _open_parquet(path)
         elif path.suffix.lower() in _CSV:
             opened = _open_csv(path, encoding)
         else:
-            opened = _open_ogr(path, section, layer, encoding, bool(attributes))
+            opened = _open_ogr(path, source, section, layer, encoding, bool(attributes))
         _check_degrees(path, opened.crs, opened.bounds)
         for name in attributes:
             if name not in opened.fields:
@@ -179,6 +181,19 @@ def _siblings(path: Path) -> list[Path]:
 
 
 @contextmanager
+def _settled(path: Path) -> Iterator[Path]:
+    """The file, or a copy of one with edits in a journal: SQLite would write them into it while it is read."""
+    journal = path.with_name(path.name + _JOURNALS[0])
+    if not (path.is_file() and journal.is_file() and journal.stat().st_size):
+        yield path
+        return
+    with TemporaryDirectory(prefix="smalti-") as folder:
+        for file in (path, journal):
+            shutil.copyfile(file, Path(folder) / file.name)
+        yield Path(folder) / path.name
+
+
+@contextmanager
 def _one_line(path: Path, section: str, encoding: str | None) -> Iterator[None]:
     """Libraries' errors and warnings become one line each that names the file."""
     with warnings.catch_warnings(record=True) as caught:
@@ -228,9 +243,9 @@ def _restrict_drivers() -> None:
         )
 
 
-def _open_ogr(path: Path, section: str, layer: str | None, encoding: str | None, text: bool) -> _Opened:
+def _open_ogr(path: Path, source: Path, section: str, layer: str | None, encoding: str | None, text: bool) -> _Opened:
     _restrict_drivers()
-    where, layer = _gdal_path(path, section, layer)
+    where, layer = _gdal_path(source, section, layer)
     shapefile = (isinstance(where, str) and where.lower().endswith(".shp")) or (
         path.is_dir() and path.suffix.lower() != ".gdb"
     )

@@ -291,3 +291,18 @@ def test_random_bytes_give_one_line(tmp_path: Path, content: bytes, suffix: str)
     path.write_bytes(content)
     with refused("a[.]"):
         read(path)
+
+
+def test_edits_that_are_in_a_geopackages_journal_only_are_seen_and_reading_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", "GPKG", SPATIAL_INDEX="NO")  # whose triggers sqlite3 cannot run
+    before = fingerprint(path)
+    base = sqlite3.connect(path)
+    base.execute("PRAGMA journal_mode = WAL")
+    base.execute("PRAGMA wal_autocheckpoint = 0")
+    base.execute("UPDATE a SET crop = 'Orge' WHERE crop = 'Blé'")
+    base.commit()
+    edited = fingerprint(path)
+    assert edited != before
+    assert read(path).columns["crop"].to_pylist() == ["Orge", "Maïs", "Zuckerrübe"]
+    assert fingerprint(path) == edited
+    base.close()
