@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from preproc.raster.legend import (
     legend_csv,
     legend_tags,
     qgis_style,
+    slugs,
 )
 from preproc.raster.preview import picture
 from preproc.raster.provenance import Facts, gather_facts
@@ -136,7 +136,8 @@ def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEnt
     note = f"{window} · encoder: {encoder} · UTM zone {zone.grid.label} · {facts.tags()['SMALTI_SOFTWARE']}"
     write_bytes(zone.figure, class_figure(shown, legend, "Class map", note))
     classes = [
-        {"value": e.code, "name": _slug(e.name), "title": e.name, "color_hint": e.color[1:].upper()} for e in legend
+        {"value": e.code, "name": slug, "title": e.name, "color_hint": e.color[1:].upper()}
+        for e, slug in zip(legend, slugs(legend), strict=True)
     ]
     assets = [
         AssetRecord("classes", zone.classes, "Class map", "data", zone.classes_layer, classes),
@@ -149,11 +150,6 @@ def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEnt
         "smalti:data_sources": list(facts.data_sources),
     }
     write_item(zone.item, zone.grid, facts.window, assets, properties)
-
-
-def _slug(name: str) -> str:
-    """A class name as the classification extension allows it."""
-    return re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or "class"
 
 
 def _class_fields(entry: LegendEntry, histogram: NDArray[np.int64]) -> dict[str, Any]:

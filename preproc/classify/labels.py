@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
+import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError, ProjError
+from pyproj.exceptions import ProjError
 
-from infer.contract import SmaltiError, sha256_file, sha256_json
+from infer.contract import SmaltiError
+from preproc.region.region.vector import read_vector
+from preproc.run.progress import say
 
 _POINTS = (shapely.GeometryType.POINT, shapely.GeometryType.MULTIPOINT)
 _POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+_COLLECTION = (
+    shapely.GeometryType.GEOMETRYCOLLECTION,
+    shapely.GeometryType.MULTIPOLYGON,
+    shapely.GeometryType.MULTIPOINT,
+    shapely.GeometryType.MULTILINESTRING,
+)
+_NAME_LIMIT = 1000
+"""Characters of a class or group."""
+_NO_VALUE = frozenset({"nan", "none", "null", "<na>", "na", "n/a", "#n/a", "nil", "<null>"})
+"""Texts that stand for no value where a table was written without care, in lower case."""
+_CONTROL = re.compile(r"\s*[\x00-\x1f\x7f-\x9f]+\s*")
 _MARGIN_M = 2000.0
 """Labels are read this far beyond the tiles, so that a slightly bent outline in another CRS loses nothing."""
 
@@ -44,35 +58,6 @@ class LabelSet:
         return len(self.geometries_n)
 
 
-def fingerprint(path: Path, *, section: str = "labels") -> str:
-    """SHA-256 of a vector file with its companions (a shapefile's .dbf, the files of a folder).
-
-    Args:
-        path: the file or folder.
-        section: of run.toml, for messages.
-
-    Raises:
-        SmaltiError: if it is not there.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.suffix.lower() == ".shp":
-        files = sorted(file for file in path.parent.glob(f"{path.stem}.*") if file.suffix.lower() in _SHAPEFILE)
-    else:
-        files = [path]
-    if not files or not path.exists():
-        raise SmaltiError(f"{path}: no such file: correct the path in [{section}]")
-    try:
-        if files == [path]:
-            return sha256_file(path)
-        return sha256_json([(file.name, sha256_file(file)) for file in files])
-    except OSError as error:
-        raise SmaltiError(f"{path}: cannot be read: {error}") from error
-
-
-_SHAPEFILE = (".shp", ".shx", ".dbf", ".prj", ".cpg")
-
-
 def read_labels(
     path: Path,
     class_attribute: str,
@@ -80,42 +65,39 @@ def read_labels(
     layer: str | None,
     zones: Mapping[int, Sequence[Any]],
     *,
+    encoding: str | None = None,
     section: str = "labels",
 ) -> LabelSet:
     """Read the labels that lie near the tiles.
 
     Args:
-        path: any vector format that GDAL reads.
+        path: a vector file.
         class_attribute: text or whole numbers.
         group_attribute: what belongs together; None makes each feature its own group.
         layer: which layer of a file with several.
         zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read.
+        encoding: of the text, where the file states none or a wrong one.
         section: of run.toml, for messages.
 
     Raises:
         SmaltiError: if the file, layer, CRS, attribute, values or geometries are not usable, in one line.
     """
-    layer = _choose_layer(path, layer, section)
-    info = _info(path, layer)
-    crs = _crs(path, info["crs"])
-    _check_degrees(path, crs, info["total_bounds"])
     wanted = [class_attribute] + ([group_attribute] if group_attribute is not None else [])
-    available = [str(name) for name in info["fields"]]
-    for name in wanted:
-        if name not in available:
-            raise SmaltiError(
-                f"{path}: has no attribute {name!r}, which [{section}] names; it has: {', '.join(available) or 'none'}"
-            )
-    meta, fids, wkb, columns = _read(path, layer, list(dict.fromkeys(wanted)), _read_box(crs, zones))
-    by_name = dict(zip([str(name) for name in meta["fields"]], columns, strict=True))
-    classes_n, has_class = class_values(path, class_attribute, by_name[class_attribute])
+    key = f"[{section}] {'reference' if section == 'validate' else 'path'}"
+    vector = read_vector(
+        path, key=key, layer=layer, encoding=encoding, attributes=wanted, box=lambda crs: _read_box(crs, zones)
+    )
+    fids = vector.fids_n
+    classes_n, has_class = class_values(path, class_attribute, vector.columns[class_attribute])
+    for line in doubtful(path, class_attribute, vector.columns[class_attribute], section):
+        say(f"Warning: {line}")
     if len(fids) and not has_class.any():
         raise SmaltiError(
             f"{path}: attribute {class_attribute!r}, which [{section}] names, is empty in all {len(fids)} features "
             "near the region"
         )
-    groups_n, ungrouped = _groups(path, group_attribute, by_name, fids)
-    geometries_n, repaired = _geometries(path, wkb)
+    groups_n, ungrouped = _groups(path, group_attribute, vector.columns, fids)
+    geometries_n, repaired = _shapes(path, vector.geometries_n)
     empty = np.array([geometry is None or geometry.is_empty for geometry in geometries_n], dtype=bool)
     keep = has_class & ~empty
     counts = {
@@ -125,46 +107,7 @@ def read_labels(
         "invalid outlines repaired": int((repaired & keep).sum()),
         "features without a group, each taken as its own": int((ungrouped & keep).sum()),
     }
-    return LabelSet(path, crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
-
-
-def _choose_layer(path: Path, layer: str | None, section: str) -> str:
-    advice = f"correct the path in [{section}]: points or polygons (GeoJSON, GeoPackage, shapefile ...)"
-    if not path.exists():
-        raise SmaltiError(f"{path}: no such file: {advice}")
-    try:
-        layers = [str(name) for name, _ in pyogrio.list_layers(path)]
-    except (DataSourceError, DataLayerError) as error:
-        raise SmaltiError(f"{path}: not a readable vector file: {advice}") from error
-    if layer is not None and layer not in layers:
-        raise SmaltiError(f"{path}: has no layer {layer!r} ([{section}] layer); it has: {', '.join(layers)}")
-    if layer is None and len(layers) != 1:
-        raise SmaltiError(f"{path}: has {len(layers)} layers ({', '.join(layers)}): name one with layer in [{section}]")
-    return layer if layer is not None else layers[0]
-
-
-def _info(path: Path, layer: str) -> dict[str, Any]:
-    try:
-        info: dict[str, Any] = pyogrio.read_info(path, layer=layer)
-    except (DataSourceError, DataLayerError) as error:
-        raise SmaltiError(f"{path}: layer {layer!r} cannot be read: {error}") from error
-    if not info["geometry_type"] and info["driver"] not in ("GeoJSON", "GeoJSONSeq", "GML"):
-        raise SmaltiError(f"{path}: layer {layer!r} has no geometries: labels are points or polygons")
-    return info
-
-
-def _crs(path: Path, text: str | None) -> CRS:
-    """The CRS of a file; files without one (shapefiles without .prj, GeoPackages with an undefined one) are refused."""
-    advice = "declare it in the file (for example with `ogr2ogr -a_srs EPSG:...`)"
-    if not text:
-        raise SmaltiError(f"{path}: has no coordinate reference system (CRS): {advice}")
-    try:
-        crs = CRS.from_user_input(text)
-    except CRSError as error:
-        raise SmaltiError(f"{path}: its coordinate reference system is not understood ({error}): {advice}") from error
-    if not (crs.is_geographic or crs.is_projected) or crs.name.lower().startswith("undefined"):
-        raise SmaltiError(f"{path}: its coordinate reference system, {crs.name!r}, is not one on Earth: {advice}")
-    return crs
+    return LabelSet(path, vector.crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
 
 
 def _read_box(crs: CRS, zones: Mapping[int, Sequence[Any]]) -> tuple[float, float, float, float] | None:
@@ -185,45 +128,114 @@ def _read_box(crs: CRS, zones: Mapping[int, Sequence[Any]]) -> tuple[float, floa
     return float(low[0]), float(low[1]), float(high[2]), float(high[3])
 
 
-def _read(path: Path, layer: str, columns: list[str], box: tuple[float, ...] | None) -> tuple[Any, ...]:
-    try:
-        read = pyogrio.raw.read(path, layer=layer, columns=columns, bbox=box, return_fids=True, force_2d=True)
-    except (DataSourceError, DataLayerError, ValueError) as error:
-        raise SmaltiError(f"{path}: layer {layer!r} cannot be read: {error}") from error
-    return tuple(read)
-
-
-def class_values(path: Path, attribute: str, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def class_values(path: Path, attribute: str, column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Class of each feature as str or int, and which features have one.
 
-    Whole numbers with gaps come from GDAL as floats; they become whole again. Other fractions are refused.
+    Whole numbers that a table with gaps keeps as floats become whole again; other fractions are refused. Text is
+    trimmed, composed (NFC) and rid of control characters, so that names that look alike are one.
 
     Raises:
-        SmaltiError: for fractions, dates and other types that name no class.
+        SmaltiError: for fractions, dates and other types that name no class, and for text that is no name.
     """
+    if isinstance(column.type, pa.DictionaryType):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):  # JSON: what GDAL makes of an attribute of several types
+        kind = kind.storage_type
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise SmaltiError(
+            f"{path}: attribute {attribute!r} holds text that is not in the encoding that the file states "
+            f'({bytes(error.object[:40])!r}): set encoding in run.toml, for example to "cp1252"'
+        ) from error
     result = np.empty(len(values), dtype=object)
-    if values.dtype.kind in "iu":
-        result[:] = [int(value) for value in values]
-        return result, np.ones(len(values), dtype=bool)
-    if values.dtype.kind == "b":
-        result[:] = ["true" if value else "false" for value in values]
-        return result, np.ones(len(values), dtype=bool)
-    if values.dtype.kind == "f":
-        present = ~np.isnan(values)
-        odd = values[present][~np.isfinite(values[present]) | (values[present] != np.round(values[present]))]
-        if len(odd):
-            raise SmaltiError(f"{path}: attribute {attribute!r} holds {odd[0]}: a class is text or a whole number")
-        result[present] = [int(value) for value in values[present]]
-        return result, present
-    if values.dtype.kind in "OU" and all(value is None or isinstance(value, str | float) for value in values):
-        text = ["" if value is None or isinstance(value, float) else value.strip() for value in values]
-        result[:] = text
-        return result, np.array([value != "" for value in text], dtype=bool)
-    raise SmaltiError(f"{path}: attribute {attribute!r} is of type {values.dtype}: a class is text or a whole number")
+    if pa.types.is_null(kind):
+        return result, np.zeros(len(values), dtype=bool)
+    made: list[Any]
+    if pa.types.is_boolean(kind):
+        made = [None if value is None else "true" if value else "false" for value in values]
+    elif pa.types.is_integer(kind):
+        made = values
+    elif pa.types.is_floating(kind):
+        made = [_whole(path, attribute, value) for value in values]
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        made = [_name(path, attribute, value) for value in values]
+    else:
+        raise SmaltiError(f"{path}: attribute {attribute!r} is of type {kind}: a class is text or a whole number")
+    result[:] = made
+    return result, np.array([value is not None for value in made], dtype=bool)
+
+
+def _whole(path: Path, attribute: str, value: float | None) -> int | None:
+    if value is None or np.isnan(value):
+        return None
+    if not np.isfinite(value) or value != np.round(value):
+        raise SmaltiError(f"{path}: attribute {attribute!r} holds {value}: a class is text or a whole number")
+    return int(value)
+
+
+def _name(path: Path, attribute: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if len(value) > _NAME_LIMIT:
+        raise SmaltiError(
+            f"{path}: attribute {attribute!r} holds a text of {len(value)} characters ({value[:20]!r}...): "
+            f"names of classes and groups have {_NAME_LIMIT} at most"
+        )
+    if value[:1] in "{[" and value[-1:] in "}]" and len(value) > 1:
+        raise SmaltiError(f"{path}: attribute {attribute!r} holds {value[:40]!r}: a class is text or a whole number")
+    return unicodedata.normalize("NFC", _CONTROL.sub(" ", value)).strip() or None
+
+
+def mojibake(text: str) -> str | None:
+    """What the text would be if it were UTF-8 that was read as Latin-1 or Windows-1252 ("BlÃ©": "Blé"); else None."""
+    if text.isascii():
+        return None
+    for codec in ("latin-1", "cp1252"):
+        try:
+            return text.encode(codec).decode("utf-8")
+        except UnicodeError:
+            continue
+    return None
+
+
+def doubtful(path: Path, attribute: str, column: pa.ChunkedArray, section: str) -> list[str]:
+    """What speaks against the texts of an attribute: a wrong encoding, words for no value, names all but alike."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return []
+    texts = [value for value in column.unique().to_pylist() if value]
+    lines = []
+    for text in texts:
+        true = mojibake(text)
+        if true is not None:
+            lines.append(
+                f"{path}: attribute {attribute!r} holds {text[:40]!r}, which looks like {true[:40]!r} read in a wrong "
+                f'encoding: set [{section}] encoding = "UTF-8", or correct the file'
+            )
+            break
+    blanks = sorted({text for text in texts if text.strip().casefold() in _NO_VALUE})
+    if blanks:
+        named = ", ".join(map(repr, blanks))
+        lines.append(
+            f"{path}: attribute {attribute!r} holds {named} as text, which is taken as the name of a class: if it "
+            "stands for no class, empty it there"
+        )
+    alike: dict[str, set[str]] = {}
+    for text in texts:
+        alike.setdefault(" ".join(text.split()).casefold(), set()).add(unicodedata.normalize("NFC", text).strip())
+    twins = [sorted(names) for names in alike.values() if len(names) > 1]
+    if twins:
+        named = "; ".join(" and ".join(map(repr, names)) for names in twins[:3])
+        lines.append(
+            f"{path}: attribute {attribute!r} holds names that differ in capitals or blanks only, which makes them "
+            f"classes of their own: {named}"
+        )
+    return lines
 
 
 def _groups(
-    path: Path, attribute: str | None, columns: Mapping[str, NDArray[Any]], fids: NDArray[np.int64]
+    path: Path, attribute: str | None, columns: Mapping[str, pa.ChunkedArray], fids: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     own = np.array([f"feature {fid}" for fid in fids], dtype=object)
     if attribute is None:
@@ -233,39 +245,34 @@ def _groups(
     return own, ~present
 
 
-def _geometries(path: Path, wkb: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _shapes(path: Path, geometries: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Valid points and polygons, and which had to be repaired."""
-    try:
-        geometries = shapely.from_wkb(wkb)
-    except shapely.errors.GEOSException as error:
-        raise SmaltiError(f"{path}: a geometry cannot be read: {error}") from error
+    geometries = geometries.copy()
     present = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
     invalid = present & ~shapely.is_valid(geometries)
-    geometries[invalid] = shapely.make_valid(geometries[invalid])
+    try:
+        geometries[invalid] = shapely.make_valid(geometries[invalid])
+    except shapely.errors.GEOSException as error:
+        raise SmaltiError(f"{path}: an invalid outline cannot be repaired ({error}): repair it") from error
     kinds = shapely.get_type_id(geometries)
     for index in np.flatnonzero(present & ~np.isin(kinds, (*_POINTS, *_POLYGONS))):
-        geometries[index] = _polygons_of(geometries[index])
+        geometries[index] = _of_collection(geometries[index])
         if geometries[index].is_empty and not invalid[index]:
             name = shapely.GeometryType(kinds[index]).name.lower()
             raise SmaltiError(f"{path}: holds a geometry of type {name}: labels are points or polygons")
     return geometries, invalid
 
 
-def _polygons_of(geometry: Any) -> Any:
-    parts = [part for part in shapely.get_parts(geometry) if shapely.get_type_id(part) in _POLYGONS]
-    return shapely.union_all(parts) if parts else shapely.MultiPolygon()
-
-
-def _check_degrees(path: Path, crs: CRS, bounds: Sequence[float] | None) -> None:
-    """Refuse metres that are declared as degrees (a GeoJSON in another CRS than RFC 7946 asks for)."""
-    if bounds is None or not crs.is_geographic or not np.isfinite(bounds).all():
-        return
-    west, south, east, north = bounds
-    if not (west >= -361 and east <= 361 and south >= -91 and north <= 91):
-        raise SmaltiError(
-            f"{path}: is in degrees by its coordinate reference system ({crs.name}) but holds coordinates like "
-            f"({west:.0f}, {south:.0f}): declare the one they are in"
-        )
+def _of_collection(geometry: Any) -> Any:
+    """The polygons of a collection (and of collections in it), or the points of one without polygons."""
+    parts = shapely.get_parts(geometry)
+    while np.isin(shapely.get_type_id(parts), _COLLECTION).any():
+        parts = shapely.get_parts(parts)
+    kinds = shapely.get_type_id(parts)
+    polygons = parts[np.isin(kinds, _POLYGONS)]
+    if len(polygons):
+        return shapely.union_all(polygons)
+    return shapely.union_all(parts[np.isin(kinds, _POINTS)])
 
 
 def to_zone(labels: LabelSet, epsg: int) -> NDArray[Any]:
@@ -283,16 +290,30 @@ def to_zone(labels: LabelSet, epsg: int) -> NDArray[Any]:
 
 
 def assign_codes(classes: set[Any]) -> dict[Any, int]:
-    """Code of each class: whole numbers in 1..255 keep theirs; everything else is numbered from 1 in sorted order.
+    """Code of each class: whole numbers in 1..255 keep theirs, also as text; all else is numbered from 1 in order.
 
     Codes fit one byte because maps store them so; 0 is nodata.
 
     Raises:
         SmaltiError: for more than 255 classes.
     """
-    ordered = sorted(classes)
-    if all(isinstance(value, int) and 1 <= value <= 255 for value in ordered):
-        return {value: value for value in ordered}
+    ordered = sorted(classes, key=_natural)
+    numbers = [value if isinstance(value, int) else _number(value) for value in ordered]
+    if all(number is not None and 1 <= number <= 255 for number in numbers):
+        return dict(zip(ordered, numbers, strict=True))
     if len(ordered) > 255:
         raise SmaltiError(f"[labels] class: {len(ordered)} classes, a map holds 255 at most: group them first")
     return {value: index + 1 for index, value in enumerate(ordered)}
+
+
+def _number(text: str) -> int | None:
+    """The whole number that a text is, written as numbers are ("10", not "010")."""
+    return int(text) if re.fullmatch(r"[1-9]\d{0,2}", text, re.ASCII) else None
+
+
+def _natural(value: Any) -> tuple[Any, ...]:
+    """Sorts numbers by value, also within text: 2 before 10, "field 2" before "field 10"."""
+    if isinstance(value, int):
+        return (value,)
+    parts = re.split(r"(\d+)", value, flags=re.ASCII)
+    return (*[(int(part[:300]), "") if index % 2 else (-1, part) for index, part in enumerate(parts)], (-1, value))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,13 @@ def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
     }
     # The strata take the place of the groups: another attribute of each point, as text.
     points = read_labels(
-        settings.reference, settings.class_, settings.stratum, settings.layer, zones, section="validate"
+        settings.reference,
+        settings.class_,
+        settings.stratum,
+        settings.layer,
+        zones,
+        encoding=settings.encoding,
+        section="validate",
     )
     if not (shapely.get_type_id(points.geometries_n) == shapely.GeometryType.POINT).all():
         raise SmaltiError(f"{settings.reference}: a reference sample is of points, one for each unit that was drawn")
@@ -154,9 +161,17 @@ def map_accuracy(
     Raises:
         SmaltiError: if the sample does not allow an estimate.
     """
+    classes = [replace(entry, name=unicodedata.normalize("NFC", entry.name)) for entry in classes]
     names = [entry.name for entry in classes]
     names += sorted({str(name) for name in reference.names_n} - set(names))  # in the field, never on the map
     code_of = {entry.name: entry.code for entry in classes}
+    if not any(str(name) in code_of for name in reference.names_n):
+        seen = ", ".join(map(repr, list(dict.fromkeys(map(str, reference.names_n)))[:10]))
+        mapped = ", ".join(repr(entry.name) for entry in classes[:10])
+        raise SmaltiError(
+            f"{settings.reference}: none of its classes ({seen}) is one of the map's ({mapped}): [validate] class must "
+            "name an attribute whose values are written as in the labels"
+        )
     unmapped = [name for name in names if name not in code_of]
     codes = [code_of.get(name, 256 + index) for index, name in enumerate(names)]
     codes_k = np.array(codes)
@@ -191,6 +206,26 @@ def map_accuracy(
         ],
         "mapped_ha": hectares,
     }
+
+
+def unmatched(assessed: Mapping[str, Any]) -> str | None:
+    """What to say of reference classes that the map does not have: they may be the same, written otherwise."""
+    odd = assessed["classes_not_on_the_map"]
+    if not odd:
+        return None
+    alike = {_loose(name): name for name in assessed["class_names"] if name not in odd}
+    named = [f"{name!r}" + (f" (the map has {alike[_loose(name)]!r})" if _loose(name) in alike else "") for name in odd]
+    points = sum(entry["n_reference"] for entry in assessed["per_class"] if entry["name"] in odd)
+    return (
+        f"{points} of {assessed['n']} reference points are of classes that the map does not have, which counts them as "
+        f"wrong: {', '.join(named)}"
+    )
+
+
+def _loose(name: str) -> str:
+    """A name without what people write differently: capitals, blanks, 1.0 for 1, 0 and 1 for false and true."""
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()).removesuffix(".0")
+    return {"true": "1", "false": "0"}.get(text, text)
 
 
 def _estimate(

@@ -27,9 +27,10 @@ from infer.contract import (
     sha256_json,
     write_manifest,
 )
-from preproc.classify.labels import LabelSet, assign_codes, fingerprint, read_labels, to_zone
+from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
 from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash, samples_manifest
+from preproc.region.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
 from preproc.run.stage import Unit
@@ -50,7 +51,12 @@ class SampleStage:
         labels = _settings(run, config)
         inputs = {
             "labels": fingerprint(labels.path),
-            "attributes": {"class": labels.class_, "group": labels.group, "layer": labels.layer},
+            "attributes": {
+                "class": labels.class_,
+                "group": labels.group,
+                "layer": labels.layer,
+                **({"encoding": labels.encoding} if labels.encoding else {}),
+            },
             "sampling": {
                 "shrink": config.classify.shrink,
                 "max_pixels": config.classify.max_pixels,
@@ -167,7 +173,14 @@ def draw_samples(run: Run, config: Config) -> Drawn:
     """
     settings = _settings(run, config)
     tiles = planned_tiles(run)
-    labels = read_labels(settings.path, settings.class_, settings.group, settings.layer, _zone_bounds(tiles))
+    labels = read_labels(
+        settings.path,
+        settings.class_,
+        settings.group,
+        settings.layer,
+        _zone_bounds(tiles),
+        encoding=settings.encoding,
+    )
     picked = _pick(run, config, tiles, labels)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)

@@ -145,10 +145,21 @@ def read_samples(run: Run) -> Samples:
         raise FormatError(f"{run.samples}: not readable as Parquet ({error}): {_REMEDY}") from error
     if table.schema.names != schema(dim).names:
         raise FormatError(f"{run.samples}: its columns are not those of samples: {_REMEDY}")
+    odd = next((f for f, kind in zip(table.schema, schema(dim), strict=True) if f.type != kind.type), None)
+    if odd is not None:
+        raise FormatError(f"{run.samples}: its column {odd.name} is of type {odd.type}: {_REMEDY}")
+    gap = next((name for name in table.schema.names if table.column(name).null_count), None)
+    if gap is not None:
+        raise FormatError(f"{run.samples}: its column {gap} has gaps: {_REMEDY}")
     values_nc = np.empty((table.num_rows, dim), dtype=np.float32)
     for index, name in enumerate(embedding_columns(dim)):
         values_nc[:, index] = table.column(name).to_numpy()
     columns = {name: table.column(name).to_numpy() for name in ("row", "col", "x", "y", "epsg", "code")}
+    unknown = sorted(set(np.unique(columns["code"]).tolist()) - legend.keys())
+    if unknown:
+        raise FormatError(f"{run.samples}: has codes that {path.name} does not know ({unknown[:5]}): {_REMEDY}")
+    if not (np.isfinite(values_nc).all() and np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
+        raise FormatError(f"{run.samples}: holds numbers that are not finite: {_REMEDY}")
     return Samples(
         tile_n=_strings(table, "tile"),
         row_n=columns["row"],

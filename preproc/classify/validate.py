@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from infer.contract import Run, read_manifest, sha256_json, verify_files, write_manifest
-from preproc.classify.labels import fingerprint
 from preproc.classify.model import KIND, OUT_OF_FOLD, model_manifest, read_legend
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
-from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference
+from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference, unmatched
 from preproc.classify.table import counted
+from preproc.region.region.vector import fingerprint
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Unit
@@ -41,6 +41,8 @@ class ValidateStage:
         if config.validate_ is not None:
             made = read_manifest(map_manifest(run), "map", remedy=f"run `smalti predict {run.root}`")
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
+            if settings["encoding"] is None:
+                del settings["encoding"]  # as in files written before it could be set
             inputs["map"] = sha256_json(made["files"])
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
         return [Unit("accuracy", run.accuracy, "accuracy", inputs)]
@@ -81,6 +83,9 @@ def accuracy(run: Run, config: Config) -> dict[str, Any]:
     if config.validate_ is not None:
         class_map = read_map(run)
         assessed = map_accuracy(read_reference(config.validate_, class_map), class_map, classes, config.validate_)
+        odd = unmatched(assessed)
+        if odd is not None:
+            say(f"Warning: {config.validate_.reference}: {odd}")
         content["map_accuracy"] = assessed
         content["map_accuracy_note"] = assessed["what"]
         content["headline"] += f"; {_map_headline(assessed)}"

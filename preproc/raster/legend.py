@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -68,7 +70,9 @@ def qgis_style(entries: Sequence[LegendEntry]) -> bytes:
     )
     palette = SubElement(renderer, "colorPalette")
     for entry in entries:
-        SubElement(palette, "paletteEntry", value=str(entry.code), color=entry.color, alpha="255", label=entry.name)
+        SubElement(
+            palette, "paletteEntry", value=str(entry.code), color=entry.color, alpha="255", label=_xml(entry.name)
+        )
     return b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _text(root)
 
 
@@ -79,7 +83,7 @@ def gdal_categories(entries: Sequence[LegendEntry]) -> bytes:
     names = {entry.code: entry.name for entry in entries} | {0: NODATA_NAME}
     categories = SubElement(band, "CategoryNames")
     for code in range(max(names) + 1):
-        SubElement(categories, "Category").text = names.get(code, "")
+        SubElement(categories, "Category").text = _xml(names.get(code, ""))
     table = SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
     # name, type (0 whole number, 2 text), usage (5 value, 2 name, 6..8 red, green, blue): GDAL's RAT model
     fields = (("Value", 0, 5), ("Class_Name", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
@@ -89,9 +93,38 @@ def gdal_categories(entries: Sequence[LegendEntry]) -> bytes:
             SubElement(field, key).text = str(value)
     for index, entry in enumerate(entries):
         row = SubElement(table, "Row", index=str(index))
-        for value in (entry.code, entry.name, *entry.rgb):
+        for value in (entry.code, _xml(entry.name), *entry.rgb):
             SubElement(row, "F").text = str(value)
     return _text(root)
+
+
+def slugs(entries: Sequence[LegendEntry]) -> list[str]:
+    """The names as STAC's classification extension allows them: ASCII letters, digits, - and _, no two alike.
+
+    Accents are dropped ("Blé" is "Ble"); a name without a Latin letter or digit is named by its code.
+    """
+    made: list[str] = []
+    taken: set[str] = set()
+    for entry in entries:
+        plain = unicodedata.normalize("NFKD", entry.name.translate(_LATIN))
+        plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+        slug = re.sub(r"[^0-9A-Za-z_-]+", "-", plain).strip("-") or f"class-{entry.code}"
+        while slug.casefold() in taken:
+            slug = f"{slug}-{entry.code}"
+        taken.add(slug.casefold())
+        made.append(slug)
+    return made
+
+
+_LATIN = str.maketrans({"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ł": "l", "Ł": "L"})
+"""Latin letters that have no accent to drop."""
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold, not even escaped."""
+
+
+def _xml(name: str) -> str:
+    """A name as XML can hold it."""
+    return _NOT_XML.sub("\ufffd", name)
 
 
 def _text(root: Element) -> bytes:

@@ -7,31 +7,32 @@ are densified before they are reprojected, and again when `region_in` takes them
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj.exceptions import CRSError, ProjError
+from pyproj.exceptions import ProjError
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
 from preproc.region.military_grid import mgrs_bounds, mgrs_cell, no_such_square
+from preproc.region.region.vector import read_vector
 from preproc.run.config import Region as RegionSettings
+from preproc.run.progress import say
 
 WGS84 = pyproj.CRS.from_epsg(4326)
 UTM_SOUTH, UTM_NORTH = -80.0, 84.0
 """Latitudes between which UTM is defined."""
 ROUNDING = 1e-9
 """Degrees (a tenth of a millimetre) to which vertices are rounded; slits narrower than this vanish."""
+TURNS = 540.0
+"""Degrees of longitude, east or west, beyond which a region is not one on Earth."""
 EDGE_DEGREES = 0.02
 """Longest edge that is reprojected as it is; on a parallel at 50 degrees the chord is then off by less than 0.1 m."""
 EDGES_PER_EXTENT = 500
@@ -73,8 +74,15 @@ def make_region(geometry: BaseGeometry, name: str, *, source: str) -> Region:
     Raises:
         SmaltiError: if nothing of it has an area, or it leaves the latitudes of UTM.
     """
-    parts = [part for polygon in polygons_of(geometry) for part in split_antimeridian(polygon)]
-    merged = MultiPolygon(polygons_of(shapely.union_all(parts, grid_size=ROUNDING)))
+    bounds = geometry.bounds
+    if bounds and not (bounds[0] >= -TURNS and bounds[2] <= TURNS):  # also true for what is no number
+        raise SmaltiError(f"{source}: longitudes from {bounds[0]:g} to {bounds[2]:g} go around the Earth: draw it once")
+    try:
+        parts = [part for polygon in polygons_of(geometry) for part in split_antimeridian(polygon)]
+        merged = MultiPolygon(polygons_of(shapely.union_all(parts, grid_size=ROUNDING)))
+    except shapely.errors.GEOSException as error:
+        reason = " ".join(str(error).split())
+        raise SmaltiError(f"{source}: its polygons cannot be merged ({reason}): repair them") from error
     if merged.is_empty or merged.area == 0:
         raise SmaltiError(f"{source}: the region has no area: draw it as a polygon")
     _, south, _, north = merged.bounds
@@ -110,12 +118,10 @@ def load_region(settings: RegionSettings) -> Region:
         # Short edges: one of more than 180 degrees would be taken for one that goes the other way around the Earth.
         return make_region(shapely.segmentize(box, 90), "bbox", source="run.toml: bbox")
     path = settings.geometry
-    geometries, crs = _read(path, settings.layer)
-    polygons = _check(path, geometries)
-    if not crs.equals(WGS84, ignore_axis_order=True):
-        polygons = _to_wgs84(path, polygons, crs)
-    else:
-        _check_degrees(path, polygons)
+    vector = read_vector(path, key="[region] geometry", layer=settings.layer)
+    polygons = _check(path, vector.geometries_n)
+    if not vector.crs.equals(WGS84, ignore_axis_order=True):
+        polygons = _to_wgs84(path, polygons, vector.crs)
     return make_region(MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], path.stem, source=str(path))
 
 
@@ -198,78 +204,39 @@ def _unwrap(ring_xy: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted
 
 
-def _read(path: Path, layer: str | None) -> tuple[NDArray[Any], pyproj.CRS]:
-    """Geometries (shapely objects, None where a feature has none) and CRS of a vector file."""
-    if not path.exists():
-        raise SmaltiError(f"{path}: no such file: [region] geometry names it")
-    try:
-        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        if layer is None and len(layers) > 1:
-            raise SmaltiError(f"{path}: has layers {', '.join(layers)}: choose one with [region] layer")
-        meta, _, geometry, _ = pyogrio.raw.read(path, layer=layer, columns=[], force_2d=True)
-    except (DataSourceError, DataLayerError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SmaltiError(f"{path}: cannot be read as a vector file: {reason}") from error
-    if path.suffix.lower() in (".geojson", ".json"):
-        _check_legacy_crs(path)
-    if geometry is None or len(geometry) == 0:
-        raise SmaltiError(f"{path}: holds no feature: draw the region in it as a polygon")
-    if not meta["crs"]:
-        raise SmaltiError(f"{path}: has no CRS (a shapefile's is in its .prj): assign the one it was drawn in")
-    try:
-        crs = pyproj.CRS.from_user_input(meta["crs"])
-    except CRSError as error:
-        raise SmaltiError(f"{path}: its CRS is not understood ({' '.join(str(error).split())})") from error
-    return shapely.from_wkb(geometry), crs
-
-
-def _check_legacy_crs(path: Path) -> None:
-    """GDAL honours a GeoJSON's `crs` member, but reads one it does not understand as WGS 84: refuse it instead."""
-    content = path.read_bytes()
-    if b'"crs"' not in content:
-        return
-    try:
-        crs = json.loads(content).get("crs")
-    except ValueError:  # one feature a line (GeoJSONSeq), as GDAL reads it too: such files have no `crs` of their own
-        return
-    if crs is None:
-        return
-    try:
-        pyproj.CRS.from_user_input(crs["properties"]["name"])
-    except (CRSError, KeyError, TypeError) as error:
-        raise SmaltiError(
-            f"{path}: its CRS is not understood ({json.dumps(crs)}): give the file its true CRS"
-        ) from error
-
-
 def _check(path: Path, geometries: NDArray[Any]) -> list[Polygon]:
     """The polygons of all features, each valid."""
+    if len(geometries) == 0:
+        raise SmaltiError(f"{path}: holds no feature: draw the region in it as a polygon")
     polygons: list[Polygon] = []
+    empty = 0
     for number, geometry in enumerate(geometries, start=1):
         if geometry is None or geometry.is_empty:
+            empty += 1
             continue
-        if not isinstance(geometry, Polygon | MultiPolygon):
-            raise SmaltiError(f"{path}: feature {number} is a {geometry.geom_type}: a region is made of polygons")
-        for polygon in getattr(geometry, "geoms", (geometry,)):
-            if not polygon.is_valid:
-                reason = shapely.is_valid_reason(polygon)
+        for part in _parts(geometry):
+            if not isinstance(part, Polygon):
+                holds = "is" if part is geometry else "holds"
+                raise SmaltiError(f"{path}: feature {number} {holds} a {part.geom_type}: a region is made of polygons")
+            if not part.is_valid:
+                reason = shapely.is_valid_reason(part)
                 raise SmaltiError(
-                    f"{path}: feature {number} is not a valid polygon ({reason}): repair it, for example with "
-                    "`ogr2ogr -makevalid` or QGIS's `Fix geometries`"
+                    f"{path}: feature {number} is not a valid polygon ({reason}): repair it, for example "
+                    "with `ogr2ogr -makevalid` or QGIS's `Fix geometries`"
                 )
-            polygons.extend(polygons_of(polygon))
+            polygons.extend(polygons_of(part))
     if not polygons:
         raise SmaltiError(f"{path}: all its features are empty: draw the region in it as a polygon")
+    if empty:
+        say(f"Warning: {path}: {empty} of {len(geometries)} features have no readable geometry: the region is without")
     return polygons
 
 
-def _check_degrees(path: Path, polygons: list[Polygon]) -> None:
-    west, south, east, north = shapely.total_bounds(polygons)
-    if not (west >= -360 and east <= 360 and south >= -90 and north <= 90):
-        raise SmaltiError(
-            f"{path}: coordinates from {west:.0f}, {south:.0f} to {east:.0f}, {north:.0f} are not degrees, as its CRS "
-            "(WGS 84) says: give the file its true CRS"
-        )
+def _parts(geometry: BaseGeometry) -> list[BaseGeometry]:
+    """A geometry taken apart, collections in collections as well."""
+    if geometry.geom_type in ("MultiPolygon", "GeometryCollection"):
+        return [part for child in shapely.get_parts(geometry) for part in _parts(child)]
+    return [geometry]
 
 
 def _to_wgs84(path: Path, polygons: list[Polygon], crs: pyproj.CRS) -> list[Polygon]:
@@ -282,7 +249,7 @@ def _to_wgs84(path: Path, polygons: list[Polygon], crs: pyproj.CRS) -> list[Poly
             return np.column_stack(backward.transform(xy[:, 0], xy[:, 1], errcheck=True))
 
         moved = [shapely.transform(shapely.segmentize(polygon, step), move) for polygon in polygons]
-    except ProjError as error:
+    except (ProjError, shapely.errors.GEOSException) as error:
         reason = " ".join(str(error).split())
         raise SmaltiError(f"{path}: does not lie where its CRS ({crs.name}) is defined: {reason}") from error
     if not np.isfinite(shapely.total_bounds(moved)).all():

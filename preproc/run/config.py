@@ -5,6 +5,7 @@ Paths in the file are relative to the file; here they are absolute. Nothing else
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from datetime import date
@@ -37,11 +38,20 @@ def _no_blank(value: str) -> str:
     return value
 
 
+def _codec(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            codecs.lookup(value)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{value!r} is no encoding that is known: write for example UTF-8 or cp1252") from error
+    return value
+
+
 class Region(_Section):
     """Where and when."""
 
     geometry: Path | None = None
-    """Vector file with the region (GeoJSON, GeoPackage, shapefile)."""
+    """Vector file with the region (GeoPackage, GeoJSON, shapefile, GeoParquet, KML ...)."""
     layer: str | None = None
     """Layer of a GeoPackage with several."""
     bbox: tuple[float, float, float, float] | None = None
@@ -187,7 +197,7 @@ class Model(_Section):
 
 
 class Labels(_Section):
-    """Field data: points or polygons in any CRS."""
+    """Field data: points or polygons in any CRS, in any format that `preproc.region.region.vector` reads."""
 
     path: Path
     class_: Annotated[str, Field(alias="class", min_length=1)]
@@ -196,8 +206,11 @@ class Labels(_Section):
     """Attribute that tells which labels belong together (parcel, farm ...); None: each feature is its own group."""
     layer: str | None = None
     """Layer of a GeoPackage with several."""
+    encoding: str | None = None
+    """Encoding of the text, where the file (shapefile, CSV, MapInfo) states none or a wrong one: UTF-8, cp1252 ..."""
 
     _resolve = field_validator("path", mode="before")(_absolute)
+    _known = field_validator("encoding")(_codec)
 
 
 class Classify(_Section):
@@ -233,12 +246,15 @@ class Validate(_Section):
     """How the points were drawn: at random within strata, or all over the map."""
     layer: str | None = None
     """Layer of a GeoPackage with several."""
+    encoding: str | None = None
+    """Encoding of the text, where the file (shapefile, CSV, MapInfo) states none or a wrong one: UTF-8, cp1252 ..."""
     stratum: str | None = None
     """Attribute with the stratum; None: the strata are the map's classes."""
     strata: dict[str, Annotated[float, Field(gt=0)]] | None = None
     """Size of each stratum (pixels or any unit of area), with `stratum`."""
 
     _resolve = field_validator("reference", mode="before")(_absolute)
+    _known = field_validator("encoding")(_codec)
 
     @field_validator("strata", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infer.contract import FormatError, Run, planned_tiles, read_json, read_plan
+from preproc.run.text import percent
 
 QUALITY_FILE = "quality.json"
 FEW_CLEAR = 10
@@ -64,8 +65,8 @@ class Observed:
                 f"on half of their pixels ({names}): widen the window, or expect poor embeddings there"
             )
         if self.s2_without:
-            share = 100 * self.s2_without / self.pixels
-            texts.append(f"{self.s2_without:,} pixels ({share:.2g} %) have no clear Sentinel-2 observation at all")
+            share = percent(self.s2_without, self.pixels)
+            texts.append(f"{self.s2_without:,} pixels ({share}) have no clear Sentinel-2 observation at all")
         if self.s1_without:
             texts.append(f"{self.s1_without:,} of {self.tiles:,} tiles have no Sentinel-1 observation")
         return texts

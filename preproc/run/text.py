@@ -1,4 +1,4 @@
-"""Bytes and times as people read them, and times as services write them. Pure."""
+"""Bytes, shares and times as people read them, and times as services write them. Pure."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def human_time(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / divisor:.0f} {unit}"
     return f"{seconds / 86400:,.0f} days"
+
+
+def percent(part: int, whole: int) -> str:
+    """For example 0.3 % or 42 %; "100 %" is all and "0 %" is nothing."""
+    share = 100 * part / whole if whole else 0.0
+    if part == 0 or part >= whole:
+        return f"{share:.0f} %"
+    if share < 0.1:
+        return "< 0.1 %"
+    return f"{share:.1f} %" if share < 10 else f"{share:.0f} %" if share < 99.5 else "> 99 %"
 
 
 def parse_time(text: Any) -> datetime | None:

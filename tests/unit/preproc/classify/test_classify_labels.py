@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
+from preproc.region.region.vector import fingerprint
 from support.embedded import EPSG, NORTH, WEST, write_vector
 
 from infer.contract import SmaltiError
-from preproc.classify.labels import LabelSet, assign_codes, class_values, fingerprint, read_labels, to_zone
+from preproc.classify.labels import LabelSet, assign_codes, class_values, read_labels, to_zone
 
 ZONES = {EPSG: (WEST, NORTH - 640, WEST + 640, NORTH)}
 SQUARES = [shapely.box(WEST + 100 * i, NORTH - 100, WEST + 100 * i + 80, NORTH - 20) for i in range(3)]
@@ -74,16 +77,16 @@ def test_fractions_and_dates_are_no_classes(tmp_path: Path) -> None:
     with refused("'crop' holds 2.5: a class is text or a whole number"):
         read(path)
     with refused("'crop' holds inf: a class is text or a whole number"):
-        class_values(path, "crop", np.array([1.0, np.inf, 3.0]))
+        class_values(path, "crop", pa.chunked_array([[1.0, np.inf, 3.0]]))
     dates = np.array(["2020-01-01"] * 3, dtype="datetime64[D]")
     with refused("a class is text or a whole number"):
-        class_values(path, "sown", dates)
+        class_values(path, "sown", pa.chunked_array([pa.array(dates)]))
 
 
 def test_truth_values_are_classes() -> None:
-    values, present = class_values(Path("x"), "crop", np.array([True, False]))
-    assert values.tolist() == ["true", "false"]
-    assert present.all()
+    values, present = class_values(Path("x"), "crop", pa.chunked_array([[True, False, None]]))
+    assert values.tolist() == ["true", "false", None]
+    assert present.tolist() == [True, True, False]
 
 
 def test_an_unknown_attribute_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -100,14 +103,14 @@ def test_missing_files_layers_and_crs(tmp_path: Path) -> None:
     with refused("none.gpkg: no such file"):
         fingerprint(tmp_path / "none.gpkg")
     (tmp_path / "text.gpkg").write_text("hello")
-    with refused("text.gpkg: not a readable vector file"):
+    with refused("text.gpkg: cannot be read as a vector file"):
         read(tmp_path / "text.gpkg")
     bare = write_vector(tmp_path / "bare.shp", SQUARES, {"crop": NAMES}, epsg=None, geometry_type="Polygon")
-    with refused("bare.shp: has no coordinate reference system"):
+    with refused("bare.shp: has no CRS"):
         read(bare)
     two = write_vector(tmp_path / "two.gpkg", SQUARES, {"crop": NAMES}, layer="a")
     write_vector(two, SQUARES, {"crop": NAMES}, layer="b", append=True)
-    with refused("two.gpkg: has 2 layers .a, b.: name one"):
+    with refused("two.gpkg: has 2 layers .a, b.: choose one"):
         read(two)
     with refused("has no layer 'c'"):
         read(two, layer="c")
@@ -134,7 +137,7 @@ def test_invalid_outlines_are_repaired_and_empty_ones_dropped(tmp_path: Path) ->
 
 def test_metres_declared_as_degrees_are_noticed(tmp_path: Path) -> None:
     path = write_vector(tmp_path / "l.shp", SQUARES, {"crop": NAMES}, epsg=4326, geometry_type="Polygon")
-    with refused(r"in degrees by its coordinate reference system .* \(500000, 5599900\)"):
+    with refused("coordinates from 500000, 5599900 .* are not degrees"):
         read(path)
 
 
@@ -145,6 +148,59 @@ def test_a_shapefile_is_more_than_its_shp(tmp_path: Path) -> None:
     assert fingerprint(path) == before  # wheat, maize, wheat reads the same backwards
     write_vector(tmp_path / "l.shp", SQUARES, {"crop": np.roll(NAMES, 1)}, geometry_type="Polygon")
     assert fingerprint(path) != before
+
+
+def column(*values: Any, kind: Any = None) -> Any:
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def test_values_stay_what_they_are(tmp_path: Path) -> None:
+    big = [2**53 + 1, None, 2**53 + 2]
+    assert class_values(Path("x"), "crop", column(*big))[0].tolist() == big
+    assert class_values(Path("x"), "crop", column("1.0", " b ", ""))[0].tolist() == ["1.0", "b", None]
+    assert class_values(Path("x"), "crop", column("Ble\u0301", "Blé", "a\x0b\nb"))[0].tolist() == ["Blé", "Blé", "a b"]
+    assert class_values(Path("x"), "crop", column(None, None))[1].tolist() == [False, False]
+    path = tmp_path / "l.geojson"
+    for values, right in (
+        ([True, None, False], ["true", "false"]),
+        (big, [big[0], big[2]]),
+        ([1, "2", None], ["1", "2"]),
+    ):
+        write_geojson(path, values)
+        assert read(path).classes_n.tolist() == right
+
+
+def write_geojson(path: Path, values: list[Any]) -> None:
+    features = [
+        {"type": "Feature", "properties": {"crop": v}, "geometry": {"type": "Point", "coordinates": [3.001, 50.545]}}
+        for v in values
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def test_what_is_no_class_is_refused_or_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "l.geojson"
+    for values, message in (
+        ([["a"], ["b"]], "a class is text or a whole number"),
+        ([{"a": 1}, {"a": 2}], "a class is text or a whole number"),
+        (["x" * 2_000_000, "y"], "a text of 2000000 characters"),
+    ):
+        write_geojson(path, values)
+        with refused(message):
+            read(path)
+    write_geojson(path, ["nan", "None", "wheat", " wheat", "Wheat"])
+    assert read(path).classes_n.tolist() == ["nan", "None", "wheat", "wheat", "Wheat"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'None', 'nan' as text" in said
+    assert "capitals or blanks only, which makes them classes of their own: 'Wheat' and 'wheat'" in said
+
+
+def test_codes_in_text_are_numbers() -> None:
+    assert assign_codes({"10", "2", "7"}) == {"2": 2, "7": 7, "10": 10}
+    assert list(assign_codes({"300", "20", "1"})) == ["1", "20", "300"]
+    assert assign_codes({"field 10", "field 2"}) == {"field 2": 1, "field 10": 2}
+    assert assign_codes({"1", "01"}) == {"01": 1, "1": 2}
+    assert assign_codes({"9" * 9999, "b"})
 
 
 def test_codes() -> None:

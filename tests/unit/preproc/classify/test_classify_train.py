@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from sklearn.metrics import f1_score
 from support.embedded import TOML, embed, parcels, tiled_run, write_vector
 
 from infer.contract import FormatError, Run, SmaltiError, read_manifest
+from infer.contract.manifest import describe_file
 from preproc.classify import boost, tune
 from preproc.classify.boost import Parameters, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, main_classes
@@ -326,6 +329,30 @@ def test_samples_that_cannot_be_trained_on_end_with_one_line(tmp_path: Path) -> 
         TrainStage().units(Run(tmp_path / "plan"), settings(run))
     with pytest.raises(SmaltiError, match="fewer than two classes"):
         trainable(fake_samples(2, 4), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("code", 77, r"codes that samples.json does not know .\[77\]"),
+        ("code", None, "its column code has gaps"),
+        ("code", "a", "its column code is of type string"),
+        ("e000", float("nan"), "not finite"),
+        ("e001", float("inf"), "not finite"),
+        ("group", None, "its column group has gaps"),
+    ],
+)
+def test_samples_that_were_edited_are_refused(run: Run, name: str, value: Any, message: str) -> None:
+    table = pq.read_table(run.samples)
+    values = [value, *table.column(name).to_pylist()[1:]]
+    kind = pa.string() if isinstance(value, str) else table.schema.field(name).type
+    column = pa.array([str(v) for v in values] if isinstance(value, str) else values, kind)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), run.samples)
+    manifest = json.loads(run.samples.with_suffix(".json").read_text())
+    manifest["files"] = {run.samples.name: describe_file(run.samples)}
+    run.samples.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match=message):
+        read_samples(run)
 
 
 def test_damaged_models_are_refused(run: Run) -> None:

@@ -302,6 +302,24 @@ def test_a_class_seen_only_in_the_field_is_kept(run: Run) -> None:
     assert orchard["area_ha"]["value"] > 0
 
 
+def test_classes_written_otherwise_are_named_and_none_that_match_is_an_error(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mapped, truth = map_and_truth()
+    write_map(run, mapped)
+    where, _, seen = draw(mapped, truth, 20)
+    names = names_of(seen)
+    names[:3] = "Crop A"
+    write_vector(run.root / "reference.gpkg", where, {"seen": names})
+    validate(run, REFERENCE)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 of 60 reference points are of classes that the map does not have" in said
+    assert "'Crop A' (the map has 'crop a')" in said
+    write_vector(run.root / "reference.gpkg", where, {"seen": seen})
+    with pytest.raises(SmaltiError, match=r"reference.gpkg: none of its classes .* is one of the map's .'crop a'"):
+        validate(run, REFERENCE)
+
+
 def test_a_random_sample_may_miss_a_class_and_a_stratified_one_may_not(run: Run) -> None:
     mapped, truth = map_and_truth()
     write_map(run, mapped)

@@ -34,7 +34,15 @@ from preproc.mosaic.pca import PixelSample, principal_components
 from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.figure import class_figure, length_text, scale_length
-from preproc.raster.legend import LegendEntry, class_colours, colour_table, gdal_categories, legend_csv, qgis_style
+from preproc.raster.legend import (
+    LegendEntry,
+    class_colours,
+    colour_table,
+    gdal_categories,
+    legend_csv,
+    qgis_style,
+    slugs,
+)
 from preproc.raster.overviews import halve_average, halve_nearest
 from preproc.raster.preview import Picture, picture, png_bytes, preview_level
 from preproc.raster.stac import AssetRecord, footprint, write_item
@@ -444,6 +452,19 @@ def test_legends_say_the_same_to_every_program() -> None:
     categories = ElementTree.fromstring(gdal_categories(LEGEND))
     names = [element.text or "" for element in categories.findall(".//Category")]
     assert names == ["no data", "maize", "", "", "winter wheat, late & <odd>"]
+
+
+def test_names_that_xml_cannot_hold_leave_it_well_formed() -> None:
+    odd = [LegendEntry(1, "wheat\x0b\x01\ufffe\ud800", "#ff0000"), LegendEntry(2, "🌾 <wheat>\n&", "#00ff00")]
+    labels = [e.get("label") for e in ElementTree.fromstring(qgis_style(odd)).iter("paletteEntry")]
+    assert labels == ["wheat\ufffd\ufffd\ufffd\ufffd", "🌾 <wheat>\n&"]
+    assert [e.text for e in ElementTree.fromstring(gdal_categories(odd)).iter("Category")] == ["no data", *labels]
+
+
+def test_slugs_are_readable_and_no_two_alike() -> None:
+    names = ["Blé", "Ble", "ble", "小麦", "玉米", "Weiß (late)", "Zuckerrübe", "class-4"]
+    made = slugs([LegendEntry(code, name, "#000000") for code, name in enumerate(names, start=1)])
+    assert made == ["Ble", "Ble-2", "ble-3", "class-4", "class-5", "Weiss-late", "Zuckerrube", "class-4-8"]
 
 
 def test_stac_items_can_be_read_moved_and_verified(tmp_path: Path) -> None:

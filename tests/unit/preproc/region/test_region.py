@@ -161,11 +161,24 @@ def test_layers(tmp_path: Path) -> None:
     path = tmp_path / "two.gpkg"
     write_vector(path, SQUARE, crs="EPSG:4326", layer="farm")
     write_vector(path, shapely.box(5, 50, 6, 51), crs="EPSG:4326", layer="county", append=True)
-    with pytest.raises(SmaltiError, match=r"two.gpkg: has layers farm, county: choose one with \[region\] layer"):
+    with pytest.raises(SmaltiError, match=r"two.gpkg: has 2 layers .farm, county.: choose one with \[region\] layer"):
         load(path)
     assert load(path, "county").bounds == (5, 50, 6, 51)
-    with pytest.raises(SmaltiError, match=r"two.gpkg: cannot be read as a vector file: .*village"):
+    with pytest.raises(SmaltiError, match=r"two.gpkg: has no layer 'village'"):
         load(path, "village")
+
+
+def test_collections_of_polygons_are_their_polygons(tmp_path: Path) -> None:
+    nested = shapely.GeometryCollection([shapely.GeometryCollection([SQUARE]), shapely.box(5, 50, 6, 51)])
+    region = load(write_geojson(tmp_path / "r.geojson", nested))
+    assert region.geometry.area == pytest.approx(SQUARE.area + 1)
+
+
+def test_features_that_cannot_be_placed_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    square = json.loads(shapely.to_geojson(SQUARE))
+    path = raw_geojson(tmp_path, square, None, {"type": "Polygon", "coordinates": [[["a", "b"]] * 4]})
+    assert load(path).geometry.equals(SQUARE)
+    assert "2 of 3 features have no readable geometry" in " ".join(capsys.readouterr().err.split())
 
 
 def test_region_in_utm_follows_parallels() -> None:
@@ -175,6 +188,12 @@ def test_region_in_utm_follows_parallels() -> None:
     forward = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32631", always_xy=True)
     for longitude in (0.01, 1.0, 3.0, 4.7):
         assert part.boundary.distance(shapely.Point(forward.transform(longitude, 50))) < 0.2
+
+
+def raw_geojson(folder: Path, *geometries: Any) -> Path:
+    features = [{"type": "Feature", "properties": {}, "geometry": geometry} for geometry in geometries]
+    (folder / "r.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return folder / "r.geojson"
 
 
 def bow_tie() -> BaseGeometry:
@@ -241,6 +260,51 @@ BAD = {
     "outside its CRS": (
         lambda p: write_vector(p / "r.gpkg", shapely.box(1e30, 1e30, 2e30, 2e30), crs="EPSG:32631"),
         "does not lie where its CRS",
+    ),
+    "unclosed ring": (
+        lambda p: raw_geojson(p, {"type": "Polygon", "coordinates": [[[4, 50], [5, 50], [5, 51]]]}),
+        "feature 1 has a geometry that cannot be read",
+    ),
+    "a ring of one point": (
+        lambda p: raw_geojson(p, {"type": "Polygon", "coordinates": [[[4, 50]]]}),
+        "feature 1 has a geometry that cannot be read",
+    ),
+    "null coordinates": (
+        lambda p: raw_geojson(p, {"type": "Polygon", "coordinates": None}),
+        "all its features are empty|holds no feature",
+    ),
+    "text coordinates": (
+        lambda p: raw_geojson(p, {"type": "Polygon", "coordinates": [[["4", "50"], ["5", "50"], ["5", "51"]]]}),
+        "all its features are empty|holds no feature",
+    ),
+    "a point in a collection": (
+        lambda p: write_geojson(p / "r.geojson", shapely.GeometryCollection([SQUARE, shapely.Point(4, 50)])),
+        "feature 1 holds a Point",
+    ),
+    "around the Earth": (
+        lambda p: write_geojson(p / "r.geojson", shapely.box(0, 50, 1e9, 51)),
+        "are not degrees",
+    ),
+    "around the Earth in another CRS": (
+        lambda p: write_vector(p / "r.gpkg", shapely.box(0, 50, 1e9, 51), crs="EPSG:4258"),
+        "are not degrees",
+    ),
+    "the Moon": (
+        lambda p: write_vector(p / "r.gpkg", SQUARE, crs="IAU_2015:30100"),
+        "has no way to degrees on Earth",
+    ),
+    "too large to cut": (
+        lambda p: write_vector(p / "r.gpkg", shapely.box(-1e300, 0, 1e300, 360), crs="EPSG:3995"),
+        "does not lie where its CRS|not a valid polygon",
+    ),
+    "infinite": (
+        lambda p: write_vector(p / "r.gpkg", shapely.Polygon([(4, 50), (np.inf, 50), (5, 51)]), crs="EPSG:4326"),
+        "all its features are empty",
+    ),
+    "heights": (lambda p: write_vector(p / "r.gpkg", SQUARE, crs="EPSG:5773"), "is not one of places on Earth"),
+    "a local CRS": (
+        lambda p: write_vector(p / "r.gpkg", SQUARE, crs='LOCAL_CS["site",UNIT["metre",1]]'),
+        "is not one of places on Earth|has no CRS",
     ),
     "a folder": (lambda p: p, "cannot be read as a vector file"),
 }

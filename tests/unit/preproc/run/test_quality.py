@@ -15,6 +15,7 @@ from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.quality import cautions, observed
 from preproc.run.stages import stage_named
+from preproc.run.text import percent
 
 
 @pytest.fixture
@@ -69,3 +70,16 @@ def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str])
     with pytest.raises(FormatError, match=r"quality\.json: cannot be read"):
         observed(run)
     assert look(run, config).quality is None
+
+
+def test_shares_are_never_rounded_to_all_or_nothing() -> None:
+    assert [percent(n, 1000) for n in (0, 3, 42, 420, 995, 999, 1000)] == [
+        "0 %",
+        "0.3 %",
+        "4.2 %",
+        "42 %",
+        "> 99 %",
+        "> 99 %",
+        "100 %",
+    ]
+    assert percent(1, 100_000) == "< 0.1 %"
