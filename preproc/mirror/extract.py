@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from pyproj import Transformer
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from infer.contract import PlannedTile, writing
-from preproc.reader.placement import RasterGrid, SourceWindow
+from preproc.reader.placement import RasterGrid, SourceWindow, UnusableError, project
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
-from preproc.reader.read import ATTEMPTS, BandKind, UnusableError, grid_of, local_name, open_raster
+from preproc.reader.read import ATTEMPTS, BandKind, grid_of, local_name, open_raster
 from preproc.reader.sparse_file import RemoteFile
 from preproc.reader.tiff_layout import LayoutError
 
@@ -37,8 +36,7 @@ def needed_window(grid: RasterGrid, tile: PlannedTile) -> SourceWindow | None:
     steps = np.linspace(0, 1, _EDGE_POINTS)
     x = np.concatenate([west + steps * (east - west)] * 2 + [np.full(_EDGE_POINTS, e) for e in (west, east)])
     y = np.concatenate([np.full(_EDGE_POINTS, e) for e in (south, north)] + [south + steps * (north - south)] * 2)
-    if grid.crs != f"EPSG:{tile.epsg}":
-        x, y = Transformer.from_crs(f"EPSG:{tile.epsg}", grid.crs, always_xy=True).transform(x, y)
+    x, y = project(x, y, f"EPSG:{tile.epsg}", grid.crs)
     a, b, c, d, e, f = grid.transform
     determinant = a * e - b * d
     columns, rows = (e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from pyproj import Transformer
 from rasterio.io import MemoryFile
-from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch
+from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
 
 from infer.contract import BANDS, Run, planned_tiles
 from preproc.plan.stage import PlanStage
@@ -256,6 +256,38 @@ def test_drop_date_leaves_the_date_out_and_records_it(tiny: TinyArchive, tmp_pat
     assert tile.manifest["dropped"]["s2"][0]["items"] == ["bad", "companion"]
     quality = json.loads((run.tiles / tile.name / "quality.json").read_text())
     assert quality["stacks"]["s2"]["dropped_for"] == {"unreadable": 1}
+
+
+@pytest.mark.parametrize(("sensor", "asset"), [("Sentinel-2", "B11"), ("Sentinel-2", "SCL"), ("Sentinel-1", "VH")])
+def test_drop_date_does_not_leave_a_sensor_out(tiny: TinyArchive, tmp_path: Path, sensor: str, asset: str) -> None:
+    for name in ("a", "b"):
+        folder = tiny.s2(name, f"2021-07-0{1 + (name == 'b')}")
+        radar = tiny.s1(f"{name}r", f"2021-07-0{3 + (name == 'b')}", orbit="ascending" if name == "a" else "descending")
+        (folder / f"{asset}.tif" if sensor == "Sentinel-2" else radar / "vh.tif").unlink()
+    run, config = tiny.run(tmp_path / "run", archive='on_missing = "drop-date"')
+    with pytest.raises(StageFailedError) as raised:
+        fetch(run, config)
+    assert f"no {sensor} date is left: " in str(raised.value)
+    assert "left out 2 whose files cannot be read, the first 2021-07-0" in str(raised.value)
+    assert list(run.tiles.iterdir()) == []
+
+
+def test_where_a_band_declares_no_value_a_pixel_is_not_clear(tiny: TinyArchive, tmp_path: Path) -> None:
+    folder = tiny.s2("a", "2021-07-01")
+    lost = tiny.s2("b", "2021-07-03")
+    tiny.s2("c", "2021-07-05", bands={"B8A": 0})
+    half = np.full((SIZE // 2, SIZE // 2), 3000, np.uint16)
+    half[:, :8] = 65535
+    write_raster(folder / "B8A.tif", half, pixel=20, nodata=65535)
+    write_raster(lost / "B8A.tif", np.full_like(half, 65535), pixel=20, nodata=65535)
+    tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
+    assert tile.manifest["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
+    assert [entry["date"] for entry in tile.manifest["dropped"]["s2"]] == ["2021-07-03"]
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:, 16:] = True
+    np.testing.assert_array_equal(tile.masks_thw[0] > 0, expected)
+    np.testing.assert_array_equal(tile.bands_thwb[0] == 3000, np.repeat(expected[..., None], 10, axis=-1))
+    assert tile.masks_thw[1].all()  # 0, declared or not, is what the bands hold there
 
 
 def test_neighbouring_tiles_have_no_seam(tiny: TinyArchive, tmp_path: Path) -> None:
