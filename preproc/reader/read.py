@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -26,6 +26,7 @@ from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
 from preproc.reader.sparse_file import RemoteFile
 from preproc.reader.tiff_layout import MOST_BYTES, LayoutError
+from preproc.reader.whereabouts import Whereabouts, check_place
 
 ATTEMPTS = 3
 """Times that a remote file is fetched anew when what came cannot be decoded: wrong bytes on the way are rare."""
@@ -75,13 +76,16 @@ class Reader:
         self._known: dict[Any, _Described] = {}
         self._turn = threading.Lock()
 
-    def read(self, href: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+    def read(
+        self, href: str, targets: Sequence[Target], kind: BandKind, said: Whereabouts | None = None
+    ) -> list[Placed]:
         """Read the pixels of one raster that fall on some targets; each byte of the file is fetched once for all.
 
         Args:
             href: unsigned path or URL.
             targets: where to; windows of neighbouring tiles.
             kind: what the raster must be.
+            said: where its item says that it lies.
 
         Returns:
             The pixels on each target; what the file masks or declares as nodata is 0.
@@ -92,13 +96,13 @@ class Reader:
         """
         if not is_remote(href):
             try:
-                return _read_local(local_name(href), targets, kind, self._turn)
+                return _read_local(local_name(href), _Wish(targets, kind, said), self._turn)
             except UnusableError as error:
                 raise MissingDataError(f"{href}: {error}") from error
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with RemoteFile(self._client, href) as remote:
-                    return _read_remote(remote, self._known, targets, kind, self._turn)
+                    return _read_remote(remote, self._known, _Wish(targets, kind, said), self._turn)
             except (UnusableError, LayoutError) as error:
                 if attempt == ATTEMPTS:
                     raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
@@ -115,13 +119,22 @@ def local_name(href: str) -> str:
     return href
 
 
-def _read_local(name: str, targets: Sequence[Target], kind: BandKind, turn: threading.Lock) -> list[Placed]:
+@dataclass(frozen=True)
+class _Wish:
+    """What is wanted of a file."""
+
+    targets: Sequence[Target]
+    kind: BandKind
+    said: Whereabouts | None
+
+
+def _read_local(name: str, wish: _Wish, turn: threading.Lock) -> list[Placed]:
     if Path(name).exists() and not Path(name).is_file():
         raise UnusableError("is not a regular file")
     with _opened(name) as dataset:
-        described = _describe(dataset, kind)
-        block = _block_bytes(*dataset.block_shapes[0], kind)
-        return _cut(described, targets, kind, _in_turn(turn, block, kind, lambda window: _pixels(dataset, window)))
+        described = _describe(dataset, wish.kind)
+        block = _block_bytes(dataset.block_shapes[0], wish.kind)
+        return _cut(described, wish, _in_turn(turn, block, wish.kind, lambda window: _pixels(dataset, window)))
 
 
 def _in_turn(
@@ -141,12 +154,13 @@ def _window_bytes(window: SourceWindow, kind: BandKind) -> int:
     return window.height * window.width * np.dtype(kind.dtype).itemsize
 
 
-def _block_bytes(height: int, width: int, kind: BandKind) -> int:
+def _block_bytes(shape: tuple[int, int], kind: BandKind) -> int:
     """Bytes of a decoded block (tile or strip) of a raster.
 
     Raises:
         UnusableError: if they are more than fit into the memory that reading may take.
     """
+    height, width = shape
     size = height * width * np.dtype(kind.dtype).itemsize
     if size > MOST_BYTES:
         raise UnusableError(
@@ -159,8 +173,7 @@ def _block_bytes(height: int, width: int, kind: BandKind) -> int:
 def _read_remote(
     remote: RemoteFile,
     known: dict[Any, _Described],
-    targets: Sequence[Target],
-    kind: BandKind,
+    wish: _Wish,
     turn: threading.Lock,
 ) -> list[Placed]:
     """Fetch the header, then the blocks.
@@ -169,12 +182,11 @@ def _read_remote(
         remote: the file.
         known: what was found in files with the same tags, to be looked up and added to: a season's files of one band
             have one grid, and opening a file costs GDAL as much as decoding a block.
-        targets: where to.
-        kind: what the raster must be.
+        wish: what is wanted of it.
         turn: held while much is decoded.
     """
-    layout = remote.layout()
-    block = _block_bytes(layout.block_height, layout.block_width, kind)
+    layout, kind = remote.layout(), wish.kind
+    block = _block_bytes((layout.block_height, layout.block_width), kind)
     key = (kind.name, layout.mask is not None, layout.pixel_tags)
     described = known.get(key)
     if described is None:
@@ -187,7 +199,7 @@ def _read_remote(
         with _opened(remote.path) as dataset:
             return _pixels(dataset, window)
 
-    return _cut(described, targets, kind, _in_turn(turn, block, kind, fetch))
+    return _cut(described, wish, _in_turn(turn, block, kind, fetch))
 
 
 @contextmanager
@@ -215,29 +227,30 @@ class _Described:
 
 def _describe(dataset: Any, kind: BandKind) -> _Described:
     nodata = dataset.nodata
-    gaps = _has_mask(dataset) or (nodata is not None and not np.isnan(nodata) and nodata != 0)
+    gaps = has_mask(dataset) or (nodata is not None and not np.isnan(nodata) and nodata != 0)
     return _Described(grid_of(dataset, kind), nodata, gaps)
 
 
-def _has_mask(dataset: Any) -> bool:
+def has_mask(dataset: Any) -> bool:
     """Whether a mask inside the file says which pixels have a value."""
     return MaskFlags.per_dataset in dataset.mask_flag_enums[0]
 
 
-def _cut(
-    described: _Described, targets: Sequence[Target], kind: BandKind, read: Callable[[SourceWindow], _Pixels]
-) -> list[Placed]:
+def _cut(described: _Described, wish: _Wish, read: Callable[[SourceWindow], _Pixels]) -> list[Placed]:
     """The pixels of each target; `read` is called once, for the smallest window that holds all of them.
 
     If that one is too large, it is called for each target: whether a file can be read must not depend on what else is.
     """
+    if wish.said is not None:
+        check_place(described.grid, wish.said)
+    targets, kind = wish.targets, wish.kind
     placements = [place(described.grid, target, bilinear=kind.bilinear) for target in targets]
     whole = _union([placement.window for placement in placements])
     if whole is None:
         return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata, described.gaps) for t in targets]
     if _window_bytes(whole, kind) > MOST_BYTES:
         if len(targets) > 1:
-            return [placed for target in targets for placed in _cut(described, [target], kind, read)]
+            return [placed for target in targets for placed in _cut(described, replace(wish, targets=[target]), read)]
         a, b, _, d, e, _ = described.grid.transform
         raise UnusableError(
             f"its pixels are {np.hypot(a, d):.3g} x {np.hypot(b, e):.3g} units of its CRS: one tile would need "
@@ -277,7 +290,7 @@ def _pixels(dataset: Any, window: SourceWindow) -> _Pixels:
     if nodata is not None and nodata != 0:  # compared as pixels are stored; NaN equals nothing, and is no value anyway
         with np.errstate(over="ignore"):
             pixels[pixels == np.float64(nodata).astype("f4" if pixels.dtype.kind == "f" else "f8")] = 0
-    if _has_mask(dataset):
+    if has_mask(dataset):
         pixels[dataset.read_masks(1, window=place) == 0] = 0
     return pixels
 
@@ -315,7 +328,7 @@ def grid_of(dataset: Any, kind: BandKind) -> RasterGrid:
         crs = _crs_text(dataset.crs.wkt)
     except CRSError as error:
         raise UnusableError(f"its coordinate reference system is not understood ({error})") from error
-    _block_bytes(*dataset.block_shapes[0], kind)
+    _block_bytes(dataset.block_shapes[0], kind)
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
     if not all(abs(value) <= _FARTHEST for value in (a, b, c, d, e, f)):  # infinite and NaN are not either
         raise UnusableError(f"its georeference ({a:g}, {b:g}, {c:g}, {d:g}, {e:g}, {f:g}) is no place on Earth")

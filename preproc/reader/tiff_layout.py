@@ -187,7 +187,7 @@ def _directory(
 
 def _mask(source: ByteSource, first: _Directory, start: int) -> BlockLayout | None:
     """The layout of the full-size mask among the directories after the first."""
-    seen = set()
+    seen: set[int] = set()
     while start and start not in seen and len(seen) < _MOST_DIRECTORIES:
         seen.add(start)
         source.ensure([(start, start + _AHEAD)])
