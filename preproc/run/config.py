@@ -143,8 +143,11 @@ class Tiles(_Section):
 
     size: Annotated[int, Field(ge=16, le=2048, multiple_of=2)] = 512
     """Width and height of a tile in 10 m pixels."""
-    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel)."""
+    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel).
+
+    Decided tile by tile: above 0 a pixel's dates depend on the size of the tiles, which shows as seams.
+    """
 
     @field_validator("min_clear", mode="before")
     @classmethod

@@ -13,8 +13,9 @@ from pyproj import Transformer
 from rasterio.io import MemoryFile
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
 
-from infer.contract import BANDS, Run, planned_tiles
+from infer.contract import BANDS, Run, planned_tiles, read_tile
 from preproc.plan.stage import PlanStage
+from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError, run_stage
 from preproc.tile.quality import QualityCounter, picture
 
@@ -314,6 +315,32 @@ def test_neighbouring_tiles_have_no_seam(tiny: TinyArchive, tmp_path: Path) -> N
     expected[:, 0::2] = by_rows[:, :-2] + 3 * by_rows[:, 1:-1]
     expected[:, 1::2] = 3 * by_rows[:, 1:-1] + by_rows[:, 2:]
     np.testing.assert_array_equal(found, (expected + 8) // 16)
+
+
+def test_the_size_of_tiles_changes_no_pixel(tiny: TinyArchive, tmp_path: Path) -> None:
+    """By default: a `min_clear` above 0 drops dates tile by tile, whatever the neighbours see."""
+    rng = np.random.default_rng(2)
+    for k, clear in enumerate((1.0, 0.3, 0.01)):
+        scl = np.where(rng.random((SIZE, SIZE)) < clear, 4, 9).astype(np.uint8)  # 20 m over 2 x 2 tiles
+        bands = {name: rng.integers(1, 10000, (SIZE, SIZE), dtype=np.uint16) for name in ("B11", "B05")}
+        tiny.s2(f"s{k}", f"2021-07-0{k + 1}", scl=scl, bands=bands, extent=2 * SIZE * 10)
+    found = []
+    for size in (SIZE, 2 * SIZE):
+        run, _ = tiny.run(tmp_path / f"run-{size}", tiles=(2, 2))
+        text = run.config.read_text().replace("min_clear = 0.05", "").replace(f"size = {SIZE}", f"size = {size}")
+        run.config.write_text(text)
+        run_stage(PlanStage(), run, load_config(run))
+        fetch(run, load_config(run))
+        whole = np.zeros((3, 2 * SIZE, 2 * SIZE, 11), np.uint16)
+        for planned in planned_tiles(run):
+            tile = read_tile(run.tiles / planned.name, need_manifest=True)
+            row, column = (NORTH - planned.north) // 10, (planned.west - WEST) // 10
+            for t, day in enumerate(tile.manifest["dates"]["s2"]):
+                place = whole[int(day[-1]) - 1, row : row + size, column : column + size]
+                place[..., :10], place[..., 10] = tile.bands_thwb[t], tile.masks_thw[t]
+        found.append(whole)
+    assert 0 < found[0][2, ..., 10].mean() < 0.05
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_picture_of_a_tile_holds_its_counts() -> None:
