@@ -71,12 +71,12 @@ def with_orbit(item: Item, base: str, client: RangeClient) -> Item:
     path = absolute(str(href), base)
     with gdal_settings():
         if is_remote(path):
-            with RemoteFile(client, path) as remote:
-                try:
+            try:
+                with RemoteFile(client, path) as remote:
                     remote.layout()  # all that the header refers to is fetched
-                except LayoutError as error:
-                    raise SmaltiError(f"{path}: cannot be opened, to read its orbit: {error}") from error
-                _, orbit = _header(remote.path, path)
+                    _, orbit = _header(remote.path, path)
+            except LayoutError as error:
+                raise SmaltiError(f"{path}: cannot be opened, to read its orbit: {error}") from error
         else:
             _, orbit = _header(path, path)
     return {**item, "properties": {**item["properties"], OPERA_S1.orbit_property: orbit}}

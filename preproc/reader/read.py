@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
 from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target, UnusableError, place
@@ -134,20 +134,7 @@ def _read_local(name: str, wish: _Wish, turn: threading.Lock) -> list[Placed]:
     with _opened(name) as dataset:
         described = _describe(dataset, wish.kind)
         block = _block_bytes(dataset.block_shapes[0], wish.kind)
-        return _cut(described, wish, _in_turn(turn, block, wish.kind, lambda window: _pixels(dataset, window)))
-
-
-def _in_turn(
-    turn: threading.Lock, block_bytes: int, kind: BandKind, fetch: Callable[[SourceWindow], _Pixels]
-) -> Callable[[SourceWindow], _Pixels]:
-    """A function that reads as `fetch` does, one large window (or window of large blocks) at a time."""
-
-    def read(window: SourceWindow) -> _Pixels:
-        large = max(block_bytes, _window_bytes(window, kind)) > _LARGE
-        with turn if large else nullcontext():
-            return fetch(window)
-
-    return read
+        return _cut(described, wish, _Turn(turn, block), lambda window: _pixels(dataset, window))
 
 
 def _window_bytes(window: SourceWindow, kind: BandKind) -> int:
@@ -199,7 +186,7 @@ def _read_remote(
         with _opened(remote.path) as dataset:
             return _pixels(dataset, window)
 
-    return _cut(described, wish, _in_turn(turn, block, kind, fetch))
+    return _cut(described, wish, _Turn(turn, block), fetch)
 
 
 @contextmanager
@@ -236,7 +223,20 @@ def has_mask(dataset: Any) -> bool:
     return MaskFlags.per_dataset in dataset.mask_flag_enums[0]
 
 
-def _cut(described: _Described, wish: _Wish, read: Callable[[SourceWindow], _Pixels]) -> list[Placed]:
+@dataclass(frozen=True)
+class _Turn:
+    """Who may decode much: one thread at a time."""
+
+    lock: threading.Lock
+    block_bytes: int
+    """Of the file's blocks."""
+
+    def of(self, window_bytes: int) -> AbstractContextManager[Any]:
+        """To be held while a window is decoded and placed."""
+        return self.lock if max(window_bytes, self.block_bytes) > _LARGE else nullcontext()
+
+
+def _cut(described: _Described, wish: _Wish, turn: _Turn, read: Callable[[SourceWindow], _Pixels]) -> list[Placed]:
     """The pixels of each target; `read` is called once, for the smallest window that holds all of them.
 
     If that one is too large, it is called for each target: whether a file can be read must not depend on what else is.
@@ -250,20 +250,23 @@ def _cut(described: _Described, wish: _Wish, read: Callable[[SourceWindow], _Pix
         return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata, described.gaps) for t in targets]
     if _window_bytes(whole, kind) > MOST_BYTES:
         if len(targets) > 1:
-            return [placed for target in targets for placed in _cut(described, replace(wish, targets=[target]), read)]
+            return [
+                placed for target in targets for placed in _cut(described, replace(wish, targets=[target]), turn, read)
+            ]
         a, b, _, d, e, _ = described.grid.transform
         raise UnusableError(
             f"its pixels are {np.hypot(a, d):.3g} x {np.hypot(b, e):.3g} units of its CRS: one tile would need "
             f"{whole.height} x {whole.width} of them, {_window_bytes(whole, kind) / 2**20:.0f} MiB at once, at most "
             f"{MOST_BYTES >> 20} are read: resample it to 10 m"
         )
-    pixels = read(whole)
-    if kind is BACKSCATTER:
-        _check_power(pixels)
-    return [
-        Placed(_on_target(placement, pixels, whole, target, kind), described.nodata, described.gaps)
-        for placement, target in zip(placements, targets, strict=True)
-    ]
+    with turn.of(_window_bytes(whole, kind)):
+        pixels = read(whole)
+        if kind is BACKSCATTER:
+            _check_power(pixels)
+        return [
+            Placed(_on_target(placement, pixels, whole, target, kind), described.nodata, described.gaps)
+            for placement, target in zip(placements, targets, strict=True)
+        ]
 
 
 def _check_power(values_yx: _Pixels) -> None:
@@ -278,8 +281,15 @@ def _check_power(values_yx: _Pixels) -> None:
 
 
 def open_raster(name: str) -> Any:
-    """Open a local GeoTIFF; nothing of it is shared with other readers."""
-    return rasterio.open(name, driver="GTiff", sharing=False)
+    """Open a local GeoTIFF; nothing of it is shared with other readers.
+
+    Raises:
+        RasterioError: if it cannot be read.
+    """
+    try:
+        return rasterio.open(name, driver="GTiff", sharing=False)
+    except UnicodeError as error:
+        raise RasterioIOError(f"a text in its header is damaged: {error}") from error
 
 
 def _pixels(dataset: Any, window: SourceWindow) -> _Pixels:

@@ -21,6 +21,7 @@ from infer.contract import SmaltiError
 from preproc.reader import read
 from preproc.reader.gdal import gdal_settings
 from preproc.reader.placement import SourceWindow, Target
+from preproc.reader.ranges import MissingDataError
 from preproc.reader.read import REFLECTANCE, Reader
 from preproc.reader.sparse_file import HEADER_BYTES, RemoteFile, merged
 from preproc.reader.tiff_layout import LayoutError, read_layout
@@ -224,6 +225,15 @@ def test_spoilt_headers_give_one_clear_error_or_pixels_and_never_fill_the_memory
     assert len(refused) > SPOILT // 10
     assert all("x.tif: " in message and "\n" not in message for message in refused)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # kB
+
+
+def test_a_size_that_no_file_has_is_refused() -> None:
+    class Liar:
+        def get(self, href: str, start: int, end: int) -> tuple[bytes, int]:
+            return b"II*\0", 10**30
+
+    with pytest.raises(MissingDataError, match="as the server says"):
+        Reader(Liar()).read("https://archive/x.tif", [Target(32631, 0, 0, 9, 9)], REFLECTANCE)  # type: ignore[arg-type]  # as above
 
 
 ranges = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)).map(lambda p: (p[0], p[0] + p[1])), max_size=20)
