@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyproj import Transformer
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
 
 from preproc.catalogue.declared import whereabouts
+from preproc.catalogue.sources import footprint
 from preproc.reader.placement import RasterGrid, UnusableError
 from preproc.reader.whereabouts import check_place
 from preproc.region.region import split_antimeridian
@@ -118,3 +120,25 @@ def test_a_shifted_file_is_missing(tmp_path: Path, asset: str) -> None:
     run, config = tiny.run(tmp_path / "run")
     with pytest.raises(StageFailedError, match=rf"{asset}\.tif: is not where its item says: the file lies in"):
         fetch(run, config)
+
+
+def test_no_real_item_is_refused(shared: Path) -> None:
+    """Recorded items, taking their declared grids for the files': neither what they declare nor their footprints do."""
+    checked = 0
+    for path in (shared / "data" / "stac-items").rglob("*.json"):
+        content = json.loads(path.read_text())
+        content = content.get("response", content) if isinstance(content, dict) else content
+        for item in content.get("features", [content]) if isinstance(content, dict) else content:
+            properties = item.get("properties", {}) if isinstance(item, dict) else {}
+            outlined = footprint(item) if properties else None
+            for asset in item.get("assets", {}).values() if outlined is not None else ():
+                grid = {**properties, **asset}
+                if not {"proj:epsg", "proj:transform", "proj:shape"} <= set(grid):
+                    continue
+                a, b, c, d, e, f = map(float, grid["proj:transform"][:6])
+                height, width = grid["proj:shape"]
+                raster = RasterGrid(f"EPSG:{grid['proj:epsg']}", (a, b, c, d, e, f), height, width)
+                check(raster, asset, properties, grid["proj:epsg"], outlined)
+                check(raster, {}, where=outlined, epsg=None)
+                checked += 1
+    assert checked > 500
