@@ -175,7 +175,7 @@ def _labels(config: Config, region: Region) -> LabelSet:
     labels = config.labels
     assert labels is not None
     zones = {epsg: region_in(region, epsg).bounds for epsg in utm_zones(region)}
-    return read_labels(labels.path, labels.class_, labels.group, labels.layer, zones)
+    return read_labels(labels.path, labels.class_, labels.group, labels.layer, zones, encoding=labels.encoding)
 
 
 def _inside(labels: LabelSet, region: Region) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -22,7 +22,9 @@ from preproc.catalogue.scene import Scene
 from preproc.catalogue.search import MARGIN_DEGREES, search_api
 from preproc.catalogue.sources import CATALOGUES, PRODUCTS, Item, Rejected, acquired_at, footprint, parse_item
 from preproc.catalogue.static import read_static
-from preproc.reader.hrefs import absolute, portable
+from preproc.reader.buckets import BucketSigner
+from preproc.reader.hrefs import absolute, is_bucket, portable
+from preproc.reader.ranges import RangeClient
 from preproc.region.grid import tile_footprint
 from preproc.region.region import Region
 from preproc.run.config import Config
@@ -63,7 +65,9 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
         origin = archive.url or catalogue.url
         pairs = [(item, origin) for item in search_api(catalogue, archive.url, region, window.start, window.end)]
     near = [(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
-    found = [stored(with_orbit(item, base), base) for item, base in near]
+    signer = BucketSigner(archive.href) if archive.href is not None and is_bucket(archive.href) else None
+    with RangeClient(signer, connections=1) as client:
+        found = [stored(with_orbit(item, base, client), base) for item, base in near]
     if not found:
         raise SmaltiError(_nothing_found(origin, [item for item, _ in pairs], config, region))
     return sorted(found, key=_order)

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pyproj
-import rasterio
 import shapely
 from rasterio.errors import RasterioError
 
 from infer.contract import SmaltiError
 from preproc.catalogue.sources import OPERA_S1, Item
 from preproc.reader.gdal import gdal_settings
-from preproc.reader.hrefs import absolute, is_url
+from preproc.reader.hrefs import absolute
+from preproc.reader.ranges import RangeClient, is_remote
+from preproc.reader.read import open_raster
+from preproc.reader.sparse_file import RemoteFile
+from preproc.reader.tiff_layout import LayoutError
 from preproc.region.region import WGS84
 
 ORBIT_TAG = "ORBIT_PASS_DIRECTION"
@@ -47,12 +50,13 @@ def opera_items(folder: Path) -> list[Item]:
         return [_item_of(name, files) for name, files in sorted(groups.items())]
 
 
-def with_orbit(item: Item, base: str) -> Item:
+def with_orbit(item: Item, base: str, client: RangeClient) -> Item:
     """An item of an OPERA collection with its orbit, read from the file's tag where the item does not say it.
 
     Args:
         item: any item; those of other collections are given back as they are.
         base: what its hrefs are relative to.
+        client: for remote files.
 
     Raises:
         SmaltiError: if the file that has the tag cannot be opened.
@@ -66,7 +70,15 @@ def with_orbit(item: Item, base: str) -> Item:
         return item  # rejected later, for want of VV
     path = absolute(str(href), base)
     with gdal_settings():
-        _, orbit = _header(f"/vsicurl/{path}" if is_url(path) else path)
+        if is_remote(path):
+            try:
+                with RemoteFile(client, path) as remote:
+                    remote.layout()  # all that the header refers to is fetched
+                    _, orbit = _header(remote.path, path)
+            except LayoutError as error:
+                raise SmaltiError(f"{path}: cannot be opened, to read its orbit: {error}") from error
+        else:
+            _, orbit = _header(path, path)
     return {**item, "properties": {**item["properties"], OPERA_S1.orbit_property: orbit}}
 
 
@@ -74,7 +86,7 @@ def _item_of(name: str, files: Mapping[str, Path]) -> dict[str, Any]:
     match = _FILE.fullmatch(next(iter(files.values())).name)
     assert match is not None  # they were found by it
     day, time = match["acquired"].split("T")
-    (outline, epsg), orbit = _header(str(files.get("VV") or next(iter(files.values()))))
+    (outline, epsg), orbit = _header(*[str(files.get("VV") or next(iter(files.values())))] * 2)
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -92,16 +104,16 @@ def _item_of(name: str, files: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _header(name: str) -> tuple[tuple[shapely.Polygon, int | None], str | None]:
+def _header(name: str, shown: str) -> tuple[tuple[shapely.Polygon, int | None], str | None]:
     """Outline in degrees and EPSG code of a raster, and the orbit that its tag names."""
     try:
-        with rasterio.open(name) as dataset:
+        with open_raster(name) as dataset:
             bounds, crs, tags = dataset.bounds, dataset.crs, dataset.tags()
     except RasterioError as error:
-        shown = name.removeprefix("/vsicurl/")
-        raise SmaltiError(f"{shown}: cannot be opened, to read its orbit: {' '.join(str(error).split())}") from error
+        text = " ".join(str(error).split()).replace(name, shown)
+        raise SmaltiError(f"{shown}: cannot be opened, to read its orbit: {text}") from error
     if crs is None:
-        raise SmaltiError(f"{name}: has no CRS: its pixels cannot be placed")
+        raise SmaltiError(f"{shown}: has no CRS: its pixels cannot be placed")
     square = shapely.segmentize(shapely.box(*bounds), 5000)
     backward = pyproj.Transformer.from_crs(crs.to_wkt(), WGS84, always_xy=True)
     outline = shapely.transform(square, lambda xy: np.column_stack(backward.transform(xy[:, 0], xy[:, 1])))

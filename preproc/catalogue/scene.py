@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Literal
+
+from preproc.reader.whereabouts import Whereabouts
 
 
 class OffsetPolicy(StrEnum):
@@ -38,6 +40,8 @@ class Scene:
     """s2 only."""
     data_source: Literal["mpc", "aws", "other"] = "other"
     """Which archive the pixels belong to; must fit the checkpoint."""
+    places: Mapping[str, Whereabouts] = field(default_factory=dict)
+    """Band name -> where the item says that its raster lies; the file's header must agree."""
 
     @property
     def day(self) -> date:

@@ -14,6 +14,7 @@ from shapely.errors import ShapelyError
 from shapely.geometry import MultiPolygon
 
 from infer.contract import BANDS, SAR_BANDS
+from preproc.catalogue.declared import whereabouts
 from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.hrefs import absolute
 from preproc.region.region import polygons_of, split_antimeridian
@@ -171,16 +172,18 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
     offset = offset_policy(item, product, acquired, source)
     if isinstance(offset, str) and not isinstance(offset, OffsetPolicy):
         return Rejected(identifier, offset)
+    epsg = _epsg(item, product)
     return Scene(
         id=identifier,
         modality=product.modality,
         acquired=acquired,
         assets=MappingProxyType(assets),
         footprint=shapely.to_wkt(outline, rounding_precision=7),
-        epsg=_epsg(item, product),
+        epsg=epsg,
         orbit=orbit,
         offset=offset,
         data_source=source,
+        places=whereabouts(item, product.assets, epsg, outline),
     )
 
 

@@ -17,7 +17,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
 from infer.contract import SmaltiError
-from preproc.region.region.vector import read_vector
+from preproc.region.vector import read_vector
 from preproc.run.progress import say
 
 _POINTS = (shapely.GeometryType.POINT, shapely.GeometryType.MULTIPOINT)

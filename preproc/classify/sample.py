@@ -30,7 +30,7 @@ from infer.contract import (
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
 from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash, samples_manifest
-from preproc.region.region.vector import fingerprint
+from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
 from preproc.run.stage import Unit

@@ -12,7 +12,7 @@ from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
 from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference, unmatched
 from preproc.classify.table import counted
-from preproc.region.region.vector import fingerprint
+from preproc.region.vector import fingerprint
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Unit

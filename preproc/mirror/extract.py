@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from pyproj import Transformer
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from infer.contract import PlannedTile, writing
-from preproc.reader.placement import RasterGrid, SourceWindow
+from preproc.reader.placement import RasterGrid, SourceWindow, UnusableError, project
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
-from preproc.reader.read import ATTEMPTS, BandKind, UnusableError, grid_of, local_name, open_raster
+from preproc.reader.read import ATTEMPTS, BandKind, grid_of, has_mask, local_name, open_raster
 from preproc.reader.sparse_file import RemoteFile
 from preproc.reader.tiff_layout import LayoutError
+from preproc.reader.whereabouts import Whereabouts, check_place
 
 MARGIN = 4
 """Pixels of the raster around each tile: more than any interpolation looks at, and than the outline may be off."""
@@ -37,8 +37,7 @@ def needed_window(grid: RasterGrid, tile: PlannedTile) -> SourceWindow | None:
     steps = np.linspace(0, 1, _EDGE_POINTS)
     x = np.concatenate([west + steps * (east - west)] * 2 + [np.full(_EDGE_POINTS, e) for e in (west, east)])
     y = np.concatenate([np.full(_EDGE_POINTS, e) for e in (south, north)] + [south + steps * (north - south)] * 2)
-    if grid.crs != f"EPSG:{tile.epsg}":
-        x, y = Transformer.from_crs(f"EPSG:{tile.epsg}", grid.crs, always_xy=True).transform(x, y)
+    x, y = project(x, y, f"EPSG:{tile.epsg}", grid.crs)
     a, b, c, d, e, f = grid.transform
     determinant = a * e - b * d
     columns, rows = (e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant
@@ -75,7 +74,14 @@ def needed_blocks(
     return strips
 
 
-def copy_needed(client: RangeClient, href: str, tiles: Sequence[PlannedTile], kind: BandKind, path: Path) -> None:
+def copy_needed(
+    client: RangeClient,
+    href: str,
+    tiles: Sequence[PlannedTile],
+    kind: BandKind,
+    path: Path,
+    said: Whereabouts | None = None,
+) -> None:
     """Write what some tiles need of a raster; equal input gives equal bytes.
 
     Args:
@@ -84,6 +90,7 @@ def copy_needed(client: RangeClient, href: str, tiles: Sequence[PlannedTile], ki
         tiles: which.
         kind: what the raster must be; one that is something else is refused here rather than on the cluster.
         path: a temporary file to write.
+        said: where its item says that it lies.
 
     Raises:
         MissingDataError: if the file is missing or not what it should be, for good.
@@ -94,9 +101,9 @@ def copy_needed(client: RangeClient, href: str, tiles: Sequence[PlannedTile], ki
         try:
             if is_remote(href):
                 with RemoteFile(client, href) as remote:
-                    _copy(remote.path, remote, tiles, kind, path)
+                    _copy(remote.path, remote, tiles, kind, path, said)
             else:
-                _copy(local_name(href), None, tiles, kind, path)
+                _copy(local_name(href), None, tiles, kind, path, said)
             return
         except (UnusableError, LayoutError) as error:
             if attempt == attempts:
@@ -107,10 +114,21 @@ def copy_needed(client: RangeClient, href: str, tiles: Sequence[PlannedTile], ki
                 raise MissingDataError(f"{href}: not a readable GeoTIFF, damaged or cut short ({text})") from error
 
 
-def _copy(name: str, remote: RemoteFile | None, tiles: Sequence[PlannedTile], kind: BandKind, path: Path) -> None:
+def _copy(
+    name: str,
+    remote: RemoteFile | None,
+    tiles: Sequence[PlannedTile],
+    kind: BandKind,
+    path: Path,
+    said: Whereabouts | None,
+) -> None:
     layout = None if remote is None else remote.layout()
     with open_raster(name) as dataset:
         grid = grid_of(dataset, kind)
+        if said is not None:
+            check_place(grid, said)
+        if has_mask(dataset):
+            raise UnusableError("has a mask inside, which windows of it would lose: mirror whole files with --whole")
         strips = needed_blocks(grid, tiles, dataset.block_shapes[0])
     if remote is not None and layout is not None:
         remote.ensure([part for _, blocks in strips for window in blocks for part in layout.ranges(window)])

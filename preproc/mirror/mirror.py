@@ -41,6 +41,7 @@ from preproc.reader.ranges import RangeClient
 from preproc.reader.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, BandKind
 from preproc.reader.read_pool import in_order
 from preproc.reader.signing import make_signer
+from preproc.reader.whereabouts import Whereabouts
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
 from preproc.run.stage import Outcome, StageFailedError, failure_table
@@ -62,6 +63,8 @@ class _Asset:
     """Absolute, unsigned."""
     tiles: tuple[PlannedTile, ...]
     whole: bool
+    said: Whereabouts | None
+    """Where its item says that it lies."""
 
     @property
     def file(self) -> str:
@@ -133,7 +136,11 @@ def _wanted(run: Run, config: Config, whole: bool) -> list[_Asset]:
         bands = {href: band for band, href in scene.assets.items()}
         item = max(by_id[scene.id], key=lambda one: len(bands.keys() & _hrefs(one).keys()))
         keys = _hrefs(item)
-        wanted += [_Asset(item, keys[href], band, href, touched, whole) for href, band in bands.items() if href in keys]
+        wanted += [
+            _Asset(item, keys[href], band, href, touched, whole, scene.places.get(band))
+            for href, band in bands.items()
+            if href in keys
+        ]
     return sorted(wanted, key=lambda asset: asset.place)
 
 
@@ -209,7 +216,7 @@ def _copy_one(
             if asset.whole:
                 copy_whole(client, asset.href, path)
             else:
-                copy_needed(client, asset.href, asset.tiles, asset.kind, path)
+                copy_needed(client, asset.href, asset.tiles, asset.kind, path, asset.said)
             record = {"inputs": asset.inputs, "file": asset.file, "bytes": path.stat().st_size}
             record["sha256"] = sha256_file(path)
             store.put(asset.place, path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rasterio
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as gdal_transform
 
 from infer.contract import SmaltiError
@@ -61,9 +63,17 @@ def check_coordinates() -> None:
             )
 
 
+@functools.cache
+def _hush() -> None:
+    """Keep GDAL's own words from standard error, once per process: what matters becomes one of smalti's errors."""
+    logging.getLogger("rasterio").addHandler(logging.NullHandler())  # otherwise Python prints what nobody handles
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
 @contextmanager
 def gdal_settings() -> Iterator[None]:
     """GDAL's settings for reads, for this thread and (from the main thread) those that it starts."""
     check_coordinates()
+    _hush()
     with rasterio.Env(**GDAL_OPTIONS):
         yield

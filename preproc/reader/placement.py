@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
+from pyproj.exceptions import ProjError
 
 from infer.contract import PIXEL_SIZE
 
@@ -26,6 +27,10 @@ _ON_LATTICE = 1e-6
 """Metres by which a corner may miss the lattice and still be on it: what is left of decimal fractions in files."""
 _STRIP = 1 << 18
 """Target pixels that are warped at a time: bounds the memory of the floating-point arrays."""
+
+
+class UnusableError(Exception):
+    """A raster is not what it should be, or not where it should be, as far as its bytes go."""
 
 
 @dataclass(frozen=True)
@@ -267,11 +272,31 @@ def _centres(crs: str, target: Target) -> tuple[NDArray[np.float64], NDArray[np.
     x = target.west + PIXEL_SIZE * (np.arange(target.width) + 0.5)
     y = target.north - PIXEL_SIZE * (np.arange(target.height) + 0.5)
     grid_x, grid_y = np.meshgrid(x, y)
-    if crs == f"EPSG:{target.epsg}":
-        return grid_x, grid_y
-    transformer = Transformer.from_crs(f"EPSG:{target.epsg}", crs, always_xy=True)
-    projected_x, projected_y = transformer.transform(grid_x, grid_y)
+    return project(grid_x, grid_y, f"EPSG:{target.epsg}", crs)
+
+
+def project(
+    x: NDArray[np.float64], y: NDArray[np.float64], source: str, target: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coordinates in another CRS (x before y in both); infinite where it has none.
+
+    Raises:
+        UnusableError: if nothing leads from one CRS to the other (another planet's, heights, a building site's).
+    """
+    if source == target:
+        return x, y
+    try:
+        projected_x, projected_y = Transformer.from_crs(source, target, always_xy=True).transform(x, y)
+    except ProjError as error:
+        text = f"there is no transformation between {_short(source)} and {_short(target)}"
+        raise UnusableError(f"its pixels cannot be placed: {text}") from error
     return projected_x, projected_y
+
+
+def _short(crs: str) -> str:
+    """The name of a CRS that is given as WKT."""
+    name = crs.partition('"')[2].partition('"')[0]
+    return name[:80] or crs[:80]
 
 
 def _whole(value: float) -> int | None:

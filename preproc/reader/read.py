@@ -7,25 +7,38 @@ preproc.reader.ranges fetches. Messages name the unsigned href, never a token.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import CRSError, RasterioError
+from rasterio.enums import MaskFlags
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target, place
+from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target, UnusableError, place
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
 from preproc.reader.sparse_file import RemoteFile
-from preproc.reader.tiff_layout import LayoutError
+from preproc.reader.tiff_layout import MOST_BYTES, LayoutError
+from preproc.reader.whereabouts import Whereabouts, check_place
 
 ATTEMPTS = 3
 """Times that a remote file is fetched anew when what came cannot be decoded: wrong bytes on the way are rare."""
+_LARGE = 16 << 20
+"""Bytes of pixels from which on reads take turns: no real archive's tiles need as much, and memory stays bounded."""
+_FARTHEST = 1e9
+"""No coefficient of a georeference is larger, be it in metres or degrees."""
+_DECIBELS = (-60.0, -1.0)
+"""Where more than half of the values of a Sentinel-1 file in dB lie; linear power is hardly ever negative."""
+
+
+_Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -51,10 +64,8 @@ class Placed:
     """(height, width) in the file's dtype; 0 outside the raster (bilinear: and on its nodata)."""
     nodata: float | None
     """What the file declares."""
-
-
-class UnusableError(Exception):
-    """The file is not what it should be, as far as these bytes go."""
+    gaps: bool = False
+    """Whether 0 certainly means that there is no value: the file has a mask, or another nodata value, replaced by 0."""
 
 
 class Reader:
@@ -63,14 +74,21 @@ class Reader:
     def __init__(self, client: RangeClient) -> None:
         self._client = client
         self._known: dict[Any, _Described] = {}
+        self._turn = threading.Lock()
 
-    def read(self, href: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+    def read(
+        self, href: str, targets: Sequence[Target], kind: BandKind, said: Whereabouts | None = None
+    ) -> list[Placed]:
         """Read the pixels of one raster that fall on some targets; each byte of the file is fetched once for all.
 
         Args:
             href: unsigned path or URL.
             targets: where to; windows of neighbouring tiles.
             kind: what the raster must be.
+            said: where its item says that it lies.
+
+        Returns:
+            The pixels on each target; what the file masks or declares as nodata is 0.
 
         Raises:
             MissingDataError: if the file is missing or not what it should be, for good.
@@ -78,13 +96,13 @@ class Reader:
         """
         if not is_remote(href):
             try:
-                return _read_local(local_name(href), targets, kind)
+                return _read_local(local_name(href), _Wish(targets, kind, said), self._turn)
             except UnusableError as error:
                 raise MissingDataError(f"{href}: {error}") from error
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with RemoteFile(self._client, href) as remote:
-                    return _read_remote(remote, self._known, targets, kind)
+                    return _read_remote(remote, self._known, _Wish(targets, kind, said), self._turn)
             except (UnusableError, LayoutError) as error:
                 if attempt == ATTEMPTS:
                     raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
@@ -101,14 +119,49 @@ def local_name(href: str) -> str:
     return href
 
 
-def _read_local(name: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+@dataclass(frozen=True)
+class _Wish:
+    """What is wanted of a file."""
+
+    targets: Sequence[Target]
+    kind: BandKind
+    said: Whereabouts | None
+
+
+def _read_local(name: str, wish: _Wish, turn: threading.Lock) -> list[Placed]:
+    if Path(name).exists() and not Path(name).is_file():
+        raise UnusableError("is not a regular file")
     with _opened(name) as dataset:
-        described = _describe(dataset, kind)
-        return _cut(described, targets, kind, lambda window: _pixels(dataset, window))
+        described = _describe(dataset, wish.kind)
+        block = _block_bytes(dataset.block_shapes[0], wish.kind)
+        return _cut(described, wish, _Turn(turn, block), lambda window: _pixels(dataset, window))
+
+
+def _window_bytes(window: SourceWindow, kind: BandKind) -> int:
+    return window.height * window.width * np.dtype(kind.dtype).itemsize
+
+
+def _block_bytes(shape: tuple[int, int], kind: BandKind) -> int:
+    """Bytes of a decoded block (tile or strip) of a raster.
+
+    Raises:
+        UnusableError: if they are more than fit into the memory that reading may take.
+    """
+    height, width = shape
+    size = height * width * np.dtype(kind.dtype).itemsize
+    if size > MOST_BYTES:
+        raise UnusableError(
+            f"its blocks have {height} x {width} pixels, {size / 2**20:.0f} MiB at once, at most {MOST_BYTES >> 20} "
+            "are read: write it anew as a cloud-optimised GeoTIFF"
+        )
+    return size
 
 
 def _read_remote(
-    remote: RemoteFile, known: dict[Any, _Described], targets: Sequence[Target], kind: BandKind
+    remote: RemoteFile,
+    known: dict[Any, _Described],
+    wish: _Wish,
+    turn: threading.Lock,
 ) -> list[Placed]:
     """Fetch the header, then the blocks.
 
@@ -116,23 +169,24 @@ def _read_remote(
         remote: the file.
         known: what was found in files with the same tags, to be looked up and added to: a season's files of one band
             have one grid, and opening a file costs GDAL as much as decoding a block.
-        targets: where to.
-        kind: what the raster must be.
+        wish: what is wanted of it.
+        turn: held while much is decoded.
     """
-    layout = remote.layout()
-    key = (kind.name, layout.pixel_tags)
+    layout, kind = remote.layout(), wish.kind
+    block = _block_bytes((layout.block_height, layout.block_width), kind)
+    key = (kind.name, layout.mask is not None, layout.pixel_tags)
     described = known.get(key)
     if described is None:
         with _opened(remote.path) as dataset:
             described = known[key] = _describe(dataset, kind)
 
-    def fetch(window: SourceWindow) -> NDArray[Any]:
+    def fetch(window: SourceWindow) -> _Pixels:
         remote.ensure(layout.ranges(window))
         # Opened anew: what GDAL has buffered of the file may be older than the bytes that have just come.
         with _opened(remote.path) as dataset:
             return _pixels(dataset, window)
 
-    return _cut(described, targets, kind, fetch)
+    return _cut(described, wish, _Turn(turn, block), fetch)
 
 
 @contextmanager
@@ -154,34 +208,100 @@ class _Described:
 
     grid: RasterGrid
     nodata: float | None
+    gaps: bool
+    """See Placed."""
 
 
 def _describe(dataset: Any, kind: BandKind) -> _Described:
-    return _Described(grid_of(dataset, kind), dataset.nodata)
+    nodata = dataset.nodata
+    gaps = has_mask(dataset) or (nodata is not None and not np.isnan(nodata) and nodata != 0)
+    return _Described(grid_of(dataset, kind), nodata, gaps)
 
 
-def _cut(
-    described: _Described, targets: Sequence[Target], kind: BandKind, read: Callable[[SourceWindow], NDArray[Any]]
-) -> list[Placed]:
-    """The pixels of each target; `read` is called once, for the smallest window that holds all of them."""
+def has_mask(dataset: Any) -> bool:
+    """Whether a mask inside the file says which pixels have a value."""
+    return MaskFlags.per_dataset in dataset.mask_flag_enums[0]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Who may decode much: one thread at a time."""
+
+    lock: threading.Lock
+    block_bytes: int
+    """Of the file's blocks."""
+
+    def of(self, window_bytes: int) -> AbstractContextManager[Any]:
+        """To be held while a window is decoded and placed."""
+        return self.lock if max(window_bytes, self.block_bytes) > _LARGE else nullcontext()
+
+
+def _cut(described: _Described, wish: _Wish, turn: _Turn, read: Callable[[SourceWindow], _Pixels]) -> list[Placed]:
+    """The pixels of each target; `read` is called once, for the smallest window that holds all of them.
+
+    If that one is too large, it is called for each target: whether a file can be read must not depend on what else is.
+    """
+    if wish.said is not None:
+        check_place(described.grid, wish.said)
+    targets, kind = wish.targets, wish.kind
     placements = [place(described.grid, target, bilinear=kind.bilinear) for target in targets]
     whole = _union([placement.window for placement in placements])
     if whole is None:
-        return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata) for t in targets]
-    pixels = read(whole)
-    return [
-        Placed(_on_target(placement, pixels, whole, target, kind), described.nodata)
-        for placement, target in zip(placements, targets, strict=True)
-    ]
+        return [Placed(np.zeros((t.height, t.width), kind.dtype), described.nodata, described.gaps) for t in targets]
+    if _window_bytes(whole, kind) > MOST_BYTES:
+        if len(targets) > 1:
+            return [
+                placed for target in targets for placed in _cut(described, replace(wish, targets=[target]), turn, read)
+            ]
+        a, b, _, d, e, _ = described.grid.transform
+        raise UnusableError(
+            f"its pixels are {np.hypot(a, d):.3g} x {np.hypot(b, e):.3g} units of its CRS: one tile would need "
+            f"{whole.height} x {whole.width} of them, {_window_bytes(whole, kind) / 2**20:.0f} MiB at once, at most "
+            f"{MOST_BYTES >> 20} are read: resample it to 10 m"
+        )
+    with turn.of(_window_bytes(whole, kind)):
+        pixels = read(whole)
+        if kind is BACKSCATTER:
+            _check_power(pixels)
+        return [
+            Placed(_on_target(placement, pixels, whole, target, kind), described.nodata, described.gaps)
+            for placement, target in zip(placements, targets, strict=True)
+        ]
+
+
+def _check_power(values_yx: _Pixels) -> None:
+    """Refuse decibels, all of which would count as missing."""
+    there = values_yx[np.isfinite(values_yx) & (values_yx != 0)]
+    low, high = _DECIBELS
+    if there.size and np.count_nonzero((there > low) & (there < high)) * 2 > there.size:
+        raise UnusableError(
+            f"holds decibels (the median is {np.median(there):.1f}), a Sentinel-1 band has linear power: convert it, "
+            "10 ** (dB / 10)"
+        )
 
 
 def open_raster(name: str) -> Any:
-    """Open a local GeoTIFF; nothing of it is shared with other readers."""
-    return rasterio.open(name, driver="GTiff", sharing=False)
+    """Open a local GeoTIFF; nothing of it is shared with other readers.
+
+    Raises:
+        RasterioError: if it cannot be read.
+    """
+    try:
+        return rasterio.open(name, driver="GTiff", sharing=False)
+    except UnicodeError as error:
+        raise RasterioIOError(f"a text in its header is damaged: {error}") from error
 
 
-def _pixels(dataset: Any, window: SourceWindow) -> NDArray[Any]:
-    pixels: NDArray[Any] = dataset.read(1, window=Window(window.column, window.row, window.width, window.height))
+def _pixels(dataset: Any, window: SourceWindow) -> _Pixels:
+    """The pixels of a window, 0 where the file says that it has no value."""
+    place = Window(window.column, window.row, window.width, window.height)
+    pixels: _Pixels = dataset.read(1, window=place)
+    nodata = dataset.nodata
+    if nodata is not None and nodata != 0:  # compared as pixels are stored; NaN equals nothing, and is no value anyway
+        with np.errstate(over="ignore"):
+            pixels[pixels == np.float64(nodata).astype("f4" if pixels.dtype.kind == "f" else "f8")] = 0
+    if has_mask(dataset):
+        pixels[dataset.read_masks(1, window=place) == 0] = 0
     return pixels
 
 
@@ -218,7 +338,10 @@ def grid_of(dataset: Any, kind: BandKind) -> RasterGrid:
         crs = _crs_text(dataset.crs.wkt)
     except CRSError as error:
         raise UnusableError(f"its coordinate reference system is not understood ({error})") from error
+    _block_bytes(dataset.block_shapes[0], kind)
     a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    if not all(abs(value) <= _FARTHEST for value in (a, b, c, d, e, f)):  # infinite and NaN are not either
+        raise UnusableError(f"its georeference ({a:g}, {b:g}, {c:g}, {d:g}, {e:g}, {f:g}) is no place on Earth")
     if a * e - b * d == 0 or (a, b, c, d, e, f) == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
         raise UnusableError("has no georeference: its pixels cannot be placed")
     return RasterGrid(crs, (a, b, c, d, e, f), dataset.height, dataset.width)

@@ -19,6 +19,8 @@ HEADER_BYTES = 16384
 """Fetched at open: the directories of most COGs. What lies beyond is fetched when it is needed."""
 MERGE_GAP = 8192
 """Ranges so close together are fetched with one request: the bytes between cost less than another one."""
+MOST_SIZE = 1 << 40
+"""Bytes of a file."""
 MOST_BYTES = 32 << 20
 """Of one request, so that a retry does not repeat too much."""
 
@@ -41,6 +43,8 @@ class RemoteFile:
         self._client, self._href = client, href
         self._present: list[tuple[int, int]] = []
         content, self.size = client.get(href, 0, header_bytes)
+        if self.size > MOST_SIZE:
+            raise LayoutError(f"it has {self.size} bytes, as the server says: no raster is as large")
         with writing(Path(tempfile.gettempdir())):
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by close()
         self._descriptor = self._file.fileno()

@@ -1,13 +1,13 @@
 """Where a TIFF keeps its pixels: which bytes must be fetched so that a window can be decoded. Pure.
 
-Only the first image of the file is looked at (the full resolution of a COG); classic TIFF and BigTIFF, tiles and
-strips. What the pixels mean is left to GDAL.
+Only the first image of the file is looked at (the full resolution of a COG) and its mask, if the file has one inside;
+classic TIFF and BigTIFF, tiles and strips. What the pixels mean is left to GDAL.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,8 +26,16 @@ _ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """TIFF type -> bytes of one value."""
 _MOST_ENTRIES = 4096
-_MOST_TAG_BYTES = 1 << 28
-_MOST_BLOCKS = 1 << 24
+_MOST_TAG_BYTES = 1 << 25
+_MOST_BLOCKS = 1 << 21
+_MOST_DIRECTORIES = 64
+_SUBFILE, _IS_MASK, _IS_REDUCED = 254, 4, 1
+_NO_MASK = (b"KNOWN_INCOMPATIBLE_EDITION=NO", b"LAYOUT=IFDS_BEFORE_DATA")
+"""In the first bytes of GDAL's COGs; those with a mask also say MASK_INTERLEAVED_WITH_IMAGERY."""
+_AHEAD = 1024
+"""Bytes that are fetched with each further directory: more than nearly all of them have."""
+MOST_BYTES = 64 << 20
+"""Of pixels that are decoded at once, of one block or one window: bounds the memory, whatever a file's header says."""
 LEADER = 4
 """Bytes before and after each block in which GDAL's COGs repeat its size and its last bytes; GDAL may look at them."""
 
@@ -58,11 +66,17 @@ class BlockLayout:
     """First byte of each block."""
     counts: NDArray[np.uint64]
     """Compressed bytes of each block; 0 for blocks that the file leaves out."""
+    mask: BlockLayout | None = None
+    """Of the mask inside the file that says which pixels have a value."""
     pixel_tags: tuple[tuple[int, bytes], ...] = ()
     """The raw tags that say what the pixels are and where they lie: equal for files of equal type and grid."""
 
     def ranges(self, window: SourceWindow) -> list[tuple[int, int]]:
-        """First byte and the one after the last of every block that touches a window, leaders included."""
+        """First byte and the one after the last of every block that touches a window, leaders included.
+
+        Raises:
+            LayoutError: if a block claims to be larger than any that smalti would decode.
+        """
         across = -(-self.width // self.block_width)
         rows = range(window.row // self.block_height, (window.row + window.height - 1) // self.block_height + 1)
         columns = range(window.column // self.block_width, (window.column + window.width - 1) // self.block_width + 1)
@@ -70,9 +84,11 @@ class BlockLayout:
         for row in rows:
             for column in columns:
                 offset, count = (int(values[row * across + column]) for values in (self.offsets, self.counts))
+                if count > MOST_BYTES:
+                    raise LayoutError(f"one of its blocks has {count} bytes, at most {MOST_BYTES} are read at once")
                 if count:
                     found.append((max(offset - LEADER, 0), offset + count + LEADER))
-        return found
+        return found if self.mask is None else found + self.mask.ranges(window)
 
 
 def read_layout(source: ByteSource) -> BlockLayout:
@@ -86,7 +102,15 @@ def read_layout(source: ByteSource) -> BlockLayout:
         LayoutError: if this is not a TIFF, or not a whole one.
     """
     try:
-        return _layout(_first_directory(source))
+        head = source.read(0, 512)
+        first, following = _directory(source, *_start(head))
+        layout = _layout(first)
+        if all(words in head for words in _NO_MASK) and b"MASK_INTERLEAVED" not in head:
+            return layout
+        mask = _mask(source, first, following)
+        if mask is not None and (mask.height, mask.width) != (layout.height, layout.width):
+            raise LayoutError("the mask inside the file is not of its size")
+        return replace(layout, mask=mask)
     except (struct.error, KeyError, ValueError, ZeroDivisionError) as error:
         raise LayoutError(f"its TIFF directory cannot be read ({error!r})") from error
 
@@ -94,6 +118,8 @@ def read_layout(source: ByteSource) -> BlockLayout:
 @dataclass(frozen=True)
 class _Directory:
     order: Literal["<", ">"]
+    big: bool
+    """BigTIFF."""
     entries: dict[int, tuple[int, int, int]]
     """Tag -> type, count, position of the values in the file."""
     source: ByteSource
@@ -118,16 +144,22 @@ class _Directory:
         return int(self.values(tag)[0])
 
 
-def _first_directory(source: ByteSource) -> _Directory:
-    head = source.read(0, 16)
+def _start(head: bytes) -> tuple[Literal["<", ">"], bool, int]:
+    """Byte order, whether it is a BigTIFF, and where the first directory is."""
     order = _ORDERS.get(head[:2])
     magic = struct.unpack(f"{order}H", head[2:4])[0] if order else 0
     if order is None or magic not in (42, 43):
         raise LayoutError("it does not begin like a TIFF")
     if magic == 42:
-        start, entry, pointer, counter = struct.unpack(f"{order}I", head[4:8])[0], "HHI", "I", "H"
-    else:
-        start, entry, pointer, counter = struct.unpack(f"{order}Q", head[8:16])[0], "HHQ", "Q", "Q"
+        return order, False, int(struct.unpack(f"{order}I", head[4:8])[0])
+    return order, True, int(struct.unpack(f"{order}Q", head[8:16])[0])
+
+
+def _directory(
+    source: ByteSource, order: Literal["<", ">"], big: bool, start: int, *, whole: bool = True
+) -> tuple[_Directory, int]:
+    """The directory at `start`, what it refers to fetched too if `whole`; and where the next one is (0: nowhere)."""
+    entry, pointer, counter = ("HHQ", "Q", "Q") if big else ("HHI", "I", "H")
     first = start + struct.calcsize(f"{order}{counter}")
     length = int(struct.unpack(f"{order}{counter}", source.read(start, first))[0])
     if not 0 < length <= _MOST_ENTRIES:
@@ -147,8 +179,24 @@ def _first_directory(source: ByteSource) -> _Directory:
         entries[tag] = (kind, count, place)
     if sum(end - begin for begin, end in outside) > _MOST_TAG_BYTES:
         raise LayoutError("its directory claims to be larger than any real one")
-    source.ensure(outside)
-    return _Directory(order, entries, source)
+    if whole:
+        source.ensure(outside)
+    following = int(struct.unpack_from(f"{order}{pointer}", body, length * size)[0])
+    return _Directory(order, big, entries, source), following
+
+
+def _mask(source: ByteSource, first: _Directory, start: int) -> BlockLayout | None:
+    """The layout of the full-size mask among the directories after the first."""
+    seen: set[int] = set()
+    while start and start not in seen and len(seen) < _MOST_DIRECTORIES:
+        seen.add(start)
+        source.ensure([(start, start + _AHEAD)])
+        directory, following = _directory(source, first.order, first.big, start, whole=False)
+        subfile = directory.value(_SUBFILE, 0)
+        if subfile & _IS_MASK and not subfile & _IS_REDUCED:
+            return _layout(_directory(source, first.order, first.big, start)[0])
+        start = following
+    return None
 
 
 def _layout(directory: _Directory) -> BlockLayout:
@@ -166,4 +214,4 @@ def _layout(directory: _Directory) -> BlockLayout:
         raise LayoutError(f"{len(offsets)} offsets and {len(counts)} sizes for {blocks} blocks")
     tags = tuple((tag, directory.raw(tag)) for tag in _PIXEL_TAGS if tag in directory.entries)
     order = (0, directory.order.encode())
-    return BlockLayout(height, width, block_height, block_width, offsets, counts, (order, *tags))
+    return BlockLayout(height, width, block_height, block_width, offsets, counts, None, (order, *tags))

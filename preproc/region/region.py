@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
 from preproc.region.military_grid import mgrs_bounds, mgrs_cell, no_such_square
-from preproc.region.region.vector import read_vector
+from preproc.region.vector import read_vector
 from preproc.run.config import Region as RegionSettings
 from preproc.run.progress import say
 

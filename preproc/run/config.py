@@ -153,8 +153,11 @@ class Tiles(_Section):
 
     size: Annotated[int, Field(ge=16, le=2048, multiple_of=2)] = 512
     """Width and height of a tile in 10 m pixels."""
-    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel)."""
+    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel).
+
+    Decided tile by tile: above 0 a pixel's dates depend on the size of the tiles, which shows as seams.
+    """
 
     @field_validator("min_clear", mode="before")
     @classmethod
@@ -197,7 +200,7 @@ class Model(_Section):
 
 
 class Labels(_Section):
-    """Field data: points or polygons in any CRS, in any format that `preproc.region.region.vector` reads."""
+    """Field data: points or polygons in any CRS, in any format that `preproc.region.vector` reads."""
 
     path: Path
     class_: Annotated[str, Field(alias="class", min_length=1)]

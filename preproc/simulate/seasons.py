@@ -47,7 +47,7 @@ Floats = NDArray[np.float32]
 SEASONS_VERSION = 1
 """Raised when the same seed gives other tiles."""
 _MIN_CLEAR = 0.05
-"""Dates with less clear area are dropped, as `smalti fetch` does."""
+"""Dates with less clear area are dropped, as `smalti fetch` does with this `min_clear`."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from infer.contract import SmaltiError
 from preproc.catalogue.scene import Scene
 from preproc.reader.placement import Target
 from preproc.reader.read import BandKind, Placed
+from preproc.reader.whereabouts import Whereabouts
 from preproc.tile.date_record import FailedRead, StackName
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.same_day import Observation, scene_order
@@ -20,7 +21,9 @@ from preproc.tile.same_day import Observation, scene_order
 class ReadsRasters(Protocol):
     """What a tile needs of the archive; see preproc.reader.read.Reader. Safe for threads."""
 
-    def read(self, href: str, targets: Sequence[Target], kind: BandKind) -> list[Placed]:
+    def read(
+        self, href: str, targets: Sequence[Target], kind: BandKind, said: Whereabouts | None = None
+    ) -> list[Placed]:
         """Pixels of a raster on each target."""
 
 
@@ -79,6 +82,6 @@ def read_for(
 ) -> list[Placed] | FailedRead:
     """One asset of a scene on some tiles, or why not."""
     try:
-        return reader.read(scene.assets[asset], [tile.target for tile in tiles], kind)
+        return reader.read(scene.assets[asset], [tile.target for tile in tiles], kind, scene.places.get(asset))
     except SmaltiError as error:
         return FailedRead(scene.id, asset, error)

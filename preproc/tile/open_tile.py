@@ -22,6 +22,7 @@ from infer.contract import (
     write_manifest,
 )
 from preproc.reader.placement import Target
+from preproc.reader.ranges import MissingDataError
 from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord, dates_of
 from preproc.tile.quality import QualityCounter, write_quality
 from preproc.tile.recipe import TileJob, data_source
@@ -131,11 +132,28 @@ class OpenTile:
         self.error = error
         self._stack.__exit__(type(error), error, error.__traceback__)
 
+    def _check_sensors(self) -> None:
+        """Make sure that leaving dates out ("drop-date") has not left a sensor out.
+
+        Raises:
+            MissingDataError: if files that cannot be read are why there is not one date of Sentinel-2, or of radar.
+        """
+        for sensor, names in (("Sentinel-2", STACKS[:1]), ("Sentinel-1", STACKS[1:])):
+            records = [self.records[name] for name in names]
+            failed = [entry for record in records for entry in record.failed]
+            if failed and not any(record.kept for record in records):
+                first = failed[0]
+                raise MissingDataError(
+                    f'no {sensor} date is left: on_missing = "drop-date" left out {len(failed)} whose files cannot be '
+                    f"read, the first {first['date']}, item {first['item']}, asset {first['asset']}: {first['reason']}"
+                )
+
     def finish(self) -> None:
         """Complete the files, write the manifest and put the folder in its place."""
         if not self.alive:
             return
         try:
+            self._check_sensors()
             for name in STACKS:
                 spec = TILE_ARRAYS[_DOYS[name]]
                 days = [day.timetuple().tm_yday for day in self.records[name].kept]

@@ -12,6 +12,8 @@ SCL_CLEAR = (4, 5, 6, 7, 10, 11)
 
 0 no data, 1 defective, 2 dark, 3 shadow, 8 and 9 cloud do not.
 """
+MOST_POWER = 1e10
+"""Linear backscatter that no radar sees (100 dB): what is larger fills pixels without a value, declared or not."""
 BOA_OFFSET = 1000
 """What processing baseline 04.00 added to every digital number."""
 
@@ -35,13 +37,13 @@ def scaled_db(power_hw: NDArray[np.float32], nodata: float | None) -> NDArray[np
 
     Args:
         power_hw: float32 linear gamma0.
-        nodata: the file's nodata value; x <= 0, NaN and infinities are missing in any case.
+        nodata: the file's nodata value; x <= 0, x >= MOST_POWER and NaN are missing in any case.
 
     20, not 10: the training pipeline treats the value as an amplitude. Computed in float64, so that truncation does
     not depend on the processor's float32 logarithm.
     """
-    present = np.isfinite(power_hw)
-    present &= power_hw > 0
+    present = power_hw > 0  # NaN is not
+    present &= power_hw < MOST_POWER
     if nodata is not None and not np.isnan(nodata):
         present &= power_hw != np.float32(nodata)
     # In place: this is called for every Sentinel-1 band of every date.

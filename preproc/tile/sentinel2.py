@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +50,15 @@ class _BandTask:
     """Index in BANDS."""
 
 
-_BandResult = list[NDArray[np.uint16]] | FailedRead
+_BandResult = list[tuple[NDArray[np.uint16], NDArray[np.bool_] | None]] | FailedRead
+"""For each cover the band, and where its file says that it has no value (by a mask, or a nodata value but 0)."""
 
 
 def add_sentinel2(tiles: Sequence[OpenTile], shop: Workshop) -> None:
     """Fill the Sentinel-2 stacks of a group of tiles; dates ascend.
 
-    Pixels that are not clear are 0 in bands and mask. A clear pixel keeps what the bands hold there, 0 included.
+    Pixels that are not clear are 0 in bands and mask, and so are those where a band's file declares that it has no
+    value. Any other clear pixel keeps what the bands hold there, 0 included.
     """
     _read_bands(_read_covers(tiles, shop), shop)
 
@@ -120,7 +123,9 @@ def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
     placed = read_for(shop.reader, task.scene, BANDS[task.band], tiles, REFLECTANCE)
     if isinstance(placed, FailedRead):
         return placed
-    return [remove_offset(one.values_hw, task.scene.offset) for one in placed]
+    return [
+        (remove_offset(one.values_hw, task.scene.offset), one.values_hw == 0 if one.gaps else None) for one in placed
+    ]
 
 
 def _read_bands(kept: Sequence[Sequence[_Cover]], shop: Workshop) -> None:
@@ -138,6 +143,7 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
     bands: dict[str, NDArray[np.uint16]] = {}
     failures: dict[str, FailedRead] = {}
     here: dict[tuple[str, str], NDArray[np.bool_]] = {}
+    gaps: dict[str, Any] = {}
     for task, result in results:
         for index, cover in enumerate(task.covers):
             name = cover.part.tile.name
@@ -150,11 +156,20 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
             key = (name, task.scene.id)
             if key not in here:
                 here[key] = cover.source_hw == cover.part.number(task.scene)
-            copy_where(bands[name][..., task.band], result[index], here[key])
+            values, missing = result[index]
+            copy_where(bands[name][..., task.band], values, here[key])
+            if missing is not None:
+                gaps[name] = gaps.get(name, False) | (missing & here[key])
     for name, cover in covers.items():
         tile, observation = cover.part.tile, cover.part.observation
         if name in failures:
             tile.fail("s2", observation, failures[name])
         elif tile.alive:
+            if name in gaps:
+                cover.source_hw[gaps[name]] = 0
+                bands[name][gaps[name]] = 0
             numbers = sources_used(cover.source_hw, observation.scenes)
-            tile.add("s2", observation, numbers, bands[name], (cover.source_hw > 0).astype(np.uint8))
+            if numbers:
+                tile.add("s2", observation, numbers, bands[name], (cover.source_hw > 0).astype(np.uint8))
+            else:
+                tile.records["s2"].drop(observation, "no value inside the region")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,41 @@ def test_items_of_opera_get_their_orbit_from_the_tag(tmp_path: Path) -> None:
     item["assets"]["VV"]["href"] = "./gone.tif"
     with pytest.raises(SmaltiError, match=r"gone.tif: cannot be opened, to read its orbit"):
         found(write(tmp_path / "items.json", collection(item)))
+
+
+@pytest.mark.parametrize("place", ["https://archive/a", "s3://bucket/a"])
+def test_remote_items_of_opera_get_their_orbit_from_the_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """By way of byte ranges, like all pixels: GDAL itself may not go to the network, and knows no s3:// address."""
+    name = write_burst(tmp_path, orbit="descending")
+    asked = []
+
+    class Client(contextlib.nullcontext[Any]):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(self)
+
+        def get(self, href: str, start: int, end: int) -> tuple[bytes, int]:
+            asked.append(href)
+            content = (tmp_path / href.rpartition("/")[2]).read_bytes()
+            return content[start:end], len(content)
+
+    monkeypatch.setattr("preproc.catalogue.items.RangeClient", Client)
+    item = {
+        "type": "Feature",
+        "id": name,
+        "collection": "OPERA_L2_RTC-S1_V1",
+        "bbox": [4.0, 50.7, 4.2, 50.8],
+        "properties": {"datetime": "2021-06-04T17:32:44Z"},
+        "assets": {band: {"href": f"{place}/{name}_{band}.tif"} for band in ("VV", "VH")},
+    }
+    (tmp_path / "items").mkdir()
+    (scene,) = found(write(tmp_path / "items" / "items.json", collection(item))).scenes
+    assert scene.orbit == "descending"
+    assert set(asked) == {f"{place}/{name}_VV.tif"}
+    (tmp_path / f"{name}_VV.tif").write_text("<html>sign in</html>" * 99)
+    with pytest.raises(SmaltiError, match=f"{place}/{name}_VV.tif: cannot be opened, to read its orbit"):
+        found(tmp_path / "items" / "items.json")
 
 
 def test_bursts_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
-from preproc.region.region.vector import fingerprint
 from support.embedded import EPSG, NORTH, WEST, write_vector
 
 from infer.contract import SmaltiError
 from preproc.classify.labels import LabelSet, assign_codes, class_values, read_labels, to_zone
+from preproc.region.vector import fingerprint
 
 ZONES = {EPSG: (WEST, NORTH - 640, WEST + 640, NORTH)}
 SQUARES = [shapely.box(WEST + 100 * i, NORTH - 100, WEST + 100 * i + 80, NORTH - 20) for i in range(3)]

@@ -72,3 +72,35 @@ def test_a_wrong_known_point_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(gdal.SmaltiError, match="puts a known point at"):
         gdal.check_coordinates()
     gdal.check_coordinates.cache_clear()
+
+
+SPOILT = """
+import sys
+import numpy as np, rasterio
+from preproc.reader.gdal import gdal_settings
+from preproc.reader.placement import Target
+from preproc.reader.ranges import MissingDataError, RangeClient
+from preproc.reader.read import REFLECTANCE, Reader
+name = sys.argv[1]
+with gdal_settings():
+    with rasterio.open(name, "w", driver="GTiff", count=1, height=256, width=256, dtype="uint16", crs="EPSG:32631",
+                       compress="deflate") as dataset:
+        dataset.write(np.full((1, 256, 256), 7, "uint16"))
+    content, random = open(name, "rb").read(), np.random.default_rng(1)
+    for _ in range(60):
+        spoilt = bytearray(content)
+        spoilt[random.integers(8, 400)] = random.integers(256)
+        open(name, "wb").write(spoilt)
+        try:
+            Reader(RangeClient()).read(name, [Target(32631, 0, 0, 16, 16)], REFLECTANCE)
+        except MissingDataError:
+            pass
+"""
+
+
+def test_gdal_does_not_speak_between_smaltis_lines(tmp_path: Path) -> None:
+    """A file without a georeference, and damaged in many ways: what is wrong is an error's text, and nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", SPOILT, tmp_path / "x.tif"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""

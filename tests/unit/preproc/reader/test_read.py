@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
+from rasterio.transform import Affine
 from support.range_server import Faults, RangeServer, serve_folder
 from support.tiny import EPSG, NORTH, SIZE, WEST, write_raster
 
@@ -106,6 +109,121 @@ def test_a_kind_is_checked_against_the_file(good: Path) -> None:
         reader().read(str(good), [TARGET], SCENE_CLASSES)
     with pytest.raises(MissingDataError, match="has uint16 pixels, a Sentinel-1 band has float32"):
         reader().read(str(good), [TARGET], BACKSCATTER)
+
+
+def with_mask(path: Path, values: np.ndarray, missing: np.ndarray) -> None:
+    write_raster(path, values, pixel=10)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(~missing)
+
+
+@pytest.mark.parametrize("place", ["local", "served"])
+@pytest.mark.parametrize("how", ["nodata 65535", "mask", "mask of a COG", "nodata 0", "no nodata"])
+def test_what_a_file_declares_to_be_missing_is_0(tmp_path: Path, how: str, place: str) -> None:
+    path, missing = tmp_path / "x.tif", np.zeros(VALUES.shape, bool)
+    missing[:, :40] = missing[100:120] = True
+    if how.startswith("mask"):
+        with_mask(path, VALUES, missing)
+        if how.endswith("COG"):
+            rasterio.shutil.copy(path, tmp_path / "cog.tif", driver="COG", blocksize=128, overview_count=1)
+            path = tmp_path / "cog.tif"
+    else:
+        fill, nodata = {"nodata 65535": (65535, 65535), "nodata 0": (0, 0), "no nodata": (0, None)}[how]
+        write_raster(path, np.where(missing, fill, VALUES).astype("u2"), pixel=10, nodata=nodata)
+    targets = [TARGET, WHOLE]
+    if place == "local":
+        placed = reader().read(str(path), targets, REFLECTANCE)
+    else:
+        with RangeServer(serve_folder(tmp_path)).running() as server:
+            placed = reader().read(f"{server.url}/{path.name}", targets, REFLECTANCE)
+    expected = np.where(missing, 0, VALUES)
+    np.testing.assert_array_equal(placed[0].values_hw, expected[:SIZE, :SIZE])
+    np.testing.assert_array_equal(placed[1].values_hw, expected)
+    assert {one.gaps for one in placed} == {how not in ("nodata 0", "no nodata")}
+
+
+def test_a_mask_counts_in_radar_and_scene_classes_too(tmp_path: Path) -> None:
+    missing = np.arange(256 * 256).reshape(256, 256) % 3 == 0
+    for kind in (BACKSCATTER, SCENE_CLASSES):
+        with_mask(tmp_path / "x.tif", np.full((256, 256), 5, kind.dtype), missing)
+        (placed,) = reader().read(str(tmp_path / "x.tif"), [WHOLE], kind)
+        np.testing.assert_array_equal(placed.values_hw, np.where(missing, 0, 5))
+
+
+def test_decibels_are_named(tmp_path: Path) -> None:
+    power = np.random.default_rng(1).gamma(4, 0.03, (256, 256)).astype("f4")
+    path = write_raster(tmp_path / "x.tif", power, pixel=10, nodata=0)
+    reader().read(str(path), [WHOLE], BACKSCATTER)
+    write_raster(path, (10 * np.log10(power)).astype("f4"), pixel=10, nodata=0)
+    with pytest.raises(MissingDataError, match=r"holds decibels \(the median is -9\.\d\), .* linear power: convert it"):
+        reader().read(str(path), [WHOLE], BACKSCATTER)
+
+
+MOON = (
+    'GEOGCS["Moon (2015)",DATUM["Moon",SPHEROID["Moon",1737400,0]],PRIMEM["Reference_Meridian",0],'
+    'UNIT["degree",0.0174532925199433]]'
+)
+SITE = 'LOCAL_CS["A building site",UNIT["metre",1]]'
+ABSURD: dict[str, tuple[dict[str, object], str]] = {
+    "one strip": (
+        {"tiled": False, "blockysize": 30000},
+        "its blocks have 30000 x 30000 pixels, 1717 MiB at once, at most 64 are read",
+    ),
+    "one tile": ({"tiled": True, "blockxsize": 30000, "blockysize": 30000}, "its blocks have 30.* MiB at once"),
+    "pixels of 2 cm": (
+        {"transform": Affine(0.02, 0, WEST, 0, -0.02, NORTH)},
+        r"its pixels are 0.02 x 0.02 .* 15502 x 15502 of them, 458 MiB at once, at most 64 are read: resample",
+    ),
+    "pixels of a millimetre": (
+        {"transform": Affine(0.001, 0, WEST, 0, -0.001, NORTH)},
+        r"its pixels are 0.001 x 0.001 .* 20003 x 20003 of them",
+    ),
+    "infinite": ({"transform": Affine(10, 0, np.inf, 0, -10, NORTH)}, "is no place on Earth"),
+    "not a number": ({"transform": Affine(np.nan, 0, WEST, 0, -10, NORTH)}, "is no place on Earth|has no georeference"),
+    "pixels of 1e300 m": ({"transform": Affine(1e300, 0, WEST, 0, -1e300, NORTH)}, "is no place on Earth"),
+    "the Moon": ({"crs": MOON}, "no transformation between EPSG:32631 and Moon"),
+    "a building site": ({"crs": SITE}, "no transformation between EPSG:32631 and A building site|reference system"),
+    "heights": ({"crs": "EPSG:5773"}, "no transformation between EPSG:32631 and"),
+}
+
+
+@pytest.mark.parametrize("place", ["local", "served"])
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_files_are_refused_with_their_numbers(tmp_path: Path, name: str, place: str) -> None:
+    options, message = ABSURD[name]
+    profile = {
+        "dtype": "uint16", "count": 1, "width": 30000, "height": 30000, "crs": "EPSG:32631", "sparse_ok": True,
+        "transform": Affine(10, 0, WEST, 0, -10, NORTH), "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "compress": "deflate",
+    } | options  # fmt: skip
+    with rasterio.open(tmp_path / "x.tif", "w", driver="GTiff", **profile):
+        pass
+    with RangeServer(serve_folder(tmp_path)).running() as server, pytest.raises(MissingDataError, match=message):
+        href = str(tmp_path / "x.tif") if place == "local" else f"{server.url}/x.tif"
+        reader().read(href, [TARGET], REFLECTANCE)
+
+
+def test_whether_a_file_can_be_read_does_not_depend_on_the_neighbours(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = [Target(EPSG, WEST + 10 * SIZE * k, NORTH, SIZE, SIZE) for k in range(4)]
+    monkeypatch.setattr("preproc.reader.read.MOST_BYTES", 2 * SIZE * SIZE * 2)  # for two of the four
+    for k, placed in enumerate(reader().read(str(good), targets, REFLECTANCE)):
+        np.testing.assert_array_equal(placed.values_hw, VALUES[:SIZE, k * SIZE : (k + 1) * SIZE])
+
+
+def test_a_file_name_may_hold_brackets(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a[1]*? #%20.tif", VALUES, pixel=10)
+    (placed,) = reader().read(str(path), [WHOLE], REFLECTANCE)
+    np.testing.assert_array_equal(placed.values_hw, VALUES)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.tif"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(MissingDataError, match=r"x\.tif: is not a regular file"):
+        reader().read(str(path), [WHOLE], REFLECTANCE)
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
+from infer.contract import SmaltiError
 from preproc.reader import read
 from preproc.reader.gdal import gdal_settings
 from preproc.reader.placement import SourceWindow, Target
+from preproc.reader.ranges import MissingDataError
 from preproc.reader.read import REFLECTANCE, Reader
 from preproc.reader.sparse_file import HEADER_BYTES, RemoteFile, merged
 from preproc.reader.tiff_layout import LayoutError, read_layout
@@ -163,6 +168,72 @@ def test_random_bytes_never_do_anything_but_refuse(content: bytes) -> None:
         text = head + content
         with pytest.raises(LayoutError):
             read_layout(Bytes(text))
+
+
+SPOILT = int(os.environ.get("SMALTI_FUZZ", "60"))
+"""Spoilt files that are tried in each way; set it to thousands for a search."""
+SEED = int(os.environ.get("SMALTI_FUZZ_SEED", "0"))
+HOSTILE = 2000
+"""Bytes at the beginning that are spoilt: header and directories."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small COG with overviews and a mask, and the same without a mask."""
+    folder = tmp_path_factory.mktemp("small")
+    values = np.random.default_rng(5).integers(1, 9999, (256, 256), dtype="uint16")
+    profile = {"crs": "EPSG:32631", "transform": rasterio.Affine(10, 0, 573440, 0, -10, 5626880), "nodata": 0}
+    with rasterio.open(
+        folder / "plain.tif", "w", driver="GTiff", count=1, height=256, width=256, dtype="uint16", **profile
+    ) as dataset:
+        dataset.write(values, 1)
+    rasterio.shutil.copy(folder / "plain.tif", folder / "cog.tif", driver="COG", blocksize=128, overview_count=1)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(folder / "plain.tif", "r+") as dataset:
+        dataset.nodata = None
+        dataset.write_mask(values > 3000)
+    rasterio.shutil.copy(folder / "plain.tif", folder / "masked.tif", driver="COG", blocksize=128, overview_count=1)
+    (folder / "plain.tif").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cog", "masked"])
+@pytest.mark.parametrize("place", ["local", "served"])
+def test_spoilt_headers_give_one_clear_error_or_pixels_and_never_fill_the_memory(
+    small: Path, tmp_path: Path, name: str, place: str
+) -> None:
+    """Whatever a header says: smalti's own error or an array of the right shape, within 1 GiB."""
+    content = (small / f"{name}.tif").read_bytes()
+    target, path = Target(32631, 573440, 5626880, 200, 200), tmp_path / "x.tif"
+    path.write_bytes(content)
+    reader = Reader(FolderClient(tmp_path))  # type: ignore[arg-type]  # what Reader needs of a RangeClient
+    href = str(path) if place == "local" else "https://archive/x.tif"
+    rng = np.random.default_rng(SEED)
+    refused = []
+    with gdal_settings():
+        (whole,) = reader.read(href, [target], REFLECTANCE)
+        for _ in range(SPOILT):
+            spoilt = bytearray(content)
+            for at in rng.integers(0, HOSTILE, rng.integers(1, 6)):
+                spoilt[at] = rng.choice([0, 1, 127, 255, spoilt[at] ^ (1 << rng.integers(8))])
+            path.write_bytes(spoilt)
+            try:
+                (placed,) = reader.read(href, [target], REFLECTANCE)
+            except SmaltiError as error:
+                refused.append(str(error))
+            else:
+                assert placed.values_hw.shape == whole.values_hw.shape
+    assert len(refused) > SPOILT // 10
+    assert all("x.tif: " in message and "\n" not in message for message in refused)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # kB
+
+
+def test_a_size_that_no_file_has_is_refused() -> None:
+    class Liar:
+        def get(self, href: str, start: int, end: int) -> tuple[bytes, int]:
+            return b"II*\0", 10**30
+
+    with pytest.raises(MissingDataError, match="as the server says"):
+        Reader(Liar()).read("https://archive/x.tif", [Target(32631, 0, 0, 9, 9)], REFLECTANCE)  # type: ignore[arg-type]  # as above
 
 
 ranges = st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)).map(lambda p: (p[0], p[0] + p[1])), max_size=20)

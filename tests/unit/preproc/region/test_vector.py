@@ -19,10 +19,10 @@ import pytest
 import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from preproc.region.region.vector import DRIVERS, Vector, fingerprint, read_vector
 
 from infer.contract import SmaltiError
 from preproc.classify.labels import LabelSet, read_labels
+from preproc.region.vector import DRIVERS, Vector, fingerprint, read_vector
 
 SQUARES = [shapely.box(4 + i / 100, 50, 4 + i / 100 + 0.005, 50.005) for i in range(3)]
 NAMES = ["Blé", "Maïs", "Zuckerrübe"]

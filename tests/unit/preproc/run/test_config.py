@@ -36,7 +36,7 @@ def test_the_least_that_is_needed() -> None:
     config = parse(GOOD)
     assert config.region.start == date(2021, 1, 1)
     assert config.tiles.size == 512
-    assert config.tiles.min_clear == 0.05
+    assert config.tiles.min_clear == 0.0
     assert config.model.name == "demo"
     assert config.archive.on_missing == "fail"
     assert config.labels is None
@@ -64,10 +64,10 @@ def test_urls_are_left_alone() -> None:
 
 def test_toml_dates_and_whole_numbers_are_welcome() -> None:
     text = replaced('"2021-01-01"', "2021-01-01").replace('geometry = "region.geojson"', "bbox = [4, 50, 5, 51]")
-    config = parse(text + "[tiles]\nmin_clear = 0\n")
+    config = parse(text + "[tiles]\nmin_clear = 1\n")
     assert config.region.bbox == (4.0, 50.0, 5.0, 51.0)
     assert config.region.start == date(2021, 1, 1)
-    assert config.tiles.min_clear == 0.0
+    assert config.tiles.min_clear == 1.0
 
 
 def test_the_model_job_says_the_same() -> None:

@@ -11,10 +11,11 @@ import pytest
 import rasterio
 from pyproj import Transformer
 from rasterio.io import MemoryFile
-from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch
+from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
 
-from infer.contract import BANDS, Run, planned_tiles
+from infer.contract import BANDS, Run, planned_tiles, read_tile
 from preproc.plan.stage import PlanStage
+from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError, run_stage
 from preproc.tile.quality import QualityCounter, picture
 
@@ -258,6 +259,38 @@ def test_drop_date_leaves_the_date_out_and_records_it(tiny: TinyArchive, tmp_pat
     assert quality["stacks"]["s2"]["dropped_for"] == {"unreadable": 1}
 
 
+@pytest.mark.parametrize(("sensor", "asset"), [("Sentinel-2", "B11"), ("Sentinel-2", "SCL"), ("Sentinel-1", "VH")])
+def test_drop_date_does_not_leave_a_sensor_out(tiny: TinyArchive, tmp_path: Path, sensor: str, asset: str) -> None:
+    for name in ("a", "b"):
+        folder = tiny.s2(name, f"2021-07-0{1 + (name == 'b')}")
+        radar = tiny.s1(f"{name}r", f"2021-07-0{3 + (name == 'b')}", orbit="ascending" if name == "a" else "descending")
+        (folder / f"{asset}.tif" if sensor == "Sentinel-2" else radar / "vh.tif").unlink()
+    run, config = tiny.run(tmp_path / "run", archive='on_missing = "drop-date"')
+    with pytest.raises(StageFailedError) as raised:
+        fetch(run, config)
+    assert f"no {sensor} date is left: " in str(raised.value)
+    assert "left out 2 whose files cannot be read, the first 2021-07-0" in str(raised.value)
+    assert list(run.tiles.iterdir()) == []
+
+
+def test_where_a_band_declares_no_value_a_pixel_is_not_clear(tiny: TinyArchive, tmp_path: Path) -> None:
+    folder = tiny.s2("a", "2021-07-01")
+    lost = tiny.s2("b", "2021-07-03")
+    tiny.s2("c", "2021-07-05", bands={"B8A": 0})
+    half = np.full((SIZE // 2, SIZE // 2), 3000, np.uint16)
+    half[:, :8] = 65535
+    write_raster(folder / "B8A.tif", half, pixel=20, nodata=65535)
+    write_raster(lost / "B8A.tif", np.full_like(half, 65535), pixel=20, nodata=65535)
+    tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
+    assert tile.manifest["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
+    assert [entry["date"] for entry in tile.manifest["dropped"]["s2"]] == ["2021-07-03"]
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:, 16:] = True
+    np.testing.assert_array_equal(tile.masks_thw[0] > 0, expected)
+    np.testing.assert_array_equal(tile.bands_thwb[0] == 3000, np.repeat(expected[..., None], 10, axis=-1))
+    assert tile.masks_thw[1].all()  # 0, declared or not, is what the bands hold there
+
+
 def test_neighbouring_tiles_have_no_seam(tiny: TinyArchive, tmp_path: Path) -> None:
     """Two tiles side by side are one raster of twice the width, cut: also for the interpolated 20 m bands."""
     rng = np.random.default_rng(1)
@@ -282,6 +315,32 @@ def test_neighbouring_tiles_have_no_seam(tiny: TinyArchive, tmp_path: Path) -> N
     expected[:, 0::2] = by_rows[:, :-2] + 3 * by_rows[:, 1:-1]
     expected[:, 1::2] = 3 * by_rows[:, 1:-1] + by_rows[:, 2:]
     np.testing.assert_array_equal(found, (expected + 8) // 16)
+
+
+def test_the_size_of_tiles_changes_no_pixel(tiny: TinyArchive, tmp_path: Path) -> None:
+    """By default: a `min_clear` above 0 drops dates tile by tile, whatever the neighbours see."""
+    rng = np.random.default_rng(2)
+    for k, clear in enumerate((1.0, 0.3, 0.01)):
+        scl = np.where(rng.random((SIZE, SIZE)) < clear, 4, 9).astype(np.uint8)  # 20 m over 2 x 2 tiles
+        bands = {name: rng.integers(1, 10000, (SIZE, SIZE), dtype=np.uint16) for name in ("B11", "B05")}
+        tiny.s2(f"s{k}", f"2021-07-0{k + 1}", scl=scl, bands=bands, extent=2 * SIZE * 10)
+    found = []
+    for size in (SIZE, 2 * SIZE):
+        run, _ = tiny.run(tmp_path / f"run-{size}", tiles=(2, 2))
+        text = run.config.read_text().replace("min_clear = 0.05", "").replace(f"size = {SIZE}", f"size = {size}")
+        run.config.write_text(text)
+        run_stage(PlanStage(), run, load_config(run))
+        fetch(run, load_config(run))
+        whole = np.zeros((3, 2 * SIZE, 2 * SIZE, 11), np.uint16)
+        for planned in planned_tiles(run):
+            tile = read_tile(run.tiles / planned.name, need_manifest=True)
+            row, column = (NORTH - planned.north) // 10, (planned.west - WEST) // 10
+            for t, day in enumerate(tile.manifest["dates"]["s2"]):
+                place = whole[int(day[-1]) - 1, row : row + size, column : column + size]
+                place[..., :10], place[..., 10] = tile.bands_thwb[t], tile.masks_thw[t]
+        found.append(whole)
+    assert 0 < found[0][2, ..., 10].mean() < 0.05
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_picture_of_a_tile_holds_its_counts() -> None:
