@@ -7,11 +7,10 @@ DEMO ?= demo
 PYTEST ?=
 WORKERS ?= auto
 
-# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
+# Where torch comes from. Empty: PyTorch's CPU wheels where no GPU is seen (.ci/install), else what pip finds.
 TORCH_INDEX ?=
-TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test test-cluster lint format venv clean
+.PHONY: demo test test-cluster lint format docs venv moved clean
 
 demo: venv
 	@$(BIN)/smalti demo $(DEMO)
@@ -33,15 +32,24 @@ format: venv
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-venv: $(VENV)/.complete
+# The documentation site, in site/: written down here, built strictly (a link that leads nowhere is an error).
+docs: venv
+	@$(BIN)/python .ci/run-toml
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+venv: moved $(VENV)/.complete
+
+# A checkout that was moved or copied with its .venv goes on working.
+moved:
+	@if [ -f $(VENV)/pyvenv.cfg ]; then $(PYTHON) .ci/move-venv $(VENV); fi
 
 # The stamp is written last, so that an interrupted installation is taken up again.
-$(VENV)/.complete: pyproject.toml constraints.txt
+$(VENV)/.complete: pyproject.toml constraints.txt | moved
 	@PYTHON="$(PYTHON)" sh .ci/make-venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt $(TORCH_FROM) torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python .ci/install local dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) build dist site *.egg-info

@@ -11,13 +11,12 @@ from typing import Annotated
 
 import typer
 
-from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
+from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SOFTWARE, Run, Shard, SmaltiError
 from preproc.environment import drop_foreign_data_paths
 from preproc.progress import console, say
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +41,21 @@ SiteOption = Annotated[
     str | None,
     typer.Option("--site", metavar="SITE", help="Another profile than [site] profile: a name or a .toml file."),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(SOFTWARE)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 _STAGES = "Stages, in order"
 _CLUSTER = "On a cluster"
