@@ -10,7 +10,7 @@ WORKERS ?= auto
 # Where torch comes from. Empty: PyTorch's CPU wheels where no GPU is seen (.ci/install), else what pip finds.
 TORCH_INDEX ?=
 
-.PHONY: demo test test-cluster lint format docs venv moved clean
+.PHONY: demo test test-cluster lint format venv clean
 
 demo: venv
 	@$(BIN)/smalti demo $(DEMO)
@@ -32,17 +32,7 @@ format: venv
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# The documentation site, in site/: written down here, built strictly (a link that leads nowhere is an error).
-docs: venv
-	@$(BIN)/python .ci/run-toml
-	@$(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
-
-venv: moved $(VENV)/.complete
-
-# A checkout that was moved or copied with its .venv goes on working.
-moved:
-	@if [ -f $(VENV)/pyvenv.cfg ]; then $(PYTHON) .ci/move-venv $(VENV); fi
+venv: $(VENV)/.complete
 
 # The stamp is written last, so that an interrupted installation is taken up again.
 $(VENV)/.complete: pyproject.toml constraints.txt | moved
@@ -50,6 +40,18 @@ $(VENV)/.complete: pyproject.toml constraints.txt | moved
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python .ci/install local dev
 	@touch $@
+
+# A checkout that was moved or copied with its .venv goes on working.
+.PHONY: moved
+moved:
+	@if [ -f $(VENV)/pyvenv.cfg ]; then $(PYTHON) .ci/move-venv $(VENV); fi
+
+# The documentation site, in site/, built strictly: a link that leads nowhere is an error.
+.PHONY: docs
+docs: venv
+	@$(BIN)/python .ci/run-toml
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist site *.egg-info

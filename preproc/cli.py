@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SOFTWARE, Run, Shard, SmaltiError
+from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
 from preproc.environment import drop_foreign_data_paths
 from preproc.progress import console, say
 
@@ -45,6 +45,8 @@ SiteOption = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from infer.contract import SOFTWARE
+
         print(SOFTWARE)
         raise typer.Exit
 
