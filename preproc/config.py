@@ -194,6 +194,7 @@ class Labels(_Section):
     """Field data: points or polygons in any CRS."""
 
     path: Path
+    """GeoJSON, GeoPackage or shapefile."""
     class_: Annotated[str, Field(alias="class", min_length=1)]
     """Attribute that names the class."""
     group: str | None = None
