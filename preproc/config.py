@@ -157,7 +157,7 @@ class Model(_Section):
     """Which encoder, and what to keep of its output."""
 
     name: str | None = None
-    """A registered model, see `smalti weights list`."""
+    """A registered model, see `smalti weights list`; the bundled demo where there is no [model] at all."""
     checkpoint: Path | None = None
     """A checkpoint file instead."""
     output: Literal["int8", "float32"] = "int8"
