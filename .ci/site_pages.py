@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the pages that stand at the top of the repository, README.md as the first, belong to the site too."""
+"""A hook of mkdocs: the pages at the top of the repository, README.md as the first, belong to the site too."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from preproc.config import load_config
 from preproc.simulate import SimulationOptions
 from preproc.simulate.demo import write_demo_run
 from preproc.simulate.quicklook import write_quicklook
+from preproc.template import init_run
 
 SMALL = SimulationOptions(extent_km=0.5, s2_dates=4, s1_dates=2, neighbour_dates=1, parcel_ha=0.7)
 
@@ -42,11 +43,20 @@ def test_a_second_time_changes_nothing_and_keeps_edited_settings(tmp_path: Path)
     before = tree(run)
     assert not write_demo_run(run, SMALL).written
     assert tree(run) == before
-    (run / "run.toml").write_text("# mine\n")
+    edited = (run / "run.toml").read_text().replace("trials = 12", "trials = 3")
+    (run / "run.toml").write_text(edited)
     assert write_demo_run(run, replace(SMALL, seed=5)).written
-    assert (run / "run.toml").read_text() == "# mine\n"
+    assert (run / "run.toml").read_text() == edited
     write_demo_run(tmp_path / "again", replace(SMALL, seed=5))
     assert (tmp_path / "again" / "archive.png").read_bytes() == (run / "archive.png").read_bytes()
+
+
+def test_somebody_elses_run_is_left_alone(tmp_path: Path) -> None:
+    init_run(Run(tmp_path))
+    before = tree(tmp_path)
+    with pytest.raises(SmaltiError, match=r"run\.toml: not the demonstration's: name another folder"):
+        write_demo_run(tmp_path, SMALL)
+    assert tree(tmp_path) == before
 
 
 def test_a_picture_needs_an_archive(tmp_path: Path) -> None:
