@@ -1,4 +1,7 @@
-"""The commented run.toml that `smalti init` writes: every section; all keys are in docs/run-toml.md."""
+"""The commented run.toml that `smalti init` writes.
+
+Every section, and the keys that people change; all keys are in docs/run-toml.md.
+"""
 
 from __future__ import annotations
 
