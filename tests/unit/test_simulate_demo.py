@@ -15,7 +15,6 @@ from preproc.config import load_config
 from preproc.simulate import SimulationOptions
 from preproc.simulate.demo import write_demo_run
 from preproc.simulate.quicklook import write_quicklook
-from preproc.template import init_run
 
 SMALL = SimulationOptions(extent_km=0.5, s2_dates=4, s1_dates=2, neighbour_dates=1, parcel_ha=0.7)
 
@@ -52,7 +51,7 @@ def test_a_second_time_changes_nothing_and_keeps_edited_settings(tmp_path: Path)
 
 
 def test_somebody_elses_run_is_left_alone(tmp_path: Path) -> None:
-    init_run(Run(tmp_path))
+    (tmp_path / "run.toml").write_text("[region]\nbbox = [5, 50, 6, 51]\n")
     before = tree(tmp_path)
     with pytest.raises(SmaltiError, match=r"run\.toml: not the demonstration's: name another folder"):
         write_demo_run(tmp_path, SMALL)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preproc.run.config import Config
 from pydantic import BaseModel
+
+from preproc.run.config import Config
 
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "run-toml.md"
