@@ -50,7 +50,7 @@ moved:
 .PHONY: docs
 docs: venv
 	@$(BIN)/python .ci/run-toml
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 clean:
