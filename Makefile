@@ -7,9 +7,8 @@ DEMO ?= demo
 PYTEST ?=
 WORKERS ?= auto
 
-# On a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries.
+# Where torch comes from. Empty: PyTorch's CPU wheels where no GPU is seen (.ci/install), else what pip finds.
 TORCH_INDEX ?=
-TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
 .PHONY: demo test test-cluster lint format modules venv clean
 
@@ -40,12 +39,23 @@ modules:
 venv: $(VENV)/.complete
 
 # The stamp is written last, so that an interrupted installation is taken up again.
-$(VENV)/.complete: pyproject.toml constraints.txt
+$(VENV)/.complete: pyproject.toml constraints.txt | moved
 	@PYTHON="$(PYTHON)" sh .ci/make-venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt $(TORCH_FROM) torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python .ci/install local dev
 	@touch $@
 
+# A checkout that was moved or copied with its .venv goes on working.
+.PHONY: moved
+moved:
+	@if [ -f $(VENV)/pyvenv.cfg ]; then $(PYTHON) .ci/move-venv $(VENV); fi
+
+# The documentation site, in site/, built strictly: a link that leads nowhere is an error.
+.PHONY: docs
+docs: venv
+	@$(BIN)/python .ci/run-toml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) build dist site *.egg-info

@@ -17,7 +17,6 @@ from preproc.run.progress import console, say
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +41,23 @@ SiteOption = Annotated[
     str | None,
     typer.Option("--site", metavar="SITE", help="Another profile than [site] profile: a name or a .toml file."),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from infer.contract import SOFTWARE
+
+        print(SOFTWARE)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
 
 _STAGES = "Stages, in order"
 _CLUSTER = "On a cluster"

@@ -30,6 +30,7 @@ from infer.contract.errors import (
 from infer.contract.manifest import (
     FORMAT_VERSION,
     SOFTWARE,
+    VERSION,
     State,
     output_state,
     read_manifest,
@@ -86,6 +87,7 @@ __all__ = [
     "SOFTWARE",
     "TILE_ARRAYS",
     "TILE_MANIFEST",
+    "VERSION",
     "BusyError",
     "Embedding",
     "FormatError",

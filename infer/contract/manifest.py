@@ -20,7 +20,9 @@ from infer.contract.errors import FormatError
 FORMAT_VERSION = 1
 """Version of every format in this package. A reader refuses another one."""
 
-SOFTWARE = "smalti 0.1.0"
+VERSION = "0.1.0"
+"""The one place where it is written: pyproject.toml and `smalti --version` read it here."""
+SOFTWARE = f"smalti {VERSION}"
 """Name and version that outputs carry."""
 
 

@@ -108,6 +108,7 @@ class Archive(_Section):
     """Where the scenes come from."""
 
     source: Literal["mpc", "earth-search", "static"]
+    """Planetary Computer, Earth Search (AWS), or STAC items in a file: a mirror, a simulated or an own archive."""
     href: str | None = None
     """static: an item collection, catalogue or stac-geoparquet, as a path or an address (http, https, s3, gs, az)."""
     url: str | None = None
@@ -169,14 +170,17 @@ class Model(_Section):
     """Which encoder, and what to keep of its output."""
 
     name: str | None = None
-    """A registered model, see `smalti weights list`."""
+    """A registered model, see `smalti weights list`; the bundled demo where there is no [model] at all."""
     checkpoint: Path | None = None
     """A checkpoint file instead."""
     output: Literal["int8", "float32"] = "int8"
+    """How embeddings are kept: codes with a scale per pixel, or four times the disk."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Leading dimensions kept."""
+    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the network computes in; auto: bfloat16 on accelerators that have it, float32 elsewhere."""
     allow_source_mismatch: bool = False
+    """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
@@ -203,6 +207,7 @@ class Labels(_Section):
     """Field data: points or polygons in any CRS, in any format that `preproc.region.vector` reads."""
 
     path: Path
+    """GeoJSON, GeoPackage or shapefile."""
     class_: Annotated[str, Field(alias="class", min_length=1)]
     """Attribute that names the class."""
     group: str | None = None
@@ -220,9 +225,11 @@ class Classify(_Section):
     """How the classifier is trained."""
 
     folds: Annotated[int, Field(ge=2, le=20)] = 4
+    """Of the cross-validation; a group is never divided between them."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
     """Optuna trials; 0 trains with CatBoost's defaults."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Of folds, trials and the pixels drawn: the same seed gives the same map."""
     shrink: Annotated[float, Field(ge=0, le=1000)] = 10.0
     """Polygons are shrunk by this many metres before sampling, so that mixed edge pixels are left out."""
     max_pixels: Annotated[int, Field(ge=1)] = 200
@@ -279,7 +286,7 @@ class Stitch(_Section):
     """How the embeddings' mosaic is written."""
 
     dtype: Literal["float32", "int8"] = "float32"
-    """int8 keeps the codes, with the scales in a file beside them."""
+    """Of the GeoTIFF's bands; int8 keeps the codes, with the scales in a file beside them."""
 
 
 class Site(SiteSettings):

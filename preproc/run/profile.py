@@ -70,8 +70,11 @@ class Job(Section):
     where: Literal["batch", "here"] = "batch"
     """here: `smalti submit` runs the stage itself, on the login node, before it submits the rest."""
     partition: str = ""
+    """--partition; empty: the site's default."""
     account: str = ""
+    """--account, the project that pays."""
     qos: str = ""
+    """--qos."""
     time: str = "02:00:00"
     """Limit, [D-]HH:MM:SS."""
     cpus: Annotated[int, Field(ge=1)] = 1
@@ -79,9 +82,11 @@ class Job(Section):
     memory: str = ""
     """For the unit that memory_style names: 500M, 8G ...; empty asks for nothing."""
     memory_style: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
+    """Which option of Slurm asks for it; none: the site decides."""
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """GPUs of a task. Each gets one process that works until the task ends."""
     gpu_style: Literal["gpus", "gres", "gpus-per-node", "none"] = "gpus-per-node"
+    """Which option of Slurm asks for GPUs; none: the partition gives them."""
     gpu_type: str = ""
     """Name before the number, for example a100 in --gres=gpu:a100:1."""
     whole_nodes: bool = False
@@ -95,6 +100,7 @@ class Job(Section):
     tile_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Expected minutes for a tile of 512 x 512 pixels and one process: decides how many tiles a task takes."""
     internet: Internet = "direct"
+    """How a job's node reaches the archive; none: `smalti mirror` copies what is needed first."""
     proxy: str = ""
     """http://host:port, with internet = "proxy"."""
     modules: Lines = ()
@@ -158,6 +164,7 @@ class Runtime(Section):
     """How the engine's image is run."""
 
     program: Literal["auto", "apptainer", "singularity"] = "auto"
+    """auto: whichever of them is there."""
     gpu_flag: Literal["", "--nv", "--rocm", "auto"] = ""
     """Empty on LUMI: --rocm binds host libraries there, and the devices are visible anyway. auto: as devices are."""
     refused_gpu_flags: Lines = ()
@@ -206,8 +213,11 @@ class Billing(Section):
     """What an hour costs; 0 where it is not known."""
 
     unit: str = "billing units"
+    """What the site counts in."""
     gpu_hour: Annotated[float, Field(ge=0)] = 0.0
+    """Units for an hour of a GPU."""
     cpu_hour: Annotated[float, Field(ge=0)] = 0.0
+    """Units for an hour of a CPU."""
 
     @field_validator("gpu_hour", "cpu_hour", mode="before")
     @classmethod
@@ -222,6 +232,7 @@ class Jobs(Section):
     infer: Job = Job()
     stitch: Job = Job()
     classify: Job = Job()
+    """sample, train, predict, validate and report, one after another."""
 
 
 class SiteSettings(Section):

@@ -1,4 +1,7 @@
-"""The commented run.toml that `smalti init` writes."""
+"""The commented run.toml that `smalti init` writes.
+
+Every section, and the keys that people change; all keys are in docs/run-toml.md.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from infer.contract import Run, SmaltiError, write_bytes
 
 RUN_TOML = """\
 # A smalti run. Paths are relative to this file. `smalti plan . --dry-run` shows what it will cost.
+# These are the keys that people change; docs/run-toml.md of smalti has all of them.
 
 [region]
 geometry = "region.geojson"      # GeoJSON, GeoPackage or shapefile; or instead:
-# bbox = [4.05, 50.74, 4.12, 50.79]   # west, south, east, north in degrees
+# layer = "fields"               # of a GeoPackage with several
+# bbox = [4.05, 50.74, 4.12, 50.79]   # west, south, east, north in degrees; or
+# mgrs = ["31UES"]               # squares of 100 km, by which Sentinel-2 tiles are named
 start = "2024-01-01"             # any window up to two years, both days included (UTC)
 end = "2024-12-31"
 
@@ -18,6 +24,7 @@ source = "mpc"                   # Planetary Computer ("mpc"), "earth-search", o
 # href = "archive/items.json"    # static: item collection, catalogue or stac-geoparquet, path or URL
 # url = "https://..."            # mpc, earth-search: another address of the API
 on_missing = "fail"              # a file that stays unreadable: "fail" its tiles, or "drop-date"
+workers = 8                      # reads in flight
 
 [tiles]
 size = 512                       # pixels of 10 m
@@ -25,8 +32,8 @@ min_clear = 0.0                  # every clear pixel counts; 0.05 drops dates th
                                  # tile: fewer bytes to read, but seams between tiles
 
 [model]
-name = "demo"                    # see `smalti weights list`; or instead:
-# checkpoint = "student_small.pt"
+name = "tessera-v2-small"        # get it with `smalti weights fetch tessera-v2-small`; others: `smalti weights list`
+# checkpoint = "student_small.pt"   # instead of name: a file
 output = "int8"                  # or "float32" (four times the disk)
 dim = 128                        # v2 students also 64, 32, 16
 
@@ -38,8 +45,9 @@ dim = 128                        # v2 students also 64, 32, 16
 
 [classify]
 folds = 4                        # grouped cross-validation
-trials = 20                      # Optuna trials
+trials = 20                      # Optuna trials; 0 trains with CatBoost's defaults
 seed = 0
+shrink = 10                      # metres by which polygons are shrunk, so that mixed edge pixels are left out
 
 # For the accuracy of the map: points drawn at random within its classes ("stratified") or all over it ("random").
 # [validate]
@@ -47,8 +55,11 @@ seed = 0
 # class = "crop"
 # design = "stratified"
 
+[stitch]
+dtype = "float32"                # of the mosaic; or "int8": codes, with the scales in a file beside them
+
 [site]
-profile = "local"
+profile = "local"                # this machine; or lumi, betzy, saga, generic, or a .toml file of your own
 # scratch = "$TMPDIR/smalti"     # node-local disk: fetch makes tiles there, the engine reads them from there
 # container = "smalti-rocm.sif"  # run the engine in this image instead of in this Python
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infer.contract import Run, write_bytes
+from infer.contract import Run, SmaltiError, write_bytes
 from preproc.run.progress import progress, say
 from preproc.simulate.archive import ArchiveSummary, simulate
 from preproc.simulate.options import SimulationOptions
@@ -15,6 +15,9 @@ ARCHIVE = "archive"
 """Folder of the archive inside the run directory."""
 PICTURE = "archive.png"
 """What the archive looks like, beside it."""
+
+MARK = "# The demonstration of smalti:"
+"""How a run.toml that was written here begins, whatever people changed below."""
 
 RUN_TOML = """\
 # The demonstration of smalti: a made-up landscape of {extent:g} km x {extent:g} km, seen by made-up satellites.
@@ -65,10 +68,14 @@ def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> 
         options: what to simulate; the default is a season near Maastricht.
 
     Raises:
-        SmaltiError: if the folder holds something else, or cannot be written.
+        SmaltiError: if the folder holds something else, somebody's run for example, or cannot be written.
     """
     chosen = options or SimulationOptions()
     run = Run(run_root)
+    if run.config.exists() and MARK not in run.config.read_text(encoding="utf-8", errors="replace"):
+        raise SmaltiError(
+            f"{run.config}: not the demonstration's: name another folder for it, or go on with `smalti run {run_root}`"
+        )
     summary = simulate_archive(run_root / ARCHIVE, chosen)
     picture = run_root / PICTURE
     if summary.written or not picture.exists():

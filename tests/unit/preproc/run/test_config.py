@@ -46,6 +46,16 @@ def test_the_template_of_init_is_valid() -> None:
     assert parse(RUN_TOML).archive.source == "mpc"
 
 
+def test_the_template_has_all_sections_and_a_model_to_make_maps_with() -> None:
+    for name, field in Config.model_fields.items():
+        assert re.search(rf"^(# )?\[{field.alias or name}\]$", RUN_TOML, re.MULTILINE), name
+    assert parse(RUN_TOML).model.name == "tessera-v2-small"
+    hidden = r"^# (?=\[labels\]|path =|class =|group =|\[validate\]|reference =|design =)"
+    whole = parse(re.sub(hidden, "", RUN_TOML, flags=re.MULTILINE))  # what is commented out is right as well
+    assert whole.labels is not None
+    assert whole.validate_ is not None
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = parse(GOOD + '[labels]\npath = "../parcels.gpkg"\nclass = "crop"\n[model]\ncheckpoint = "m.pt"\n')
     assert config.region.geometry == Path("/runs/mine/region.geojson")

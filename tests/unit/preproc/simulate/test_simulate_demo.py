@@ -42,11 +42,20 @@ def test_a_second_time_changes_nothing_and_keeps_edited_settings(tmp_path: Path)
     before = tree(run)
     assert not write_demo_run(run, SMALL).written
     assert tree(run) == before
-    (run / "run.toml").write_text("# mine\n")
+    edited = (run / "run.toml").read_text().replace("trials = 12", "trials = 3")
+    (run / "run.toml").write_text(edited)
     assert write_demo_run(run, replace(SMALL, seed=5)).written
-    assert (run / "run.toml").read_text() == "# mine\n"
+    assert (run / "run.toml").read_text() == edited
     write_demo_run(tmp_path / "again", replace(SMALL, seed=5))
     assert (tmp_path / "again" / "archive.png").read_bytes() == (run / "archive.png").read_bytes()
+
+
+def test_somebody_elses_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[region]\nbbox = [5, 50, 6, 51]\n")
+    before = tree(tmp_path)
+    with pytest.raises(SmaltiError, match=r"run\.toml: not the demonstration's: name another folder"):
+        write_demo_run(tmp_path, SMALL)
+    assert tree(tmp_path) == before
 
 
 def test_a_picture_needs_an_archive(tmp_path: Path) -> None:
