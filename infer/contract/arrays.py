@@ -7,7 +7,7 @@ import os
 import struct
 import tokenize
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,9 @@ def _opened(path: Path) -> NDArray[Any]:
         needed = math.prod(shape) * dtype.itemsize
         if needed > size - start:
             raise ValueError(f"its header promises {needed} bytes, it holds {size - start}: cut short or damaged")
-        order = "F" if fortran else "C"
+        order: Literal["F", "C"] = "F" if fortran else "C"
         if needed <= _SMALL:
             flat = np.frombuffer(stream.read(needed), dtype=dtype)
             return flat.reshape(shape, order=order)
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
+    mapped: NDArray[Any] = np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
+    return mapped

@@ -11,8 +11,9 @@ import json
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from infer.contract.errors import FormatError
 
@@ -60,7 +61,7 @@ def _looked_at(path: Path) -> os.stat_result:
         raise FormatError(f"{str(path)!r}: no path can hold this: correct the name") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; never waits for the other end of a pipe.
 
     Raises:
