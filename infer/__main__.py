@@ -99,7 +99,7 @@ def _scratch(arguments: argparse.Namespace) -> Path | None:
 def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
-    tasks = [TileTask(tile.name, run.tiles / tile.name, True) for tile in planned_tiles(run)]
+    tasks = [TileTask(tile.name, run.tiles / tile.name, True, tile) for tile in planned_tiles(run)]
     job = read_model_job(run)
     settings = Settings(
         run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)

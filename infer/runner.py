@@ -23,6 +23,7 @@ from infer.contract import (
     TILE_ARRAYS,
     TILE_MANIFEST,
     FormatError,
+    PlannedTile,
     SmaltiError,
     Tile,
     embedding_paths,
@@ -52,6 +53,8 @@ class TileTask:
     folder: Path
     need_manifest: bool
     """Refuse a tile without tile.json."""
+    planned: PlannedTile | None = None
+    """The tile that it has to be; None takes any folder's."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +248,10 @@ class TileRunner:
                 with staged_copy(task.folder, self._settings.scratch) as copy:
                     if tile_fingerprint(copy) != fingerprint:
                         raise FormatError(f"{task.folder}: changed while it was copied")
-                    return read_tile(copy, need_manifest=task.need_manifest)
+                    return read_tile(copy, need_manifest=task.need_manifest, planned=task.planned)
             except (SmaltiError, OSError) as error:
                 say(f"infer: {task.name} is read in place, not by way of the scratch disk: {error}")
-        return read_tile(task.folder, need_manifest=task.need_manifest)
+        return read_tile(task.folder, need_manifest=task.need_manifest, planned=task.planned)
 
     def _compute(self, opened: Tile | LoadedTile, name: str, watch: Watch) -> TileResult:
         with self._device_failures(name):

@@ -4,6 +4,7 @@ Both environments import this package: the venv side writes tiles and reads embe
 writes embeddings. docs/format.md describes the files for people.
 """
 
+from infer.contract.arrays import open_npy
 from infer.contract.atomic import (
     atomic_dir,
     atomic_file,
@@ -37,6 +38,7 @@ from infer.contract.manifest import (
     verify_files,
     write_manifest,
 )
+from infer.contract.names import brief_name, name_for, name_problem, one_line, safe_name
 from infer.contract.registry import (
     DEMO_CHECKPOINT,
     REGISTRY,
@@ -45,6 +47,14 @@ from infer.contract.registry import (
     cached_checkpoint,
     registered_model,
     weights_folder,
+)
+from infer.contract.regular import (
+    check_regular,
+    open_regular,
+    parse_json,
+    parse_toml,
+    read_regular,
+    read_toml,
 )
 from infer.contract.run import (
     PIXEL_SIZE,
@@ -101,20 +111,32 @@ __all__ = [
     "Tile",
     "atomic_dir",
     "atomic_file",
+    "brief_name",
     "cache_path",
     "cached_checkpoint",
+    "check_regular",
     "embedding_paths",
     "is_tile_folder",
+    "name_for",
+    "name_problem",
+    "one_line",
+    "open_npy",
+    "open_regular",
     "output_state",
+    "parse_json",
+    "parse_toml",
     "planned_tiles",
     "read_embedding",
     "read_json",
     "read_manifest",
     "read_model_job",
     "read_plan",
+    "read_regular",
     "read_tile",
+    "read_toml",
     "registered_model",
     "remove_stale_temporaries",
+    "safe_name",
     "scratch_folder",
     "sha256_file",
     "sha256_json",

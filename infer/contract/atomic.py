@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract.errors import FormatError, writing
+from infer.contract.names import name_problem
+from infer.contract.regular import open_regular, parse_json, read_regular
 
 _TEMP = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<pid>\d+)\.tmp$")
 
@@ -36,7 +38,14 @@ def _job() -> str:
 
 
 def temporary_path(path: Path) -> Path:
-    """The hidden sibling under which this process prepares `path`."""
+    """The hidden sibling under which this process prepares `path`.
+
+    Raises:
+        FormatError: if `path` ends in no name of its own (`..`), so that replacing it would replace another folder.
+    """
+    problem = name_problem(path.name)
+    if problem is not None or "\0" in str(path):  # names are checked where they enter; this is the last line
+        raise FormatError(f"{str(path)!r}: cannot be written: its name {problem or 'holds control characters'}")
     return path.parent / f".{path.name}.{_host()}.{_job()}.{os.getpid()}.tmp"
 
 
@@ -124,12 +133,14 @@ def read_json(path: Path, *, what: str, remedy: str) -> Any:
         FormatError: if it is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_regular(path))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: {what} is missing: {remedy}") from error
-    except IsADirectoryError as error:
-        raise FormatError(f"{path}: {what} should be a file and is a folder: {remedy}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except FormatError as error:
+        raise FormatError(f"{path}: {what} {str(error).removeprefix(f'{path}: ')}: {remedy}") from error
+    except OSError as error:
+        raise FormatError(f"{path}: {what} cannot be read ({error.strerror}): {remedy}") from error
+    except ValueError as error:
         raise FormatError(f"{path}: {what} is not valid JSON ({error}): {remedy}") from error
 
 
@@ -148,8 +159,8 @@ def write_npy(path: Path, array: NDArray[Any]) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as stream:
+    """Hexadecimal SHA-256 of a regular file's bytes, read in pieces."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files, write_manifest
+from infer.contract.names import brief_name
 
 _REMEDY = "run `smalti infer` again for this tile"
 
@@ -93,14 +95,6 @@ def write_embedding(
     write_manifest(manifest_path, "embedding", inputs=inputs, files=files, fields={**fields, "tile": name})
 
 
-def _open(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"{path}: not a readable .npy array ({error}): {_REMEDY}") from error
-    return array
-
-
 def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:
     """Open a tile's embedding after its manifest has been verified.
 
@@ -110,10 +104,18 @@ def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedd
     values_path, scales_path, manifest_path = embedding_paths(folder, name)
     manifest = read_manifest(manifest_path, "embedding", remedy=_REMEDY)
     verify_files(manifest_path, manifest, checksums=checksums, remedy=_REMEDY)
-    values = _open(values_path)
-    scales = _open(scales_path) if scales_path.name in manifest["files"] else None
+    if manifest.get("tile", name) != name:
+        raise FormatError(
+            f"{manifest_path}: the embedding of {brief_name(manifest['tile'])} under this tile's name: {_REMEDY}"
+        )
+    if values_path.name not in manifest["files"]:
+        raise FormatError(f"{manifest_path}: does not list {values_path.name}: {_REMEDY}")
+    values = open_npy(values_path, _REMEDY)
+    scales = open_npy(scales_path, _REMEDY) if scales_path.name in manifest["files"] else None
     if values.ndim != 3 or values.dtype != (np.float32 if scales is None else np.int8):
         raise FormatError(f"{values_path}: {values.dtype} {values.shape} is not an embedding: {_REMEDY}")
     if scales is not None and (scales.dtype != np.float32 or scales.shape != values.shape[:2]):
         raise FormatError(f"{scales_path}: {scales.dtype} {scales.shape} does not fit the codes: {_REMEDY}")
+    if scales is not None and checksums and np.isinf(scales).any():
+        raise FormatError(f"{scales_path}: holds infinite scales (NaN is nodata): {_REMEDY}")
     return Embedding(name, values, scales, manifest)

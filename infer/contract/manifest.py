@@ -7,6 +7,7 @@ times, hosts or durations: equal work has equal bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 
 from infer.contract.atomic import read_json, sha256_file, write_json
 from infer.contract.errors import FormatError
+from infer.contract.names import brief_name, safe_relative
+from infer.contract.regular import check_regular
 
 FORMAT_VERSION = 1
 """Version of every format in this package. A reader refuses another one."""
@@ -78,6 +81,13 @@ def write_manifest(
     return manifest
 
 
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or type(record.get("bytes")) is not int:
+        return False
+    digest = record.get("sha256")
+    return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+
+
 def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     """Read a manifest and check that it is one, of this kind and version (its files are not looked at).
 
@@ -88,10 +98,14 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != f"smalti/{kind}":
         raise FormatError(f"{path}: not a smalti {kind} manifest: {remedy}")
     if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
+        found = brief_name(manifest.get("format_version"))
         raise FormatError(f"{path}: format version {found}, this smalti reads {FORMAT_VERSION}: {remedy}")
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("inputs"), dict):
         raise FormatError(f"{path}: the manifest lacks its files or inputs: {remedy}")
+    for name, record in manifest["files"].items():
+        safe_relative(name, str(path), remedy)
+        if not _is_record(record):
+            raise FormatError(f"{path}: says of {name} no bytes and sha256: {remedy}")
     return manifest
 
 
@@ -103,9 +117,10 @@ def verify_files(path: Path, manifest: Mapping[str, Any], *, checksums: bool = T
     """
     for name, record in manifest["files"].items():
         file = path.parent / name
-        if not file.is_file():
-            raise FormatError(f"{file}: missing, though {path.name} lists it: {remedy}")
-        size = file.stat().st_size
+        try:
+            size = check_regular(file)
+        except OSError:
+            raise FormatError(f"{file}: missing, though {path.name} lists it: {remedy}") from None
         if size != record["bytes"]:
             raise FormatError(f"{file}: {size} bytes, {path.name} says {record['bytes']}: {remedy}")
         if checksums and sha256_file(file) != record["sha256"]:

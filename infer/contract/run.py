@@ -18,10 +18,13 @@ from typing import Any, Literal
 from infer.contract.atomic import read_json, write_json
 from infer.contract.errors import BusyError, FormatError, SmaltiError, writing
 from infer.contract.manifest import FORMAT_VERSION, read_manifest
+from infer.contract.names import brief_name, name_problem, safe_name
 from infer.contract.shard import Shard
 
 PIXEL_SIZE = 10
 """Ground size of a pixel in metres."""
+MAX_TILE_SIZE = 2048
+"""Pixels along a tile's side, at most."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,22 @@ def read_model_job(run: Run) -> ModelJob:
     if content.pop("format_version", None) != FORMAT_VERSION:
         raise FormatError(f"{run.model_job}: another format version than {FORMAT_VERSION}: {remedy}")
     try:
-        return ModelJob(**content)
+        job = ModelJob(**content)
     except TypeError as error:
         raise FormatError(f"{run.model_job}: {error}: {remedy}") from error
+    fits = {
+        "name": job.name is None or isinstance(job.name, str),
+        "checkpoint": job.checkpoint is None or name_problem(Path(str(job.checkpoint)).name) is None,
+        "output": job.output in ("float32", "int8"),
+        "dim": type(job.dim) is int and 0 <= job.dim < 2**20,
+        "precision": job.precision in ("auto", "float32", "bfloat16"),
+        "allow_source_mismatch": isinstance(job.allow_source_mismatch, bool),
+    }
+    wrong = [key for key, good in fits.items() if not good]
+    if wrong:
+        key = wrong[0]
+        raise FormatError(f"{run.model_job}: {key} = {brief_name(content[key])} is no {key} of a model: {remedy}")
+    return job
 
 
 def read_plan(run: Run) -> dict[str, Any]:
@@ -172,13 +188,29 @@ def read_plan(run: Run) -> dict[str, Any]:
 
 
 def planned_tiles(run: Run) -> list[PlannedTile]:
-    """The tiles of the plan, in plan order (the order that shards divide)."""
+    """The tiles of the plan, in plan order (the order that shards divide).
+
+    Raises:
+        FormatError: if the plan is not what it should be; a tile's name must be safe, for folders are named by it.
+    """
     plan = read_plan(run)
-    try:
-        size = int(plan["tile_size"])
-        return [PlannedTile(name, epsg, west, north, size) for name, epsg, west, north in plan["tiles"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{run.plan}: its tiles cannot be read ({error!r}): run `smalti plan` again") from error
+    remedy = "run `smalti plan` again"
+    rows, size = plan.get("tiles"), plan.get("tile_size")
+    if not isinstance(rows, list) or type(size) is not int or not 0 < size <= MAX_TILE_SIZE:
+        raise FormatError(f"{run.plan}: its tiles cannot be read (no list of tiles, or no size): {remedy}")
+    tiles = [_planned(run, row, size, remedy) for row in rows]
+    if len({tile.name for tile in tiles}) < len(tiles):
+        raise FormatError(f"{run.plan}: two of its tiles have the same name: {remedy}")
+    return tiles
+
+
+def _planned(run: Run, row: Any, size: int, remedy: str) -> PlannedTile:
+    if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int and abs(n) < 10**8 for n in row[1:]):
+        raise FormatError(f"{run.plan}: its tiles cannot be read (a row is not name, EPSG, west, north): {remedy}")
+    name, epsg, west, north = row
+    if epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
+        raise FormatError(f"{run.plan}: EPSG:{epsg} is no UTM zone: {remedy}")
+    return PlannedTile(safe_name(name, str(run.plan), remedy), epsg, west, north, size)
 
 
 def _flock(path: Path, *, exclusive: bool, stack: ExitStack) -> bool:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.arrays import open_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files
+from infer.contract.run import PlannedTile
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 """Order of the last axis of bands.npy: red, blue, green, nir, nir08, rededge1-3, swir16, swir22."""
@@ -82,13 +84,10 @@ class Tile:
 
 
 def _load(path: Path, spec: ArraySpec) -> NDArray[Any]:
-    if not path.is_file():
+    if not path.exists():
         hint = " (a missing mask is never read as zeros)" if spec.file == "masks.npy" else ""
         raise FormatError(f"{path}: missing{hint}: {_REMEDY}")
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if path.stat().st_size > 4096 else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"{path}: not a readable .npy array ({error}): {_REMEDY}") from error
+    array = open_npy(path, _REMEDY)
     if array.dtype != spec.dtype:
         raise FormatError(f"{path}: dtype {array.dtype}, expected {spec.dtype}: {_REMEDY}")
     if array.ndim != len(spec.axes):
@@ -122,21 +121,35 @@ def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     path = folder / TILE_MANIFEST
     if manifest.get("band_order") != list(BANDS):
-        raise FormatError(f"{path}: band order {manifest.get('band_order')}, expected {list(BANDS)}: {_REMEDY}")
+        raise FormatError(
+            f"{path}: band order {str(manifest.get('band_order'))[:100]}, expected {list(BANDS)}: {_REMEDY}"
+        )
     if manifest.get("mask_polarity") != MASK_POLARITY:
-        raise FormatError(f"{path}: mask polarity {manifest.get('mask_polarity')!r}: {_REMEDY}")
+        raise FormatError(f"{path}: mask polarity {str(manifest.get('mask_polarity'))[:80]!r}: {_REMEDY}")
     missing = [spec.file for spec in TILE_ARRAYS.values() if spec.file not in manifest["files"]]
     if missing:
         raise FormatError(f"{path}: does not list {', '.join(missing)}: {_REMEDY}")
 
 
-def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True) -> Tile:
+def _check_planned(folder: Path, manifest: Mapping[str, Any], planned: PlannedTile) -> None:
+    """A folder that was renamed or copied to another tile's place would put its pixels where they are not."""
+    grid = manifest["inputs"].get("grid")
+    expected = [planned.epsg, planned.west, planned.north, planned.size]
+    if grid is not None and grid != expected:
+        raise FormatError(
+            f"{folder / TILE_MANIFEST}: made for the grid {str(grid)[:80]}, but the plan has {planned.name} at "
+            f"{expected} (EPSG, west, north, pixels): another tile's folder under this name: {_REMEDY}"
+        )
+
+
+def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, planned: PlannedTile | None = None) -> Tile:
     """Open a tile and check everything that can be checked before it is trusted.
 
     Args:
         folder: the tile's folder; its name is the tile's name.
         need_manifest: refuse a tile without tile.json (smalti's own). Without it the manifest is used when there.
         checksums: verify the manifest's checksums (reads every byte once).
+        planned: the tile that it has to be; None takes any.
 
     Raises:
         FormatError: one line that names the file and what is wrong with it.
@@ -148,6 +161,8 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True) -> T
     if need_manifest or path.exists():
         manifest = read_manifest(path, "tile", remedy=_REMEDY)
         _check_manifest(folder, manifest)
+        if planned is not None:
+            _check_planned(folder, manifest, planned)
         verify_files(path, manifest, checksums=checksums, remedy=_REMEDY)
     arrays = {name: _load(folder / spec.file, spec) for name, spec in TILE_ARRAYS.items()}
     _check_axes(folder, arrays)

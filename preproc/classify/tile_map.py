@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, atomic_file, read_manifest, verify_files, write_manifest, write_npy
+from infer.contract import (
+    FormatError,
+    Run,
+    atomic_file,
+    open_npy,
+    read_manifest,
+    verify_files,
+    write_manifest,
+    write_npy,
+)
 
 KIND = "map-tile"
 _REMEDY = "run `smalti predict` again"
@@ -53,10 +62,9 @@ def read_prediction(run: Run, tile: str, size: int) -> NDArray[np.uint8]:
     path, manifest_path = prediction_paths(run, tile)
     manifest = read_manifest(manifest_path, KIND, remedy=_REMEDY)
     verify_files(manifest_path, manifest, remedy=_REMEDY)
-    try:
-        values: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise FormatError(f"{path}: not a readable .npy array ({error}): {_REMEDY}") from error
+    if manifest.get("tile") != tile or path.name not in manifest["files"]:
+        raise FormatError(f"{manifest_path}: not the prediction of this tile: {_REMEDY}")
+    values: NDArray[np.uint8] = open_npy(path, _REMEDY)
     if values.dtype != np.uint8 or values.shape != (size, size, 2):
         raise FormatError(f"{path}: {values.dtype} {values.shape}, expected uint8 {(size, size, 2)}: {_REMEDY}")
     return values

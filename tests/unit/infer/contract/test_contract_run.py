@@ -101,3 +101,13 @@ def test_the_model_job_round_trips_and_refuses_what_it_does_not_know(tmp_path: P
     run.model_job.write_text(run.model_job.read_text().replace('"dim"', '"dims"'))
     with pytest.raises(FormatError, match=r"model.json: .*dims"):
         read_model_job(run)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "", "a\nb", "a\0b", "x" * 300, None, 7, ["a"]])
+def test_a_tile_whose_name_leaves_the_run_is_refused(tmp_path: Path, name: object) -> None:
+    run = Run(tmp_path)
+    write_manifest(
+        run.plan, "plan", inputs={}, files=[], fields={"tile_size": 512, "tiles": [[name, 32631, 573440, 5626880]]}
+    )
+    with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan` again"):
+        planned_tiles(run)

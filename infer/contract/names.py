@@ -1,0 +1,98 @@
+"""Names that come from files: one rule for what may become a file's name, checked where a name enters.
+
+Plans, manifests and catalogues are written by others as well as by smalti. A name out of them is joined to a folder's
+path later, far from where it was read; `../../x` must not get that far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from typing import Any
+
+from infer.contract.errors import FormatError
+
+MAX_NAME_BYTES = 200
+"""Of UTF-8. File systems take 255, and suffixes and temporary names need room."""
+
+_SEPARATORS = frozenset("/\\")
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories: control characters (NUL, newline ...), lone surrogates, line and paragraph separators."""
+
+
+def brief_name(value: Any, length: int = 60) -> str:
+    """A value for a message: quoted, on one line, cut where it is long."""
+    if isinstance(value, str):
+        return one_line(repr(value[:length])) + ("..." if len(value) > length else "")
+    return (
+        str(value)[:length]
+        if isinstance(value, bool | int | float | None) and abs(value or 0) < 1e15
+        else f"({type(value).__name__})"
+    )
+
+
+def one_line(text: str) -> str:
+    """The text with its control characters escaped, so that it stays on one line and can be encoded."""
+    return "".join(c if unicodedata.category(c) not in _UNPRINTABLE else ascii(c)[1:-1] for c in text)
+
+
+def name_problem(value: Any) -> str | None:
+    """What keeps a value from being the name of one file in its folder, or None."""
+    if not isinstance(value, str):
+        return f"is not text {brief_name(value)}"
+    if value in ("", ".", ".."):
+        return "names no file"
+    if len(value) > MAX_NAME_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes"
+    if not _SEPARATORS.isdisjoint(value):
+        return "holds a path, not a name"
+    if any(unicodedata.category(c) in _UNPRINTABLE for c in value):
+        return "holds control characters"
+    return None
+
+
+def safe_name(value: Any, where: str, remedy: str) -> str:
+    """The value, if it can be the name of one file or folder inside another.
+
+    Args:
+        value: as read from a file.
+        where: what it was read from, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        FormatError: if it is not text, empty, `.`, `..`, too long, or holds separators or control characters.
+    """
+    problem = name_problem(value)
+    if problem is not None:
+        raise FormatError(f"{where}: the name {brief_name(value)} {problem}: {remedy}")
+    return str(value)
+
+
+def safe_relative(value: Any, where: str, remedy: str) -> str:
+    """The same for a relative path with slashes, each part of which must be a safe name.
+
+    Raises:
+        FormatError: as `safe_name`; absolute paths have an empty first part.
+    """
+    if not isinstance(value, str) or len(value) > 10 * MAX_NAME_BYTES:
+        return safe_name(value, where, remedy)
+    for part in value.split("/"):
+        problem = name_problem(part)
+        if problem is not None:
+            raise FormatError(f"{where}: the file name {brief_name(value)} leaves its folder or {problem}: {remedy}")
+    return value
+
+
+def name_for(text: str) -> str:
+    """A name made of any text, that every file system and object store takes; texts that had to be changed stay apart.
+
+    Returns:
+        The text itself where it is made of ASCII letters, digits, `.`, `_`, `-`, and short; else those of its
+        characters, with a hash of the whole.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    if safe == text and name_problem(text) is None and not text.startswith("."):
+        return safe
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.lstrip('.')[: MAX_NAME_BYTES - 40] or '_'}-{digest}"

@@ -1,0 +1,149 @@
+"""Opening what must be a regular file as one, and reading JSON and TOML within bounds.
+
+A pipe in place of a file would make a reader wait for ever, a device like /dev/zero would fill the memory, and a
+document nested 100 000 deep ends in an error that no caller expects. Whatever a user's or an archive's file holds, the
+answer is a value or one clear line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from infer.contract.errors import FormatError
+
+MAX_DOCUMENT_BYTES = 512 << 20
+"""Of a JSON file: a plan of a million tiles takes a tenth of it."""
+MAX_TOML_BYTES = 4 << 20
+"""Of a settings file: the standard library's parser takes seconds for each megabyte."""
+MAX_DEPTH = 100
+"""Levels of nesting: STAC items and GeoJSON need ten."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _refuse(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise FormatError(f"{path}: should be a file and is {kind}")
+
+
+def check_regular(path: Path) -> int:
+    """Make sure that a path is a regular file (or a link to one), for libraries that open it themselves.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        FormatError: if it is a folder, pipe, socket or device.
+        OSError: if it is not there, or cannot be looked at.
+    """
+    found = _looked_at(path)
+    _refuse(path, found.st_mode)
+    return found.st_size
+
+
+def _looked_at(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except ValueError as error:  # a NUL in the path
+        raise FormatError(f"{str(path)!r}: no path can hold this: correct the name") from error
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; never waits for the other end of a pipe.
+
+    Raises:
+        FormatError: if it is a folder, pipe, socket or device.
+        OSError: if it cannot be opened.
+    """
+    check_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse(path, os.fstat(descriptor).st_mode)  # it may have been replaced in between
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        FormatError: if it is no regular file, or larger.
+        OSError: if it cannot be read.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
+    if len(content) > limit:
+        raise FormatError(f"{path}: larger than {limit >> 20} MiB, which such a file never is")
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text, nested at most MAX_DEPTH deep.
+
+    Raises:
+        ValueError: for whatever is wrong with it: syntax, encoding, nesting, numbers of thousands of digits.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    # What the parser takes may still be too deep for those who copy, compare or write it.
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if type(outer) in (dict, list)
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in (dict, list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: for whatever is wrong with it.
+    """
+    if len(text) > MAX_TOML_BYTES:
+        raise ValueError(f"larger than {MAX_TOML_BYTES >> 20} MiB")
+    try:
+        content = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    _check_depth(content)
+    return content
+
+
+def read_toml(path: Path) -> str:
+    """The text of a settings file in UTF-8; a byte order mark, as some editors write it, is left out.
+
+    Raises:
+        FormatError: if it is no regular file, or too large.
+        UnicodeDecodeError: if it is not UTF-8.
+        OSError: if it cannot be read.
+    """
+    return read_regular(path, MAX_TOML_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
