@@ -51,7 +51,7 @@ def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
 
 def _missing(run: Run, config: Config, stage: str) -> list[bool]:
     entry = stage_named(stage)
-    return [not unit.state().complete for unit in entry.load().units(run, config)]
+    return [not unit.state().complete for unit in entry.load().open(run, config).units]
 
 
 def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:
@@ -216,7 +216,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
                 f"{run.root}: jobs of this run are queued ({names}): look with `smalti status {run.root}`; "
                 f"`smalti resubmit {run.root}` adds what failed, `smalti cancel {run.root}` ends them"
             )
-        if any(not unit.state().complete for unit in stage_named("plan").load().units(run, config)):
+        if any(not unit.state().complete for unit in stage_named("plan").load().open(run, config).units):
             run_one(stage_named("plan"), run, config)
         write_model_job(run, config.model.job())
         _fetch_here(run, config, profile, stages)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from preproc.run.config import Config
-from preproc.run.stage import Listing
+from preproc.run.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class StageEntry:
     in_shards: str = ""
     """module:class of the part of the stage that can be divided, where that is not the whole of it."""
 
-    def load(self, *, shard: bool = False) -> Listing:
+    def load(self, *, shard: bool = False) -> Stage:
         """The stage itself, or the part of it that shards divide."""
         implementation = self.in_shards if shard and self.in_shards else self.implementation
         module, name = implementation.split(":")
-        return cast(Listing, getattr(import_module(module), name)())
+        return cast(Stage, getattr(import_module(module), name)())
 
 
 STAGES = (

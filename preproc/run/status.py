@@ -58,7 +58,7 @@ class Survey:
         """
         if stage not in self._seen:
             try:
-                units = stage_named(stage).load().units(self.run, self.config)
+                units = stage_named(stage).load().open(self.run, self.config).units
                 self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
             except SmaltiError as error:
                 self._seen[stage] = error

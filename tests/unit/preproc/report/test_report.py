@@ -21,11 +21,10 @@ from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, c
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.validate import ValidateStage
-from preproc.report.stage import ReportStage
 from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
 from preproc.report.inputs import read_sources
 from preproc.report.observations import observe
-from preproc.report.stage import render, shown_settings
+from preproc.report.stage import ReportStage, render, shown_settings
 from preproc.run.config import Config
 from preproc.run.stage import run_stage
 
