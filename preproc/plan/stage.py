@@ -81,7 +81,7 @@ class PlanStage:
         region = load_region(config.region)
         units = [
             Unit("plan.json", run.plan, "plan", plan_inputs(run, config, region)),
-            _ModelUnit("model.json", run.model_job, "model-job", {}, run=run, config=config),
+            _ModelUnit("model.json", run.model_job, "model-job", {}, in_passing=True, run=run, config=config),
         ]
 
         def make(unit: Unit) -> None:

@@ -7,18 +7,25 @@ from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Outcome, StageFailedError, run_stage
 from preproc.run.stages import StageEntry, chain
+from preproc.run.status import Survey, stale_before
 
 
 def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
     """Bring one stage up to date.
 
     Raises:
-        SmaltiError: see `preproc.run.stage.run_stage`.
+        SmaltiError: if a stage that it builds on is stale; or see `preproc.run.stage.run_stage`.
     """
     if entry.needs_labels and config.labels is None:
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
-    stage = entry.load(shard=shard is not None and not shard.whole)
-    return run_stage(stage, run, config, shard=shard, force=force)
+    whole = shard is None or shard.whole
+    stale = stale_before(entry, Survey(run, config), cheaply=not whole)
+    if stale:
+        raise SmaltiError(
+            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.root}` before `smalti {entry.name}`, "
+            f"or `smalti run {run.root}`, which renews whatever is stale"
+        )
+    return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
@@ -41,7 +48,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
                 continue
             say(f"[{number}/{len(entries)}] {entry.name}")
             try:
-                outcomes.append(run_one(entry, run, config, force=force))
+                outcomes.append(run_stage(entry.load(), run, config, force=force))
             except StageFailedError as error:
                 if entry.gathers or entry.name == "plan":
                     raise

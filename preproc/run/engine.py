@@ -18,7 +18,6 @@ from typing import Any
 
 from infer.contract import (
     EXIT_BAD_INPUT,
-    EXIT_FAILED,
     EXIT_OK,
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
@@ -34,7 +33,7 @@ from infer.contract import (
 from infer.contract.registry import cache_path
 from preproc.run.config import Config
 from preproc.run.quality import cautions
-from preproc.run.stage import Built, Due, Session, Unit
+from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
 
 _PACKAGE_ROOT = Path(importlib.util.find_spec("infer.contract").origin or "").parents[2]  # type: ignore[union-attr]  # imported above, so its spec exists
 """Folder that holds infer/."""
@@ -59,7 +58,8 @@ class InferStage:
 
 def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
     source = run.tiles / name / TILE_MANIFEST
-    inputs = {**known, "tile": sha256_file(source) if source.is_file() else "not fetched"}
+    # people remove the time series once the embeddings are made: those are none the worse for it
+    inputs = {**known, "tile": sha256_file(source)} if source.is_file() else known
     return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
 
 
@@ -154,9 +154,7 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
                 unit, SmaltiError("no embedding; the engine's reason stands above" if missing else state.reason)
             )
     if code != EXIT_OK and not failed:
-        raise SmaltiError(
-            f"{run.root}: the engine ended with code {code} though all tiles stand", exit_code=EXIT_FAILED
-        )
+        raise StageFailedError(f"{run.root}: the engine ended with code {code}, though each tile has an embedding")
 
 
 def _written(unit: Unit) -> tuple[int, int] | None:

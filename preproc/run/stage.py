@@ -40,6 +40,8 @@ class Unit:
     """Fingerprint of what it must be made from; see infer.contract.manifest."""
     partial: bool = False
     """`inputs` is only a part of the fingerprint: the engine writes it, and knows more than this side."""
+    in_passing: bool = False
+    """Whoever reads it renews it, so that a stale one is in nobody's way."""
 
     def state(self, *, checksums: bool = False) -> State:
         """Complete, missing, stale or broken."""
