@@ -25,7 +25,7 @@ from preproc.raster.legend import (
     slugs,
 )
 from preproc.raster.preview import picture
-from preproc.raster.provenance import Facts, gather_facts
+from preproc.raster.provenance import Facts
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.progress import Bar, progress
@@ -60,13 +60,12 @@ class _ZoneFiles:
         return [self.classes, self.confidence, self.style, self.categories, self.item, self.figure]
 
 
-def build_map(run: Run, legend: Sequence[LegendEntry], unit: Unit) -> None:
+def build_map(run: Run, legend: Sequence[LegendEntry], facts: Facts, unit: Unit) -> None:
     """Join the predicted tiles; writes every file of RUN/map and, last, its manifest.
 
     Raises:
         SmaltiError: if a tile's prediction is missing or damaged, or the disk is full.
     """
-    facts = gather_facts(run)
     zones = [_zone_files(run.map, grid, facts, legend) for grid in zone_grids(planned_tiles(run))]
     unit.manifest.unlink(missing_ok=True)
     histogram = np.zeros((256, 101), dtype=np.int64)

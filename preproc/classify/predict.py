@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_paths,
     planned_tiles,
     read_embedding,
     read_manifest,
@@ -27,9 +26,9 @@ from preproc.classify.model import Classifier, load_classifier, model_manifest
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
 from preproc.raster.legend import LegendEntry
-from preproc.raster.provenance import gather_facts
+from preproc.raster.provenance import Facts, gather_facts
 from preproc.run.config import Config
-from preproc.run.stage import Unit
+from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 
 _PIXELS = 1 << 15
 """Pixels classified at a time: 16 MiB of 128 float32 numbers."""
@@ -41,11 +40,17 @@ class PredictStage:
     name = "predict"
     noun = "tiles and the map"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The tiles in the order of the plan, then the map."""
         del config  # what decides is in the classifier and the embeddings
-        facts = gather_facts(run)
+        embeddings: dict[str, str] = {}
+
+        def note(tile: PlannedTile, manifest: Mapping[str, Any]) -> None:
+            embeddings[tile.name] = sha256_json(manifest["files"])
+
+        facts = gather_facts(run, note)
         classifier = classifier_fingerprint(run)
         inputs = {
             "classifier": classifier,
@@ -54,23 +59,11 @@ class PredictStage:
             "window": list(facts.window),
             "archive": [facts.archive, *facts.data_sources],
         }
-        return [*_tile_units(run, classifier), Unit("map", map_manifest(run), MAP_KIND, inputs)]
-
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that predicts a tile, or joins the tiles."""
-        del config
-        classifier = _fitting_classifier(run)
-        tiles = {tile.name: tile for tile in planned_tiles(run)}
-
-        def build(unit: Unit) -> None:
-            if unit.kind == MAP_KIND:
-                legend = [LegendEntry(entry.code, entry.name, entry.color) for entry in classifier.classes]
-                build_map(run, legend, unit)
-            else:
-                _predict_tile(run, classifier, tiles[unit.name], unit)
-
-        yield build
+        units = [
+            Unit(name, prediction_paths(run, name)[1], TILE_KIND, {"classifier": classifier, "embedding": digest})
+            for name, digest in embeddings.items()
+        ]
+        return Session([*units, Unit("map", map_manifest(run), MAP_KIND, inputs)], lambda due: _build(run, facts, due))
 
 
 class PredictTilesStage(PredictStage):
@@ -79,9 +72,24 @@ class PredictTilesStage(PredictStage):
     noun = "tiles"
     sharded = True
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The tiles in the order of the plan."""
-        return [unit for unit in super().units(run, config) if unit.kind == TILE_KIND]
+        session = super().open(run, config)
+        return replace(session, units=[unit for unit in session.units if unit.kind == TILE_KIND])
+
+
+def _build(run: Run, facts: Facts, due: Due) -> Generator[Built]:
+    classifier = _fitting_classifier(run, facts)
+    tiles = {tile.name: tile for tile in planned_tiles(run)}
+
+    def make(unit: Unit) -> None:
+        if unit.kind == MAP_KIND:
+            legend = [LegendEntry(entry.code, entry.name, entry.color) for entry in classifier.classes]
+            build_map(run, legend, facts, unit)
+        else:
+            _predict_tile(run, classifier, tiles[unit.name], unit)
+
+    yield from one_by_one(due.units, make)
 
 
 def classifier_fingerprint(run: Run) -> str:
@@ -94,24 +102,12 @@ def classifier_fingerprint(run: Run) -> str:
     return sha256_json([manifest["files"], manifest.get("classes"), manifest.get("dim")])
 
 
-def _tile_units(run: Run, classifier: str) -> list[Unit]:
-    units = []
-    for tile in planned_tiles(run):
-        manifest = read_manifest(
-            embedding_paths(run.embeddings, tile.name)[2], "embedding", remedy=f"run `smalti infer {run.root}`"
-        )
-        inputs = {"classifier": classifier, "embedding": sha256_json(manifest["files"])}
-        units.append(Unit(tile.name, prediction_paths(run, tile.name)[1], TILE_KIND, inputs))
-    return units
-
-
-def _fitting_classifier(run: Run) -> Classifier:
+def _fitting_classifier(run: Run, facts: Facts) -> Classifier:
     classifier = load_classifier(run)
-    dim = gather_facts(run).dim
-    if dim != classifier.dim:
+    if facts.dim != classifier.dim:
         raise SmaltiError(
-            f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have {dim}: "
-            f"run `smalti sample {run.root}` and `smalti train {run.root}` again"
+            f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "
+            f"{facts.dim}: run `smalti sample {run.root}` and `smalti train {run.root}` again"
         )
     return classifier
 

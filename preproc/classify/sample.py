@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +32,7 @@ from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 
 _BLOCK = 64
 """Rows of a tile dequantised at a time."""
@@ -45,8 +44,9 @@ class SampleStage:
     name = "sample"
     noun = "sample tables"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The one table, and what it is made from."""
         labels = _settings(run, config)
         inputs = {
@@ -64,13 +64,8 @@ class SampleStage:
             },
             "embeddings": embeddings_fingerprint(run),
         }
-        return [Unit("samples", samples_manifest(run), "samples", inputs)]
-
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """Builds the table. Labels that cannot be used are found out here: running again would not help."""
-        drawn = draw_samples(run, config)
-        yield lambda unit: write_samples(run, drawn, unit.inputs)
+        unit = Unit("samples", samples_manifest(run), "samples", inputs)
+        return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
 
 
 def _settings(run: Run, config: Config) -> Labels:
@@ -187,8 +182,9 @@ def draw_samples(run: Run, config: Config) -> Drawn:
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
 
 
-def write_samples(run: Run, drawn: Drawn, inputs: Mapping[str, Any]) -> None:
+def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     """Write RUN/samples.parquet and its manifest."""
+    drawn = draw_samples(run, config)
     with atomic_file(run.samples) as temporary:
         writer = SampleWriter(temporary, drawn.dim)
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from preproc.classify.trials import Journal, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
 from preproc.run.config import Classify, Config
 from preproc.run.progress import progress, say
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 
 _RECIPE = 2
 """Raised when training changes in a way that changes its results."""
@@ -37,8 +36,9 @@ class TrainStage:
     name = "train"
     noun = "classifiers"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
         manifest = read_manifest(samples_manifest(run), "samples", remedy=f"run `smalti sample {run.root}`")
         settings = config.classify
@@ -52,29 +52,24 @@ class TrainStage:
                 "recipe": _RECIPE,
             },
         }
-        return [Unit("classifier", model_manifest(run), KIND, inputs)]
-
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """Builds the classifier. Samples that cannot be trained on are found out here: running again would not help."""
-        samples, left_out = trainable(read_samples(run), config.classify.min_groups)
-        assign_folds(samples.code_n, samples.group_n, config.classify.folds, config.classify.seed)
-        yield lambda unit: build_classifier(run, config, samples, left_out, unit.inputs)
+        unit = Unit("classifier", model_manifest(run), KIND, inputs)
+        return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
 
 
-def build_classifier(
-    run: Run, config: Config, samples: Samples, left_out: list[dict[str, Any]], inputs: Mapping[str, Any]
-) -> None:
+def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
     Args:
         run: the run directory.
         config: its settings.
-        samples: of the classes that are trained, see `trainable`.
-        left_out: the other classes, for the manifest.
         inputs: fingerprint.
+
+    Raises:
+        SmaltiError: if the samples cannot be trained on.
     """
     settings = config.classify
+    samples, left_out = trainable(read_samples(run), settings.min_groups)
+    assign_folds(samples.code_n, samples.group_n, settings.folds, settings.seed)  # refuses before the long search
     workers = config.site.workers or len(os.sched_getaffinity(0))
     journal = Journal(_work(run) / TRIALS, sha256_json(dict(inputs)))
     tuning = samples.take(tuning_rows(samples, settings.seed))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from infer.contract import Run, read_manifest, sha256_json, verify_files, write_manifest
@@ -15,7 +14,7 @@ from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 
 NO_REFERENCE = (
     "omitted: there is no reference sample. For the accuracy of the map give a probability sample of points in "
@@ -33,8 +32,9 @@ class ValidateStage:
     name = "validate"
     noun = "accuracy files"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
         model = read_manifest(model_manifest(run), KIND, remedy=f"run `smalti train {run.root}`")
         inputs: dict[str, Any] = {"model": sha256_json(model["files"]), "seed": config.classify.seed}
@@ -45,18 +45,14 @@ class ValidateStage:
                 del settings["encoding"]  # as in files written before it could be set
             inputs["map"] = sha256_json(made["files"])
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
-        return [Unit("accuracy", run.accuracy, "accuracy", inputs)]
+        unit = Unit("accuracy", run.accuracy, "accuracy", inputs)
+        return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
 
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """Builds the file. A reference sample that cannot be used is found out here: running again would not help."""
-        content = accuracy(run, config)
 
-        def build(unit: Unit) -> None:
-            write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[], fields=content)
-            _tell(content)
-
-        yield build
+def _write(run: Run, config: Config, unit: Unit) -> None:
+    content = accuracy(run, config)
+    write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[], fields=content)
+    _tell(content)
 
 
 def accuracy(run: Run, config: Config) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, f
 from preproc.run.config import Config
 from preproc.run.profile import JOBS, Profile, load_profile, parse_memory, unmet_needs
 from preproc.run.resources import ENGINE
+from preproc.run.stages import stage_named
 
 __all__ = ["Verdict", "examine"]
 
@@ -49,7 +50,7 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
         machine_checks.check_checkout,
         lambda: machine_checks.check_environment(os.environ, Path.home()),
         machine_checks.check_proj,
-        lambda: _check_plan(run, plan),
+        lambda: _check_plan(run, config, plan),
         lambda: _check_outputs(run, config),
         lambda: machine_checks.check_run_directory(run),
         lambda: machine_checks.check_quota(profile),
@@ -87,9 +88,12 @@ def _check_profile(run: Run, profile: Profile) -> list[Finding]:
     return [ok("profile", f"{profile.name}: {profile.description or 'no description'}")]
 
 
-def _check_plan(run: Run, plan: Mapping[str, Any]) -> list[Finding]:
+def _check_plan(run: Run, config: Config, plan: Mapping[str, Any]) -> list[Finding]:
     if not plan:
         return [warning("plan", "not there or not valid", f"run `smalti plan {run.root}`: then more can be checked")]
+    for stale in status.stale_before(stage_named("fetch"), status.Survey(run, config)):
+        remedy = f"run `smalti plan {run.root}`: until then these checks are of the plan that is there"
+        return [warning("plan", stale.told(), remedy)]
     return [ok("plan", f"{len(plan['tiles'])} tiles")]
 
 

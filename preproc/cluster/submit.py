@@ -30,7 +30,8 @@ from preproc.run.profile import Profile, load_profile, unmet_needs
 from preproc.run.progress import say
 from preproc.run.quality import cautions
 from preproc.run.stage import StageFailedError
-from preproc.run.stages import chain, stage_named
+from preproc.run.stages import before, chain, stage_named
+from preproc.run.status import Survey, stale_before
 from preproc.run.task_count import choose_tasks
 
 
@@ -51,7 +52,7 @@ def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
 
 def _missing(run: Run, config: Config, stage: str) -> list[bool]:
     entry = stage_named(stage)
-    return [not unit.state().complete for unit in entry.load().units(run, config)]
+    return [not unit.state().complete for unit in entry.load().open(run, config).units]
 
 
 def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:
@@ -86,8 +87,12 @@ def what_is_due(
         "infer": _shards(lacking, tasks) if "infer" in stages else (),
     }
     names = [entry.name for entry in chain(config) if entry.gathers and entry.name in stages]
-    gathers = tuple(name for name in names if any(lacking) or any(_unfinished(run, config, name)))
-    return Due(tasks, len(tiles), shards, gathers)
+    gathers: list[str] = []
+    for name in names:
+        anew = any(other.name in gathers for other in before(stage_named(name), config))
+        if anew or any(lacking) or any(_unfinished(run, config, name)):
+            gathers.append(name)
+    return Due(tasks, len(tiles), shards, tuple(gathers))
 
 
 def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
@@ -144,6 +149,19 @@ def _select(config: Config, wanted: str | None) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def _refuse_stale(run: Run, config: Config, stages: Sequence[str]) -> None:
+    """What is stale and not among the stages that are asked for would make their jobs fail.
+
+    Raises:
+        SmaltiError: if something is; the plan does not count, which is made anew before anything is queued.
+    """
+    survey = Survey(run, config)
+    for name in stages:
+        for stale in stale_before(stage_named(name), survey):
+            if stale.stage != "plan" and stale.stage not in stages:
+                raise SmaltiError(f"{run.root}: {stale.told()}: add {stale.stage} to --stages {','.join(stages)}")
+
+
 def _fetch_here(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> None:
     if "fetch" not in stages or profile.kind("fetch").where != "here":
         return
@@ -190,6 +208,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
     profile = site_of(run, config, request.site)
     stages = _select(config, request.stages)
     if request.dry_run:
+        _refuse_stale(run, config, stages)
         return _dry_run(run, config, profile, stages)
     with stage_lock(run, "submit"):
         jobs = read_ledger(run)
@@ -200,8 +219,9 @@ def submit(run: Run, config: Config, request: Request) -> str:
                 f"{run.root}: jobs of this run are queued ({names}): look with `smalti status {run.root}`; "
                 f"`smalti resubmit {run.root}` adds what failed, `smalti cancel {run.root}` ends them"
             )
-        if any(not unit.state().complete for unit in stage_named("plan").load().units(run, config)):
+        if any(not unit.state().complete for unit in stage_named("plan").load().open(run, config).units):
             run_one(stage_named("plan"), run, config)
+        _refuse_stale(run, config, stages)
         refuse(run, config, read_plan(run), elsewhere=True)
         write_model_job(run, config.model.job())
         _fetch_here(run, config, profile, stages)
@@ -215,13 +235,15 @@ def _tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, sl
 
 
 def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> str:
+    stale = next(iter(stale_before(stage_named("fetch"), Survey(run, config))), None)
     due = what_is_due(run, config, profile, stages)
     common = common_script(run, config, profile, due.tasks)
     steps = build_chain(profile, common, due, config.tiles.size)
+    notes = [] if stale is None else [f"{stale.told()}: `smalti submit` searches again; this is the plan that is there"]
     parts = [f"# {step.name}\n{render_script(profile, step.script)}" for step in steps]
-    notes = cost_lines(profile, steps, due)
+    notes += cost_lines(profile, steps, due)
     if "fetch" in stages and profile.kind("fetch").where == "here":
-        notes.insert(1, "  fetch        this node, before anything is queued")
+        notes.insert(1 if stale is None else 2, "  fetch        this node, before anything is queued")
     for step in steps:
         if step.after:
             notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.config import Config
 from preproc.run.progress import Bar, progress, say
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 
 KIND = "mosaic"
 _ROWS = 128
@@ -36,15 +35,13 @@ class StitchStage:
     name = "stitch"
     noun = "mosaics"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The one mosaic (a file or two per zone), and what it is made from."""
-        return [Unit(KIND, run.mosaic / "mosaic.json", KIND, mosaic_inputs(gather_facts(run), config))]
-
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that writes all zones."""
-        yield lambda unit: build_mosaic(run, config.stitch.dtype, unit)
+        facts = gather_facts(run)
+        unit = Unit(KIND, run.mosaic / "mosaic.json", KIND, mosaic_inputs(facts, config))
+        return Session([unit], lambda due: one_by_one(due.units, lambda unit: build_mosaic(run, config, facts, unit)))
 
 
 def mosaic_inputs(facts: Facts, config: Config) -> dict[str, Any]:
@@ -78,13 +75,13 @@ class _ZoneFiles:
         return [self.pixels] if self.scales is None else [self.pixels, self.scales]
 
 
-def build_mosaic(run: Run, dtype: Literal["float32", "int8"], unit: Unit) -> None:
+def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
     """Write every file of RUN/mosaic and, last, its manifest.
 
     Raises:
         SmaltiError: if an embedding is damaged, or the disk is full.
     """
-    facts = gather_facts(run)
+    dtype = config.stitch.dtype
     zones = [_zone_files(run.mosaic, grid, facts, dtype) for grid in zone_grids(planned_tiles(run))]
     _check_space(run.mosaic, zones)
     unit.manifest.unlink(missing_ok=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
@@ -36,7 +35,7 @@ from preproc.region.region import Region, load_region
 from preproc.run.config import Config
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 from preproc.run.task_count import choose_tasks
 
 SAMPLED_TILES = 400
@@ -71,31 +70,28 @@ class PlanStage:
     name = "plan"
     noun = "files"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The plan and the model job.
 
         Raises:
             SmaltiError: if the region cannot be read.
         """
         region = load_region(config.region)
-        return [
+        units = [
             Unit("plan.json", run.plan, "plan", plan_inputs(run, config, region)),
-            _ModelUnit("model.json", run.model_job, "model-job", {}, run=run, config=config),
+            _ModelUnit("model.json", run.model_job, "model-job", {}, in_passing=True, run=run, config=config),
         ]
 
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that makes one of them."""
-
-        def build(unit: Unit) -> None:
+        def make(unit: Unit) -> None:
             if isinstance(unit, _ModelUnit):
                 run.model_job.unlink(missing_ok=True)  # one that cannot be read must not be compared
                 write_model_job(run, config.model.job())
             else:
-                _write_plan(run, config, unit)
+                _write_plan(run, config, region, unit)
 
-        yield build
+        return Session(units, lambda due: one_by_one(due.units, make))
 
 
 def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
@@ -207,8 +203,8 @@ def dry_run(run: Run, config: Config) -> tuple[str, dict[str, Any]]:
     return render_plan(fields), fields
 
 
-def _write_plan(run: Run, config: Config, unit: Unit) -> None:
-    items, fields = make_plan(config, load_region(config.region), run.root)
+def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:
+    items, fields = make_plan(config, region, run.root)
     run.plan.unlink(missing_ok=True)  # from here on the old plan no longer fits its items
     files = save_items(run, items)
     write_manifest(run.plan, "plan", inputs=unit.inputs, files=files, fields=fields)

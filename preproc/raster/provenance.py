@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ from infer.contract import (
     Run,
     SmaltiError,
     embedding_paths,
-    output_state,
     planned_tiles,
     read_manifest,
     read_plan,
     sha256_json,
+    verify_files,
 )
 
 _REMEDY = "run `smalti infer` again"
@@ -95,24 +95,42 @@ class Facts:
         }
 
 
-def gather_facts(run: Run) -> Facts:
-    """Read the manifests of all tiles' embeddings, which have to be there and to fit together.
+def gather_facts(
+    run: Run, visit: Callable[[PlannedTile, Mapping[str, Any]], None] = lambda _tile, _manifest: None
+) -> Facts:
+    """Read the manifests of all tiles' embeddings, which have to be there and to fit together: each is read once.
+
+    Args:
+        run: the run directory.
+        visit: shown every tile with its manifest, for who wants more of them.
 
     Raises:
         SmaltiError: if tiles lack a valid embedding (how many, and the first few), or were made by different models.
     """
-    tiles = planned_tiles(run)
-    _check_complete(run, tiles)
     plan = read_plan(run)
-    first = _manifest(run, tiles[0].name)
+    tiles = planned_tiles(run)
+    if not tiles:
+        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.root}` again")
+    first: dict[str, Any] = {}
+    lacking: dict[str, str] = {}
     digest = hashlib.sha256()
     sources = set()
     for tile in tiles:  # there may be a million: nothing is kept of them
-        manifest = _manifest(run, tile.name)
+        path = embedding_paths(run.embeddings, tile.name)[2]
+        try:
+            manifest = read_manifest(path, "embedding", remedy=_REMEDY)
+            verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+        except FormatError:
+            lacking[tile.name] = "broken" if path.exists() else "missing"
+        if lacking:
+            continue
+        first = first or manifest
         _check_alike(run, tiles[0].name, first, tile.name, manifest)
         digest.update(sha256_json([tile.name, manifest["files"]]).encode())
         if manifest.get("data_source"):
             sources.add(str(manifest["data_source"]))
+        visit(tile, manifest)
+    _check_complete(run, lacking, len(tiles))
     try:
         model = first["model"]
         start, end = plan["window"]
@@ -136,25 +154,14 @@ def gather_facts(run: Run) -> Facts:
         ) from error
 
 
-def _manifest(run: Run, name: str) -> dict[str, Any]:
-    return read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy=_REMEDY)
-
-
-def _check_complete(run: Run, tiles: Sequence[PlannedTile]) -> None:
-    reasons = {}
-    for tile in tiles:
-        state = output_state(embedding_paths(run.embeddings, tile.name)[2], "embedding")
-        if not state.complete:
-            reasons[tile.name] = state.kind
-    if reasons:
-        shown = ", ".join(f"{name} ({kind})" for name, kind in list(reasons.items())[:_NAMED])
-        more = ", ..." if len(reasons) > _NAMED else ""
+def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
+    if lacking:
+        shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
+        more = ", ..." if len(lacking) > _NAMED else ""
         raise SmaltiError(
-            f"{run.embeddings}: {len(reasons)} of {len(tiles)} tiles have no valid embedding: {shown}{more}: "
+            f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
             f"run `smalti infer {run.root}`"
         )
-    if not tiles:
-        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.root}` again")
 
 
 def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:

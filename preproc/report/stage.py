@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +16,7 @@ from preproc.report.inputs import Sources, fingerprint, read_sources
 from preproc.report.observations import observe
 from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
 from preproc.run.config import Config
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, one_by_one
 
 KIND = "report"
 LAYOUT = 1
@@ -32,26 +31,23 @@ class ReportStage:
     name = "report"
     noun = "pages"
     sharded = False
+    apart = False
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """The one page, and what it is made from."""
         if config.labels is None:
             raise SmaltiError(f"{run.config}: [labels]: missing: a report is about a map, and a map needs labels")
         inputs = {**fingerprint(run), "confidence": config.classify.confidence, "layout": LAYOUT}
-        return [Unit("index.html", run.report / "report.json", KIND, inputs)]
+        unit = Unit("index.html", run.report / "report.json", KIND, inputs)
+        return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
 
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that writes the page."""
 
-        def build(unit: Unit) -> None:
-            page = run.report / "index.html"
-            html = render(context(run, config, read_sources(run)))
-            unit.manifest.unlink(missing_ok=True)
-            write_bytes(page, html.encode())
-            write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])
-
-        yield build
+def _write(run: Run, config: Config, unit: Unit) -> None:
+    page = run.report / "index.html"
+    html = render(context(run, config, read_sources(run)))
+    unit.manifest.unlink(missing_ok=True)
+    write_bytes(page, html.encode())
+    write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])
 
 
 def render(values: Mapping[str, Any]) -> str:

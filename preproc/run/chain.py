@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, read_manifest, remove_stale_temporaries, stage_lock
+from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, read_manifest, stage_lock
 from preproc.run.config import Config
-from preproc.run.engine import run_engine
 from preproc.run.progress import say
-from preproc.run.quality import cautions, observed
-from preproc.run.stage import Outcome, Stage, StageFailedError, run_stage
+from preproc.run.stage import Outcome, StageFailedError, run_stage
 from preproc.run.stages import StageEntry, chain
+from preproc.run.status import Survey, stale_before
 
 
 def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
     """Bring one stage up to date.
 
     Raises:
-        SmaltiError: see `preproc.run.stage.run_stage` and `preproc.run.engine.run_engine`.
+        SmaltiError: if a stage that it builds on is stale; or see `preproc.run.stage.run_stage`.
     """
     if entry.needs_labels and config.labels is None:
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
-    if entry.name == "infer":
-        if whole:  # a task of an array says nothing: `smalti submit` has
-            _say_all(cautions(run))
-        return run_engine(run, config, shard or Shard(), overwrite=force)
-    stage = cast(Stage, entry.load(shard=not whole))
-    if entry.name != "fetch" or not whole:
-        return run_stage(stage, run, config, shard=shard, force=force)
-    try:
-        outcome = run_stage(stage, run, config, force=force)
-    except StageFailedError:
-        _say_all(observed(run).lines())  # of the tiles that stand
-        raise
-    _say_all(observed(run).lines())
-    return outcome
-
-
-def _say_all(lines: list[str]) -> None:
-    for line in lines:
-        say(line)
+    stale = stale_before(entry, Survey(run, config), cheaply=not whole)
+    if stale:
+        raise SmaltiError(
+            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.root}` before `smalti {entry.name}`, "
+            f"or `smalti run {run.root}`, which renews whatever is stale"
+        )
+    return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
@@ -56,7 +41,6 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     outcomes: list[Outcome] = []
     failures: list[str] = []
     with stage_lock(run, "run"):
-        remove_stale_temporaries(run.embeddings)
         entries = chain(config)
         for number, entry in enumerate(entries, start=1):
             if failures and entry.gathers:
@@ -64,7 +48,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
                 continue
             say(f"[{number}/{len(entries)}] {entry.name}")
             try:
-                outcomes.append(run_one(entry, run, config, force=force))
+                outcomes.append(run_stage(entry.load(), run, config, force=force))
             except StageFailedError as error:
                 if entry.gathers or entry.name == "plan":
                     raise

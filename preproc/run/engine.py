@@ -11,14 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infer.contract import (
     EXIT_BAD_INPUT,
-    EXIT_FAILED,
     EXIT_OK,
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
@@ -36,29 +35,33 @@ from preproc.run.config import Config
 from preproc.run.container import container_of, container_variable, device_arguments, weights_of
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
-from preproc.run.stage import Outcome, StageFailedError, Unit, check_folders, failure_table
+from preproc.run.quality import cautions
+from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
 
 _HASHED_BYTES = 2**30
 """Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
 
 class InferStage:
-    """Tiles -> embeddings. The engine builds a whole shard in a process of its own: see `run_engine`."""
+    """Tiles -> embeddings. The engine builds a whole shard in a process of its own, and decides what is complete."""
 
     name = "infer"
     noun = "tiles"
     sharded = True
+    apart = True
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
-        """One per planned tile; only the part of the fingerprint that this side knows is compared."""
+    def open(self, run: Run, config: Config) -> Session:
+        """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
         known = _known_inputs(config)
-        return [self._unit(run, tile.name, known) for tile in planned_tiles(run)]
+        units = [_unit(run, tile.name, known) for tile in planned_tiles(run)]
+        return Session(units, lambda due: _run_engine(run, config, due), before=lambda: cautions(run))
 
-    @staticmethod
-    def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
-        source = run.tiles / name / TILE_MANIFEST
-        inputs = {**known, "tile": sha256_file(source) if source.is_file() else "not fetched"}
-        return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+
+def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
+    source = run.tiles / name / TILE_MANIFEST
+    # people remove the time series once the embeddings are made: those are none the worse for it
+    inputs = {**known, "tile": sha256_file(source)} if source.is_file() else known
+    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
 
 
 def _known_inputs(config: Config) -> dict[str, Any]:
@@ -128,38 +131,39 @@ def _passing_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
         raise
 
 
-def run_engine(run: Run, config: Config, shard: Shard, *, overwrite: bool = False) -> Outcome:
-    """Run the engine on one shard and report what it left.
+def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
+    """Run the engine on a shard and tell what it left.
 
     Raises:
-        StageFailedError: if tiles failed; the message lists them with the engine's reasons shown above it.
         SmaltiError: if the engine could not start, refused its input or was interrupted (exit code 75).
     """
     write_model_job(run, config.model.job())
-    stage = InferStage()
-    units = shard.take(stage.units(run, config))
-    check_folders(run, units)
-    before = {unit.name for unit in units if unit.state().complete}
-    command = engine_command(run, config, shard) + (["--overwrite"] if overwrite else [])
+    before = {unit.name: _written(unit) for unit in due.units}
+    command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])
     process = subprocess.Popen(command, env=_environment(config, command))
     with _passing_signals(process):
         code = process.wait()
     if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
         raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
-    outcome = Outcome(stage.name, stage.noun, complete_before=len(before))
-    for unit in units:
+    failed = False
+    for unit in due.units:
         state = unit.state()
-        if state.kind == "missing":
-            outcome.failed[unit.name] = "no embedding; the engine's reason stands above"
-        elif not state.complete:
-            outcome.failed[unit.name] = state.reason
-        elif unit.name not in before:
-            outcome.built += 1
-    say(outcome.message())
-    if outcome.failed:
-        raise StageFailedError(failure_table(outcome))
-    if code != EXIT_OK:
-        raise SmaltiError(
-            f"{run.root}: the engine ended with code {code} though all tiles stand", exit_code=EXIT_FAILED
-        )
-    return outcome
+        if state.complete:
+            yield Built(unit, anew=_written(unit) != before[unit.name])
+        else:
+            failed = True
+            missing = state.kind == "missing"
+            yield Built(
+                unit, SmaltiError("no embedding; the engine's reason stands above" if missing else state.reason)
+            )
+    if code != EXIT_OK and not failed:
+        raise StageFailedError(f"{run.root}: the engine ended with code {code}, though each tile has an embedding")
+
+
+def _written(unit: Unit) -> tuple[int, int] | None:
+    """What tells a manifest from one that took its place: inode and time of the last change in nanoseconds."""
+    try:
+        stat = unit.manifest.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

@@ -1,4 +1,5 @@
-"""What every stage is: a list of units, each with a manifest that tells whether it is complete, and a way to build one.
+"""What every stage is: opened on a run it has units, each with a manifest that tells whether it is complete, and builds
+those that are due.
 
 The runner here gives all stages the same manners: complete units are skipped, one failure does not stop the others,
 failures are listed at the end and end the command with a non-zero exit code, and a second process is kept off.
@@ -6,11 +7,11 @@ failures are listed at the end and end the command with a non-zero exit code, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from infer.contract import (
     EXIT_FAILED,
@@ -39,14 +40,57 @@ class Unit:
     """Fingerprint of what it must be made from; see infer.contract.manifest."""
     partial: bool = False
     """`inputs` is only a part of the fingerprint: the engine writes it, and knows more than this side."""
+    in_passing: bool = False
+    """Whoever reads it renews it, so that a stale one is in nobody's way."""
 
     def state(self, *, checksums: bool = False) -> State:
         """Complete, missing, stale or broken."""
         return output_state(self.manifest, self.kind, self.inputs, checksums=checksums, partial=self.partial)
 
 
-class Listing(Protocol):
-    """What status needs of a stage: its units, whoever builds them."""
+@dataclass(frozen=True)
+class Due:
+    """What a stage is asked to build."""
+
+    units: Sequence[Unit]
+    """In the stage's order."""
+    shard: Shard
+    """The part of the stage that they are of."""
+    force: bool
+    """They are to be built even if they are complete."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of a unit."""
+
+    unit: Unit
+    error: SmaltiError | None = None
+    """Why it failed."""
+    anew: bool = True
+    """False: it turned out to be complete already."""
+
+
+def _no_lines() -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Session:
+    """A stage opened on a run: whatever its units are reckoned from is read once."""
+
+    units: Sequence[Unit]
+    """All of them, in a fixed order: the order that shards divide."""
+    build: Callable[[Due], Generator[Built]]
+    """Builds what is due and tells of each unit when it is over; holds open what it needs until it is closed."""
+    before: Callable[[], Sequence[str]] = _no_lines
+    """What to tell people before the whole stage (not a shard of it) is run."""
+    after: Callable[[], Sequence[str]] = _no_lines
+    """And when it is over, though units failed."""
+
+
+class Stage(Protocol):
+    """A link of the chain."""
 
     name: str
     """The command's name."""
@@ -54,28 +98,26 @@ class Listing(Protocol):
     """What its units are, in the plural."""
     sharded: bool
     """Whether `--shard I/N` makes sense."""
+    apart: bool
+    """A process of its own builds the units: it locks, shows progress, and knows of stale units that look complete."""
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
-        """All units, in a fixed order.
+    def open(self, run: Run, config: Config) -> Session:
+        """Its units, and the way to build them.
 
         Raises:
             SmaltiError: if what the stage builds on is not there; the message says which command makes it.
         """
 
 
-class Stage(Listing, Protocol):
-    """A stage that builds its units in this process, one by one."""
-
-    def builder(self, run: Run, config: Config) -> AbstractContextManager[Callable[[Unit], None]]:
-        """A function that builds one unit, with whatever it needs held open for as long as the context lasts."""
-
-
-@runtime_checkable
-class LooksAhead(Protocol):
-    """A stage that builds neighbouring units together, and so wants to know which are due."""
-
-    def announce(self, due: Sequence[Unit]) -> None:
-        """Called before `builder`, with the units that it will be asked for, in order."""
+def one_by_one(units: Sequence[Unit], make: Callable[[Unit], None]) -> Generator[Built]:
+    """Build units by a function that makes one; see `Session.build`."""
+    for unit in units:
+        try:
+            make(unit)
+        except SmaltiError as error:
+            yield Built(unit, error)
+        else:
+            yield Built(unit)
 
 
 class StageFailedError(SmaltiError):
@@ -131,21 +173,31 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
     shard = shard or Shard()
     if not shard.whole and not stage.sharded:
         raise SmaltiError(f"smalti {stage.name}: works on the whole run; leave out --shard")
-    with stage_lock(run, stage.name, shard):
-        units = shard.take(stage.units(run, config))
-        check_folders(run, units)
+    with nullcontext() if stage.apart else stage_lock(run, stage.name, shard):
+        session = stage.open(run, config)
+        units = shard.take(session.units)
+        _check_folders(run, units)
         _tidy(run, units)
-        due = [unit for unit in units if force or not unit.state().complete]
+        due = [unit for unit in units if force or stage.apart or not unit.state().complete]
         outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))
+        if shard.whole:  # a task of an array says nothing: `smalti submit` has
+            _say_all(session.before())
         if due:
-            _build(stage, run, config, due, outcome)
+            _build(stage, session, Due(due, shard, force), outcome)
     say(outcome.message())
+    if shard.whole:
+        _say_all(session.after())
     if outcome.failed:
         raise StageFailedError(failure_table(outcome))
     return outcome
 
 
-def check_folders(run: Run, units: Sequence[Unit]) -> None:
+def _say_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        say(line)
+
+
+def _check_folders(run: Run, units: Sequence[Unit]) -> None:
     """Make sure that no file stands where a stage needs a folder, and no folder where its manifest goes.
 
     Raises:
@@ -167,18 +219,20 @@ def _tidy(run: Run, units: Sequence[Unit]) -> None:
             remove_stale_temporaries(folder)
 
 
-def _build(stage: Stage, run: Run, config: Config, due: Sequence[Unit], outcome: Outcome) -> None:
-    if isinstance(stage, LooksAhead):
-        stage.announce(due)
-    with stage.builder(run, config) as build, progress(stage.name, len(due), stage.noun) as bar:
-        for unit in due:
-            try:
-                build(unit)
-            except SmaltiError as error:
+def _build(stage: Stage, session: Session, due: Due, outcome: Outcome) -> None:
+    shown = nullcontext() if stage.apart else progress(stage.name, len(due.units), stage.noun)
+    with closing(session.build(due)) as results, shown as bar:
+        for built in results:
+            name = built.unit.name
+            if built.error is not None:
                 if not stage.sharded:
-                    raise  # its units belong together: the first failure is the answer
-                outcome.failed[unit.name] = str(error)
-                say(f"{stage.name}: {unit.name} failed: {error}")
-            else:
+                    raise built.error  # its units belong together: the first failure is the answer
+                outcome.failed[name] = str(built.error)
+                if not stage.apart:
+                    say(f"{stage.name}: {name} failed: {built.error}")
+            elif built.anew:
                 outcome.built += 1
-            bar.advance(note=unit.name)
+            else:
+                outcome.complete_before += 1
+            if bar is not None:
+                bar.advance(note=name)

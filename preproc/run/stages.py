@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from preproc.run.config import Config
-from preproc.run.stage import Listing
+from preproc.run.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -17,36 +17,63 @@ class StageEntry:
     name: str
     implementation: str
     """module:class"""
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads; what those read in turn is not repeated."""
     gathers: bool
     """It reads all tiles at once, so it cannot work around a tile that failed before."""
     needs_labels: bool
     """It has nothing to do in a run without [labels]."""
+    cheap: bool = False
+    """Whether it is up to date is told without a look at every tile."""
+    measures_map: bool = False
+    """It reads the map as well, in a run with [validate]."""
     in_shards: str = ""
     """module:class of the part of the stage that can be divided, where that is not the whole of it."""
 
-    def load(self, *, shard: bool = False) -> Listing:
+    def load(self, *, shard: bool = False) -> Stage:
         """The stage itself, or the part of it that shards divide."""
         implementation = self.in_shards if shard and self.in_shards else self.implementation
         module, name = implementation.split(":")
-        return cast(Listing, getattr(import_module(module), name)())
+        return cast(Stage, getattr(import_module(module), name)())
 
 
 STAGES = (
-    StageEntry("plan", "preproc.plan.stage:PlanStage", gathers=False, needs_labels=False),
-    StageEntry("fetch", "preproc.tile.stage:FetchStage", gathers=False, needs_labels=False),
-    StageEntry("infer", "preproc.run.engine:InferStage", gathers=False, needs_labels=False),
-    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", gathers=True, needs_labels=False),
-    StageEntry("sample", "preproc.classify.sample:SampleStage", gathers=True, needs_labels=True),
-    StageEntry("train", "preproc.classify.train:TrainStage", gathers=True, needs_labels=True),
+    StageEntry("plan", "preproc.plan.stage:PlanStage", needs=(), gathers=False, needs_labels=False, cheap=True),
+    StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, needs_labels=False),
+    StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, needs_labels=False),
+    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, needs_labels=False),
+    StageEntry("sample", "preproc.classify.sample:SampleStage", needs=("infer",), gathers=True, needs_labels=True),
+    StageEntry(
+        "train",
+        "preproc.classify.train:TrainStage",
+        needs=("sample",),
+        gathers=True,
+        needs_labels=True,
+        cheap=True,
+    ),
     StageEntry(
         "predict",
         "preproc.classify.predict:PredictStage",
+        needs=("train",),
         gathers=True,
         needs_labels=True,
         in_shards="preproc.classify.predict:PredictTilesStage",
     ),
-    StageEntry("validate", "preproc.classify.validate:ValidateStage", gathers=True, needs_labels=True),
-    StageEntry("report", "preproc.report.stage:ReportStage", gathers=True, needs_labels=True),
+    StageEntry(
+        "validate",
+        "preproc.classify.validate:ValidateStage",
+        needs=("train",),
+        gathers=True,
+        needs_labels=True,
+        measures_map=True,
+    ),
+    StageEntry(
+        "report",
+        "preproc.report.stage:ReportStage",
+        needs=("stitch", "predict", "validate"),
+        gathers=True,
+        needs_labels=True,
+    ),
 )
 
 
@@ -58,3 +85,14 @@ def stage_named(name: str) -> StageEntry:
 def chain(config: Config) -> list[StageEntry]:
     """The stages of this run, in order: without labels it ends with the mosaic of embeddings."""
     return [entry for entry in STAGES if config.labels is not None or not entry.needs_labels]
+
+
+def before(entry: StageEntry, config: Config) -> list[StageEntry]:
+    """The stages that a stage of this run builds on, near and far, in order."""
+    wanted = {entry.name}
+    for other in reversed(STAGES):  # whoever needs a stage comes after it
+        if other.name in wanted:
+            wanted.update(other.needs)
+            if other.measures_map and config.validate_ is not None:
+                wanted.add("predict")
+    return [other for other in chain(config) if other.name in wanted - {entry.name}]

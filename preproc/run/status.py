@@ -11,7 +11,7 @@ from rich.table import Table
 from infer.contract import Run, SmaltiError, State
 from preproc.run.config import Config
 from preproc.run.stage import Unit
-from preproc.run.stages import StageEntry, chain, stage_named
+from preproc.run.stages import StageEntry, before, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
 
@@ -28,6 +28,8 @@ class StageStatus:
     """Stale and broken units with the reason."""
     waiting: str = ""
     """Why the stage cannot be judged yet: what it builds on is not there."""
+    behind: tuple[str, ...] = ()
+    """Stages before it that are stale: what it has fits them, and not the settings."""
 
     @property
     def total(self) -> int:
@@ -37,7 +39,7 @@ class StageStatus:
     @property
     def complete(self) -> bool:
         """Whether all its units are complete."""
-        return not self.waiting and self.counts.get("complete", 0) == self.total
+        return not self.waiting and not self.behind and self.counts.get("complete", 0) == self.total
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Survey:
         """
         if stage not in self._seen:
             try:
-                units = stage_named(stage).load().units(self.run, self.config)
+                units = stage_named(stage).load().open(self.run, self.config).units
                 self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
             except SmaltiError as error:
                 self._seen[stage] = error
@@ -66,6 +68,46 @@ class Survey:
         if isinstance(found, SmaltiError):
             raise found
         return found
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A stage whose outputs were made from something else than what is asked for now."""
+
+    stage: str
+    unit: str
+    """Its first stale output."""
+    reason: str
+    units: int
+    """How many are stale."""
+
+    def told(self) -> str:
+        """For people."""
+        more = f" and {self.units - 1} more" if self.units > 1 else ""
+        return f"{self.stage} is stale ({self.unit}{more}: {self.reason})"
+
+
+def stale_before(entry: StageEntry, survey: Survey, *, cheaply: bool = False) -> list[Stale]:
+    """The stages before one that are stale, in order. What is missing or broken is for the stage itself to find.
+
+    Args:
+        entry: the stage.
+        survey: of the run.
+        cheaply: leave out stages that ask something of every tile: many shards would each ask all of them.
+    """
+    found = []
+    for other in before(entry, survey.config):
+        if cheaply and not other.cheap:
+            continue
+        try:
+            units = survey.of(other.name)
+        except SmaltiError:
+            continue
+        stale = [(unit, state) for unit, state in units if state.kind == "stale" and not unit.in_passing]
+        if stale:
+            unit, state = stale[0]
+            found.append(Stale(other.name, unit.name, state.reason, len(stale)))
+    return found
 
 
 def stage_status(entry: StageEntry, survey: Survey) -> StageStatus:
@@ -79,7 +121,9 @@ def stage_status(entry: StageEntry, survey: Survey) -> StageStatus:
     problems = {
         unit.name: f"{state.kind}: {state.reason}" for unit, state in units if state.kind in ("stale", "broken")
     }
-    return StageStatus(stage.name, stage.noun, {str(kind): count for kind, count in counts.items()}, problems)
+    behind = tuple(stale.stage for stale in stale_before(entry, survey))
+    by_kind = {str(kind): count for kind, count in counts.items()}
+    return StageStatus(stage.name, stage.noun, by_kind, problems, behind=behind)
 
 
 def run_status(survey: Survey) -> list[StageStatus]:
@@ -102,7 +146,11 @@ def as_table(run: Run, statuses: list[StageStatus]) -> Table:
     table.add_column("", overflow="fold")
     for status in statuses:
         cells = [str(status.counts.get(kind, 0) or "·") for kind in KINDS]
-        note = f"waiting: {status.waiting}" if status.waiting else ("done" if status.complete else "")
+        note = "done" if status.complete else ""
+        if status.waiting:
+            note = f"waiting: {status.waiting}"
+        elif status.behind:
+            note = f"out of date: {', '.join(status.behind)} stale"
         total = f"{status.total} {status.noun}" if not status.waiting else ""
         table.add_row(status.stage, *cells, total, note)
     return table

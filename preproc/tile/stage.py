@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.run.stage import Unit
+from preproc.run.quality import observed
+from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 from preproc.tile.build import build_tiles
 from preproc.tile.recipe import Fingerprints, TileJob
 
@@ -112,50 +112,43 @@ class FetchStage:
     name = "fetch"
     noun = "tiles"
     sharded = True
+    apart = False
 
-    def __init__(self) -> None:
-        self._due: Sequence[Unit] = ()
-
-    def units(self, run: Run, config: Config) -> list[Unit]:
+    def open(self, run: Run, config: Config) -> Session:
         """One unit a planned tile, in plan order.
 
         Raises:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
         season = _season(run, config)
-        return [season.unit(run, tile) for tile in season.tiles.values()]
+        units = [season.unit(run, tile) for tile in season.tiles.values()]
+        return Session(units, lambda due: _build(run, season, due), after=lambda: observed(run).lines())
 
-    def announce(self, due: Sequence[Unit]) -> None:
-        """Learn which units will be built, so that neighbours among them can be made together."""
-        self._due = tuple(due)
 
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        """A function that fetches one tile, and with it those of its neighbours that are due as well."""
-        season = _season(run, config)
-        scratch = scratch_folder(config.site.scratch)
-        workers = config.archive.workers
-        groups: dict[tuple[int, int, int], list[Unit]] = {}
-        for unit in self._due:
-            groups.setdefault(group_key(season.tiles[unit.name]), []).append(unit)
-        results: dict[str, SmaltiError | None] = {}
-        """Made along with a neighbour: what went wrong, or None."""
-        with (
-            gdal_settings(),
-            RangeClient(make_signer(run, config), connections=config.archive.connections) as client,
-            ThreadPoolExecutor(workers, thread_name_prefix="read") as pool,
-        ):
-            reader = Reader(client)
+def _build(run: Run, season: _Season, due: Due) -> Generator[Built]:
+    """Fetch tiles, each together with those of its neighbours that are due as well."""
+    archive = season.config.archive
+    scratch = scratch_folder(season.config.site.scratch)
+    groups: dict[tuple[int, int, int], list[Unit]] = {}
+    for unit in due.units:
+        groups.setdefault(group_key(season.tiles[unit.name]), []).append(unit)
+    results: dict[str, SmaltiError | None] = {}
+    """Made along with a neighbour: what went wrong, or None."""
+    with (
+        gdal_settings(),
+        RangeClient(make_signer(run, season.config), connections=archive.connections) as client,
+        ThreadPoolExecutor(archive.workers, thread_name_prefix="read") as pool,
+    ):
+        reader = Reader(client)
 
-            def build(unit: Unit) -> None:
-                if unit.name not in results:
-                    units = groups.pop(group_key(season.tiles[unit.name]), [])
-                    units = units if unit in units else [unit]
-                    jobs = [season.job(member, scratch) for member in units]
-                    errors = build_tiles(jobs, reader, pool, workers, _Teller(len(units)))
-                    results.update({member.name: errors.get(member.name) for member in units})
-                error = results.pop(unit.name)
-                if error is not None:
-                    raise error
+        def make(unit: Unit) -> None:
+            if unit.name not in results:
+                together = groups.pop(group_key(season.tiles[unit.name]), [unit])
+                jobs = [season.job(member, scratch) for member in together]
+                errors = build_tiles(jobs, reader, pool, archive.workers, _Teller(len(together)))
+                results.update({member.name: errors.get(member.name) for member in together})
+            error = results.pop(unit.name)
+            if error is not None:
+                raise error
 
-            yield build
+        yield from one_by_one(due.units, make)

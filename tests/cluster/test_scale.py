@@ -62,10 +62,10 @@ def test_ten_thousand_shards(workshop: Path) -> None:
     timed("plan", "plan", root)
     run = Run(root)
     config = load_config(run)
-    fetch = stage_named("fetch").load().units(run, config)
+    fetch = stage_named("fetch").load().open(run, config).units
     assert len(fetch) > SHARDS
     pretend(fetch, "tile")
-    infer = stage_named("infer").load().units(run, config)
+    infer = stage_named("infer").load().open(run, config).units
     pretend([unit for number, unit in enumerate(infer) if number % 2], "embedding")
     campaign = Campaign(root)
     told = timed("submit", "submit", root)

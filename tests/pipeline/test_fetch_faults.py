@@ -252,9 +252,9 @@ def test_a_changed_plan_is_fetched_again_and_an_unchanged_one_is_not(season: Tin
     text = run.config.read_text()
     run.config.write_text(text.replace("min_clear = 0.05", "min_clear = 0.6"))
     changed = load_config(run)
-    assert all(unit.state().kind == "stale" for unit in FetchStage().units(run, changed))
+    assert all(unit.state().kind == "stale" for unit in FetchStage().open(run, changed).units)
     stage(run, changed)
-    assert all(unit.state().complete for unit in FetchStage().units(run, changed))
+    assert all(unit.state().complete for unit in FetchStage().open(run, changed).units)
 
 
 def test_a_full_disk_leaves_no_half_tile(season: TinyArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

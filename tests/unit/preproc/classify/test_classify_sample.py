@@ -242,14 +242,14 @@ def test_bytes_are_the_same_every_time_and_change_with_the_labels(run: Run) -> N
     sample(run, force=True)
     assert (hashlib.sha256(run.samples.read_bytes()).hexdigest(), samples_manifest(run).read_bytes()) == before
     stage, config = SampleStage(), settings(run)
-    assert stage.units(run, config)[0].state(checksums=True).complete
+    assert stage.open(run, config).units[0].state(checksums=True).complete
     shapes, names = parcels(run)
     fields = {"crop": np.array(names[::-1], dtype=object), "parcel": np.arange(len(shapes))}
     (run.root / "labels.gpkg").unlink()
     write_vector(run.root / "labels.gpkg", shapes, fields)
-    assert stage.units(run, config)[0].state().kind == "stale"
+    assert stage.open(run, config).units[0].state().kind == "stale"
     embed(run, seed=5)
-    assert "embeddings" in stage.units(run, config)[0].state().reason
+    assert "embeddings" in stage.open(run, config).units[0].state().reason
 
 
 def test_integer_classes_keep_their_codes_and_names(run: Run) -> None:
@@ -300,12 +300,12 @@ def test_unusable_labels_end_with_one_line_and_leave_the_old_table(run: Run) -> 
 
 def test_what_is_needed_is_named(run: Run) -> None:
     with pytest.raises(SmaltiError, match=r"\[labels\]: missing: add .*path.*class"):
-        SampleStage().units(run, parse_config(TOML, run.config))
+        SampleStage().open(run, parse_config(TOML, run.config))
     (run.embeddings / "t10.json").unlink()
     with pytest.raises(
         SmaltiError, match=r"1 of 4 tiles have no embedding yet \(the first is t10\): run `smalti infer"
     ):
-        SampleStage().units(run, settings(run))
+        SampleStage().open(run, settings(run))
 
 
 def test_a_damaged_embedding_is_not_sampled(run: Run) -> None:

@@ -326,7 +326,7 @@ def test_samples_that_cannot_be_trained_on_end_with_one_line(tmp_path: Path) -> 
         run_stage(TrainStage(), run, settings(run))
     assert not run.model.exists()
     with pytest.raises(SmaltiError, match="run `smalti sample"):
-        TrainStage().units(Run(tmp_path / "plan"), settings(run))
+        TrainStage().open(Run(tmp_path / "plan"), settings(run))
     with pytest.raises(SmaltiError, match="fewer than two classes"):
         trainable(fake_samples(2, 4), 5)
 

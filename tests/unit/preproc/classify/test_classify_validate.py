@@ -386,9 +386,9 @@ def test_the_file_is_stale_when_model_map_or_reference_change(run: Run) -> None:
     where, _, seen = draw(mapped, truth, 20)
     write_vector(run.root / "reference.gpkg", where, {"seen": names_of(seen)})
     validate(run, REFERENCE)
-    unit = ValidateStage().units(run, settings(run, REFERENCE))[0]
+    unit = ValidateStage().open(run, settings(run, REFERENCE)).units[0]
     assert unit.state().complete
-    assert not ValidateStage().units(run, settings(run))[0].state().complete
+    assert not ValidateStage().open(run, settings(run)).units[0].state().complete
     mapped[10, 10] = 4 - mapped[10, 10]
     write_map(run, mapped)
-    assert "map" in ValidateStage().units(run, settings(run, REFERENCE))[0].state().reason
+    assert "map" in ValidateStage().open(run, settings(run, REFERENCE)).units[0].state().reason

@@ -58,7 +58,7 @@ def edit(run: Run, old: str, new: str) -> None:
 
 
 def states(run: Run) -> list[str]:
-    return [unit.state(checksums=True).kind for unit in PlanStage().units(run, load_config(run))]
+    return [unit.state(checksums=True).kind for unit in PlanStage().open(run, load_config(run)).units]
 
 
 def outputs(run: Run) -> dict[str, bytes]:

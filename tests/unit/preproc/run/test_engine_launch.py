@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from infer.contract import Run, Shard, SmaltiError, planned_tiles, sha256_file, 
 from infer.contract.registry import cache_path
 from preproc.cluster.submit import common_script
 from preproc.run.config import Config, parse_config
-from preproc.run.engine import InferStage, engine_command, run_engine
+from preproc.run.engine import InferStage, engine_command
 from preproc.run.profile import load_profile
 from preproc.run.resources import ENGINE
+from preproc.run.stage import run_stage
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_embeddings_of_another_checkpoint_or_precision_are_stale(run: Run, tmp_p
     (tmp_path / "other.pt").write_bytes(b"other weights")
 
     def state(model: str) -> str:
-        (unit,) = InferStage().units(run, config(run, model))
+        (unit,) = InferStage().open(run, config(run, model)).units
         return unit.state().kind
 
     assert state('name = "demo"') == "complete"
@@ -110,4 +112,28 @@ def test_the_container_sees_what_the_site_says(run: Run, tmp_path: Path, monkeyp
 def test_a_file_where_the_embeddings_go_is_named(run: Run) -> None:
     run.embeddings.write_text("")
     with pytest.raises(SmaltiError, match=r"embeddings: is a file where a folder is needed"):
-        run_engine(run, config(run), Shard())
+        run_stage(InferStage(), run, config(run))
+
+
+STAND_IN = """
+import os, sys
+path, wanted = sys.argv[1:3]
+if not os.path.exists(path) or "--overwrite" in sys.argv:
+    with open(path + ".new", "w") as stream:
+        stream.write(wanted)
+    os.replace(path + ".new", path)
+"""
+"""Writes the manifest of one embedding, where it is missing or `--overwrite` is given."""
+
+
+def test_what_the_engine_embedded_again_counts_as_built(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded(run, sha256_file(cache_path("demo")))
+    (path,) = run.embeddings.glob("*.json")
+    command = [sys.executable, "-c", STAND_IN, str(path), path.read_text()]
+    monkeypatch.setattr("preproc.run.engine.engine_command", lambda *_: command)
+    again = run_stage(InferStage(), run, config(run))
+    assert (again.built, again.complete_before) == (0, 1)
+    forced = run_stage(InferStage(), run, config(run), force=True)
+    assert (forced.built, forced.complete_before) == (1, 0)
+    path.unlink()
+    assert run_stage(InferStage(), run, config(run)).built == 1

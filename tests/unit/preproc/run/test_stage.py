@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from infer.contract import BusyError, Run, Shard, SmaltiError, stage_lock, write_bytes, write_manifest
 from preproc.run.config import Config, parse_config
-from preproc.run.stage import StageFailedError, Unit, run_stage
+from preproc.run.stage import Session, StageFailedError, Unit, one_by_one, run_stage
 
 TOML = """
 [region]
@@ -34,20 +32,19 @@ class Toy:
     noun: str = "toys"
     built: list[str] = field(default_factory=list)
 
-    def units(self, run: Run, config: Config) -> list[Unit]:
-        return [Unit(n, run.root / f"{n}.json", "toy", {"version": self.version}) for n in "abcde"]
+    apart: bool = False
 
-    @contextmanager
-    def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-        def build(unit: Unit) -> None:
-            if unit.name in self.bad:
-                raise SmaltiError(f"{unit.name} is bad")
-            path = run.root / f"{unit.name}.bin"
-            write_bytes(path, unit.name.encode() * self.version)
-            write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[path])
-            self.built.append(unit.name)
+    def open(self, run: Run, config: Config) -> Session:
+        units = [Unit(n, run.root / f"{n}.json", "toy", {"version": self.version}) for n in "abcde"]
+        return Session(units, lambda due: one_by_one(due.units, self.make))
 
-        yield build
+    def make(self, unit: Unit) -> None:
+        if unit.name in self.bad:
+            raise SmaltiError(f"{unit.name} is bad")
+        path = unit.manifest.with_suffix(".bin")
+        write_bytes(path, unit.name.encode() * self.version)
+        write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[path])
+        self.built.append(unit.name)
 
 
 @pytest.fixture
@@ -86,9 +83,8 @@ def test_a_stage_that_works_on_the_whole_run_gives_its_failure_as_it_is(tmp_path
 
 def test_a_bug_is_not_taken_for_bad_input(tmp_path: Path, config: Config) -> None:
     class Buggy(Toy):
-        @contextmanager
-        def builder(self, run: Run, config: Config) -> Iterator[Callable[[Unit], None]]:
-            yield lambda unit: [][0]
+        def make(self, unit: Unit) -> None:
+            raise IndexError
 
     with pytest.raises(IndexError):
         run_stage(Buggy(), Run(tmp_path), config)
@@ -111,8 +107,9 @@ def test_a_busy_run_is_left_alone(tmp_path: Path, config: Config) -> None:
 
 def test_what_stands_in_the_way_is_named(tmp_path: Path, config: Config) -> None:
     class Foldered(Toy):
-        def units(self, run: Run, config: Config) -> list[Unit]:
-            return [Unit("a", run.root / "toys" / "a.json", "toy", {})]
+        def open(self, run: Run, config: Config) -> Session:
+            unit = Unit("a", run.root / "toys" / "a.json", "toy", {})
+            return Session([unit], lambda due: one_by_one(due.units, self.make))
 
     (tmp_path / "a.json").mkdir()
     with pytest.raises(SmaltiError, match=r"a.json: is a folder where a file is needed: remove or rename it"):
