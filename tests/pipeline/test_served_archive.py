@@ -349,7 +349,8 @@ def test_a_folder_without_an_archive_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_serves_until_interrupted(folder: Path) -> None:
     command = [sys.executable, "-m", "support.archive_server.serve", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # support is no installed package
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     with process.stdout as lines:
         url = next(re.search(r"http://\S+", line) for line in lines if "STAC API" in line)
