@@ -6,8 +6,9 @@ of them cloudy, and 100 Sentinel-1 dates. Compared in the same run, each in a pr
     smalti    this repository: build_tiles with its own range client
     odc       odc-stac loading the same bands of the same dates (all of them: it cannot know which are cloudy)
     vsicurl   rasterio through GDAL's /vsicurl/, reading just what smalti reads
+    obstore   as smalti, its requests carried by obstore instead of our own transport
 
-    python -m bench.fetch                                 # one tile, 10 km COGs, against vsicurl
+    python -m bench.fetch                                 # one tile, 10 km COGs, against vsicurl and obstore
     python -m bench.fetch --odc-python .odc/bin/python    # and against odc-stac, in an environment that has it
     python -m bench.fetch --scaling                       # 1, 4 and 16 neighbouring tiles, 26 km COGs
 """
@@ -23,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
 TEN = ("B04", "B02", "B03", "B08")
@@ -130,7 +132,35 @@ def served(folder: Path) -> Iterator[tuple[str, Any]]:
             writer.close()
 
 
-def contend_smalti(base: str, dates: int, side: int, workers: int, out: Path) -> None:
+class _Obstore:
+    """A preproc.reader.transport.Transport by obstore, with its own retries."""
+
+    def __init__(self, base: str) -> None:
+        import obstore
+
+        self._get = obstore.get
+        self._store = obstore.store.HTTPStore.from_url(base, client_options={"allow_http": True})
+
+    def send(self, url: str, *, part: tuple[int, int] | None = None, **_: Any) -> Any:
+        """The part of a file, as the server would answer."""
+        from preproc.reader.transport import Answer
+
+        got = self._get(self._store, urlsplit(url).path.lstrip("/"), options={"range": part} if part else None)
+        span = f"bytes {got.range[0]}-{got.range[1] - 1}/{got.meta['size']}"
+        return Answer(206, "", {"Content-Range": span}, bytes(got.bytes()))
+
+    def close(self) -> None:
+        """Nothing: the store closes its connections."""
+
+
+def contend_obstore(base: str, dates: int, side: int, workers: int, out: Path) -> None:
+    """The same by smalti with obstore's requests."""
+    contend_smalti(base, dates, side, workers, out, _Obstore(base))
+
+
+def contend_smalti(
+    base: str, dates: int, side: int, workers: int, out: Path, transport: _Obstore | None = None
+) -> None:
     """`side` x `side` tiles by smalti, arrays and manifests on disk."""
     import numpy as np
 
@@ -156,7 +186,11 @@ def contend_smalti(base: str, dates: int, side: int, workers: int, out: Path) ->
             tile = PlannedTile(f"tile-{row}-{column}", EPSG, west, north, SIZE)
             window = ("2021-01-01", "2021-12-31")
             jobs.append(TileJob(tile, out / tile.name, inside, scenes, window, 0.05, "fail", "static", {}))
-    with gdal_settings(), RangeClient(connections=workers) as client, ThreadPoolExecutor(workers) as pool:
+    with (
+        gdal_settings(),
+        RangeClient(transport=transport, connections=workers) as client,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         errors = build_tiles(jobs, Reader(client), pool, workers)
     if errors:
         raise SystemExit(str(errors))
@@ -219,7 +253,12 @@ def contend_odc(base: str, dates: int, side: int, workers: int, out: Path) -> No
     odc.stac.load(radar_items, bands=["vv", "vh"], resampling="nearest", **options)
 
 
-CONTENDERS = {"smalti": contend_smalti, "vsicurl": contend_vsicurl, "odc": contend_odc}
+CONTENDERS: dict[str, Callable[[str, int, int, int, Path], None]] = {
+    "smalti": contend_smalti,
+    "vsicurl": contend_vsicurl,
+    "obstore": contend_obstore,
+    "odc": contend_odc,
+}
 
 
 def contend(name: str, base: str, dates: int, side: int, workers: int) -> None:
@@ -295,7 +334,7 @@ def line(name: str, figures: dict[str, float]) -> str:
 
 def compare(folder: Path, dates: int, workers: int, odc_python: str | None) -> None:
     """One tile against the other readers, several times in turn; the fastest of each counts."""
-    contenders = {"smalti": sys.executable, "vsicurl": sys.executable}
+    contenders = dict.fromkeys(("smalti", "vsicurl", "obstore"), sys.executable)
     if odc_python:
         contenders["odc"] = odc_python
     best: dict[str, dict[str, float]] = {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pystac
 import shapely
@@ -18,7 +19,15 @@ from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
 from preproc.catalogue.sources import Catalogue, Item
-from preproc.reader.transport import TIMEOUT_S, TRANSIENT, ServiceError, brief, open_session
+from preproc.reader.transport import (
+    ATTEMPTS,
+    THINKING_S,
+    HttpTransport,
+    ServiceError,
+    TransientError,
+    Transport,
+    persist,
+)
 from preproc.region.region import Region, polygons_of
 from preproc.run.progress import progress
 
@@ -57,7 +66,6 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
         SmaltiError: the address is not that of a STAC API with the collections needed.
     """
     address = url or catalogue.url
-    stac_io = _CompletePages(timeout=TIMEOUT_S)
     query: dict[str, Any] = {
         "collections": [name for product in catalogue.products for name in product.collections],
         "datetime": f"{start}T00:00:00Z/{end + timedelta(days=1)}T00:00:00Z",
@@ -65,20 +73,19 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
         "limit": catalogue.page_size,
     }
     try:
-        client = Client.open(address, stac_io=stac_io)
-        items = _collect(client, query)
-    except APIError as error:
-        status = getattr(error, "status_code", None)  # absent where no answer came
-        if status is not None and status not in TRANSIENT:
-            hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
-            raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
-        said = f"{status} {_first_line(error)}" if status is not None else brief(error)
+        with HttpTransport(stall_s=THINKING_S) as transport:
+            return _collect(Client.open(address, stac_io=_CompletePages(transport)), query)
+    except TransientError as error:
+        said = f"{error}, {ATTEMPTS} times"
         raise ServiceError(f"{address}: the catalogue cannot be searched: {said}: try again later") from error
+    except APIError as error:
+        status = getattr(error, "status_code", None)  # absent where the answer is not what it should be
+        if status is None:
+            raise ServiceError(f"{address}: the catalogue cannot be searched: {error}: try again later") from error
+        hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
+        raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
     except _NOT_STAC as error:
         raise SmaltiError(f"{address}: does not answer like a STAC API: {_first_line(error)}") from error
-    finally:
-        stac_io.session.close()
-    return items
 
 
 def _collect(client: Client, query: dict[str, Any]) -> list[Item]:
@@ -137,9 +144,29 @@ def _first_line(error: BaseException) -> str:
 class _CompletePages(StacApiIO):
     """Follows `next` links to the end: an empty page in the middle does not end the search, a loop does not hang it."""
 
-    def __init__(self, timeout: tuple[float, float]) -> None:
-        super().__init__(timeout=timeout, max_retries=None)
-        self.session = open_session()
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(max_retries=None)
+        self._transport = transport
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        """As the base class, by way of our transport."""
+        body = None
+        if (method or "GET").upper() == "POST":
+            body = json.dumps(parameters).encode()
+        elif parameters:
+            href = f"{href}{'&' if '?' in href else '?'}{urlencode(parameters)}"
+        answer = persist(lambda: self._transport.send(href, headers=headers or {}, body=body))
+        if 200 <= answer.status < 300:
+            return answer.body.decode()
+        error = APIError(answer.text)
+        error.status_code = answer.status
+        raise error
 
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None

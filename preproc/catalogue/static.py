@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pyarrow
 import pyarrow.parquet
 import pystac
-import requests
 import shapely
 from pystac.stac_io import DefaultStacIO
 
@@ -23,7 +22,7 @@ from preproc.catalogue.sources import Item
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import is_bucket, is_url
 from preproc.reader.ranges import RangeClient
-from preproc.reader.transport import brief, fetch_bytes, open_session
+from preproc.reader.transport import THINKING_S, HttpTransport, Transport, brief, fetch_bytes
 
 _WHAT = "[archive] href"
 
@@ -88,13 +87,13 @@ def _read_json(href: str) -> Any:
 class _Reading(DefaultStacIO):
     """Reads the files of a static catalogue, over HTTP with retries."""
 
-    def __init__(self, session: requests.Session, client: RangeClient) -> None:
+    def __init__(self, transport: Transport, client: RangeClient) -> None:
         super().__init__()
-        self.session, self.client = session, client
+        self.transport, self.client = transport, client
 
     def remote_bytes(self, href: str, what: str) -> bytes:
         """A file over the network, from a bucket with what its signer knows."""
-        return self.client.get_whole(href) if is_bucket(href) else fetch_bytes(self.session, href, what)
+        return self.client.get_whole(href) if is_bucket(href) else fetch_bytes(self.transport, href, what)
 
     def read_text_from_href(self, href: str) -> str:
         if is_url(href):
@@ -109,8 +108,9 @@ class _Reading(DefaultStacIO):
 def _opened(href: str) -> Iterator[_Reading]:
     """Connections for an archive's files; closed at the end."""
     signer = BucketSigner(href) if is_bucket(href) else None
-    with open_session() as session, RangeClient(signer, connections=1) as client:
-        yield _Reading(session, client)
+    transport = HttpTransport(stall_s=THINKING_S)
+    with RangeClient(signer, transport=transport) as client:
+        yield _Reading(transport, client)
 
 
 def _walk(href: str) -> Iterator[tuple[Item, str]]:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import requests
-
 from infer.contract import Run, SmaltiError, scratch_folder, stage_lock, temporary_path
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.sources import CATALOGUES
+from preproc.reader.placement import UnusableError
+from preproc.reader.ranges import RangeClient, is_remote
+from preproc.reader.read import local_name
 from preproc.reader.signing import make_signer
-from preproc.reader.transport import ServiceError
+from preproc.reader.transport import HttpTransport, fetch_bytes
 from preproc.run.checks import Finding, error_text, failed, ok, warning
 from preproc.run.config import Config
 from preproc.run.profile import Profile
@@ -27,7 +28,8 @@ from preproc.run.stages import STAGES
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_PRELOAD")
 _SETTINGS = ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH", "SBATCH_PARTITION")
 _SETTINGS_TOO = ("SBATCH_ACCOUNT", "SBATCH_TIMELIMIT", "SBATCH_QOS", "SBATCH_EXPORT", "SLURM_EXPORT_ENV")
-_TIMEOUT_S = (10, 30)
+_ATTEMPTS = 2
+"""Tries of a request: what is down for longer should be said rather than waited for."""
 _QUOTA_S = 30
 _QUOTA_LINES = 12
 
@@ -201,26 +203,19 @@ def check_archive(run: Run, config: Config) -> list[Finding]:
         href = next(iter(scenes[0].assets.values())) if scenes else ""
         if not href:
             return [failed("archive", "the plan has no scenes", "look at dates and region")]
-        return [_read_first_bytes(make_signer(run, config).sign(href), href)]
-    except (SmaltiError, ServiceError) as error:
+        return [_read_first_bytes(run, config, href)]
+    except (SmaltiError, UnusableError) as error:
         return [failed("archive", *error_text(error))]
 
 
-def _read_first_bytes(signed: str, href: str) -> Finding:
-    if "://" not in href:
-        there = Path(href).is_file()
+def _read_first_bytes(run: Run, config: Config, href: str) -> Finding:
+    """As fetch does it, signatures, buckets and all."""
+    if not is_remote(href):
+        there = Path(local_name(href)).is_file()
         return ok("archive", f"{href} is there") if there else failed("archive", f"{href} is missing", "stage it")
-    shown = href.split("?")[0]
-    try:
-        answer = requests.get(signed, headers={"Range": "bytes=0-15"}, timeout=_TIMEOUT_S, stream=True)
-    except requests.RequestException as error:
-        return failed("archive", f"{shown} cannot be reached ({type(error).__name__})", "see internet in docs/sites")
-    with answer:
-        if answer.status_code not in (200, 206):
-            return failed("archive", f"{shown}: HTTP {answer.status_code}", "the token or the address is refused")
-        if answer.status_code == 200:
-            return warning("archive", f"{shown}: no byte ranges", "whole files would be read: use another server")
-    return ok("archive", f"{shown} can be read")
+    with RangeClient(make_signer(run, config), connections=1, attempts=_ATTEMPTS) as client:
+        client.get(href, 0, 16)
+    return ok("archive", f"{href} can be read")
 
 
 def _check_catalogue(config: Config) -> list[Finding]:
@@ -228,9 +223,8 @@ def _check_catalogue(config: Config) -> list[Finding]:
         return [warning("archive", "not planned yet: its scenes are not known", "run `smalti plan RUN`")]
     url = config.archive.url or CATALOGUES[config.archive.source].url
     try:
-        status = requests.get(url, timeout=_TIMEOUT_S).status_code
-    except requests.RequestException as error:
-        return [failed("archive", f"{url} cannot be reached ({type(error).__name__})", "see internet in docs/sites")]
-    return [
-        ok("archive", f"{url} answers") if status == 200 else failed("archive", f"{url}: HTTP {status}", "try later")
-    ]
+        with HttpTransport() as transport:
+            fetch_bytes(transport, url, "the catalogue", attempts=_ATTEMPTS)
+    except SmaltiError as error:
+        return [failed("archive", *error_text(error))]
+    return [ok("archive", f"{url} answers")]

@@ -179,11 +179,6 @@ def copy_whole(client: RangeClient, href: str, path: Path) -> None:
             while piece := content.read(_PIECE):
                 stream.write(piece)
         return
-    start, size = 0, 1
     with writing(path), path.open("wb") as stream:
-        while start < size:
-            piece, now = client.get(href, start, start + _PIECE)
-            if start and now != size:
-                raise MissingDataError(f"{href}: it changed on the server while it was read: run the command again")
+        for piece, _ in client.pieces(href):
             stream.write(piece)
-            start, size = start + len(piece), now

@@ -11,7 +11,6 @@ import ipaddress
 import json
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +22,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
 from planetary_computer.settings import DEFAULT_SAS_TOKEN_ENDPOINT, Settings
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from infer.contract import SOFTWARE, Run, SmaltiError, temporary_path, writing
+from infer.contract import Run, SmaltiError, temporary_path, writing
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import is_bucket, is_url, unsigned
-from preproc.reader.transport import TRANSIENT, ServiceError, brief
+from preproc.reader.transport import (
+    ATTEMPTS,
+    THINKING_S,
+    Answer,
+    HttpTransport,
+    ServiceError,
+    TransientError,
+    persist,
+    usual_wait,
+)
 from preproc.run.config import Config
 from preproc.run.text import parse_time
 
@@ -43,11 +49,6 @@ REFRESH_JITTER_S = 120.0
 """... and up to so much earlier, so that many tasks do not ask at the same moment."""
 JUST_ISSUED_S = 20.0
 """A token this young is not replaced when a server refuses it: another thread or task has just renewed it."""
-ATTEMPTS = 8
-"""Tries of a token request."""
-ASK_TIMEOUT_S = (15.0, 60.0)
-LONGEST_WAIT_S = 120.0
-"""A service that asks for a longer wait than this gets this one."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Signer:
         subscription_key: Planetary Computer's key, or None.
         emulated: also sign loopback hrefs in path style (http://127.0.0.1:PORT/account/container/...), as storage
             emulators have them, if `sas_url` is not Planetary Computer's.
-        wait: how long to wait between tries of a token request, or None for the usual.
+        wait: seconds before the next try of a token request (tests shorten it).
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class Signer:
         sas_url: str = DEFAULT_SAS_TOKEN_ENDPOINT,
         subscription_key: str | None = None,
         emulated: bool = True,
-        wait: Callable[[RetryCallState], float] | None = None,
+        wait: Callable[[TransientError], float] = usual_wait,
     ) -> None:
         self._cache = cache
         self._sas_url = sas_url.rstrip("/")
         self._key = subscription_key
         self._emulated = emulated and self._sas_url != DEFAULT_SAS_TOKEN_ENDPOINT
-        self._wait = wait or _wait
+        self._wait = wait
         self._lock = threading.Lock()
         self._tokens: dict[str, Token] = {}
         self._jitter = random.random()
@@ -183,28 +184,13 @@ class Signer:
 
     def _ask(self, container: str) -> Token:
         url = f"{self._sas_url}/{container}"
-        headers = {"User-Agent": SOFTWARE.replace(" ", "/")}
-        if self._key:
-            headers["Ocp-Apim-Subscription-Key"] = self._key
-        retrying = Retrying(
-            retry=retry_if_exception_type(_TryAgainError),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=self._wait,
-            reraise=True,
-        )
+        headers = {"Ocp-Apim-Subscription-Key": self._key} if self._key else {}
         try:
-            return retrying(_ask_once, url, headers)
-        except _TryAgainError as error:
+            with HttpTransport(stall_s=THINKING_S) as transport:
+                return persist(lambda: _token_of(transport.send(url, headers=headers), url), wait=self._wait)
+        except TransientError as error:
             advice = "" if self._key else "; a key in PC_SDK_SUBSCRIPTION_KEY raises the service's limits"
             raise ServiceError(f"{url}: no token, {ATTEMPTS} tries: {error}: try again later{advice}") from error
-
-
-class _TryAgainError(Exception):
-    """A token request that may succeed later."""
-
-    def __init__(self, reason: str, after: float | None = None) -> None:
-        super().__init__(reason)
-        self.after = after
 
 
 class ArchiveSigner:
@@ -241,34 +227,25 @@ def make_signer(run: Run, config: Config) -> Signer | ArchiveSigner:
     return ArchiveSigner(BucketSigner(href), signer) if href is not None and is_bucket(href) else signer
 
 
-def _ask_once(url: str, headers: dict[str, str]) -> Token:
+def _token_of(answer: Answer, url: str) -> Token:
+    if answer.status == 404:  # so it answers at times when it throttles
+        raise answer.fault()
+    if answer.status in (401, 403):
+        raise SmaltiError(f"{url}: no token: {answer.status} {answer.text}: check PC_SDK_SUBSCRIPTION_KEY")
+    if answer.status != 200:
+        raise SmaltiError(f"{url}: no token: {answer.status} {answer.text}")
     try:
-        answer = requests.get(url, headers=headers, timeout=ASK_TIMEOUT_S)
-    except requests.RequestException as error:
-        raise _TryAgainError(brief(error)) from error
-    status, text = answer.status_code, " ".join(answer.text.split())[:200]
-    if status in TRANSIENT or status == 404:  # throttled, it answers 404 at times
-        raise _TryAgainError(f"{status} {text}".strip(), _asked_wait(answer))
-    if status in (401, 403):
-        raise SmaltiError(f"{url}: no token: {status} {text}: check PC_SDK_SUBSCRIPTION_KEY")
-    if status != 200:
-        raise SmaltiError(f"{url}: no token: {status} {text}")
-    return _parse_token(answer)
-
-
-def _parse_token(answer: requests.Response) -> Token:
-    try:
-        content: Any = answer.json()
+        content: Any = json.loads(answer.body)
         query, expiry = str(content["token"]).lstrip("?"), parse_time(content["msft:expiry"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _TryAgainError("its answer is not a token") from error
+        raise TransientError("its answer is not a token") from error
     if expiry is None or not query:
-        raise _TryAgainError("its answer is not a token")
+        raise TransientError("its answer is not a token")
     now = time.time()
     return Token(query, now, now + expiry.timestamp() - _server_time(answer, now))
 
 
-def _server_time(answer: requests.Response, now: float) -> float:
+def _server_time(answer: Answer, now: float) -> float:
     """The service's clock: a node's own may be minutes off, a token's life is measured by the issuer's."""
     try:
         served = parsedate_to_datetime(answer.headers["Date"])
@@ -276,26 +253,6 @@ def _server_time(answer: requests.Response, now: float) -> float:
         return now
     moment = (served if served.tzinfo else served.replace(tzinfo=UTC)).timestamp()
     return now if abs(moment - now) < 2 else moment  # the header counts whole seconds
-
-
-def _asked_wait(answer: requests.Response) -> float | None:
-    """Seconds that a service asks to wait, in `Retry-After` or in its words ("Try again in 23 seconds")."""
-    header = answer.headers.get("Retry-After", "")
-    if header.isdigit():
-        return float(header)
-    words = re.search(r"try again in (\d+) second", answer.text, re.IGNORECASE)
-    return float(words[1]) if words else None
-
-
-_BACKOFF = wait_random_exponential(multiplier=1, max=60)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.after if isinstance(error, _TryAgainError) else None
-    if asked is None:
-        return float(_BACKOFF(state))
-    return min(asked, LONGEST_WAIT_S) + random.uniform(0, 2)
 
 
 def _is_loopback(host: str) -> bool:

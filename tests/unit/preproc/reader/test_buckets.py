@@ -230,7 +230,7 @@ def test_a_runs_signer_signs_its_bucket_and_leaves_the_rest_to_the_other(
         assert "X-Amz-Signature" in sign("s3://own/B02.tif")
         assert sign("s3://other/B02.tif") == "s3://other/B02.tif"
     run.logs.mkdir()
-    monkeypatch.setattr("preproc.reader.signing._ask_once", lambda *_: pytest.fail("asks for a token"))
+    monkeypatch.setattr("preproc.reader.signing.persist", lambda *_, **__: pytest.fail("asks for a token"))
     with pytest.raises(pytest.fail.Exception, match="asks for a token"):
         signer.sign("https://account.blob.core.windows.net/box/B02.tif")
 

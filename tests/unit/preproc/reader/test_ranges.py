@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from infer.contract import SmaltiError
-from preproc.reader import ranges
+from preproc.reader import transport
 from preproc.reader.ranges import MissingDataError, RangeClient, UnreachableError
 
 CONTENT = bytes(range(256)) * 8
@@ -72,7 +72,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that was not given back fails its test instead of letting it wait."""
-    monkeypatch.setattr(ranges, "_POOL_S", 0.5)
+    monkeypatch.setattr(transport, "_POOL_S", 0.5)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from infer.contract import SmaltiError
 from preproc.reader.buckets import web_address
 from preproc.reader.gdal import gdal_settings
 from preproc.reader.placement import Target
-from preproc.reader.ranges import ATTEMPTS, MissingDataError, RangeClient, UnreachableError, usual_wait
+from preproc.reader.ranges import MissingDataError, RangeClient, UnreachableError
 from preproc.reader.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, Reader
+from preproc.reader.transport import ATTEMPTS, LONGEST_ASKED_S, TransientError, usual_wait
 
 TARGET = Target(EPSG, WEST, NORTH, SIZE, SIZE)
 WHOLE = Target(EPSG, WEST, NORTH, 256, 256)
@@ -374,19 +375,12 @@ def test_no_message_shows_a_token(good: Path, kind: str) -> None:
 
 
 def test_waits_honour_retry_after_and_grow_otherwise() -> None:
-    from tenacity import Future, RetryCallState, Retrying
-
-    from preproc.reader.ranges import LONGEST_WAIT_S, _TransientError
-
     def wait(attempt: int, after: float | None) -> float:
-        state = RetryCallState(Retrying(), None, (), {})
-        state.attempt_number = attempt
-        future = Future(attempt)
-        future.set_exception(_TransientError("busy", after))
-        state.outcome = future
-        return usual_wait(state)
+        fault = TransientError("busy", after)
+        fault.attempt = attempt
+        return usual_wait(fault)
 
     assert all(7 <= wait(1, 7.0) <= 9 for _ in range(20))
-    assert all(wait(1, 1e6) <= LONGEST_WAIT_S + 2 for _ in range(20))
+    assert all(wait(1, 1e6) <= LONGEST_ASKED_S + 2 for _ in range(20))
     assert all(wait(1, None) <= 0.5 for _ in range(20))
     assert max(wait(6, None) for _ in range(200)) > 4

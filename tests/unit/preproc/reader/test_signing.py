@@ -15,18 +15,17 @@ from pathlib import Path
 
 import pytest
 from support.service import Answer, Request, Service, json_answer, serve
-from tenacity import RetryCallState
 
 from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError
 from preproc.reader.signing import Signer, Token, make_signer
-from preproc.reader.transport import ServiceError
+from preproc.reader.transport import ServiceError, TransientError
 from preproc.run.config import Archive, Config
 
 HREF = "https://account.blob.core.windows.net/container/a/B02.tif"
 OTHER = "https://account.blob.core.windows.net/another/a/B02.tif"
 
 
-def no_wait(state: RetryCallState) -> float:
+def no_wait(fault: TransientError) -> float:
     return 0.0
 
 
@@ -208,7 +207,7 @@ def test_passing_faults_are_retried(tmp_path: Path, fault: Answer) -> None:
 
 def test_the_wait_that_the_service_asks_for_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    monkeypatch.setattr("preproc.reader.transport.time.sleep", waits.append)
     faults = {
         1: Answer(429, b'{"statusCode":429,"message":"Rate limit is exceeded. Try again in 23 seconds."}'),
         2: Answer(503, b"", {"Retry-After": "7"}),
@@ -222,7 +221,8 @@ def test_the_wait_that_the_service_asks_for_is_kept(tmp_path: Path, monkeypatch:
 def test_a_service_that_stays_throttled_is_named_with_what_helps(tmp_path: Path) -> None:
     with tokens(before=lambda number: Answer(429, b"slow down")) as service:
         with pytest.raises(
-            ServiceError, match=r"/account/container: no token, 8 tries: 429 slow down: try again later"
+            ServiceError,
+            match=r"/account/container: no token, 8 tries: the server answers 429 slow down: try again later",
         ):
             signer(service, tmp_path).sign(HREF)
         with pytest.raises(ServiceError, match="PC_SDK_SUBSCRIPTION_KEY") as caught:
