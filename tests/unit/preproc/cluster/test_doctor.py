@@ -6,9 +6,11 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.range_server import Faults, RangeServer, serve_folder
 
 from infer.contract import Run, SmaltiError, sha256_file, write_json
 from preproc.cluster import doctor, machine_checks
@@ -210,3 +212,39 @@ def test_probes_are_read_from_logs_and_ask_for_little() -> None:
 def test_messages_end_with_what_to_do() -> None:
     assert error_text(SmaltiError("/a/b: missing: fetch it")) == ("/a/b: missing", "fetch it")
     assert error_text(SmaltiError("nothing"))[1] == "see above"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "endpoint"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "GOOGLE_BASE_URL"), ("http", "UNUSED")]
+)
+def test_a_scene_is_read_as_fetch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, endpoint: str
+) -> None:
+    """By its own client: buckets, signatures, proxies and retries."""
+    for name in ("AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "box").mkdir()
+    (tmp_path / "box" / "B02.tif").write_bytes(b"II*\0" * 99)
+    faults = Faults(always={"/box/busy.tif": "503"})
+    with RangeServer(serve_folder(tmp_path), faults=faults).running() as server:
+        monkeypatch.setenv(endpoint, server.url)
+        place = f"{server.url}/box" if scheme == "http" else f"{scheme}://box"
+        text = RUN_TOML.replace('"mpc"', f'"static"\nhref = "{place}/catalog.json"')
+        config = parse_config(text, tmp_path / "run.toml")
+
+        def check(href: str) -> Finding:
+            monkeypatch.setattr(machine_checks, "load_scenes", lambda *_: [SimpleNamespace(assets={"B02": href})])
+            (found,) = machine_checks.check_archive(Run(tmp_path), config)
+            return found
+
+        write_json(tmp_path / "plan.json", {})
+        assert check(f"{place}/B02.tif") == ok("archive", f"{place}/B02.tif can be read")
+        gone = check(f"{place}/gone.tif")
+        assert gone.verdict is Verdict.FAILED
+        assert f"{place}/gone.tif: the server answers 404" in f"{gone.text}: {gone.remedy}"
+        busy = check(f"{place}/busy.tif")
+        assert busy.verdict is Verdict.FAILED
+        assert "503, 2 times" in busy.text
+        assert server.tally.requests["/box/busy.tif"] == 2
+        assert check(f"{tmp_path}/box/B02.tif").verdict is Verdict.OK
+        assert "does not read ftp" in check("ftp://box/B02.tif").text
