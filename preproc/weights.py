@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from infer.contract import (
-    EXIT_TRY_AGAIN,
     SmaltiError,
     State,
     atomic_file,
@@ -26,10 +25,11 @@ from infer.contract import (
     read_manifest,
     sha256_file,
     write_manifest,
+    writing,
 )
-from infer.contract.registry import REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
-from preproc.reader.transport import brief
-from preproc.run.progress import say
+from infer.contract.registry import HUB, REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
+from preproc.reader.ranges import MissingDataError, RangeClient, UnreachableError
+from preproc.run.progress import progress, say
 from preproc.run.text import human_bytes
 
 KIND = "weights"
@@ -124,10 +124,12 @@ def fetch_weights(name: str, *, mirror: str | None = None, source: Path | None =
         if source is not None:
             _take(model, source, {"file": source.name})
         else:
-            partial = weights_folder() / ".partial" / name
-            got = _download(model, mirror, partial)
-            _take(model, got, {"repo": model.repo, "file": model.file})
-            shutil.rmtree(partial, ignore_errors=True)
+            got = weights_folder() / ".partial" / f"{name}.pt"
+            try:
+                _download(model, mirror, got)
+                _take(model, got, {"repo": model.repo, "file": model.file})
+            finally:
+                got.unlink(missing_ok=True)
     say(f"{name}: {target} ({human_bytes(target.stat().st_size)})")
     return target
 
@@ -174,36 +176,27 @@ def _recorded(record: Path, file: str) -> str | None:
     return None if digest is None else str(digest)
 
 
-def _download(model: RegisteredModel, mirror: str | None, folder: Path) -> Path:
-    """The file from the hub or a mirror of it; a download that broke off goes on where it stopped."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    assert model.repo is not None  # the caller has looked
-    assert model.file is not None
-    endpoint = mirror or os.environ.get("HF_ENDPOINT") or None
-    place = f"{(endpoint or 'https://huggingface.co').rstrip('/')}/{model.repo}/{model.file}"
-    remedy = f"download the file elsewhere, then run `smalti weights fetch {model.name} --from FILE`"
+def _download(model: RegisteredModel, mirror: str | None, path: Path) -> None:
+    """The file from the hub or a mirror of it; one's token is for the hub, not for anybody's mirror."""
+    assert model.url is not None  # the caller has looked
+    url = model.url.replace(HUB, (mirror or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
+    token = None if mirror else os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        got = hf_hub_download(
-            model.repo,
-            model.file,
-            local_dir=folder,
-            endpoint=endpoint,
-            token=False if mirror else None,  # one's token is for the hub, not for anybody's mirror
-        )
-    except LocalEntryNotFoundError as error:
-        raise SmaltiError(f"{place}: cannot be reached from here: {remedy}", exit_code=EXIT_TRY_AGAIN) from error
-    except _transport_errors() as error:
-        raise SmaltiError(f"{place}: cannot be fetched ({brief(error)}): {remedy}") from error
-    return Path(got)
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """OSError, and the errors of the HTTP library that the hub's package uses: the bases of its own, by version."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+        with (
+            RangeClient(connections=1, headers=headers) as client,
+            progress(model.name, None, "bytes") as bar,
+            writing(path),
+            path.open("wb") as stream,
+        ):
+            for piece, size in client.pieces(url):
+                bar.total(size)
+                stream.write(piece)
+                bar.advance(len(piece))
+    except (MissingDataError, UnreachableError) as error:
+        reason = str(error).removeprefix(f"{url}: ")
+        remedy = f"download the file elsewhere, then run `smalti weights fetch {model.name} --from FILE`"
+        raise SmaltiError(f"{url}: cannot be fetched ({reason}): {remedy}", exit_code=error.exit_code) from error
 
 
 @contextmanager

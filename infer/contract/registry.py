@@ -17,6 +17,8 @@ from infer.contract.errors import SmaltiError
 Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat"]
 DataSource = Literal["mpc", "aws", "other"]
 
+HUB = "https://huggingface.co"
+
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
 
@@ -53,7 +55,7 @@ class RegisteredModel:
         """Where the file can be fetched, or None (then `note` says how to get it)."""
         if self.repo is None or self.file is None:
             return None
-        return f"https://huggingface.co/{self.repo}/resolve/main/{self.file}"
+        return f"{HUB}/{self.repo}/resolve/main/{self.file}"
 
     @property
     def bundled(self) -> bool:

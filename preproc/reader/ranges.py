@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import urlsplit
@@ -99,6 +99,7 @@ class RangeClient:
         stall_s: see preproc.reader.transport.STALL_S.
         wait: seconds before the next try (tests shorten it).
         attempts: tries of one request.
+        headers: for the server of each address, not for those that it redirects to.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ class RangeClient:
         stall_s: float = STALL_S,
         wait: Callable[[TransientError], float] = usual_wait,
         attempts: int = ATTEMPTS,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._signer = signer or Unsigned()
         self._transport = transport or HttpTransport(connections, stall_s)
-        self._wait, self._attempts = wait, attempts
+        self._wait, self._attempts, self._headers = wait, attempts, headers or {}
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +142,8 @@ class RangeClient:
             nonlocal refusals
             signed = self._signer.renew(href) if refusals else self._signer.sign(href)
             try:
-                return _content(self._transport.send(web_address(signed), part=(start, end)), href, start, end)
+                answer = self._transport.send(web_address(signed), headers=self._headers, part=(start, end))
+                return _content(answer, href, start, end)
             except _RefusedError as error:
                 refusals += 1
                 if refusals <= RENEWALS:
