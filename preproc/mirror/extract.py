@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from infer.contract import PlannedTile, writing
 from preproc.reader.placement import RasterGrid, SourceWindow, UnusableError, project
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
-from preproc.reader.read import ATTEMPTS, BandKind, grid_of, has_mask, local_name, open_raster
+from preproc.reader.read import BandKind, fetched, grid_of, has_mask, local_name, opened
 from preproc.reader.sparse_file import RemoteFile
-from preproc.reader.tiff_layout import LayoutError
 from preproc.reader.whereabouts import Whereabouts, check_place
 
 MARGIN = 4
@@ -96,22 +94,13 @@ def copy_needed(
         MissingDataError: if the file is missing or not what it should be, for good.
         UnreachableError: if its server does not deliver within the retry budget.
     """
-    attempts = ATTEMPTS if is_remote(href) else 1
-    for attempt in range(1, attempts + 1):
-        try:
-            if is_remote(href):
-                with RemoteFile(client, href) as remote:
-                    _copy(remote.path, remote, tiles, kind, path, said)
-            else:
-                _copy(local_name(href), None, tiles, kind, path, said)
-            return
-        except (UnusableError, LayoutError) as error:
-            if attempt == attempts:
-                raise MissingDataError(f"{href}: {error}") from error
-        except RasterioError as error:
-            if attempt == attempts:
-                text = " ".join(str(error).split())
-                raise MissingDataError(f"{href}: not a readable GeoTIFF, damaged or cut short ({text})") from error
+    if is_remote(href):
+        fetched(client, href, lambda remote: _copy(remote.path, remote, tiles, kind, path, said))
+        return
+    try:
+        _copy(local_name(href), None, tiles, kind, path, said)
+    except UnusableError as error:
+        raise MissingDataError(f"{href}: {error}") from error
 
 
 def _copy(
@@ -123,7 +112,7 @@ def _copy(
     said: Whereabouts | None,
 ) -> None:
     layout = None if remote is None else remote.layout()
-    with open_raster(name) as dataset:
+    with opened(name) as dataset:
         grid = grid_of(dataset, kind)
         if said is not None:
             check_place(grid, said)
@@ -132,12 +121,12 @@ def _copy(
         strips = needed_blocks(grid, tiles, dataset.block_shapes[0])
     if remote is not None and layout is not None:
         remote.ensure([part for _, blocks in strips for window in blocks for part in layout.ranges(window)])
-    with open_raster(name) as source, writing(path), rasterio.open(path, "w", **_profile(source)) as target:
+    with opened(name) as source, writing(path), rasterio.open(path, "w", **_profile(source)) as target:
         for _, blocks in strips:
             for block in blocks:
                 window = Window(block.column, block.row, block.width, block.height)
                 target.write(source.read(1, window=window), 1, window=window)
-    with open_raster(str(path)) as written:
+    with opened(str(path)) as written:
         if grid_of(written, kind) != grid:
             raise UnusableError("its grid cannot be written exactly: mirror whole files with --whole")
 

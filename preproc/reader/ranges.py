@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
-from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SmaltiError
+from infer.contract import EXIT_FAILED, SmaltiError
 from preproc.reader.buckets import refusal_text, web_address
 from preproc.reader.hrefs import BUCKET_SCHEMES
 from preproc.reader.transport import (
@@ -22,6 +22,7 @@ from preproc.reader.transport import (
     STALL_S,
     Answer,
     HttpTransport,
+    ServiceError,
     TransientError,
     Transport,
     persist,
@@ -48,10 +49,8 @@ class RefusedError(SmaltiError):
     exit_code = EXIT_FAILED
 
 
-class UnreachableError(SmaltiError):
-    """The server did not answer well enough this time; the same command may succeed later."""
-
-    exit_code = EXIT_TRY_AGAIN
+class UnreachableError(ServiceError):
+    """The server of a file did not answer well enough this time; the same command may succeed later."""
 
 
 class Signs(Protocol):

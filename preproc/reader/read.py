@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -26,9 +26,10 @@ from preproc.reader.placement import Placement, RasterGrid, SourceWindow, Target
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
 from preproc.reader.sparse_file import RemoteFile
 from preproc.reader.tiff_layout import MOST_BYTES, LayoutError
+from preproc.reader.transport import TransientError, persist
 from preproc.reader.whereabouts import Whereabouts, check_place
 
-ATTEMPTS = 3
+FETCHES = 3
 """Times that a remote file is fetched anew when what came cannot be decoded: wrong bytes on the way are rare."""
 _LARGE = 16 << 20
 """Bytes of pixels from which on reads take turns: no real archive's tiles need as much, and memory stays bounded."""
@@ -38,6 +39,7 @@ _DECIBELS = (-60.0, -1.0)
 """Where more than half of the values of a Sentinel-1 file in dB lie; linear power is hardly ever negative."""
 
 
+T = TypeVar("T")
 _Pixels = NDArray[Any]
 
 
@@ -99,14 +101,32 @@ class Reader:
                 return _read_local(local_name(href), _Wish(targets, kind, said), self._turn)
             except UnusableError as error:
                 raise MissingDataError(f"{href}: {error}") from error
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with RemoteFile(self._client, href) as remote:
-                    return _read_remote(remote, self._known, _Wish(targets, kind, said), self._turn)
-            except (UnusableError, LayoutError) as error:
-                if attempt == ATTEMPTS:
-                    raise MissingDataError(f"{href}: {error} (fetched {ATTEMPTS} times)") from error
-        raise AssertionError("the loop ends by return or raise")
+        return fetched(
+            self._client,
+            href,
+            lambda remote: _read_remote(remote, self._known, _Wish(targets, kind, said), self._turn),
+        )
+
+
+def fetched(client: RangeClient, href: str, use: Callable[[RemoteFile], T]) -> T:
+    """What a function makes of a remote file, which is fetched anew when it cannot make anything of what came.
+
+    Raises:
+        MissingDataError: if the file is missing or not what it should be, for good.
+        UnreachableError: if its server does not deliver within the retry budget.
+    """
+
+    def attempt() -> T:
+        try:
+            with RemoteFile(client, href) as remote:
+                return use(remote)
+        except (UnusableError, LayoutError) as error:
+            raise TransientError(str(error)) from error
+
+    try:
+        return persist(attempt, wait=lambda _: 0.0, attempts=FETCHES)
+    except TransientError as error:
+        raise MissingDataError(f"{href}: {error} (fetched {FETCHES} times)") from error
 
 
 def local_name(href: str) -> str:
@@ -131,7 +151,7 @@ class _Wish:
 def _read_local(name: str, wish: _Wish, turn: threading.Lock) -> list[Placed]:
     if Path(name).exists() and not Path(name).is_file():
         raise UnusableError("is not a regular file")
-    with _opened(name) as dataset:
+    with opened(name) as dataset:
         described = _describe(dataset, wish.kind)
         block = _block_bytes(dataset.block_shapes[0], wish.kind)
         return _cut(described, wish, _Turn(turn, block), lambda window: _pixels(dataset, window))
@@ -177,20 +197,20 @@ def _read_remote(
     key = (kind.name, layout.mask is not None, layout.pixel_tags)
     described = known.get(key)
     if described is None:
-        with _opened(remote.path) as dataset:
+        with opened(remote.path) as dataset:
             described = known[key] = _describe(dataset, kind)
 
     def fetch(window: SourceWindow) -> _Pixels:
         remote.ensure(layout.ranges(window))
         # Opened anew: what GDAL has buffered of the file may be older than the bytes that have just come.
-        with _opened(remote.path) as dataset:
+        with opened(remote.path) as dataset:
             return _pixels(dataset, window)
 
     return _cut(described, wish, _Turn(turn, block), fetch)
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[Any]:
+def opened(name: str) -> Iterator[Any]:
     """An open dataset; what GDAL cannot do with it is said without GDAL's name for it."""
     try:
         with open_raster(name) as dataset:
