@@ -38,11 +38,6 @@ _HECTARES = PIXEL_SIZE**2 / 10_000
 """Of a pixel."""
 
 
-def map_manifest(run: Run) -> Path:
-    """RUN/map/map.json."""
-    return run.map / "map.json"
-
-
 @dataclass(frozen=True)
 class _ZoneFiles:
     grid: ZoneGrid

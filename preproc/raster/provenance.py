@@ -110,7 +110,7 @@ def gather_facts(
     plan = read_plan(run)
     tiles = planned_tiles(run)
     if not tiles:
-        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.root}` again")
+        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
     first: dict[str, Any] = {}
     lacking: dict[str, str] = {}
     digest = hashlib.sha256()
@@ -160,7 +160,7 @@ def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
         more = ", ..." if len(lacking) > _NAMED else ""
         raise SmaltiError(
             f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-            f"run `smalti infer {run.root}`"
+            f"run `smalti infer {run.quoted}`"
         )
 
 
@@ -178,7 +178,7 @@ def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other:
     if differing:
         raise SmaltiError(
             f"{run.embeddings}: {first} and {name} differ in {', '.join(differing)} and do not belong in one mosaic: "
-            f"run `smalti infer {run.root}`"
+            f"run `smalti infer {run.quoted}`"
         )
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_json, read_manifest
-from preproc.report.inputs import QUALITY_FILE
+from infer.contract import QUALITY_FILE, TILE_MANIFEST, FormatError, Run, planned_tiles, read_json, read_manifest
 from preproc.run.quality import FEW_CLEAR
 
 STACKS = {

@@ -22,8 +22,8 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
     stale = stale_before(entry, Survey(run, config), cheaply=not whole)
     if stale:
         raise SmaltiError(
-            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.root}` before `smalti {entry.name}`, "
-            f"or `smalti run {run.root}`, which renews whatever is stale"
+            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.quoted}` before `smalti {entry.name}`, "
+            f"or `smalti run {run.quoted}`, which renews whatever is stale"
         )
     return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)
 
@@ -69,10 +69,10 @@ def summarise(run: Run, config: Config) -> str:
         SmaltiError: if a manifest is not what it should be.
     """
     lines: list[str] = []
-    mosaic = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy=f"run `smalti stitch {run.root}`")
+    mosaic = read_manifest(run.mosaic_manifest, "mosaic", remedy=f"run `smalti stitch {run.quoted}`")
     lines += _files("embeddings", run, "mosaic", mosaic, ".tif")
     if config.labels is not None:
-        made = read_manifest(run.map / "map.json", "map", remedy=f"run `smalti predict {run.root}`")
+        made = read_manifest(run.map_manifest, "map", remedy=f"run `smalti predict {run.quoted}`")
         lines += _files("map", run, "map", made, ".tif")
         lines += _accuracy(run)
         lines.append(f"report      {run.report / 'index.html'}")
@@ -85,5 +85,5 @@ def _files(label: str, run: Run, folder: str, manifest: dict[str, dict[str, obje
 
 
 def _accuracy(run: Run) -> list[str]:
-    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.root}`")
+    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.quoted}`")
     return [f"accuracy    {accuracy['headline']}  ({run.accuracy})"]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer.contract import FormatError, Run, planned_tiles, read_json, read_plan
+from infer.contract import QUALITY_FILE, FormatError, Run, planned_tiles, read_json, read_plan
 from preproc.run.text import percent
 
-QUALITY_FILE = "quality.json"
 FEW_CLEAR = 10
 """A tile half of whose pixels have fewer clear Sentinel-2 observations is pointed out."""
 _NAMED = 5

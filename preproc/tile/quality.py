@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from infer.contract import write_json
+from infer.contract import QUALITY_FILE, write_json
 from preproc.tile.date_record import STACKS, StackName, StackRecord
 
-QUALITY_FILE = "quality.json"
 PICTURE_FILE = "quality.png"
 FULL_SCALE = 60
 """Clear observations at the bright end of the picture's colours, the same for all tiles."""

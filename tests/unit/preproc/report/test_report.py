@@ -129,9 +129,7 @@ def test_figures_are_those_of_the_out_of_fold_predictions(made: tuple[Run, Confi
     run, _ = made
     page = parse(run)
     oof = read_oof(run.model / "oof.parquet", [1, 2, 3])
-    legend = {
-        entry["code"]: entry["name"] for entry in read_manifest(run.map / "map.json", "map", remedy="")["classes"]
-    }
+    legend = {entry["code"]: entry["name"] for entry in read_manifest(run.map_manifest, "map", remedy="")["classes"]}
     right = (oof.predicted_n == oof.code_n).mean()
     assert f"Overall {100 * right:.0f}\u00a0% (" in page.text
     for code, name in legend.items():
