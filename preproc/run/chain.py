@@ -19,13 +19,29 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
     if entry.needs_labels and config.labels is None:
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
-    stale = stale_before(entry, Survey(run, config), cheaply=not whole)
-    if stale:
-        raise SmaltiError(
-            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.quoted}` before `smalti {entry.name}`, "
-            f"or `smalti run {run.quoted}`, which renews whatever is stale"
-        )
+    refuse_stale(entry, Survey(run, config), entry.name, cheaply=not whole)
     return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)
+
+
+def refuse_stale(entry: StageEntry, survey: Survey, command: str, *, cheaply: bool = False) -> None:
+    """Build on nothing that was made from something else than what is asked for now.
+
+    Args:
+        entry: the stage whose predecessors count.
+        survey: of the run.
+        command: that is refused.
+        cheaply: see `stale_before`.
+
+    Raises:
+        SmaltiError: if a stage before it is stale, with the command that renews it.
+    """
+    stale = next(iter(stale_before(entry, survey, cheaply=cheaply)), None)
+    if stale is not None:
+        quoted = survey.run.quoted
+        raise SmaltiError(
+            f"{survey.run.root}: {stale.told()}: run `smalti {stale.stage} {quoted}` before `smalti {command}`, "
+            f"or `smalti run {quoted}`, which renews whatever is stale"
+        )
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:

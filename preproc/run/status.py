@@ -93,7 +93,7 @@ def stale_before(entry: StageEntry, survey: Survey, *, cheaply: bool = False) ->
     Args:
         entry: the stage.
         survey: of the run.
-        cheaply: leave out stages that ask something of every tile: many shards would each ask all of them.
+        cheaply: leave out stages that ask more of every tile than shards do, for each of many shards would ask it.
     """
     found = []
     for other in before(entry, survey.config):
