@@ -97,7 +97,8 @@ def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
     components = principal_components(sample.values_nc())
     for zone in zones:
         _write_preview(zone, components)
-        write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), _properties(facts, zone.grid))
+        properties = _properties(facts, zone.grid)
+        write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), properties, of=(facts.region, facts.model))
     files = [path for zone in zones for path in (*zone.rasters, zone.item, zone.preview)]
     fields = {
         **facts.fields(),

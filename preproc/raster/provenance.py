@@ -50,6 +50,8 @@ class Facts:
     """[archive] source of the plan."""
     window: tuple[str, str]
     """First and last day, inclusive."""
+    region: str
+    """Its name."""
     fingerprint: str
     """SHA-256 over the checksums of all embeddings."""
 
@@ -145,6 +147,7 @@ def gather_facts(
             data_sources=tuple(sorted(sources)),
             archive=str(plan["source"]),
             window=(str(start), str(end)),
+            region=str(plan["region"]["name"]),
             fingerprint=digest.hexdigest(),
         )
     except (KeyError, TypeError, ValueError) as error:
