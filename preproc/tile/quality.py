@@ -64,7 +64,13 @@ def summary(
             "pixels_without": int(np.count_nonzero(counts == 0)),
             "largest_gap_days": largest_gap(record.kept, *window),
         }
-    return {"region_pixels": int(inside.sum()), "window": {"start": window[0], "end": window[1]}, "stacks": stacks}
+    unseen_hw = inside & np.all([counts_hw == 0 for counts_hw in counter.counts_hw.values()], axis=0)
+    return {
+        "region_pixels": int(inside.sum()),
+        "pixels_unseen": int(unseen_hw.sum()),
+        "window": {"start": window[0], "end": window[1]},
+        "stacks": stacks,
+    }
 
 
 def _reasons(record: StackRecord) -> dict[str, int]:
