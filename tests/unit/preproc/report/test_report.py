@@ -372,3 +372,10 @@ def test_a_plan_that_warned_is_quoted(copy: tuple[Run, Config]) -> None:
     write_manifest(run.plan, "plan", inputs=inputs, files=[], fields=fields)
     run_stage(ReportStage(), run, settings)
     assert "1 item lacks a band" in parse(run).text
+
+
+def test_on_paper_nothing_lies_beyond_a_scroll_bar_or_is_folded_up(made: tuple[Run, Config]) -> None:
+    page = (made[0].report / "index.html").read_text()
+    printed = page[page.index("@media print") : page.index("</style>")]
+    for rule in (".scroll, pre { overflow: visible; }", "white-space: normal", "details > :not(summary)"):
+        assert rule in printed
