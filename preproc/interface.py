@@ -231,8 +231,8 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
         chunk: edge of a chunk in pixels; a multiple of the blocks of the file (128 or 512) reads each block once.
 
     Returns:
-        float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`. A mosaic of
-        int8 codes comes multiplied by its scales, lazily too.
+        float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`; the coordinate
+        `band_name` has their names. A mosaic of int8 codes comes multiplied by its scales, lazily too.
 
     Raises:
         SmaltiError: if there is no mosaic, or it has several zones and none is named.
@@ -246,6 +246,10 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
     rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {directory.quoted}`")
     chunks = {"band": -1, "y": chunk, "x": chunk}
     values: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["raster"], chunks=chunks, masked=False)
+    # as an attribute, the names of all bands would be in the way of writing some of them
+    names = values.attrs.pop("long_name", None)
+    if isinstance(names, tuple):
+        values = values.assign_coords(band_name=("band", list(names)))
     if rasters["scales"] is not None:
         scales: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["scales"], chunks=chunks, masked=False)
         values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)
