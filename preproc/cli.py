@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, Run, Shard, SmaltiError
-from preproc.run.environment import drop_foreign_data_paths
+from preproc.run.environment import drop_foreign_data_paths, speak_any_encoding
 from preproc.run.progress import console, say
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Build again what is 
 
 SiteOption = Annotated[
     str | None,
-    typer.Option("--site", metavar="SITE", help="Another profile than [site] profile: a name or a .toml file."),
+    typer.Option("--site", metavar="SITE", help=r"Another profile than \[site] profile: a name or a .toml file."),
 ]
 
 
@@ -81,7 +81,8 @@ def init(run: RunArgument) -> None:
 
     directory = Run(run)
     init_run(directory)
-    say(f"wrote {directory.config}: set region, dates, archive and labels, then `smalti plan {run} --dry-run`")
+    then = f"`smalti plan {directory.quoted} --dry-run`"
+    say(f"wrote {directory.config}: set region, dates, archive and labels, then {then}")
 
 
 @app.command(rich_help_panel=_START)
@@ -97,7 +98,7 @@ def demo(
     directory = Run(run)
     write_demo_run(run)
     if prepare_only:
-        say(f"prepared {directory.config}; go on with `smalti run {run}`")
+        say(f"prepared {directory.config}; go on with `smalti run {directory.quoted}`")
         return
     config = load_config(directory)
     run_all(directory, config)
@@ -355,16 +356,17 @@ def main() -> None:
     """Entry point of `smalti`: runs a command and turns failures into one clear message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    speak_any_encoding()
     dropped = drop_foreign_data_paths()
     if dropped:
         say(f"{', '.join(dropped)} of another installation: left out, because it gives wrong coordinates")
     try:
         app()
     except SmaltiError as error:
-        console.print(f"smalti: {error}", markup=False, style="red")
+        console.print(f"smalti: {error}", style="red")
         sys.exit(error.exit_code)
     except _Interrupted:
-        console.print("smalti: interrupted; the same command goes on where it stopped", markup=False)
+        console.print("smalti: interrupted; the same command goes on where it stopped")
         sys.exit(EXIT_TRY_AGAIN)
 
 

@@ -167,7 +167,7 @@ class OpenRun:
     @cached_property
     def classes(self) -> dict[int, str]:
         """Code -> name of the map's classes."""
-        legend = read_manifest(self.run.map / "map.json", "map", remedy=self._remedy("predict"))["classes"]
+        legend = read_manifest(self.run.map_manifest, "map", remedy=self._remedy("predict"))["classes"]
         return {int(entry["code"]): str(entry["name"]) for entry in legend}
 
     def map(
@@ -190,7 +190,7 @@ class OpenRun:
         Raises:
             SmaltiError: if there is no map, or it has several zones and none is named.
         """
-        path = self.run.map / "map.json"
+        path = self.run.map_manifest
         rasters = _zone(path, "map", zone, self._remedy("predict"))
         with rasterio.open(path.parent / rasters["confidence" if confidence else "classes"]) as raster:
             window = Window(0, 0, raster.width, raster.height)
@@ -207,7 +207,7 @@ class OpenRun:
         raise SmaltiError(f"{self.run.root}: no tile {name!r} in the plan: it has {len(self.tiles)}, see `.tiles`")
 
     def _remedy(self, stage: str) -> str:
-        return f"run `smalti {stage} {self.run.root}`"
+        return f"run `smalti {stage} {self.run.quoted}`"
 
 
 def open_run(run: str | Path) -> OpenRun:
@@ -231,8 +231,8 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
         chunk: edge of a chunk in pixels; a multiple of the blocks of the file (128 or 512) reads each block once.
 
     Returns:
-        float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`. A mosaic of
-        int8 codes comes multiplied by its scales, lazily too.
+        float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`; the coordinate
+        `band_name` has their names. A mosaic of int8 codes comes multiplied by its scales, lazily too.
 
     Raises:
         SmaltiError: if there is no mosaic, or it has several zones and none is named.
@@ -241,10 +241,15 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
         import rioxarray
     except ImportError as error:
         raise SmaltiError(f"{error}: `pip install 'smalti[interactive]'`") from error
-    path = Run(Path(run)).mosaic / "mosaic.json"
-    rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {run}`")
+    directory = Run(Path(run))
+    path = directory.mosaic_manifest
+    rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {directory.quoted}`")
     chunks = {"band": -1, "y": chunk, "x": chunk}
     values: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["raster"], chunks=chunks, masked=False)
+    # as an attribute, the names of all bands would be in the way of writing some of them
+    names = values.attrs.pop("long_name", None)
+    if isinstance(names, tuple):
+        values = values.assign_coords(band_name=("band", list(names)))
     if rasters["scales"] is not None:
         scales: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["scales"], chunks=chunks, masked=False)
         values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)

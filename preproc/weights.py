@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from infer.contract import (
@@ -29,7 +29,7 @@ from infer.contract import (
 )
 from infer.contract.registry import HUB, REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
 from preproc.reader.ranges import MissingDataError, RangeClient, UnreachableError
-from preproc.run.progress import progress, say
+from preproc.run.progress import plain_console, progress, say
 from preproc.run.text import human_bytes
 
 KIND = "weights"
@@ -55,7 +55,8 @@ def weights_state(name: str, *, checksums: bool = False) -> State:
     if not path.is_file():
         return State("missing", f"not fetched: `smalti weights fetch {name}`" if model.url else model.note)
     if not record_path(name).is_file():
-        return State("broken", f"{path} has no record: run `smalti weights fetch {name} --from {path}`")
+        remedy = f"run `smalti weights fetch {name} --from {shlex.quote(str(path))}`"
+        return State("broken", f"{path} has no record: {remedy}")
     state = output_state(record_path(name), KIND, checksums=checksums)
     known = model.sha256
     if checksums and state.complete and known is not None and sha256_file(path) != known:
@@ -74,7 +75,7 @@ def list_weights() -> str:
         )
         table.add_row(model.name, model.family, model.data_source or "", millions, here)
     out = io.StringIO()
-    Console(file=out, width=140, color_system=None, highlight=False).print(table)
+    plain_console(file=out, width=140, color_system=None).print(table)
     return f"{out.getvalue().rstrip()}\nFolder: {weights_folder()} (SMALTI_WEIGHTS names another)"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +33,11 @@ class Run:
     """Paths of one run directory."""
 
     root: Path
+
+    @property
+    def quoted(self) -> str:
+        """The folder as a shell takes it, for commands that messages advise."""
+        return shlex.quote(str(self.root))
 
     @property
     def config(self) -> Path:
@@ -69,9 +75,19 @@ class Run:
         return self.root / "mosaic"
 
     @property
+    def mosaic_manifest(self) -> Path:
+        """Of the mosaic, all zones together."""
+        return self.mosaic / "mosaic.json"
+
+    @property
     def samples(self) -> Path:
-        """samples.parquet; its manifest is samples.json."""
+        """samples.parquet."""
         return self.root / "samples.parquet"
+
+    @property
+    def samples_manifest(self) -> Path:
+        """Of samples.parquet, beside it."""
+        return self.root / "samples.json"
 
     @property
     def model(self) -> Path:
@@ -79,9 +95,19 @@ class Run:
         return self.root / "model"
 
     @property
+    def model_manifest(self) -> Path:
+        """Of the trained classifier (`model_job` is about the encoder)."""
+        return self.model / "model.json"
+
+    @property
     def map(self) -> Path:
         """Class map and confidence."""
         return self.root / "map"
+
+    @property
+    def map_manifest(self) -> Path:
+        """Of the map, all zones together."""
+        return self.map / "map.json"
 
     @property
     def accuracy(self) -> Path:
@@ -155,7 +181,7 @@ def read_model_job(run: Run) -> ModelJob:
     Raises:
         FormatError: if it is missing or not what it should be.
     """
-    remedy = "run `smalti plan RUN` again"
+    remedy = f"run `smalti plan {run.quoted}` again"
     content = read_json(run.model_job, what="the model job", remedy=remedy)
     if not isinstance(content, dict) or content.pop("format", None) != "smalti/model-job":
         raise FormatError(f"{run.model_job}: not a smalti model job: {remedy}")
@@ -180,11 +206,23 @@ def read_model_job(run: Run) -> ModelJob:
     return job
 
 
+def check_folder(run: Run) -> None:
+    """Make sure that a run is a folder.
+
+    Raises:
+        SmaltiError: if it is a file, such as its run.toml, or is not there.
+    """
+    if run.root.is_dir():
+        return
+    if run.root.exists():
+        raise SmaltiError(f"{run.root}: is a file, and a run is a folder: give `{shlex.quote(str(run.root.parent))}`")
+    raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.quoted}`")
+
+
 def read_plan(run: Run) -> dict[str, Any]:
     """Read RUN/plan.json as a manifest (see docs/format.md)."""
-    if not run.root.is_dir():
-        raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.root}`")
-    return read_manifest(run.plan, "plan", remedy=f"run `smalti plan {run.root}`")
+    check_folder(run)
+    return read_manifest(run.plan, "plan", remedy=f"run `smalti plan {run.quoted}`")
 
 
 def planned_tiles(run: Run) -> list[PlannedTile]:
@@ -194,7 +232,7 @@ def planned_tiles(run: Run) -> list[PlannedTile]:
         FormatError: if the plan is not what it should be; a tile's name must be safe, for folders are named by it.
     """
     plan = read_plan(run)
-    remedy = "run `smalti plan` again"
+    remedy = f"run `smalti plan {run.quoted}` again"
     rows, size = plan.get("tiles"), plan.get("tile_size")
     if not isinstance(rows, list) or type(size) is not int or not 0 < size <= MAX_TILE_SIZE:
         raise FormatError(f"{run.plan}: its tiles cannot be read (no list of tiles, or no size): {remedy}")

@@ -26,6 +26,8 @@ SAR_BANDS = ("VV", "VH")
 MASK_POLARITY = "1 = clear, 0 = not clear or outside the region"
 TILE_MANIFEST = "tile.json"
 ROI_FILE = "roi.tiff"
+QUALITY_FILE = "quality.json"
+"""How well the tile is observed; see docs/format.md."""
 
 
 @dataclass(frozen=True)

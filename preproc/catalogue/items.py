@@ -145,7 +145,7 @@ def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
 
 def load_items(run: Run) -> list[Item]:
     """The items that the plan saved, verified against it, hrefs absolute."""
-    remedy = f"run `smalti plan {run.root}` again"
+    remedy = f"run `smalti plan {run.quoted}` again"
     plan = read_plan(run)
     verify_files(run.plan, plan, remedy=remedy)
     items: list[Item] = []

@@ -38,11 +38,6 @@ _HECTARES = PIXEL_SIZE**2 / 10_000
 """Of a pixel."""
 
 
-def map_manifest(run: Run) -> Path:
-    """RUN/map/map.json."""
-    return run.map / "map.json"
-
-
 @dataclass(frozen=True)
 class _ZoneFiles:
     grid: ZoneGrid
@@ -148,7 +143,7 @@ def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEnt
         "smalti:model": facts.fields()["model"],
         "smalti:data_sources": list(facts.data_sources),
     }
-    write_item(zone.item, zone.grid, facts.window, assets, properties)
+    write_item(zone.item, zone.grid, facts.window, assets, properties, of=(facts.region, facts.model))
 
 
 def _class_fields(entry: LegendEntry, histogram: NDArray[np.int64]) -> dict[str, Any]:

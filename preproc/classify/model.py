@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from infer.contract import FormatError, Run, read_manifest, verify_files, write_manifest, writing
 
-MANIFEST = "model.json"
+_MANIFEST = Run(Path()).model_manifest.name
 CLASSIFIER = "classifier.cbm"
 OUT_OF_FOLD = "oof.parquet"
 TRIALS = "trials.jsonl"
@@ -33,11 +33,6 @@ class ClassEntry:
     name: str
     color: str
     """'#rrggbb'."""
-
-
-def model_manifest(run: Run) -> Path:
-    """RUN/model/model.json."""
-    return run.model / MANIFEST
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def save_classifier(
     _save(path, model)
     legend = [asdict(entry) for entry in classes]
     content = {**fields, "classes": legend, "dim": dim}
-    write_manifest(folder / MANIFEST, KIND, inputs=inputs, files=[path, *files], fields=content)
+    write_manifest(folder / _MANIFEST, KIND, inputs=inputs, files=[path, *files], fields=content)
 
 
 def _save(path: Path, model: CatBoostClassifier) -> None:
@@ -124,7 +119,7 @@ def load_classifier(run: Run) -> Classifier:
     Raises:
         FormatError: one line that names the file and what is wrong with it.
     """
-    path = model_manifest(run)
+    path = run.model_manifest
     manifest = read_manifest(path, KIND, remedy="run `smalti train`")
     verify_files(path, manifest, remedy=_REMEDY)
     if CLASSIFIER not in manifest["files"]:

@@ -20,9 +20,9 @@ from infer.contract import (
     sha256_json,
 )
 from preproc.classify.class_map import KIND as MAP_KIND
-from preproc.classify.class_map import build_map, map_manifest
+from preproc.classify.class_map import build_map
 from preproc.classify.model import KIND as CLASSIFIER_KIND
-from preproc.classify.model import Classifier, load_classifier, model_manifest
+from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
 from preproc.raster.legend import LegendEntry
@@ -63,7 +63,7 @@ class PredictStage:
             Unit(name, prediction_paths(run, name)[1], TILE_KIND, {"classifier": classifier, "embedding": digest})
             for name, digest in embeddings.items()
         ]
-        return Session([*units, Unit("map", map_manifest(run), MAP_KIND, inputs)], lambda due: _build(run, facts, due))
+        return Session([*units, Unit("map", run.map_manifest, MAP_KIND, inputs)], lambda due: _build(run, facts, due))
 
 
 class PredictTilesStage(PredictStage):
@@ -98,7 +98,7 @@ def classifier_fingerprint(run: Run) -> str:
     Raises:
         FormatError: if there is none.
     """
-    manifest = read_manifest(model_manifest(run), CLASSIFIER_KIND, remedy=f"run `smalti train {run.root}`")
+    manifest = read_manifest(run.model_manifest, CLASSIFIER_KIND, remedy=f"run `smalti train {run.quoted}`")
     return sha256_json([manifest["files"], manifest.get("classes"), manifest.get("dim")])
 
 
@@ -107,7 +107,7 @@ def _fitting_classifier(run: Run, facts: Facts) -> Classifier:
     if facts.dim != classifier.dim:
         raise SmaltiError(
             f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "
-            f"{facts.dim}: run `smalti sample {run.root}` and `smalti train {run.root}` again"
+            f"{facts.dim}: run `smalti sample {run.quoted}` and `smalti train {run.quoted}` again"
         )
     return classifier
 
@@ -117,7 +117,7 @@ def _predict_tile(run: Run, classifier: Classifier, tile: PlannedTile, unit: Uni
     if embedding.shape_hwc != (tile.size, tile.size, classifier.dim):
         raise SmaltiError(
             f"{run.embeddings / tile.name}.npy: {embedding.shape_hwc}, expected "
-            f"{(tile.size, tile.size, classifier.dim)}: run `smalti infer {run.root}` again"
+            f"{(tile.size, tile.size, classifier.dim)}: run `smalti infer {run.quoted}` again"
         )
     write_prediction(run, tile.name, classify(embedding, classifier), unit.inputs)
 

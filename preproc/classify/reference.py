@@ -40,11 +40,6 @@ class ClassMap:
     """Code -> mapped pixels; nodata (0) is not counted."""
 
 
-def map_manifest(run: Run) -> Path:
-    """RUN/map/map.json."""
-    return run.map / "map.json"
-
-
 def read_map(run: Run) -> ClassMap:
     """Find the class rasters among the files of RUN/map and count their pixels, a block at a time.
 
@@ -53,7 +48,7 @@ def read_map(run: Run) -> ClassMap:
     Raises:
         FormatError: if the map is missing, damaged or has no class raster.
     """
-    path = map_manifest(run)
+    path = run.map_manifest
     manifest = read_manifest(path, "map", remedy="run `smalti predict`")
     verify_files(path, manifest, remedy=_REMEDY)
     files, zones, bounds = [], [], []

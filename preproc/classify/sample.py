@@ -28,7 +28,7 @@ from infer.contract import (
 )
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash, samples_manifest
+from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
@@ -64,7 +64,7 @@ class SampleStage:
             },
             "embeddings": embeddings_fingerprint(run),
         }
-        unit = Unit("samples", samples_manifest(run), "samples", inputs)
+        unit = Unit("samples", run.samples_manifest, "samples", inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
 
 
@@ -88,7 +88,7 @@ def embeddings_fingerprint(run: Run) -> str:
     if missing:
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
-            f"(the first is {missing[0]}): run `smalti infer {run.root}`"
+            f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
     manifests = [
         read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
@@ -191,14 +191,14 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
             _write_rows(writer, run, drawn)
         finally:
             writer.close()
-        samples_manifest(run).unlink(missing_ok=True)  # from here on the old table is no longer whole
+        run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
     fields = {
         "rows": len(drawn.chosen.tile_n),
         "dim": drawn.dim,
         "classes": _legend(drawn),
         "counts": dict(drawn.counts),
     }
-    write_manifest(samples_manifest(run), "samples", inputs=inputs, files=[run.samples], fields=fields)
+    write_manifest(run.samples_manifest, "samples", inputs=inputs, files=[run.samples], fields=fields)
     _tell(drawn.counts, fields)
 
 

@@ -33,11 +33,6 @@ _PLACE = (
 )
 
 
-def samples_manifest(run: Run) -> Path:
-    """RUN/samples.json."""
-    return run.samples.with_suffix(".json")
-
-
 def embedding_columns(dim: int) -> list[str]:
     """Names of the embedding's columns: e000, e001 ..."""
     return [f"e{index:03d}" for index in range(dim)]
@@ -135,7 +130,7 @@ def read_samples(run: Run) -> Samples:
     Raises:
         FormatError: if it is missing, damaged or not a table of samples.
     """
-    path = samples_manifest(run)
+    path = run.samples_manifest
     manifest = read_manifest(path, "samples", remedy="run `smalti sample`")
     verify_files(path, manifest, remedy=_REMEDY)
     legend, dim = _legend(path, manifest)

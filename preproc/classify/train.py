@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_json
 from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
-from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, model_manifest, save_classifier
+from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, save_classifier
 from preproc.classify.out_of_fold import write_oof
 from preproc.classify.palette import palette
-from preproc.classify.table import Samples, counted, read_samples, samples_manifest
+from preproc.classify.table import Samples, counted, read_samples
 from preproc.classify.trials import Journal, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
 from preproc.run.config import Classify, Config
@@ -40,7 +40,7 @@ class TrainStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
-        manifest = read_manifest(samples_manifest(run), "samples", remedy=f"run `smalti sample {run.root}`")
+        manifest = read_manifest(run.samples_manifest, "samples", remedy=f"run `smalti sample {run.quoted}`")
         settings = config.classify
         inputs = {
             "samples": sha256_json(manifest["files"]),
@@ -52,7 +52,7 @@ class TrainStage:
                 "recipe": _RECIPE,
             },
         }
-        unit = Unit("classifier", model_manifest(run), KIND, inputs)
+        unit = Unit("classifier", run.model_manifest, KIND, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
 
 

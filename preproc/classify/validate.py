@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer.contract import Run, read_manifest, sha256_json, verify_files, write_manifest
-from preproc.classify.model import KIND, OUT_OF_FOLD, model_manifest, read_legend
+from preproc.classify.model import KIND, OUT_OF_FOLD, read_legend
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
-from preproc.classify.reference import map_accuracy, map_manifest, read_map, read_reference, unmatched
+from preproc.classify.reference import map_accuracy, read_map, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config
@@ -36,10 +36,10 @@ class ValidateStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
-        model = read_manifest(model_manifest(run), KIND, remedy=f"run `smalti train {run.root}`")
+        model = read_manifest(run.model_manifest, KIND, remedy=f"run `smalti train {run.quoted}`")
         inputs: dict[str, Any] = {"model": sha256_json(model["files"]), "seed": config.classify.seed}
         if config.validate_ is not None:
-            made = read_manifest(map_manifest(run), "map", remedy=f"run `smalti predict {run.root}`")
+            made = read_manifest(run.map_manifest, "map", remedy=f"run `smalti predict {run.quoted}`")
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
             if settings["encoding"] is None:
                 del settings["encoding"]  # as in files written before it could be set
@@ -61,7 +61,7 @@ def accuracy(run: Run, config: Config) -> dict[str, Any]:
     Raises:
         SmaltiError: if the classifier, the map or the reference sample is not what it should be.
     """
-    path = model_manifest(run)
+    path = run.model_manifest
     model = read_manifest(path, KIND, remedy="run `smalti train`")
     verify_files(path, model, remedy="run `smalti train` again")
     classes, _ = read_legend(path, model)

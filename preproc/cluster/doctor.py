@@ -90,9 +90,9 @@ def _check_profile(run: Run, profile: Profile) -> list[Finding]:
 
 def _check_plan(run: Run, config: Config, plan: Mapping[str, Any]) -> list[Finding]:
     if not plan:
-        return [warning("plan", "not there or not valid", f"run `smalti plan {run.root}`: then more can be checked")]
+        return [warning("plan", "not there or not valid", f"run `smalti plan {run.quoted}`: then more can be checked")]
     for stale in status.stale_before(stage_named("fetch"), status.Survey(run, config)):
-        remedy = f"run `smalti plan {run.root}`: until then these checks are of the plan that is there"
+        remedy = f"run `smalti plan {run.quoted}`: until then these checks are of the plan that is there"
         return [warning("plan", stale.told(), remedy)]
     return [ok("plan", f"{len(plan['tiles'])} tiles")]
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from preproc.cluster.tasks import JobStatus, QueueView
+from preproc.run.progress import plain_console
 
 _SHOWN = 12
 """Failed tasks that are listed a kind."""
@@ -100,7 +101,7 @@ def renderable(view: QueueView) -> RenderableType:
 
 def watch(draw: Callable[[], tuple[RenderableType, bool]], seconds: float) -> None:
     """Draw again and again until `draw` says that nothing is left to happen, or Ctrl-C."""
-    with Live(console=Console(soft_wrap=True, highlight=False), auto_refresh=False) as live:
+    with Live(console=plain_console(), auto_refresh=False) as live:
         while True:
             picture, over = draw()
             live.update(picture, refresh=True)

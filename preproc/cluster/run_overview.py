@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from infer.contract import Run, SmaltiError
 from preproc.cluster import queue_table
 from preproc.cluster.tasks import QueueView, look_at_queue
-from preproc.run import status
+from preproc.run import progress, status
 from preproc.run.config import Config
 from preproc.run.quality import Observed, observed
 
@@ -53,7 +53,7 @@ class Overview:
 
     def picture(self) -> RenderableType:
         """For people."""
-        parts: list[RenderableType] = [status.as_table(self.run, self.stages)]
+        parts: list[RenderableType] = [Text(str(self.run.root), style="italic"), status.as_table(self.stages)]
         for entry in self.stages:
             problems = list(entry.problems.items())[:_PROBLEMS]
             parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
@@ -91,7 +91,7 @@ def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> O
         The last one.
     """
     if watch_s <= 0:
-        Console(soft_wrap=True, highlight=False).print(overview.picture())
+        progress.show(overview.picture())
         return overview
     latest = [overview]
 

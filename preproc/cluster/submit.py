@@ -216,8 +216,8 @@ def submit(run: Run, config: Config, request: Request) -> str:
         if active and not request.again:
             names = ", ".join(str(number) for number in sorted({task.job for task in active}))
             raise BusyError(
-                f"{run.root}: jobs of this run are queued ({names}): look with `smalti status {run.root}`; "
-                f"`smalti resubmit {run.root}` adds what failed, `smalti cancel {run.root}` ends them"
+                f"{run.root}: jobs of this run are queued ({names}): look with `smalti status {run.quoted}`; "
+                f"`smalti resubmit {run.quoted}` adds what failed, `smalti cancel {run.quoted}` ends them"
             )
         if any(not unit.state().complete for unit in stage_named("plan").load().open(run, config).units):
             run_one(stage_named("plan"), run, config)
@@ -291,7 +291,7 @@ def _submit(
         write_ledger(run, jobs)
         number = f" [{step.script.array}]" if step.script.array is not None else ""
         lines.append(f"{step.name:<12} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
-    lines += [*cost_lines(profile, steps, due), *warnings, f"look with `smalti status {run.root}`"]
+    lines += [*cost_lines(profile, steps, due), *warnings, f"look with `smalti status {run.quoted}`"]
     return "\n".join(lines)
 
 
@@ -324,4 +324,4 @@ def cancel(run: Run) -> str:
     slurm.scancel(jobs)
     if not jobs:
         return "no job of this run is queued"
-    return f"cancelled {', '.join(str(job) for job in jobs)}; `smalti submit {run.root}` goes on with what is missing"
+    return f"cancelled {', '.join(str(job) for job in jobs)}; `smalti submit {run.quoted}` goes on with what is missing"

@@ -42,9 +42,12 @@ from preproc.reader.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, BandKin
 from preproc.reader.read_pool import in_order
 from preproc.reader.signing import make_signer
 from preproc.reader.whereabouts import Whereabouts
+from preproc.run.chain import refuse_stale
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
 from preproc.run.stage import Outcome, StageFailedError, failure_table
+from preproc.run.stages import stage_named
+from preproc.run.status import Survey
 
 RECORD = "mirror.json"
 """Beside each item: what of it was copied, and from what. At the root: the mirror as a whole, written last."""
@@ -102,8 +105,9 @@ def mirror(run: Run, config: Config, target: str | None, *, whole: bool = False,
 
     Raises:
         StageFailedError: after everything was tried, if some assets could not be copied; the message lists them.
-        SmaltiError: if there is no plan, or the target cannot be written.
+        SmaltiError: if there is no plan, it is stale, or the target cannot be written.
     """
+    refuse_stale(stage_named("fetch"), Survey(run, config), "mirror")
     store = open_store(target or str(run.root / "mirror"))
     with stage_lock(run, "mirror"):
         assets = _wanted(run, config, whole)

@@ -40,7 +40,7 @@ class StitchStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one mosaic (a file or two per zone), and what it is made from."""
         facts = gather_facts(run)
-        unit = Unit(KIND, run.mosaic / "mosaic.json", KIND, mosaic_inputs(facts, config))
+        unit = Unit(KIND, run.mosaic_manifest, KIND, mosaic_inputs(facts, config))
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: build_mosaic(run, config, facts, unit)))
 
 
@@ -92,12 +92,13 @@ def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
             _write_zone(run, zone, sample, counts, bar)
     if not counts["pixels"]:
         raise SmaltiError(
-            f"{run.embeddings}: no pixel of any tile has an embedding: look at `smalti status {run.root}`"
+            f"{run.embeddings}: no pixel of any tile has an embedding: look at `smalti status {run.quoted}`"
         )
     components = principal_components(sample.values_nc())
     for zone in zones:
         _write_preview(zone, components)
-        write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), _properties(facts, zone.grid))
+        properties = _properties(facts, zone.grid)
+        write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), properties, of=(facts.region, facts.model))
     files = [path for zone in zones for path in (*zone.rasters, zone.item, zone.preview)]
     fields = {
         **facts.fields(),
@@ -177,7 +178,7 @@ def _open(run: Run, tile: PlannedTile) -> Embedding:
         height, width, _ = embedding.shape_hwc
         raise SmaltiError(
             f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}: "
-            f"run `smalti infer {run.root}` again"
+            f"run `smalti infer {run.quoted}` again"
         )
     return embedding
 

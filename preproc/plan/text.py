@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from preproc.run.progress import plain_console
 from preproc.run.text import human_bytes, human_time
 
 WIDTH = 110
@@ -16,7 +17,7 @@ WIDTH = 110
 
 def render_plan(plan: Mapping[str, Any]) -> str:
     """The fields of plan.json as text."""
-    out = Console(file=io.StringIO(), width=WIDTH, highlight=False, color_system=None, soft_wrap=True)
+    out = plain_console(file=io.StringIO(), width=WIDTH, color_system=None)
     region, size = plan["region"], plan["tile_size"]
     zones = ", ".join(f"{count:,} in EPSG:{epsg}" for epsg, count in list(plan["zones"].items())[:4])
     zones += f" and {len(plan['zones']) - 4} more zones" if len(plan["zones"]) > 4 else ""
@@ -32,7 +33,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     out.print(_cost_table(plan))
     out.print(f"`smalti submit` will choose {plan['neighbours_in_shards_of']} shards. All rough: see docs/plan.md.")
     for warning in plan["warnings"]:
-        out.print(f"Warning: {warning}", markup=False)
+        out.print(f"Warning: {warning}")
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue().rstrip()
 
@@ -51,7 +52,7 @@ def _print_scenes(out: Console, plan: Mapping[str, Any]) -> None:
     if scenes["duplicates"]:
         out.print(f"left out   {scenes['duplicates']} older copies of other items")
     for row in scenes["rejected"]:
-        out.print(f"left out   {row['items']} items (such as {row['examples'][0]}): {row['reason']}", markup=False)
+        out.print(f"left out   {row['items']} items (such as {row['examples'][0]}): {row['reason']}")
 
 
 def _cost_table(plan: Mapping[str, Any]) -> Table:

@@ -50,6 +50,8 @@ class Facts:
     """[archive] source of the plan."""
     window: tuple[str, str]
     """First and last day, inclusive."""
+    region: str
+    """Its name."""
     fingerprint: str
     """SHA-256 over the checksums of all embeddings."""
 
@@ -110,7 +112,7 @@ def gather_facts(
     plan = read_plan(run)
     tiles = planned_tiles(run)
     if not tiles:
-        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.root}` again")
+        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
     first: dict[str, Any] = {}
     lacking: dict[str, str] = {}
     digest = hashlib.sha256()
@@ -145,6 +147,7 @@ def gather_facts(
             data_sources=tuple(sorted(sources)),
             archive=str(plan["source"]),
             window=(str(start), str(end)),
+            region=str(plan["region"]["name"]),
             fingerprint=digest.hexdigest(),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -160,7 +163,7 @@ def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
         more = ", ..." if len(lacking) > _NAMED else ""
         raise SmaltiError(
             f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-            f"run `smalti infer {run.root}`"
+            f"run `smalti infer {run.quoted}`"
         )
 
 
@@ -178,7 +181,7 @@ def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other:
     if differing:
         raise SmaltiError(
             f"{run.embeddings}: {first} and {name} differ in {', '.join(differing)} and do not belong in one mosaic: "
-            f"run `smalti infer {run.root}`"
+            f"run `smalti infer {run.quoted}`"
         )
 
 

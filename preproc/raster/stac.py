@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -19,13 +20,15 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, NoDataStrings, RasterBand, RasterExtension
 from shapely.geometry.polygon import orient
 
-from infer.contract import PIXEL_SIZE, sha256_file, write_bytes
+from infer.contract import PIXEL_SIZE, sha256_file, sha256_json, write_bytes
 from preproc.raster.cog import Layer
 from preproc.raster.zones import ZoneGrid
 
 _DECIMALS = 7
 """Of degrees: a centimetre."""
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+_ID_DIGITS, _ID_WORD = 10, 40
+"""Hexadecimal digits of the hash in an item's id, and the length that each word before it is cut to."""
 _SHA256_MULTIHASH = "1220"
 """Code and length of SHA-256 in the multihash that file:checksum wants."""
 
@@ -51,6 +54,8 @@ def write_item(
     window: tuple[str, str],
     assets: Sequence[AssetRecord],
     properties: Mapping[str, Any],
+    *,
+    of: Sequence[str] = (),
 ) -> None:
     """Write the STAC item of one zone's files.
 
@@ -60,6 +65,7 @@ def write_item(
         window: first and last day.
         assets: the files.
         properties: title, description, model ...
+        of: region and model, for the item's id; see `_identity`.
     """
     geometry, bbox = footprint(grid)
     start, end = (date.fromisoformat(day) for day in window)
@@ -82,9 +88,20 @@ def write_item(
     for record in assets:
         item.add_asset(record.key, _asset(record))
         _describe(item, item.assets[record.key], record)
+    item.id = _identity([*of, path.stem, *window], [item.assets[record.key] for record in assets if record.layer])
     # not item.save_object: it would write the absolute path of this machine as the item's own link
     content = item.to_dict(include_self_link=False, transform_hrefs=False)
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _identity(words: Sequence[str], rasters: Sequence[pystac.Asset]) -> str:
+    """An id that no other run's item has, so that one catalogue can hold both; equal pixels and tags have an equal one.
+
+    The words are for people, their signs those that STAC's best practices allow; a hash of the checksums tells apart.
+    """
+    digest = sha256_json([[asset.href, asset.extra_fields["file:checksum"]] for asset in rasters])[:_ID_DIGITS]
+    named = [re.sub(r"[^A-Za-z0-9-]+", "-", word).strip("-")[:_ID_WORD] for word in words]
+    return "_".join([*filter(None, named), digest])
 
 
 def _asset(record: AssetRecord) -> pystac.Asset:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from infer.contract import REGISTRY
 from preproc.report.inputs import Sources
 from preproc.report.observations import Observations
-from preproc.run.quality import FEW_CLEAR
+from preproc.run.quality import FEW_CLEAR, blind_spots
 
 FEW_GROUPS = 10
 """Below so many parcels the figures of a class are anecdotes."""
@@ -82,7 +82,8 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
     found = []
     blind = seen.stacks["s2"].pixels_without
     if blind:
-        text = f"{blind:,} pixels of the region have no clear Sentinel-2 observation: they rest on radar alone."
+        rest = blind_spots(blind, seen.unseen)
+        text = f"{blind:,} pixels of the region have no clear Sentinel-2 observation: {rest}."
         found.append(Caution("Pixels never seen clearly", text, False))
     if seen.poor_tiles:
         text = (
@@ -90,7 +91,7 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
             f"for half of their pixels: {_some(seen.poor_tiles)}."
         )
         found.append(Caution("Tiles with few observations", text, False))
-    if seen.tiles and not (seen.stacks["s1_ascending"].dates or seen.stacks["s1_descending"].dates):
+    if seen.tiles and not (seen.stacks["s1_ascending"].most_dates or seen.stacks["s1_descending"].most_dates):
         found.append(Caution("No radar", "No Sentinel-1 scene was found: the map rests on Sentinel-2 alone.", False))
     if seen.tiles < seen.planned:
         text = (

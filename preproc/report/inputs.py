@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import (
+    QUALITY_FILE,
     TILE_MANIFEST,
     FormatError,
     Run,
@@ -21,8 +22,6 @@ from infer.contract import (
     sha256_json,
     verify_files,
 )
-
-QUALITY_FILE = "quality.json"
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Sources:
 def manifest_paths(run: Run) -> dict[str, tuple[Path, str, str]]:
     """Name -> path, kind and the command that makes it, of everything the report needs."""
     return {
-        "mosaic": (run.mosaic / "mosaic.json", "mosaic", "stitch"),
-        "samples": (run.root / "samples.json", "samples", "sample"),
-        "model": (run.model / "model.json", "classifier", "train"),
-        "map": (run.map / "map.json", "map", "predict"),
+        "mosaic": (run.mosaic_manifest, "mosaic", "stitch"),
+        "samples": (run.samples_manifest, "samples", "sample"),
+        "model": (run.model_manifest, "classifier", "train"),
+        "map": (run.map_manifest, "map", "predict"),
         "accuracy": (run.accuracy, "accuracy", "validate"),
     }
 
@@ -59,7 +58,7 @@ def fingerprint(run: Run) -> dict[str, str]:
     read_plan(run)
     found = {"plan": sha256_file(run.plan)}
     for name, (path, kind, command) in manifest_paths(run).items():
-        read_manifest(path, kind, remedy=f"run `smalti {command} {run.root}`")
+        read_manifest(path, kind, remedy=f"run `smalti {command} {run.quoted}`")
         found[name] = sha256_file(path)
     digest = hashlib.sha256()
     for tile in planned_tiles(run):
@@ -78,7 +77,7 @@ def read_sources(run: Run) -> Sources:
     """
     read: dict[str, dict[str, Any]] = {}
     for name, (path, kind, command) in manifest_paths(run).items():
-        remedy = f"run `smalti {command} {run.root}`"
+        remedy = f"run `smalti {command} {run.quoted}`"
         read[name] = read_manifest(path, kind, remedy=remedy)
         # mosaics may be many gigabytes, and the report shows none of their bytes but the preview's
         verify_files(path, read[name], checksums=name != "mosaic", remedy=f"{remedy} again")
@@ -102,15 +101,15 @@ def _check_consistent(run: Run, read: Mapping[str, Mapping[str, Any]]) -> None:
     }
     for problem, (one, other) in pairs.items():
         if one != other:
-            raise SmaltiError(f"{run.root}: {problem}: run `smalti run {run.root}` to bring the run up to date")
+            raise SmaltiError(f"{run.root}: {problem}: run `smalti run {run.quoted}` to bring the run up to date")
 
 
 def _is_simulated(run: Run) -> bool:
     """Whether the saved items carry smalti:simulated, as those of the simulated archive do."""
     for path in sorted(run.items.glob("*.json"))[:1]:
-        content = read_json(path, what="the saved items", remedy=f"run `smalti plan {run.root}` again")
+        content = read_json(path, what="the saved items", remedy=f"run `smalti plan {run.quoted}` again")
         features = content.get("features", [content]) if isinstance(content, dict) else []
         if not all(isinstance(item, dict) for item in features):
-            raise FormatError(f"{path}: not a collection of STAC items: run `smalti plan {run.root}` again")
+            raise FormatError(f"{path}: not a collection of STAC items: run `smalti plan {run.quoted}` again")
         return any((item.get("properties") or {}).get("smalti:simulated") is True for item in features)
     return False

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from pathlib import Path
 
-from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_json, read_manifest
-from preproc.report.inputs import QUALITY_FILE
-from preproc.run.quality import FEW_CLEAR
+from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_manifest
+from preproc.run.quality import STACKS, StackSummary, poor_tiles, summarise, tile_qualities, unseen_pixels
 
-STACKS = {
-    "s2": "Sentinel-2, clear",
-    "s1_ascending": "Sentinel-1, ascending",
-    "s1_descending": "Sentinel-1, descending",
-}
 _REMEDY = "fetch this tile again"
-
-
-@dataclass
-class StackSummary:
-    """One stack over all tiles; observations are counted per pixel of the region."""
-
-    label: str
-    dates: set[str] = field(default_factory=set)
-    """Days that at least one tile kept."""
-    fewest: int | None = None
-    """Observations of the worst pixel."""
-    typical: float | None = None
-    """Median pixel, averaged over tiles by their pixels in the region."""
-    most: int | None = None
-    least_dates: int | None = None
-    """Dates kept by the tile that kept the fewest."""
-    most_dates: int | None = None
-    dropped: int = 0
-    """Dates left out by the tile that left out the most."""
-    largest_gap: int | None = None
-    """Longest stretch of days without a date, in any tile."""
-    pixels_without: int = 0
-    """Pixels without a single observation."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +21,12 @@ class Observations:
     months: Sequence[str]
     """YYYY-MM of the window."""
     per_month: Mapping[str, Sequence[int]]
-    """Stack -> dates kept in each month."""
+    """Stack -> dates kept in each month, by at least one tile."""
     tiles: int
     """Tiles whose time series are still here."""
     planned: int
-    region_pixels: int
+    unseen: int | None
+    """Pixels without any observation, optical or radar; None if a tile was fetched before this was counted."""
     poor_tiles: Sequence[str]
     """Tiles with a median below FEW_CLEAR clear observations."""
 
@@ -65,54 +37,25 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     Raises:
         FormatError: if one of them is damaged.
     """
-    stacks = {name: StackSummary(label) for name, label in STACKS.items()}
-    planned = planned_tiles(run)
-    tiles, pixels, poor = 0, 0, []
-    weights: dict[str, float] = dict.fromkeys(STACKS, 0.0)
-    for name, quality, dates in _tiles(run, [tile.name for tile in planned]):
-        tiles += 1
-        inside = int(quality["region_pixels"])
-        pixels += inside
-        for stack, summary in stacks.items():
-            summary.dates.update(dates[stack])
-            _add(summary, quality["stacks"][stack])
-            weights[stack] += inside * float(quality["stacks"][stack]["observations_per_pixel"]["50"])
-        if int(quality["stacks"]["s2"]["observations_per_pixel"]["50"]) < FEW_CLEAR:
-            poor.append(name)
-    for stack, summary in stacks.items():
-        summary.typical = weights[stack] / pixels if pixels else None
+    tiles = tile_qualities(run)  # people remove the time series once the embeddings are made
+    days: dict[str, set[str]] = {name: set() for name in STACKS}
+    for tile in tiles:
+        for name, dates in _dates(run.tiles / tile.name / TILE_MANIFEST).items():
+            days[name].update(dates)
     months = list(_months(*window))
-    per_month = {
-        name: [sum(day.startswith(month) for day in summary.dates) for month in months]
-        for name, summary in stacks.items()
-    }
-    return Observations(stacks, months, per_month, tiles, len(planned), pixels, poor)
+    per_month = {name: [sum(day.startswith(month) for day in days[name]) for month in months] for name in STACKS}
+    planned = len(planned_tiles(run))
+    return Observations(
+        summarise(tiles), months, per_month, len(tiles), planned, unseen_pixels(tiles), poor_tiles(tiles)
+    )
 
 
-def _tiles(run: Run, names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
-    for name in names:
-        folder = run.tiles / name
-        if not (folder / TILE_MANIFEST).is_file():
-            continue  # people remove the time series once the embeddings are made; the report says how many are left
-        manifest = read_manifest(folder / TILE_MANIFEST, "tile", remedy=_REMEDY)
-        quality = read_json(folder / QUALITY_FILE, what="the tile's quality record", remedy=_REMEDY)
-        try:
-            yield name, quality, {stack: [str(day) for day in manifest["dates"][stack]] for stack in STACKS}
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{folder}: its dates or quality cannot be read ({error!r}): {_REMEDY}") from error
-
-
-def _add(summary: StackSummary, stack: Mapping[str, Any]) -> None:
-    counts = stack["observations_per_pixel"]
-    low, high, kept = int(counts["0"]), int(counts["100"]), int(stack["dates_kept"])
-    gap = int(stack["largest_gap_days"])
-    summary.fewest = low if summary.fewest is None else min(summary.fewest, low)
-    summary.most = high if summary.most is None else max(summary.most, high)
-    summary.least_dates = kept if summary.least_dates is None else min(summary.least_dates, kept)
-    summary.most_dates = kept if summary.most_dates is None else max(summary.most_dates, kept)
-    summary.dropped = max(summary.dropped, int(stack["dates_dropped"]))
-    summary.largest_gap = gap if summary.largest_gap is None else max(summary.largest_gap, gap)
-    summary.pixels_without += int(stack["pixels_without"])
+def _dates(path: Path) -> dict[str, list[str]]:
+    manifest = read_manifest(path, "tile", remedy=_REMEDY)
+    try:
+        return {stack: [str(day) for day in manifest["dates"][stack]] for stack in STACKS}
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{path}: its dates cannot be read ({error!r}): {_REMEDY}") from error
 
 
 def _months(start: str, end: str) -> Iterator[str]:

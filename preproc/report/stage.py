@@ -19,7 +19,7 @@ from preproc.run.config import Config
 from preproc.run.stage import Session, Unit, one_by_one
 
 KIND = "report"
-LAYOUT = 1
+LAYOUT = 2
 """Of the page; a new one makes reports anew."""
 _UNTITLED = ("region", "bbox")
 """Names that a region has when nobody gave it one."""

@@ -19,13 +19,29 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
     if entry.needs_labels and config.labels is None:
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
-    stale = stale_before(entry, Survey(run, config), cheaply=not whole)
-    if stale:
-        raise SmaltiError(
-            f"{run.root}: {stale[0].told()}: run `smalti {stale[0].stage} {run.root}` before `smalti {entry.name}`, "
-            f"or `smalti run {run.root}`, which renews whatever is stale"
-        )
+    refuse_stale(entry, Survey(run, config), entry.name, cheaply=not whole)
     return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)
+
+
+def refuse_stale(entry: StageEntry, survey: Survey, command: str, *, cheaply: bool = False) -> None:
+    """Build on nothing that was made from something else than what is asked for now.
+
+    Args:
+        entry: the stage whose predecessors count.
+        survey: of the run.
+        command: that is refused.
+        cheaply: see `stale_before`.
+
+    Raises:
+        SmaltiError: if a stage before it is stale, with the command that renews it.
+    """
+    stale = next(iter(stale_before(entry, survey, cheaply=cheaply)), None)
+    if stale is not None:
+        quoted = survey.run.quoted
+        raise SmaltiError(
+            f"{survey.run.root}: {stale.told()}: run `smalti {stale.stage} {quoted}` before `smalti {command}`, "
+            f"or `smalti run {quoted}`, which renews whatever is stale"
+        )
 
 
 def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
@@ -69,10 +85,10 @@ def summarise(run: Run, config: Config) -> str:
         SmaltiError: if a manifest is not what it should be.
     """
     lines: list[str] = []
-    mosaic = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy=f"run `smalti stitch {run.root}`")
+    mosaic = read_manifest(run.mosaic_manifest, "mosaic", remedy=f"run `smalti stitch {run.quoted}`")
     lines += _files("embeddings", run, "mosaic", mosaic, ".tif")
     if config.labels is not None:
-        made = read_manifest(run.map / "map.json", "map", remedy=f"run `smalti predict {run.root}`")
+        made = read_manifest(run.map_manifest, "map", remedy=f"run `smalti predict {run.quoted}`")
         lines += _files("map", run, "map", made, ".tif")
         lines += _accuracy(run)
         lines.append(f"report      {run.report / 'index.html'}")
@@ -85,5 +101,5 @@ def _files(label: str, run: Run, folder: str, manifest: dict[str, dict[str, obje
 
 
 def _accuracy(run: Run) -> list[str]:
-    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.root}`")
+    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.quoted}`")
     return [f"accuracy    {accuracy['headline']}  ({run.accuracy})"]

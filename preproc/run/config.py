@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from infer.contract import ModelJob, Run, SmaltiError
+from infer.contract import ModelJob, Run, SmaltiError, check_folder
 from infer.contract.registry import REGISTRY
 from preproc.run.profile import UNSAFE, SiteSettings
 
@@ -370,12 +370,11 @@ def load_config(run: Run) -> Config:
     Raises:
         SmaltiError: if there is no such run, or its settings are not valid.
     """
-    if not run.root.is_dir():
-        raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.root}`")
+    check_folder(run)
     try:
         text = run.config.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
-        raise SmaltiError(f"{run.config}: missing: write one with `smalti init {run.root}`") from error
+        raise SmaltiError(f"{run.config}: missing: write one with `smalti init {run.quoted}`") from error
     except (UnicodeDecodeError, OSError) as error:
         raise SmaltiError(f"{run.config}: cannot be read: {error}") from error
     return parse_config(text, run.config)

@@ -7,16 +7,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between plain lines."""
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+_UNBOUNDED = 100_000
+"""Columns of what is no terminal."""
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that prints what it is given: [brackets], :colons: and numbers in it mean nothing, lines stay whole."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+
+console = plain_console(stderr=True)
 """Where people are told things. Standard output is kept for results."""
 
 
@@ -86,13 +95,13 @@ def progress(label: str, total: float | None, unit: str = "steps") -> Iterator[B
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         Remaining(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as shown:
         yield _RichBar(shown, shown.add_task(label, total=total, note=""))
@@ -100,4 +109,10 @@ def progress(label: str, total: float | None, unit: str = "steps") -> Iterator[B
 
 def say(text: str) -> None:
     """One line for people, on standard error."""
-    console.print(text, markup=False)
+    console.print(text)
+
+
+def show(picture: RenderableType) -> None:
+    """Print a result on standard output: fitted to a terminal; elsewhere (a pipe, a file) no line is wrapped."""
+    width = None if sys.stdout.isatty() else _UNBOUNDED
+    plain_console(width=width).print(picture)

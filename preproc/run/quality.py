@@ -2,18 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer.contract import FormatError, Run, planned_tiles, read_json, read_plan
+from infer.contract import QUALITY_FILE, FormatError, Run, planned_tiles, read_json, read_plan
 from preproc.run.text import percent
 
-QUALITY_FILE = "quality.json"
+STACKS = {
+    "s2": "Sentinel-2, clear",
+    "s1_ascending": "Sentinel-1, ascending",
+    "s1_descending": "Sentinel-1, descending",
+}
+"""Stack -> what it counts, for people."""
 FEW_CLEAR = 10
 """A tile half of whose pixels have fewer clear Sentinel-2 observations is pointed out."""
 _NAMED = 5
 """Tiles that a warning names."""
 _REMEDY = "fetch this tile again"
+
+
+@dataclass(frozen=True)
+class StackQuality:
+    """One stack of one tile; observations are counted per pixel of the region."""
+
+    kept: int
+    """Dates."""
+    dropped: int
+    fewest: int
+    """Observations of the worst pixel."""
+    median: int
+    most: int
+    without: int
+    """Pixels without any."""
+    gap: int
+    """Longest stretch of days without a date."""
+
+
+@dataclass(frozen=True)
+class TileQuality:
+    """quality.json of a tile."""
+
+    name: str
+    pixels: int
+    """Of the region."""
+    unseen: int | None
+    """Pixels without any observation, optical or radar; None in records from before this was counted."""
+    stacks: Mapping[str, StackQuality]
+
+
+@dataclass(frozen=True)
+class StackSummary:
+    """One stack over all tiles that hold pixels of the region."""
+
+    label: str
+    fewest: int
+    """Observations of the worst pixel."""
+    typical: float
+    """Median pixel, averaged over tiles by their pixels in the region."""
+    most: int
+    least_dates: int
+    """Dates kept by the tile that kept the fewest."""
+    most_dates: int
+    dropped: int
+    """Dates left out by the tile that left out the most."""
+    largest_gap: int
+    """Longest stretch of days without a date, in any tile."""
+    pixels_without: int
+    """Pixels without a single observation."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +86,8 @@ class Observed:
     """Of the worst pixel."""
     s2_without: int
     """Pixels without any."""
+    unseen: int | None
+    """Pixels that no radar saw either; None if a tile was fetched before this was counted."""
     s2_largest_gap: int
     """Days without a Sentinel-2 date, in the worst tile."""
     s1_typical: float
@@ -66,54 +124,120 @@ class Observed:
             )
         if self.s2_without:
             share = percent(self.s2_without, self.pixels)
-            texts.append(f"{self.s2_without:,} pixels ({share}) have no clear Sentinel-2 observation at all")
+            rest = blind_spots(self.s2_without, self.unseen)
+            texts.append(f"{self.s2_without:,} pixels ({share}) have no clear Sentinel-2 observation at all: {rest}")
         if self.s1_without:
             texts.append(f"{self.s1_without:,} of {self.tiles:,} tiles have no Sentinel-1 observation")
         return texts
 
 
-def observed(run: Run) -> Observed:
-    """Read quality.json of every planned tile that has been fetched.
+def tile_qualities(run: Run) -> list[TileQuality]:
+    """quality.json of every planned tile that is fetched and holds pixels of the region, in plan order.
 
     Raises:
         FormatError: if there is no plan, or a quality.json cannot be read.
     """
-    planned = planned_tiles(run)
-    rows: list[tuple[str, int, dict[str, Any]]] = []
-    for tile in planned:
+    found = []
+    for tile in planned_tiles(run):
         path = run.tiles / tile.name / QUALITY_FILE
         if path.is_file():
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
             try:
-                rows.append((tile.name, int(content["region_pixels"]), _figures(content["stacks"])))
+                found.append(_parse(tile.name, content))
             except (KeyError, TypeError, ValueError) as error:
                 raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
-    rows = [row for row in rows if row[1]]
-    pixels = sum(inside for _, inside, _ in rows)
-    return Observed(
-        tiles=len(rows),
-        planned=len(planned),
-        pixels=pixels,
-        s2_typical=sum(inside * figures["s2"] for _, inside, figures in rows) / max(1, pixels),
-        s2_fewest=min((figures["worst"] for _, _, figures in rows), default=0),
-        s2_without=sum(figures["without"] for _, _, figures in rows),
-        s2_largest_gap=max((figures["gap"] for _, _, figures in rows), default=0),
-        s1_typical=sum(inside * figures["s1"] for _, inside, figures in rows) / max(1, pixels),
-        s1_without=sum(figures["s1_dates"] == 0 for _, _, figures in rows),
-        poor=tuple(name for name, _, figures in rows if figures["s2"] < FEW_CLEAR),
+    return [quality for quality in found if quality.pixels]
+
+
+def _parse(name: str, content: Any) -> TileQuality:
+    unseen = content.get("pixels_unseen")
+    stacks = {stack: _parse_stack(content["stacks"][stack]) for stack in STACKS}
+    return TileQuality(name, int(content["region_pixels"]), None if unseen is None else int(unseen), stacks)
+
+
+def _parse_stack(stack: Mapping[str, Any]) -> StackQuality:
+    counts = stack["observations_per_pixel"]
+    return StackQuality(
+        kept=int(stack["dates_kept"]),
+        dropped=int(stack["dates_dropped"]),
+        fewest=int(counts["0"]),
+        median=int(counts["50"]),
+        most=int(counts["100"]),
+        without=int(stack["pixels_without"]),
+        gap=int(stack["largest_gap_days"]),
     )
 
 
-def _figures(stacks: Any) -> dict[str, int]:
-    s2, radar = stacks["s2"], [stacks["s1_ascending"], stacks["s1_descending"]]
-    return {
-        "s2": int(s2["observations_per_pixel"]["50"]),
-        "worst": int(s2["observations_per_pixel"]["0"]),
-        "without": int(s2["pixels_without"]),
-        "gap": int(s2["largest_gap_days"]),
-        "s1": sum(int(stack["observations_per_pixel"]["50"]) for stack in radar),
-        "s1_dates": sum(int(stack["dates_kept"]) for stack in radar),
-    }
+def summarise(tiles: Sequence[TileQuality]) -> dict[str, StackSummary]:
+    """Each stack over some tiles; nothing and zero where there are none. Pure."""
+    pixels = sum(tile.pixels for tile in tiles)
+    found = {}
+    for name, label in STACKS.items():
+        stacks = [tile.stacks[name] for tile in tiles]
+        typical = sum(tile.pixels * tile.stacks[name].median for tile in tiles) / max(1, pixels)
+        found[name] = StackSummary(
+            label=label,
+            fewest=min((stack.fewest for stack in stacks), default=0),
+            typical=typical,
+            most=max((stack.most for stack in stacks), default=0),
+            least_dates=min((stack.kept for stack in stacks), default=0),
+            most_dates=max((stack.kept for stack in stacks), default=0),
+            dropped=max((stack.dropped for stack in stacks), default=0),
+            largest_gap=max((stack.gap for stack in stacks), default=0),
+            pixels_without=sum(stack.without for stack in stacks),
+        )
+    return found
+
+
+def unseen_pixels(tiles: Sequence[TileQuality]) -> int | None:
+    """Pixels without any observation, optical or radar; None if one of the records does not say. Pure."""
+    counts = [tile.unseen for tile in tiles]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def blind_spots(without: int, unseen: int | None) -> str:
+    """What pixels without a clear Sentinel-2 observation rest on, in words. Pure.
+
+    Args:
+        without: so many there are.
+        unseen: and so many of them no radar saw either; None where that was not counted.
+    """
+    if unseen is None:
+        return "they rest on radar alone, or on nothing"
+    if unseen == 0:
+        return "they rest on radar alone"
+    if unseen >= without:
+        return "no radar saw them either"
+    return f"{without - unseen:,} of them rest on radar alone, {unseen:,} were not seen by radar either"
+
+
+def poor_tiles(tiles: Sequence[TileQuality]) -> tuple[str, ...]:
+    """Names of those half of whose pixels have fewer than FEW_CLEAR clear observations. Pure."""
+    return tuple(tile.name for tile in tiles if tile.stacks["s2"].median < FEW_CLEAR)
+
+
+def observed(run: Run) -> Observed:
+    """Sum up what is fetched.
+
+    Raises:
+        FormatError: if there is no plan, or a quality.json cannot be read.
+    """
+    tiles = tile_qualities(run)
+    stacks = summarise(tiles)
+    s2, *radar = stacks.values()
+    return Observed(
+        tiles=len(tiles),
+        planned=len(planned_tiles(run)),
+        pixels=sum(tile.pixels for tile in tiles),
+        s2_typical=s2.typical,
+        s2_fewest=s2.fewest,
+        s2_without=s2.pixels_without,
+        unseen=unseen_pixels(tiles),
+        s2_largest_gap=s2.largest_gap,
+        s1_typical=sum(stack.typical for stack in radar),
+        s1_without=sum(not any(tile.stacks[name].kept for name in STACKS if name != "s2") for tile in tiles),
+        poor=poor_tiles(tiles),
+    )
 
 
 def cautions(run: Run) -> list[str]:

@@ -24,7 +24,7 @@ class StageEntry:
     needs_labels: bool
     """It has nothing to do in a run without [labels]."""
     cheap: bool = False
-    """Whether it is up to date is told without a look at every tile."""
+    """Whether it is up to date is told without more than the shards that build on it look at themselves."""
     measures_map: bool = False
     """It reads the map as well, in a run with [validate]."""
     in_shards: str = ""
@@ -42,7 +42,14 @@ STAGES = (
     StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, needs_labels=False),
     StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, needs_labels=False),
     StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, needs_labels=False),
-    StageEntry("sample", "preproc.classify.sample:SampleStage", needs=("infer",), gathers=True, needs_labels=True),
+    StageEntry(
+        "sample",
+        "preproc.classify.sample:SampleStage",
+        needs=("infer",),
+        gathers=True,
+        needs_labels=True,
+        cheap=True,  # it asks each embedding, as shards of `predict` do
+    ),
     StageEntry(
         "train",
         "preproc.classify.train:TrainStage",

@@ -93,7 +93,7 @@ def stale_before(entry: StageEntry, survey: Survey, *, cheaply: bool = False) ->
     Args:
         entry: the stage.
         survey: of the run.
-        cheaply: leave out stages that ask something of every tile: many shards would each ask all of them.
+        cheaply: leave out stages that ask more of every tile than shards do, for each of many shards would ask it.
     """
     found = []
     for other in before(entry, survey.config):
@@ -136,9 +136,9 @@ def as_json(statuses: list[StageStatus]) -> list[dict[str, Any]]:
     return [{**asdict(status), "total": status.total, "complete": status.complete} for status in statuses]
 
 
-def as_table(run: Run, statuses: list[StageStatus]) -> Table:
+def as_table(statuses: list[StageStatus]) -> Table:
     """The same for people."""
-    table = Table(title=str(run.root), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     for kind in KINDS:
         table.add_column(kind, justify="right")

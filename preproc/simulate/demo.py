@@ -74,7 +74,8 @@ def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> 
     run = Run(run_root)
     if run.config.exists() and MARK not in run.config.read_text(encoding="utf-8", errors="replace"):
         raise SmaltiError(
-            f"{run.config}: not the demonstration's: name another folder for it, or go on with `smalti run {run_root}`"
+            f"{run.config}: not the demonstration's: name another folder for it, "
+            f"or go on with `smalti run {run.quoted}`"
         )
     summary = simulate_archive(run_root / ARCHIVE, chosen)
     picture = run_root / PICTURE

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
-from infer.contract import write_json
+from infer.contract import QUALITY_FILE, write_json
 from preproc.tile.date_record import STACKS, StackName, StackRecord
 
-QUALITY_FILE = "quality.json"
 PICTURE_FILE = "quality.png"
 FULL_SCALE = 60
 """Clear observations at the bright end of the picture's colours, the same for all tiles."""
@@ -65,7 +64,13 @@ def summary(
             "pixels_without": int(np.count_nonzero(counts == 0)),
             "largest_gap_days": largest_gap(record.kept, *window),
         }
-    return {"region_pixels": int(inside.sum()), "window": {"start": window[0], "end": window[1]}, "stacks": stacks}
+    unseen_hw = inside & np.all([counts_hw == 0 for counts_hw in counter.counts_hw.values()], axis=0)
+    return {
+        "region_pixels": int(inside.sum()),
+        "pixels_unseen": int(unseen_hw.sum()),
+        "window": {"start": window[0], "end": window[1]},
+        "stacks": stacks,
+    }
 
 
 def _reasons(record: StackRecord) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_tokens_that_expire_in_the_middle_are_renewed(
             return f"{href}?{self.query}"
 
     files = serve_folder(season.folder)
-    faults = Faults(secret="s", token_life_s=0.4)
+    faults = Faults(secret="s", token_uses=40)
     server = RangeServer(lambda path: files(path.removeprefix("/season/archive")), latency_s=0.005, faults=faults)
     with server.running():
         signer = Signer(server)
@@ -229,7 +230,9 @@ def test_killed_at_random_moments_the_bytes_are_the_same(season: TinyArchive, tm
     run, _ = prepared(season, tmp_path / "killed", "")
     moments = random.Random(3)
     killed = 0
-    for _ in range(8):
+    for _ in range(40):
+        if killed == 4:
+            break
         process = subprocess.Popen([*command, str(run.root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(timeout=duration * moments.uniform(0.5, 1.0))
@@ -237,8 +240,11 @@ def test_killed_at_random_moments_the_bytes_are_the_same(season: TinyArchive, tm
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
+        else:  # it was quicker than the calm one
+            shutil.rmtree(run.tiles)
+            duration *= 0.8
     subprocess.run([*command, str(run.root)], check=True, capture_output=True)
-    assert killed >= 3
+    assert killed == 4
     assert digest(run.tiles) == digest(calm.tiles)
     assert not list(run.tiles.glob(".*"))
 
@@ -286,10 +292,10 @@ def test_a_server_is_asked_for_no_more_at_once_than_it_may_be(
     season: TinyArchive, tmp_path: Path, clean: dict[str, list[np.ndarray]]
 ) -> None:
     for limit, archive in ((2, "workers = 8\nmax_per_host = 2"), (8, "workers = 8")):
-        server = RangeServer(serve_folder(season.folder), latency_s=0.02)
+        server = RangeServer(serve_folder(season.folder), gather=limit // 2 + 1)
         with server.running():
             run, config = prepared(season, tmp_path / f"run-{limit}", server.url, archive=archive)
             stage(run, config)
         assert server.tally.most_in_flight <= limit
-        assert server.tally.most_in_flight > limit / 2
+        assert server.tally.most_in_flight > limit / 2, "a busy machine is given time for it"
         assert_same(arrays(run), clean)

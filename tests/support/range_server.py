@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 import re
 import threading
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+GATHER_S = 20.0
+"""How long `RangeServer.gather` waits at most, all requests together."""
 Resolve = Callable[[str], Path | None]
 
 
@@ -39,6 +42,8 @@ class Faults:
     secret: str = ""
     """If set, requests need ?sig=TOKEN with a token that was issued by `token` and has not expired."""
     token_life_s: float = 1e9
+    token_uses: float = float("inf")
+    """Requests for which a token is good: an expiry that does not depend on how busy the machine is."""
 
 
 @dataclass
@@ -59,11 +64,17 @@ class Tally:
 class RangeServer:
     """Serves files; see the module."""
 
-    def __init__(self, resolve: Resolve, *, latency_s: float = 0.0, faults: Faults | None = None) -> None:
+    def __init__(
+        self, resolve: Resolve, *, latency_s: float = 0.0, faults: Faults | None = None, gather: int = 0
+    ) -> None:
         self.resolve, self.latency_s, self.faults = resolve, latency_s, faults or Faults()
+        self.gather = gather
+        """The first answers wait until so many requests are there at once, or for GATHER_S."""
         self.tally = Tally()
         self.port = 0
         self._random = random.Random(self.faults.seed)
+        self._uses: Counter[str] = Counter()
+        self._tokens = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -73,7 +84,7 @@ class RangeServer:
 
     def token(self, container: str) -> tuple[str, float]:
         """A token for a container and the moment it expires."""
-        expires = round(time.time() + self.faults.token_life_s, 3)
+        expires = round(time.time() + self.faults.token_life_s) + next(self._tokens) / 1000  # no two are the same
         digest = hashlib.sha256(f"{self.faults.secret}{container}{expires}".encode()).hexdigest()
         return f"se={expires}&sig={digest}", expires
 
@@ -84,7 +95,8 @@ class RangeServer:
         container = "/".join(path.strip("/").split("/")[:2])
         text = f"{self.faults.secret}{container}{values.get('se', '')}"
         good = hashlib.sha256(text.encode()).hexdigest() == values.get("sig")
-        return good and float(values["se"]) > time.time()
+        self._uses[text] += 1
+        return good and float(values["se"]) > time.time() and self._uses[text] <= self.faults.token_uses
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -105,6 +117,8 @@ class RangeServer:
         try:
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
+            while self.tally.most_in_flight < self.gather and time.monotonic() < self._gathered_by:
+                await asyncio.sleep(0.005)
             return await self._respond(writer, method.decode(), parts.path, parts.query, head.decode("latin-1"))
         finally:
             self.tally.in_flight -= 1
@@ -182,6 +196,7 @@ class RangeServer:
     async def _serve(self, ready: threading.Event) -> None:
         server = await asyncio.start_server(self._handle, "127.0.0.1", 0, backlog=512)
         self.port = server.sockets[0].getsockname()[1]
+        self._gathered_by = time.monotonic() + GATHER_S
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         ready.set()

@@ -18,6 +18,8 @@ def write(path: Path, values: np.ndarray) -> None:
     profile = {"driver": "GTiff", "count": values.shape[0], "height": 32, "width": 48, "dtype": values.dtype}
     with rasterio.open(path, "w", crs=32631, transform=from_origin(500_000, 5_600_000, 10, 10), **profile) as out:
         out.write(values)
+        for number in range(1, values.shape[0] + 1):
+            out.set_band_description(number, f"e{number - 1:03d}")
 
 
 @pytest.fixture
@@ -59,6 +61,23 @@ def test_codes_are_multiplied_by_their_scales(tmp_path: Path, codes: np.ndarray)
     assert lazy.dtype == np.float32
     np.testing.assert_array_equal(lazy.compute().values, codes.astype(np.float32) * scales)
     assert lazy.rio.crs.to_epsg() == 32631
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_some_bands_can_be_written_as_the_notebook_does(tmp_path: Path, codes: np.ndarray, int8: bool) -> None:
+    from preproc import open_mosaic
+
+    (tmp_path / "mosaic").mkdir()
+    write(tmp_path / "mosaic" / "e.tif", codes if int8 else codes.astype(np.float32))
+    write(tmp_path / "mosaic" / "s.tif", np.ones((1, 32, 48), np.float32))
+    make(tmp_path, {"31N": {"raster": "e.tif", "scales": "s.tif" if int8 else None}})
+    mosaic = open_mosaic(tmp_path)
+    assert mosaic["band_name"].values.tolist() == ["e000", "e001", "e002", "e003"]
+    mosaic.sel(band=1).rio.to_raster(tmp_path / "first.tif")
+    mosaic.sel(band=[2, 4]).rio.to_raster(tmp_path / "two.tif")
+    with rasterio.open(tmp_path / "first.tif") as first, rasterio.open(tmp_path / "two.tif") as two:
+        np.testing.assert_array_equal(first.read(1), codes[0])
+        np.testing.assert_array_equal(two.read(), codes[[1, 3]])
 
 
 def test_several_zones_must_be_chosen_from(tmp_path: Path, codes: np.ndarray) -> None:

@@ -109,5 +109,5 @@ def test_a_tile_whose_name_leaves_the_run_is_refused(tmp_path: Path, name: objec
     write_manifest(
         run.plan, "plan", inputs={}, files=[], fields={"tile_size": 512, "tiles": [[name, 32631, 573440, 5626880]]}
     )
-    with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan` again"):
+    with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan .*` again"):
         planned_tiles(run)

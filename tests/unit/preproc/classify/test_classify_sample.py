@@ -30,7 +30,7 @@ from support.embedded import (
 from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest
 from preproc.classify.pixels import claim_pixels, holds_centre, prepare_shapes
 from preproc.classify.sample import SampleStage
-from preproc.classify.table import keep_per_group, pixel_hash, read_samples, samples_manifest
+from preproc.classify.table import keep_per_group, pixel_hash, read_samples
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 
@@ -179,7 +179,7 @@ def test_the_cap_keeps_the_smallest_hashes_of_each_group(groups: list[int], limi
 
 def test_samples_carry_the_right_pixels_classes_and_values(run: Run) -> None:
     table = sample(run)
-    manifest = read_manifest(samples_manifest(run), "samples", remedy="")
+    manifest = read_manifest(run.samples_manifest, "samples", remedy="")
     # 8 x 8 pixels shrunk by 10 m leave 6 x 6; the first tile's row 0 is nodata but lies on the margin
     assert table.num_rows == manifest["rows"] == 64 * 36
     x, y = table["x"].to_numpy(), table["y"].to_numpy()
@@ -202,7 +202,7 @@ def test_samples_carry_the_right_pixels_classes_and_values(run: Run) -> None:
 def test_nodata_pixels_are_left_out_and_counted(run: Run) -> None:
     table = sample(run, "shrink = 0")
     assert table.num_rows == 64 * 64 - 32
-    counts = read_manifest(samples_manifest(run), "samples", remedy="")["counts"]
+    counts = read_manifest(run.samples_manifest, "samples", remedy="")["counts"]
     assert counts["pixels dropped: no embedding there"] == 32
     assert np.isfinite(np.column_stack([table[f"e{i:03d}"].to_numpy() for i in range(6)])).all()
 
@@ -238,9 +238,9 @@ def test_the_cap_does_not_depend_on_how_the_region_is_tiled(run: Run, tmp_path: 
 
 def test_bytes_are_the_same_every_time_and_change_with_the_labels(run: Run) -> None:
     sample(run)
-    before = hashlib.sha256(run.samples.read_bytes()).hexdigest(), samples_manifest(run).read_bytes()
+    before = hashlib.sha256(run.samples.read_bytes()).hexdigest(), run.samples_manifest.read_bytes()
     sample(run, force=True)
-    assert (hashlib.sha256(run.samples.read_bytes()).hexdigest(), samples_manifest(run).read_bytes()) == before
+    assert (hashlib.sha256(run.samples.read_bytes()).hexdigest(), run.samples_manifest.read_bytes()) == before
     stage, config = SampleStage(), settings(run)
     assert stage.open(run, config).units[0].state(checksums=True).complete
     shapes, names = parcels(run)

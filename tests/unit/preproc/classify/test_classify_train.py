@@ -21,7 +21,7 @@ from infer.contract.manifest import describe_file
 from preproc.classify import boost, tune
 from preproc.classify.boost import Parameters, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, main_classes
-from preproc.classify.model import CLASSIFIER, load_classifier, model_manifest
+from preproc.classify.model import CLASSIFIER, load_classifier
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.palette import palette
 from preproc.classify.sample import SampleStage
@@ -250,7 +250,7 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
     monkeypatch.setattr(boost, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         run_stage(TrainStage(), run, settings(run))
-    assert not model_manifest(run).exists()
+    assert not run.model_manifest.exists()
     assert (run.model / ".work" / "trials.jsonl").read_text().count("\n") == 1 + 2  # two trials of three folds
     fits.clear()
     fits.extend([Parameters()] * 100)  # no more interruptions
@@ -289,14 +289,14 @@ def test_out_of_fold_predictions_are_kept_with_their_fold(run: Run) -> None:
     assert (oof.fold_n != tuned_on.fold_n).any()
     trials = [json.loads(line) for line in (run.model / "trials.jsonl").read_text().splitlines()]
     assert [t["number"] for t in trials] == [0, 1, 2]
-    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
     assert manifest["tuning"]["macro_f1"] == max(t["score"] for t in trials)
     assert manifest["parameters"] == max(trials, key=lambda t: t["score"])["params"]
 
 
 def test_no_trials_train_with_the_defaults(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run, "folds = 2\ntrials = 0\nmax_pixels = 12\n"))
-    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
     assert manifest["parameters"] == vars(Parameters())
     assert manifest["tuning"]["trials"] == 0
     assert (run.model / "trials.jsonl").read_bytes() == b""
@@ -308,7 +308,7 @@ def test_classes_with_too_few_groups_are_left_out_and_said(tmp_path: Path, capsy
     names[6], names[7] = "flax", "flax"
     run = sampled(tmp_path / "run", names)
     run_stage(TrainStage(), run, settings(run))
-    manifest = read_manifest(model_manifest(run), "classifier", remedy="")
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
     assert [(e["name"], e["groups"], e["pixels"]) for e in manifest["left_out"]] == [("hops", 1, 12)]
     classifier = load_classifier(run)
     assert [e.name for e in classifier.classes] == ["crop a", "crop b", "crop c", "flax"]
@@ -371,14 +371,14 @@ def test_damaged_models_are_refused(run: Run) -> None:
 
 def test_a_model_whose_legend_is_another_is_refused(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
-    content = json.loads(model_manifest(run).read_text())
+    content = json.loads(run.model_manifest.read_text())
     content["classes"][0]["code"] = 9
     content["classes"].sort(key=lambda e: e["code"])
-    model_manifest(run).write_text(json.dumps(content))
+    run.model_manifest.write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"not those of classifier.cbm"):
         load_classifier(run)
     content["classes"][0]["color"] = "red"
-    model_manifest(run).write_text(json.dumps(content))
+    run.model_manifest.write_text(json.dumps(content))
     with pytest.raises(FormatError, match="colour red"):
         load_classifier(run)
 
@@ -421,7 +421,7 @@ def test_a_full_disk_is_said_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(CatBoostClassifier, "save_model", full)
     with pytest.raises(SmaltiError, match=r"classifier.cbm: cannot be written: no space left on the device"):
         run_stage(TrainStage(), run, settings(run))
-    assert not model_manifest(run).exists()
+    assert not run.model_manifest.exists()
     assert list(run.root.glob(".model*")) == []
 
 

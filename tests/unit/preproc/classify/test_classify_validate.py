@@ -182,7 +182,7 @@ def write_map(run: Run, codes_hw: np.ndarray) -> None:
     with rasterio.open(run.map / "confidence.tif", "w", **profile) as raster:
         raster.write(np.full_like(codes_hw, 200, dtype=np.uint8), 1)
     files = [run.map / "classes.tif", run.map / "confidence.tif"]
-    write_manifest(run.map / "map.json", "map", inputs={}, files=files)
+    write_manifest(run.map_manifest, "map", inputs={}, files=files)
 
 
 def map_and_truth(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

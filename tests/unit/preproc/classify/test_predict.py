@@ -107,7 +107,7 @@ def test_the_map_carries_its_legend(run: Run) -> None:
 
 def test_counts_and_areas_are_those_of_the_raster_and_say_what_they_are(run: Run) -> None:
     run_stage(PredictStage(), run, config(run))
-    made = read_manifest(run.map / "map.json", "map", remedy="")
+    made = read_manifest(run.map_manifest, "map", remedy="")
     pixels = np.concatenate([read(run.map / f"classes_{zone}.tif").ravel() for zone in ("31N", "32N")])
     trust = np.concatenate([read(run.map / f"confidence_{zone}.tif").ravel() for zone in ("31N", "32N")])
     for entry in made["classes"]:
@@ -156,7 +156,7 @@ def test_one_damaged_tile_does_not_stop_the_others(run: Run) -> None:
     path.write_bytes(content)
     with pytest.raises(SmaltiError, match=r"t32631_1_0\.npy: its contents do not match"):
         run_stage(PredictStage(), run, config(run))
-    assert not (run.map / "map.json").exists()
+    assert not (run.map_manifest).exists()
     with pytest.raises(StageFailedError, match="1 of the tiles failed"):
         run_stage(PredictTilesStage(), run, config(run))
     assert len(list((run.map / "tiles").glob("*.json"))) == 3

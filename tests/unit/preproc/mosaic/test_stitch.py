@@ -84,7 +84,7 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert tags["SMALTI_CHECKPOINT_SHA256"] == "ab" * 32
     assert (tags["SMALTI_WINDOW_START"], tags["SMALTI_WINDOW_END"]) == ("2018-12-01", "2019-11-30")
     assert (tags["SMALTI_ARCHIVE"], tags["SMALTI_DATA_SOURCE"]) == ("mpc", "mpc")
-    manifest = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy="")
+    manifest = read_manifest(run.mosaic_manifest, "mosaic", remedy="")
     assert manifest["model"]["trained"] is False
     assert manifest["pixels"] == 4 * (32 * 32 - 8 * 10)
     assert set(manifest["files"]) == {path.name for path in run.mosaic.iterdir()} - {"mosaic.json"}
@@ -162,7 +162,7 @@ def test_the_preview_shows_all_zones_in_the_same_colours(tmp_path: Path) -> None
         assert (picture[..., 3] == 1).all()
         np.testing.assert_array_less(picture[:320, :, 0], 0.1)  # the first component is the step between the halves
         np.testing.assert_array_less(0.9, picture[320:, :, 0])
-    shares = read_manifest(run.mosaic / "mosaic.json", "mosaic", remedy="")["preview"]["variance_explained"]
+    shares = read_manifest(run.mosaic_manifest, "mosaic", remedy="")["preview"]["variance_explained"]
     assert shares[0] > 0.99
 
 
@@ -188,7 +188,7 @@ def test_damage_that_only_a_checksum_shows_stops_the_mosaic_and_keeps_no_half(ru
     path.write_bytes(content)
     with pytest.raises(SmaltiError, match=r"t32632_0_0\.npy: its contents do not match"):
         run_stage(StitchStage(), run, config(run))
-    assert not (run.mosaic / "mosaic.json").exists()
+    assert not (run.mosaic_manifest).exists()
     assert not [path for path in run.mosaic.iterdir() if path.name.startswith(".")]
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -497,6 +498,24 @@ def test_stac_items_can_be_read_moved_and_verified(tmp_path: Path) -> None:
     with rasterio.open(moved) as raster:
         box = rasterio.warp.transform_bounds(raster.crs, 4326, *raster.bounds)
     np.testing.assert_allclose(box, item.bbox, atol=1e-4)
+
+
+def test_stac_ids_are_those_of_the_work_and_not_of_the_file(tmp_path: Path) -> None:
+    tiles = tiles_of([(0, 0)], 40)
+    [grid] = zone_grids(tiles)
+    ids = []
+    for name, layer in (("a", "e000"), ("b", "e000"), ("c", "e001")):
+        folder = tmp_path / name
+        folder.mkdir()
+        record = AssetRecord("it", folder / "m.tif", "It", "data", Layer("float32", NAN, (layer,), "average"))
+        write(record.path, grid, record.layer, tiles)
+        item = folder / "map_31N.json"
+        write_item(item, grid, ("2020-01-01", "2020-12-31"), [record], {}, of=("Pays de Blé/2", "tessera-v1.1"))
+        ids.append(pystac.Item.from_file(str(item)).id)
+    assert re.fullmatch(r"Pays-de-Bl-2_tessera-v1-1_map-31N_2020-01-01_2020-12-31_[0-9a-f]{10}", ids[0]), (
+        "two runs in one catalogue do not collide"
+    )
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_footprint_across_the_antimeridian_is_cut_there() -> None:

@@ -129,9 +129,7 @@ def test_figures_are_those_of_the_out_of_fold_predictions(made: tuple[Run, Confi
     run, _ = made
     page = parse(run)
     oof = read_oof(run.model / "oof.parquet", [1, 2, 3])
-    legend = {
-        entry["code"]: entry["name"] for entry in read_manifest(run.map / "map.json", "map", remedy="")["classes"]
-    }
+    legend = {entry["code"]: entry["name"] for entry in read_manifest(run.map_manifest, "map", remedy="")["classes"]}
     right = (oof.predicted_n == oof.code_n).mean()
     assert f"Overall {100 * right:.0f}\u00a0% (" in page.text
     for code, name in legend.items():
@@ -374,3 +372,10 @@ def test_a_plan_that_warned_is_quoted(copy: tuple[Run, Config]) -> None:
     write_manifest(run.plan, "plan", inputs=inputs, files=[], fields=fields)
     run_stage(ReportStage(), run, settings)
     assert "1 item lacks a band" in parse(run).text
+
+
+def test_on_paper_nothing_lies_beyond_a_scroll_bar_or_is_folded_up(made: tuple[Run, Config]) -> None:
+    page = (made[0].report / "index.html").read_text()
+    printed = page[page.index("@media print") : page.index("</style>")]
+    for rule in (".scroll, pre { overflow: visible; }", "white-space: normal", "details > :not(summary)"):
+        assert rule in printed

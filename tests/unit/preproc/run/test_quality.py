@@ -13,7 +13,7 @@ from infer.contract import FormatError, Run, planned_tiles
 from preproc.cluster.run_overview import look
 from preproc.run.chain import run_one
 from preproc.run.config import Config
-from preproc.run.quality import cautions, observed
+from preproc.run.quality import blind_spots, cautions, observed
 from preproc.run.stages import stage_named
 from preproc.run.text import percent
 
@@ -41,10 +41,12 @@ def test_tiles_are_summed_up(fetched: tuple[Run, Config, str]) -> None:
     poor = max(planned_tiles(run), key=lambda tile: tile.west)
     assert (found.tiles, found.planned, found.pixels) == (2, 2, 2 * SIZE * SIZE)
     assert (found.s2_typical, found.s2_fewest, found.s2_without) == ((12 + 3) / 2, 0, 64)
+    assert found.unseen == 64, "the radar covers the other tile"
     assert (found.s1_typical, found.s1_without, found.poor) == (0.5, 1, (poor.name,))
     assert found.s2_largest_gap > 300
     warnings = found.warnings()
     assert len(warnings) == 3
+    assert "no clear Sentinel-2 observation at all: no radar saw them either" in warnings[1]
     assert all(warning in said for warning in warnings), "fetch says so at its end"
     assert cautions(run) == [f"Warning: {warning}" for warning in warnings], "the plan's are history by now"
     assert look(run, config).as_json()["quality"]["s2_without"] == 64
@@ -70,6 +72,24 @@ def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str])
     with pytest.raises(FormatError, match=r"quality\.json: cannot be read"):
         observed(run)
     assert look(run, config).quality is None
+
+
+def test_records_from_before_unseen_pixels_were_counted_are_read(fetched: tuple[Run, Config, str]) -> None:
+    run, _, _ = fetched
+    path = run.tiles / planned_tiles(run)[0].name / "quality.json"
+    content = json.loads(path.read_text())
+    del content["pixels_unseen"]
+    path.write_text(json.dumps(content))
+    found = observed(run)
+    assert found.unseen is None
+    assert "they rest on radar alone, or on nothing" in found.warnings()[1]
+
+
+def test_what_blind_pixels_rest_on_is_said_as_it_is() -> None:
+    assert blind_spots(259, 0) == "they rest on radar alone"
+    assert blind_spots(259, 259) == "no radar saw them either"
+    assert blind_spots(1259, 259) == "1,000 of them rest on radar alone, 259 were not seen by radar either"
+    assert blind_spots(259, None) == "they rest on radar alone, or on nothing"
 
 
 def test_shares_are_never_rounded_to_all_or_nothing() -> None:

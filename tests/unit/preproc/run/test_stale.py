@@ -9,6 +9,7 @@ import pytest
 from support.tiny import TinyArchive
 
 from infer.contract import Run, Shard, SmaltiError, State
+from preproc.mirror.mirror import mirror
 from preproc.run.chain import run_one
 from preproc.run.config import Config, load_config, parse_config
 from preproc.run.stage import Unit
@@ -74,7 +75,17 @@ def test_a_stale_stage_shows_in_everything_after_it(tmp_path: Path) -> None:
     assert behind == ["train", "predict", "validate", "report"]
     (stale,) = stale_before(stage_named("report"), survey)
     assert stale.told() == "sample is stale (it: made from other inputs)"
-    assert stale_before(stage_named("predict"), survey, cheaply=True) == [], "shards do not look at all tiles"
+    assert stale_before(stage_named("predict"), survey, cheaply=True) == [stale], "shards of the map ask as well"
+    states["fetch"] = State("stale", "made from other inputs")
+    survey = Survey(Run(tmp_path), config, _seen={name: [(unit, state)] for name, state in states.items()})
+    assert stale_before(stage_named("infer"), survey, cheaply=True) == [], "shards do not look at all tiles"
+
+
+def test_a_stale_plan_is_not_mirrored(planned: Run) -> None:
+    config = another_end(planned)
+    with pytest.raises(SmaltiError, match=r"plan is stale .*: run `smalti plan .*before `smalti mirror`"):
+        mirror(planned, config, None)
+    assert not (planned.root / "mirror").exists()
 
 
 def test_only_a_reference_makes_the_map_part_of_the_accuracy(tmp_path: Path) -> None:
