@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.pretraining import write_untrained
 from support.recorded import GOLDEN
 
 from infer.contract import (
@@ -22,8 +23,8 @@ from infer.contract import (
     registered_model,
     write_manifest,
 )
-from infer.make_demo import make_demo, random_student
 from infer.model import build_network, read_architecture
+from infer.model.student import random_student
 from infer.safetensors import read_safetensors
 from infer.selftest import SETTINGS, formula_checkpoint
 from infer.weights import check_source, load_checkpoint, resolve_checkpoint
@@ -130,10 +131,8 @@ def test_the_demo_says_that_it_is_no_tessera():
     assert build_network(checkpoint).architecture.output == 128
 
 
-def test_making_the_demo_is_deterministic(tmp_path):
-    make_demo(tmp_path / "a.pt")
-    make_demo(tmp_path / "b.pt")
-    a, b = load_checkpoint(tmp_path / "a.pt"), load_checkpoint(tmp_path / "b.pt")
+def test_random_weights_are_those_of_their_seed(tmp_path):
+    a, b = (load_checkpoint(write_untrained(tmp_path / name)) for name in ("a.pt", "b.pt"))
     assert not a.trained
     assert "untrained" in a.label
     assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
