@@ -40,11 +40,11 @@ from bench.made_tile import made_tile
 from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_npy
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine
-from infer.make_demo import random_student
 from infer.model import BackboneShape, Segment
 from infer.model.attention import attend
 from infer.model.linear import Linear
 from infer.model.network import Backbone, Fusion
+from infer.model.student import random_student
 from infer.prepare import ModalityData
 from infer.weights import Checkpoint, load_checkpoint
 from infer.workers import Workers

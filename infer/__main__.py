@@ -8,6 +8,7 @@ python -m infer --self-test
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ from infer.contract import (
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
-from infer.progress import say
-from infer.runner import Settings, TileRunner, TileTask, stopping
+from infer.progress import on_stop, say
+from infer.runner import Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
@@ -137,7 +138,13 @@ def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
     """Embed the tiles of a shard in this process."""
     stop = threading.Event()
-    with stopping(stop):
+
+    def asked(number: int) -> None:
+        if not stop.is_set():
+            say(f"infer: {signal.Signals(number).name}: stopping after the current batch")
+        stop.set()
+
+    with on_stop(asked):
         engine = Engine(
             work.checkpoint(),
             choose_device(device, work.job.precision, index),

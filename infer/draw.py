@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.mixing import GOLDEN, mix64
+
 DRAWN = 40
 """Observations per modality in v1.0."""
 SEED_RULE = (
@@ -24,7 +26,7 @@ SEED_RULE = (
 )
 """How v1.0's observations are drawn, for manifests."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STEP = np.uint64(GOLDEN)
 
 
 def tile_seed(name: str, manifest: Mapping[str, Any]) -> int:
@@ -34,20 +36,14 @@ def tile_seed(name: str, manifest: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def keys(
     seed: int, modality: int, rows_p: NDArray[np.int64], columns_p: NDArray[np.int64], count: int
 ) -> NDArray[np.uint64]:
     """(P, count) pseudo-random 64-bit numbers, a function of the arguments only."""
     base = np.uint64(seed ^ ((modality + 1) * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF))
     place = (rows_p.astype(np.uint64) << np.uint64(32)) | columns_p.astype(np.uint64)
-    state_p = _mix(_mix(place + _GOLDEN) ^ base)
-    return _mix(state_p[:, None] + _GOLDEN * (np.arange(count, dtype=np.uint64) + np.uint64(1))[None, :])
+    state_p = mix64(mix64(place + _STEP) ^ base)
+    return mix64(state_p[:, None] + _STEP * (np.arange(count, dtype=np.uint64) + np.uint64(1))[None, :])
 
 
 def draw(

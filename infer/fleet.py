@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, Shard
-from infer.runner import STOP_SIGNALS
+from infer.progress import on_stop
 
 
 def part_of(shard: Shard, member: int, members: int) -> Shard:
@@ -36,21 +33,6 @@ def worst(codes: Sequence[int]) -> int:
     return EXIT_OK if set(codes) <= {EXIT_OK} else EXIT_FAILED
 
 
-@contextmanager
-def _relayed(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def relay(number: int, _frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, relay) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_members(arguments: Sequence[str], shard: Shard, members: int) -> int:
     """Run `python -m infer` once per accelerator and wait for all.
 
@@ -63,7 +45,13 @@ def run_members(arguments: Sequence[str], shard: Shard, members: int) -> int:
         The exit code for all of them.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    with _relayed(processes):
+
+    def relay(number: int) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    with on_stop(relay):
         for member in range(members):
             own = ["--shard", str(part_of(shard, member, members)), "--member", f"{member}/{members}"]
             processes.append(subprocess.Popen([sys.executable, "-m", "infer", *arguments, *own]))

@@ -1,11 +1,20 @@
-"""Progress on standard error with the standard library: a bar on a terminal, a plain line now and then elsewhere."""
+"""What a process tells and hears with the standard library: progress on standard error, and the signals to stop.
+
+Progress is a bar on a terminal, a plain line now and then elsewhere.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler or a person sends to end a process."""
 PLAIN_INTERVAL_S = 5.0
 """Seconds between plain lines."""
 BAR_INTERVAL_S = 0.2
@@ -15,6 +24,21 @@ _WIDTH = 28
 def say(text: str) -> None:
     """One line for people, on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def on_stop(act: Callable[[int], object]) -> Iterator[None]:
+    """While the block runs, call `act` with the number of each stop signal; the handlers before come back after it."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        act(number)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Progress:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -40,9 +38,6 @@ from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
 from infer.weights import check_source
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What a scheduler or a person sends to end the process; the current tile is abandoned between two batches."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +101,6 @@ class DeviceLostError(SmaltiError):
     """The accelerator stopped answering: this process cannot go on, another may."""
 
     exit_code = EXIT_TRY_AGAIN
-
-
-@contextmanager
-def stopping(event: threading.Event) -> Iterator[None]:
-    """Let the stop signals set `event` while the block runs."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if not event.is_set():
-            say(f"infer: {signal.Signals(number).name}: stopping after the current batch")
-        event.set()
-
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tile_fingerprint(folder: Path) -> str:

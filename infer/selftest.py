@@ -19,7 +19,7 @@ from infer import draw
 from infer.contract import EXIT_FAILED, EXIT_OK, FormatError, Tile
 from infer.device import Device, accelerator_count, allotted_cores, choose_device
 from infer.engine import Engine
-from infer.make_demo import random_student
+from infer.model.student import random_student
 from infer.progress import say
 from infer.weights import Checkpoint
 

@@ -1,11 +1,10 @@
 """Checkpoints: safe loading, which family one belongs to, and what has to travel with it.
 
-Nothing of a checkpoint is ever executed: .pt files are read with `weights_only=True`, safetensors by own code.
+Nothing of a checkpoint is ever executed: it is read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ from infer.contract import (
 )
 from infer.contract.registry import DataSource, Family
 from infer.normalisation import NORMALISATIONS, Normalisation
-from infer.safetensors import read_safetensors
 
 _PREFIX = "_orig_mod."
 _PROJECTOR = "projector."
@@ -78,19 +76,6 @@ def _read_pt(path: Path) -> dict[str, Any]:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(4) == b"PK\x03\x04"
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    state, metadata = read_safetensors(path)
-    content: dict[str, Any] = {}
-    for key in ("args", "arch", "config", "smalti"):
-        if key in metadata:
-            try:
-                content[key] = json.loads(metadata[key])
-            except json.JSONDecodeError as error:
-                raise FormatError(f"{path}: metadata {key!r} is not JSON ({error}): fetch it again") from error
-    target = "model" if "args" in content else "encoder_state_dict" if "arch" in content else "model_state"
-    return {**content, target: state}
 
 
 def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
@@ -161,7 +146,7 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
     """Read a checkpoint without running anything in it.
 
     Args:
-        path: a .pt or .safetensors file in the published format of any family.
+        path: a .pt file in the published format of any family.
         registered: the model it is meant to be; family, source and hash have to agree.
         heads: attention heads, for a v1.0 checkpoint of another size than published (it does not state them).
 
@@ -177,7 +162,7 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
             f"{path}: its SHA-256 is {sha256[:12]}..., that of {registered.name} is {str(expected)[:12]}...: "
             f"run `smalti weights verify` and fetch it again"
         )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
+    content = _read_pt(path)
     family, state, settings = _recognise(path, content)
     if heads is not None:
         settings = {**settings, "nhead": heads}

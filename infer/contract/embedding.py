@@ -48,8 +48,13 @@ class Embedding:
         values = np.asarray(self.values_hwc[rows, columns])
         if self.scales_hw is None:
             return values.astype(np.float32, copy=False)
-        scales = np.asarray(self.scales_hw[rows, columns])
-        return values.astype(np.float32) * scales[..., None]
+        return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
+
+
+def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W, C) float32 values of codes; NaN where the scale is."""
+    values: NDArray[np.float32] = codes_hwc.astype(np.float32) * scales_hw[..., None]
+    return values
 
 
 def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:

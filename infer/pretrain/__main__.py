@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from infer.contract import SmaltiError
 from infer.pretrain.batches import Place
-from infer.pretrain.loop import Habits, Training, say
+from infer.pretrain.loop import Habits, Training
 from infer.pretrain.network import Shape
 from infer.pretrain.options import Recipe
 from infer.pretrain.state import Folder
 from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import open_tiles
 from infer.pretrain.views import Noise
+from infer.progress import on_stop, say
 
 _PLAIN = (
     "steps",
@@ -137,21 +136,6 @@ def processes(device: torch.device) -> Iterator[Place]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`: the step is finished and the state saved."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train(arguments: argparse.Namespace) -> int:
     """Run or resume the training that the arguments describe."""
     if arguments.threads is not None:
@@ -167,8 +151,8 @@ def train(arguments: argparse.Namespace) -> int:
     teacher = None if arguments.teacher is None else Teacher(arguments.teacher, device)
     recipe = recipe_of(arguments, teacher)
     tiles = open_tiles(arguments.tiles, weights)
-    stop = threading.Event()
-    with processes(device) as place, stopping(stop):
+    stop = threading.Event()  # once set, the step is finished and the state saved
+    with processes(device) as place, on_stop(lambda _number: stop.set()):
         if recipe.groups % place.world:
             raise SmaltiError(f"--groups {recipe.groups}: must be a multiple of the {place.world} processes")
         habits = Habits(device, place, arguments.save_every, arguments.record_every, arguments.label)
@@ -186,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return train(arguments)
     except SmaltiError as error:
-        say(str(error))
+        say(f"pretrain: {error}")
         return error.exit_code
 
 

@@ -20,6 +20,7 @@ from infer.device import choose_device
 from infer.engine import Engine
 from infer.pretrain.tiles import cut, tile_folders
 from infer.pretrain.watch import health, steadiness
+from infer.progress import say
 from infer.weights import load_checkpoint
 
 _MOST_PIXELS = 4096
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json is not None:
             write_json(arguments.json, figures)
     except SmaltiError as error:
-        print(f"check: {error}", file=sys.stderr)
+        say(f"check: {error}")
         return error.exit_code
     for name, values in figures.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))

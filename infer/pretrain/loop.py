@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +32,7 @@ from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import TileSet
 from infer.pretrain.views import View
 from infer.pretrain.watch import health, steadiness
+from infer.progress import say
 
 _LAST_RATE = 0.02
 """Part of the learning rate that is left at the end."""
@@ -180,9 +180,9 @@ class Training:
         }
         self.records.append(record)
         say(
-            f"step {self.step}/{self.recipe.steps}  loss {record['loss']:.4f}  rank {state.effective_rank:.1f}  "
-            f"spread {state.spread_min:.3f}..{state.spread_median:.3f}  cosine {plain:.4f} (centred {centred:.3f})"
-            + ("  COLLAPSED" if state.collapsed else "")
+            f"pretrain: step {self.step}/{self.recipe.steps}  loss {record['loss']:.4f}  "
+            f"rank {state.effective_rank:.1f}  spread {state.spread_min:.3f}..{state.spread_median:.3f}  "
+            f"cosine {plain:.4f} (centred {centred:.3f})" + ("  COLLAPSED" if state.collapsed else "")
         )
         self._loss_sum, self._loss_count = 0.0, 0
 
@@ -210,7 +210,7 @@ class Training:
                 self._record(norm)
             if self._asked_to_stop(stop):
                 self.save()
-                say(f"stopped at step {self.step}: the same command goes on from there")
+                say(f"pretrain: stopped at step {self.step}: the same command goes on from there")
                 return EXIT_TRY_AGAIN
             if self.step % self.habits.save_every == 0 or self.step == self.recipe.steps:
                 self.save()
@@ -228,9 +228,4 @@ class Training:
             )
         write_metrics(self.folder, self.records)
         export(self.folder, self.average.module, self.recipe, self.tiles, self.habits.label)  # type: ignore[arg-type]  # a copy of the student
-        say(f"wrote {self.folder.student}")
-
-
-def say(text: str) -> None:
-    """One line on standard error."""
-    print(f"pretrain: {text}", file=sys.stderr, flush=True)
+        say(f"pretrain: wrote {self.folder.student}")

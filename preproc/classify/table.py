@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE, FormatError, Run, read_manifest, verify_files
+from infer.contract.mixing import GOLDEN, mix64
 
 _REMEDY = "run `smalti sample` again"
 _PLACE = (
@@ -62,17 +63,8 @@ def pixel_hash(seed: int, epsg: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) 
     row = np.floor(np.asarray(y) / PIXEL_SIZE).astype(np.int64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         for part in (np.asarray(epsg, dtype=np.int64), column, row):
-            state = _splitmix(state ^ part.astype(np.uint64))
+            state = mix64((state ^ part.astype(np.uint64)) + np.uint64(GOLDEN))
     return state
-
-
-def _splitmix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014)."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = value ^ (value >> np.uint64(31))
-    return mixed
 
 
 def keep_per_group(group_n: NDArray[Any], hash_n: NDArray[np.uint64], limit: int) -> NDArray[np.bool_]:

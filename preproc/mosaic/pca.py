@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE
+from infer.contract.mixing import GOLDEN, mix64
 
 _SAMPLE_VALUES = 1 << 23
 """Numbers in the sample: 65 536 pixels of 128 (32 MiB in float32)."""
@@ -134,12 +135,9 @@ def _whole(values: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
 
 
 def _pixel_hashes(epsg: int, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014) over zone, row and column."""
+    """A number for each pixel from zone, row and column."""
     state = np.full((1, 1), epsg, dtype=np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         for part in (rows, columns):
-            state = (state ^ part.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
+            state = mix64((state ^ part.astype(np.uint64)) + np.uint64(GOLDEN))
     return state

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,9 +42,3 @@ def _divide(values_hwc: NDArray[np.float32], scales_hw: NDArray[np.float32]) -> 
     codes = np.clip(np.rint(quotient), -_LARGEST, _LARGEST)
     result: NDArray[np.int8] = codes.astype(np.int8)
     return result
-
-
-def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W, C) float32 values; NaN where the scale is."""
-    values: NDArray[np.float32] = codes_hwc.astype(np.float32) * scales_hw[..., None]
-    return values

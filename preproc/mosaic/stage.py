@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import Embedding, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, write_manifest
+from infer.contract.embedding import dequantise
 from preproc.mosaic.pca import Components, PixelSample, principal_components, sample_limit
-from preproc.mosaic.quantise import dequantise, to_codes
+from preproc.mosaic.quantise import to_codes
 from preproc.raster.cog import CogWriter, Layer, cog_writer, scratch_bytes
 from preproc.raster.preview import picture, write_png
 from preproc.raster.provenance import Facts, gather_facts

@@ -5,25 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.mixing import GOLDEN, mix64
+
 Floats = NDArray[np.float64]
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_RIGHT = np.uint64(31)
-
-
-def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: every input bit reaches every output bit."""
-    for shift, factor in _STEPS:
-        word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
-    return word ^ (word >> _RIGHT)
 
 
 def hash_cells(ix: NDArray[np.int64], iy: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """64 random bits for each integer cell; `seed` separates independent fields."""
-    start = np.uint64(((seed + 1) * _GOLDEN) & 0xFFFFFFFFFFFFFFFF)
-    word = _mix(ix.astype(np.uint64) + start)
-    return _mix(word + iy.astype(np.uint64) * np.uint64(_GOLDEN))
+    start = np.uint64(((seed + 1) * GOLDEN) & 0xFFFFFFFFFFFFFFFF)
+    word = mix64(ix.astype(np.uint64) + start)
+    return mix64(word + iy.astype(np.uint64) * np.uint64(GOLDEN))
 
 
 def seed_of(seed: int, *parts: int) -> int:

@@ -13,9 +13,9 @@ from bench.made_tile import made_tile
 from infer.contract import read_tile
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
-from infer.make_demo import random_student
 from infer.model.attention import attend
 from infer.model.batch import Segment
+from infer.model.student import random_student
 from infer.selftest import deviation
 from infer.weights import Checkpoint, load_checkpoint
 

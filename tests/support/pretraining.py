@@ -1,4 +1,4 @@
-"""Small made-up tiles and short trainings."""
+"""Small made-up tiles, short trainings, and a student that had none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from infer.model.student import random_student
+from infer.selftest import SETTINGS
 from preproc.simulate.seasons import write_tile
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +38,17 @@ def make_tiles(folder: Path, count: int = 3, size: int = 12) -> Path:
     for number in range(count):
         write_tile(folder / f"tile-{number}", 100 + number, size)
     return folder
+
+
+def write_untrained(path: Path, seed: int = 20260) -> Path:
+    """A checkpoint of the demonstration's size with random weights."""
+    about = {
+        "trained": False,
+        "label": f"untrained demonstration model (random weights, seed {seed})",
+        "data_source": "any",
+    }
+    torch.save({"args": SETTINGS, "model": random_student(SETTINGS, seed), "smalti": about}, path)
+    return path
 
 
 def environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from bench.made_tile import made_tile
 from infer.contract import SmaltiError, Tile
 from infer.device import Device, choose_device
 from infer.engine import Engine
-from infer.make_demo import random_student
+from infer.model.student import random_student
 from infer.quantise import quantise
 from infer.tilework import InterruptedTileError, Watch
 from infer.weights import Checkpoint, load_checkpoint

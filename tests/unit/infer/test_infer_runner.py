@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.pretraining import write_untrained
 from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
@@ -40,7 +41,6 @@ from infer.contract import (
 from infer.device import choose_device
 from infer.engine import Engine
 from infer.fleet import part_of, worst
-from infer.make_demo import make_demo
 from infer.runner import DeviceLostError, Settings, TileRunner, TileTask
 from infer.weights import load_checkpoint
 
@@ -75,9 +75,7 @@ def tiles(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def untrained(tmp_path: Path) -> Path:
-    path = tmp_path / "untrained.pt"
-    make_demo(path)
-    return path
+    return write_untrained(tmp_path / "untrained.pt")
 
 
 def infer(tiles: Path, out: Path, *options: str, checkpoint: str | Path = DEMO_CHECKPOINT) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from support.pretraining import write_untrained
 from support.recorded import GOLDEN
 
 from infer.contract import (
@@ -22,9 +20,8 @@ from infer.contract import (
     registered_model,
     write_manifest,
 )
-from infer.make_demo import make_demo, random_student
 from infer.model import build_network, read_architecture
-from infer.safetensors import read_safetensors
+from infer.model.student import random_student
 from infer.selftest import SETTINGS, formula_checkpoint
 from infer.weights import check_source, load_checkpoint, resolve_checkpoint
 
@@ -70,6 +67,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
         (b"", "not a readable checkpoint|refused"),
         (b"not a checkpoint at all", "not a readable checkpoint|refused"),
         (b"PK\x03\x04 truncated", "not a readable checkpoint"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "not a readable checkpoint|refused"),  # safetensors
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, match):
@@ -130,10 +128,8 @@ def test_the_demo_says_that_it_is_no_tessera():
     assert build_network(checkpoint).architecture.output == 128
 
 
-def test_making_the_demo_is_deterministic(tmp_path):
-    make_demo(tmp_path / "a.pt")
-    make_demo(tmp_path / "b.pt")
-    a, b = load_checkpoint(tmp_path / "a.pt"), load_checkpoint(tmp_path / "b.pt")
+def test_random_weights_are_those_of_their_seed(tmp_path):
+    a, b = (load_checkpoint(write_untrained(tmp_path / name)) for name in ("a.pt", "b.pt"))
     assert not a.trained
     assert "untrained" in a.label
     assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
@@ -191,51 +187,3 @@ def test_other_prefixes_and_families_are_refused():
     assert teacher.dimensions(0) == teacher.output
     with pytest.raises(SmaltiError, match="dim 16"):
         teacher.dimensions(16)
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    names = {"float32": "F32", "float64": "F64", "int64": "I64", "uint16": "BF16"}
-    header: dict[str, object] = {"__metadata__": metadata}
-    start = 0
-    for name, array in tensors.items():
-        stop = start + array.nbytes
-        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape), "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in tensors.values()))
-
-
-def test_safetensors_give_the_same_network_as_pt(tmp_path, student):
-    checkpoint = load_checkpoint(student)
-    path = tmp_path / "student.safetensors"
-    write_safetensors(path, {k: v.numpy() for k, v in checkpoint.state.items()}, {"args": json.dumps(SETTINGS)})
-    other = load_checkpoint(path)
-    assert other.family == "v2-student"
-    assert all(torch.equal(checkpoint.state[key], other.state[key]) for key in checkpoint.state)
-    build_network(other)
-
-
-def test_safetensors_read_bfloat16(tmp_path):
-    values = torch.tensor([1.5, -2.0, 0.25]).bfloat16()
-    write_safetensors(tmp_path / "x.safetensors", {"a": values.view(torch.int16).numpy().view(np.uint16)}, {})
-    assert torch.equal(read_safetensors(tmp_path / "x.safetensors")[0]["a"], values)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\x01\x00",
-        struct.pack("<Q", 1 << 60) + b"{}",
-        struct.pack("<Q", 5) + b"notjs",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}      ',
-        struct.pack("<Q", 61) + b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0, 4]}}      ' + bytes(4),
-        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0, 4]}}      ' + bytes(8),
-        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}      ' + bytes(8),
-    ],
-)
-def test_damaged_safetensors_are_refused(tmp_path, content):
-    path = tmp_path / "bad.safetensors"
-    path.write_bytes(content)
-    refused(path, "fetch it again|not a TESSERA")

@@ -10,11 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.pretraining import write_untrained
 
 from infer.contract import DEMO_CHECKPOINT, read_tile
 from infer.device import Device
 from infer.engine import Engine
-from infer.make_demo import make_demo
 from infer.pretrain.check import check_tile
 from infer.weights import load_checkpoint
 from preproc.simulate.seasons import write_tile
@@ -74,8 +74,7 @@ def test_it_has_not_collapsed_and_is_steady(seasons: list[Path]) -> None:
 
 
 def test_it_tells_kinds_of_land_apart_better_than_an_untrained_one(seasons: list[Path], tmp_path: Path) -> None:
-    make_demo(tmp_path / "untrained.pt")
-    trained, untrained = engine(DEMO_CHECKPOINT), engine(tmp_path / "untrained.pt")
+    trained, untrained = engine(DEMO_CHECKPOINT), engine(write_untrained(tmp_path / "untrained.pt"))
     gains = [accuracy(trained, folder) - accuracy(untrained, folder) for folder in seasons]
     assert np.mean(gains) > 0.03, gains
 

@@ -1,27 +1,10 @@
-"""Make the demonstration checkpoint: a small v2 student with seeded random weights, in the published format.
-
-python -m infer.make_demo [FILE]
-"""
+"""A small v2 student of any size with random weights: what the self-test, the benchmark and the tests run."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from infer.contract import DEMO_CHECKPOINT
-
-SEED = 20260
-ARGS: dict[str, Any] = {
-    "repr_dim": 128,
-    "latent_dim": 16,
-    "num_layers": 2,
-    "nhead": 4,
-    "dim_feedforward": 128,
-    "matryoshka_dims": "16,32,64,128",
-}
 
 
 def random_student(args: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
@@ -82,22 +65,3 @@ def _layer(state: dict[str, torch.Tensor], encoder: str, index: int, args: dict[
     state[f"{prefix}self_attn.in_proj_weight"] = weight
     state[f"{prefix}self_attn.in_proj_bias"] = torch.zeros(3 * width)
     linear(f"{prefix}self_attn.out_proj", width, width)
-
-
-def make_demo(path: Path, seed: int = SEED) -> None:
-    """Write the demonstration checkpoint."""
-    content = {
-        "args": ARGS,
-        "model": random_student(ARGS, seed),
-        "smalti": {
-            "trained": False,
-            "label": f"untrained demonstration model (random weights, seed {seed})",
-            "data_source": "any",
-        },
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
-
-
-if __name__ == "__main__":
-    make_demo(Path(sys.argv[1]) if len(sys.argv) > 1 else DEMO_CHECKPOINT)
