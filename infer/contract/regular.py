@@ -86,8 +86,9 @@ def read_regular(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
         OSError: if it cannot be read.
     """
     with open_regular(path) as stream:
-        content = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
-    if len(content) > limit:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(size + 1) if size <= limit else b""  # one more: a file that grows is not cut
+    if max(size, len(content)) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, which such a file never is")
     return content
 
