@@ -27,7 +27,7 @@ import requests
 from planetary_computer.settings import DEFAULT_SAS_TOKEN_ENDPOINT, Settings
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from infer.contract import SOFTWARE, Run, SmaltiError, temporary_path, writing
+from infer.contract import SOFTWARE, Run, SmaltiError, parse_json, read_regular, temporary_path, writing
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import is_bucket, is_url, unsigned
 from preproc.reader.transport import TRANSIENT, ServiceError, brief
@@ -165,9 +165,9 @@ class Signer:
     def _read(self) -> dict[str, Token]:
         """The shared tokens of this endpoint; a cache that cannot be read is an empty one."""
         try:
-            content = json.loads(self._cache.read_bytes())
-            return {name: Token(**record) for name, record in content[self._sas_url].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            records = parse_json(read_regular(self._cache))[self._sas_url].items()
+            return {name: Token(str(r["query"]), float(r["issued"]), float(r["expires"])) for name, r in records}
+        except (SmaltiError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return {}
 
     def _write(self, tokens: dict[str, Token]) -> None:
