@@ -5,7 +5,6 @@ Nothing of a checkpoint is ever executed: it is read with `weights_only=True`.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +18,23 @@ from infer.contract import (
     RegisteredModel,
     Run,
     SmaltiError,
+    brief_name,
     cached_checkpoint,
+    one_line,
     read_manifest,
     registered_model,
     sha256_file,
 )
 from infer.contract.registry import DataSource, Family
 from infer.normalisation import NORMALISATIONS, Normalisation
+from infer.torch_file import check_parameter, read_torch
 
 _PREFIX = "_orig_mod."
 _PROJECTOR = "projector."
+_SOURCES: tuple[DataSource, ...] = ("mpc", "aws", "other")
+_MAX_LABEL = 200
+"""Characters of a checkpoint's name for itself, which maps and reports repeat."""
+_REMEDY = "fetch it again, or use another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -57,39 +63,24 @@ class Checkpoint:
         return NORMALISATIONS[self.normalisation_key]
 
 
-def _read_pt(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            f"{path}: refused: it is not a plain checkpoint of tensors (damaged, or a pickle that would run code): "
-            "get the file again from its publisher"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"{path}: not a readable checkpoint ({first_line}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: holds a {type(content).__name__}, not a checkpoint's table: use another file")
-    return content
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"
-
-
 def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise FormatError(f"{path}: its parameters are not a table of tensors: use another checkpoint")
+    if not isinstance(state, Mapping):
+        raise FormatError(f"{path}: its parameters are not a table of tensors: {_REMEDY}")
     clean = {str(key).removeprefix(_PREFIX): value for key, value in state.items()}
-    return {key: value for key, value in clean.items() if not key.startswith(_PROJECTOR)}
+    if len(clean) < len(state):
+        raise FormatError(f"{path}: two of its parameters have the same name: {_REMEDY}")
+    return {
+        key: check_parameter(path, key, value, _REMEDY)
+        for key, value in clean.items()
+        if not key.startswith(_PROJECTOR)
+    }
 
 
 def _table(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    table = content.get(key) or {}
-    if not isinstance(table, Mapping):
-        raise FormatError(f"{path}: {key!r} is a {type(table).__name__}, not a table: use another checkpoint")
-    return dict(table)
+    table = content.get(key)
+    if not isinstance(table, Mapping | None):
+        raise FormatError(f"{path}: {key!r} is a {type(table).__name__}, not a table: {_REMEDY}")
+    return dict(table or {})
 
 
 def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str, torch.Tensor], dict[str, Any]]:
@@ -109,8 +100,13 @@ def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str
             return ("v1.1" if "dim_reducer.4.weight" in state else "v1.0-qat"), state, settings
     raise FormatError(
         f"{path}: not a TESSERA checkpoint that smalti knows (v2 student or teacher, v1.1, v1.0, v1.0 QAT); "
-        f"it holds {', '.join(sorted(map(str, content))[:8]) or 'nothing'}: use another file"
+        f"it holds {', '.join(sorted(map(brief_name, content))[:8]) or 'nothing'}: {_REMEDY}"
     )
+
+
+def _stated_source(table: Mapping[str, Any]) -> DataSource | None:
+    stated = table.get("data_source")
+    return next((source for source in _SOURCES if isinstance(stated, str) and stated == source), None)
 
 
 def _source(
@@ -118,14 +114,12 @@ def _source(
 ) -> tuple[str, DataSource | None]:
     """Key of the normalisation and the data source, from what the checkpoint says."""
     if family in ("v2-student", "v2-teacher"):
-        stated = metadata.get("data_source")
-        return family, stated if stated in ("mpc", "aws", "other") else None
+        return family, _stated_source(metadata)
     if family == "v1.1":
-        source = settings.get("data_source")
+        source = _stated_source(settings)
         if source not in ("mpc", "aws"):
-            raise FormatError(
-                f"{path}: config.data_source is {source!r}, expected 'mpc' or 'aws': use another checkpoint"
-            )
+            found = brief_name(settings.get("data_source"))
+            raise FormatError(f"{path}: config.data_source is {found}, expected 'mpc' or 'aws': {_REMEDY}")
         return f"v1.1-{source}", source
     return "v1.0", "mpc"
 
@@ -153,16 +147,19 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
     Raises:
         SmaltiError: one line that names the file and what is wrong.
     """
-    if not path.is_file():
-        raise SmaltiError(f"{path}: no such checkpoint")
-    sha256 = sha256_file(path)
+    try:
+        sha256 = sha256_file(path)
+    except FileNotFoundError:
+        raise SmaltiError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise SmaltiError(f"{path}: the checkpoint cannot be read: {error.strerror}") from error
     expected = None if registered is None else expected_sha256(registered, path)
     if registered is not None and expected not in (None, sha256):
         raise FormatError(
             f"{path}: its SHA-256 is {sha256[:12]}..., that of {registered.name} is {str(expected)[:12]}...: "
             f"run `smalti weights verify` and fetch it again"
         )
-    content = _read_pt(path)
+    content = read_torch(path, _REMEDY)
     family, state, settings = _recognise(path, content)
     if heads is not None:
         settings = {**settings, "nhead": heads}
@@ -173,10 +170,11 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
             f"{path}: a {family} checkpoint (statistics {key}), but {registered.name} is {registered.family} "
             f"({registered.normalisation}): name the model it is, or the file alone"
         )
-    trained = bool(metadata.get("trained", True))
+    trained = metadata.get("trained", True) is True
     name = registered.name if registered else path.name
-    label = str(metadata.get("label") or (name if trained else f"{name} (untrained)"))
-    return Checkpoint(name, path, sha256, family, state, settings, key, source, trained, label)
+    stated = metadata.get("label")
+    label = stated if isinstance(stated, str) and stated else name if trained else f"{name} (untrained)"
+    return Checkpoint(name, path, sha256, family, state, settings, key, source, trained, one_line(label[:_MAX_LABEL]))
 
 
 def resolve_checkpoint(job: ModelJob, run: Run) -> Checkpoint:

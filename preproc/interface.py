@@ -22,6 +22,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     Tile,
+    child,
     planned_tiles,
     read_embedding,
     read_manifest,
@@ -192,7 +193,7 @@ class OpenRun:
         """
         path = self.run.map_manifest
         rasters = _zone(path, "map", zone, self._remedy("predict"))
-        with rasterio.open(path.parent / rasters["confidence" if confidence else "classes"]) as raster:
+        with rasterio.open(child(path.parent, rasters["confidence" if confidence else "classes"])) as raster:
             window = Window(0, 0, raster.width, raster.height)
             if bbox is not None:
                 box = Transformer.from_crs(WGS84, raster.crs, always_xy=True).transform_bounds(*bbox)
@@ -245,13 +246,17 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
     path = directory.mosaic_manifest
     rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {directory.quoted}`")
     chunks = {"band": -1, "y": chunk, "x": chunk}
-    values: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["raster"], chunks=chunks, masked=False)
+    values: xarray.DataArray = rioxarray.open_rasterio(
+        child(path.parent, rasters["raster"]), chunks=chunks, masked=False
+    )
     # as an attribute, the names of all bands would be in the way of writing some of them
     names = values.attrs.pop("long_name", None)
     if isinstance(names, tuple):
         values = values.assign_coords(band_name=("band", list(names)))
     if rasters["scales"] is not None:
-        scales: xarray.DataArray = rioxarray.open_rasterio(path.parent / rasters["scales"], chunks=chunks, masked=False)
+        scales: xarray.DataArray = rioxarray.open_rasterio(
+            child(path.parent, rasters["scales"]), chunks=chunks, masked=False
+        )
         values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)
     return values.rename("embeddings")
 

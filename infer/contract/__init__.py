@@ -33,12 +33,13 @@ from infer.contract.manifest import (
     SOFTWARE,
     VERSION,
     State,
+    describes_file,
     output_state,
     read_manifest,
     verify_files,
     write_manifest,
 )
-from infer.contract.names import brief_name, name_for, name_problem, one_line, safe_name
+from infer.contract.names import brief_name, child, name_for, name_problem, one_line, safe_name
 from infer.contract.registry import (
     DEMO_CHECKPOINT,
     REGISTRY,
@@ -119,6 +120,8 @@ __all__ = [
     "cached_checkpoint",
     "check_folder",
     "check_regular",
+    "child",
+    "describes_file",
     "embedding_paths",
     "is_tile_folder",
     "name_for",

@@ -18,7 +18,7 @@ from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files, write_manifest
-from infer.contract.names import brief_name
+from infer.contract.names import brief_name, child
 
 _REMEDY = "run `smalti infer` again for this tile"
 
@@ -59,7 +59,8 @@ def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArr
 
 def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     """Paths of values, scales and manifest of a tile's embedding."""
-    return folder / f"{name}.npy", folder / f"{name}_scales.npy", folder / f"{name}.json"
+    stem = child(folder, name)
+    return stem.with_name(f"{name}.npy"), stem.with_name(f"{name}_scales.npy"), stem.with_name(f"{name}.json")
 
 
 def write_embedding(

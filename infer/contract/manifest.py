@@ -81,7 +81,8 @@ def write_manifest(
     return manifest
 
 
-def _is_record(record: Any) -> bool:
+def describes_file(record: Any) -> bool:
+    """Whether a value can be what `describe_file` recorded of a file: its bytes and SHA-256."""
     if not isinstance(record, dict) or type(record.get("bytes")) is not int:
         return False
     digest = record.get("sha256")
@@ -104,7 +105,7 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
         raise FormatError(f"{path}: the manifest lacks its files or inputs: {remedy}")
     for name, record in manifest["files"].items():
         safe_relative(name, str(path), remedy)
-        if not _is_record(record):
+        if not describes_file(record):
             raise FormatError(f"{path}: says of {name} no bytes and sha256: {remedy}")
     return manifest
 

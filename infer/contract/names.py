@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 from infer.contract.errors import FormatError
@@ -69,6 +70,15 @@ def safe_name(value: Any, where: str, remedy: str) -> str:
     return str(value)
 
 
+def child(folder: Path, name: str) -> Path:
+    """The path of a name in its folder, for those who are going to write, replace or remove it.
+
+    Raises:
+        FormatError: if the name would lead out of the folder; see `safe_name`.
+    """
+    return folder / safe_name(name, str(folder), "nothing outside this folder is touched by it; correct the name")
+
+
 def safe_relative(value: Any, where: str, remedy: str) -> str:
     """The same for a relative path with slashes, each part of which must be a safe name.
 
@@ -92,7 +102,7 @@ def name_for(text: str) -> str:
         characters, with a hash of the whole.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", text)
-    if safe == text and name_problem(text) is None and not text.startswith("."):
+    if safe == text and 0 < len(text) <= MAX_NAME_BYTES - 40 and not text.startswith("."):
         return safe
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{safe.lstrip('.')[: MAX_NAME_BYTES - 40] or '_'}-{digest}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tomllib
 from io import BufferedReader
@@ -21,6 +22,7 @@ MAX_DOCUMENT_BYTES = 512 << 20
 """Of a JSON file: a plan of a million tiles takes a tenth of it."""
 MAX_TOML_BYTES = 4 << 20
 """Of a settings file: the standard library's parser takes seconds for each megabyte."""
+_LONG_NUMBER = re.compile(r"\b0[xob][0-9A-Fa-f_]{1000}")
 MAX_DEPTH = 100
 """Levels of nesting: STAC items and GeoJSON need ten."""
 
@@ -86,8 +88,9 @@ def read_regular(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
         OSError: if it cannot be read.
     """
     with open_regular(path) as stream:
-        content = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
-    if len(content) > limit:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(size + 1) if size <= limit else b""  # one more: a file that grows is not cut
+    if max(size, len(content)) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, which such a file never is")
     return content
 
@@ -130,6 +133,8 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     if len(text) > MAX_TOML_BYTES:
         raise ValueError(f"larger than {MAX_TOML_BYTES >> 20} MiB")
+    if _LONG_NUMBER.search(text):  # of such a number Python refuses to tell the digits
+        raise ValueError("a number of more than a thousand digits")
     try:
         content = tomllib.loads(text)
     except RecursionError:

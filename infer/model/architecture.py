@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infer.contract import BANDS, SAR_BANDS, FormatError
+from infer.contract import BANDS, SAR_BANDS, FormatError, brief_name
 from infer.contract.registry import MATRYOSHKA, Family
 from infer.sequence import Rule
 from infer.weights import Checkpoint
@@ -19,6 +19,8 @@ V1_HEADS: dict[tuple[Family, int], int] = {("v1.0", 512): 8, ("v1.0-qat", 512): 
 """(family, width) -> heads: v1.0 checkpoints do not state theirs, the reference's code does (published width)."""
 FUSION_HEADS = 4
 """The teacher's fusion transformer."""
+_MANY = 10_000
+"""Of layers, heads or dimensions: more than any checkpoint has."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,31 @@ class Architecture:
         )
 
 
-def _shape(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
-    try:
-        return tuple(checkpoint.state[key].shape)
-    except KeyError:
-        raise FormatError(
-            f"{checkpoint.path}: parameter {key} is missing: use a whole {checkpoint.family} checkpoint"
-        ) from None
+def _matrix(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
+    """Rows and columns of a parameter."""
+    shape = _shape(checkpoint, key, 2)
+    return shape[0], shape[1]
+
+
+def _shape(checkpoint: Checkpoint, key: str, axes: int) -> tuple[int, ...]:
+    if key not in checkpoint.state:
+        raise _unfit(checkpoint, f"parameter {key} is missing")
+    shape = tuple(checkpoint.state[key].shape)
+    if len(shape) != axes:
+        raise _unfit(checkpoint, f"parameter {key} has {len(shape)} axes, not {axes}")
+    return shape
+
+
+def _unfit(checkpoint: Checkpoint, problem: str) -> FormatError:
+    return FormatError(f"{checkpoint.path}: {problem}: use a whole {checkpoint.family} checkpoint")
+
+
+def _setting(checkpoint: Checkpoint, key: str, default: int = 0) -> int:
+    """A setting that is a number of things."""
+    value = checkpoint.settings.get(key, default)
+    if type(value) is not int or not 0 < value < _MANY:
+        raise _unfit(checkpoint, f"its setting {key} is {brief_name(value)}, not a number of them")
+    return value
 
 
 def _layers(state: Mapping[str, Any], prefix: str) -> int:
@@ -98,10 +118,10 @@ def layer_prefix(state: Mapping[str, Any], backbone: str) -> str:
 
 def _heads(checkpoint: Checkpoint, modality: str, width: int, kind: LayerKind, first: str) -> int:
     if kind != "post":
-        return width // _shape(checkpoint, f"{first}q_norm.weight")[0]
+        return width // _shape(checkpoint, f"{first}q_norm.weight", 1)[0]
     for key in ("nhead", f"{modality}_num_heads"):
         if key in checkpoint.settings:
-            return int(checkpoint.settings[key])
+            return _setting(checkpoint, key)
     if (checkpoint.family, width) in V1_HEADS:
         return V1_HEADS[checkpoint.family, width]
     raise FormatError(f"{checkpoint.path}: does not state its number of attention heads: give --heads")
@@ -109,23 +129,26 @@ def _heads(checkpoint: Checkpoint, modality: str, width: int, kind: LayerKind, f
 
 def _backbone(checkpoint: Checkpoint, modality: str, bands: int) -> BackboneShape:
     state, name = checkpoint.state, f"{modality}_backbone"
-    width, found = _shape(checkpoint, f"{name}.embedding.0.weight")
+    width, found = _matrix(checkpoint, f"{name}.embedding.0.weight")
     if found != bands:
         raise FormatError(
             f"{checkpoint.path}: {name} takes {found} channels, a tile has {bands}: use another checkpoint"
         )
     prefix = layer_prefix(state, name)
     layers = _layers(state, prefix)
-    if layers == 0:
-        raise FormatError(f"{checkpoint.path}: {name} has no transformer layers: use another checkpoint")
+    if not 0 < layers < _MANY:
+        raise _unfit(checkpoint, f"{name} has {layers} transformer layers")
+    if _matrix(checkpoint, f"{name}.embedding.2.weight") != (width, width):
+        # All other parameters are about as large: whoever states an absurd width has to store it.
+        raise _unfit(checkpoint, f"{name}.embedding.2.weight is not {width} x {width}")
     first = f"{prefix}0."
     kind: LayerKind = "post"
     if f"{first}q_norm.weight" in state:
         kind = "pre-qk" if checkpoint.family == "v2-teacher" else "post-qk"
     heads = _heads(checkpoint, modality, width, kind, first)
-    if width % heads:
-        raise FormatError(f"{checkpoint.path}: {heads} heads do not divide the width {width}: use another checkpoint")
-    hidden = _shape(checkpoint, f"{first}linear1.weight")[0]
+    if heads < 1 or width % heads:
+        raise _unfit(checkpoint, f"{heads} heads do not divide the width {width}")
+    hidden, _ = _matrix(checkpoint, f"{first}linear1.weight")
     return BackboneShape(bands, width, heads, layers, hidden, kind)
 
 
@@ -141,18 +164,19 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
     if s1.width != s2.width:
         raise FormatError(f"{checkpoint.path}: backbones of width {s2.width} and {s1.width}: use another checkpoint")
     mlp = "dim_reducer.4.weight" in state
-    output = _shape(checkpoint, "dim_reducer.4.weight" if mlp else "dim_reducer.0.weight")[0]
+    output, _ = _matrix(checkpoint, "dim_reducer.4.weight" if mlp else "dim_reducer.0.weight")
     saved = output
     if family == "v1.1":
-        saved = min(output, int(checkpoint.settings.get("save_embedding_dim", 128)))
+        saved = min(output, _setting(checkpoint, "save_embedding_dim", 128))
     pool: PoolKind = "softmax"
     if family in ("v1.1", "v1.0-qat"):
         pool = "gru-hand"
     elif family == "v1.0":
         pool = "gru-torch"
     final_norm = family == "v2-student" or (
-        family == "v2-teacher" and bool(checkpoint.settings.get("final_layernorm", False))
+        family == "v2-teacher" and checkpoint.settings.get("final_layernorm", False) in (True, 1)
     )
-    return Architecture(
-        family, s2, s1, pool, _layers(state, "fusion_transformer.layers."), mlp, final_norm, output, saved
-    )
+    fusion = _layers(state, "fusion_transformer.layers.")
+    if fusion >= _MANY or (fusion and s2.width % FUSION_HEADS):
+        raise _unfit(checkpoint, f"{fusion} fusion layers of {FUSION_HEADS} heads do not fit the width {s2.width}")
+    return Architecture(family, s2, s1, pool, fusion, mlp, final_norm, output, saved)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from infer.contract import FormatError
+from infer.contract import FormatError, one_line
 
 _SHOWN = 6
+_LENGTH = 120
+"""Characters of a name or problem, which a file may make as long as it likes."""
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
+    shown = ", ".join(one_line(name[:_LENGTH]) for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 

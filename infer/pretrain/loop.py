@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, SmaltiError
+from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, FormatError, SmaltiError
 from infer.pretrain.batches import Batch, Place, stream, watched_views
 from infer.pretrain.ema import Average
 from infer.pretrain.network import Student
@@ -105,10 +105,17 @@ class Training:
         state = load_state(self.folder)
         if state is None:
             return
-        self.objective.load_state_dict(state["objective"])
-        self.average.module.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self._loss_sum, self._loss_count = state["step"], state["loss_sum"], state["loss_count"]
+        try:
+            self.objective.load_state_dict(state["objective"])
+            self.average.module.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self._loss_count = int(state["step"]), int(state["loss_count"])
+            self._loss_sum = float(state["loss_sum"])
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise FormatError(
+                f"{self.folder.state}: not the state of this training ({reason}): delete it to start from the beginning"
+            ) from error
 
     def save(self) -> None:
         """Write state, metrics and plot (first process only)."""

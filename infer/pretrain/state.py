@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,22 @@ from typing import Any
 
 import torch
 
-from infer.contract import FormatError, SmaltiError, atomic_file, read_json, sha256_json, write_bytes, write_json
+from infer.contract import (
+    FormatError,
+    SmaltiError,
+    atomic_file,
+    parse_json,
+    read_json,
+    read_regular,
+    sha256_json,
+    write_bytes,
+    write_json,
+)
 from infer.pretrain.curve import curve_svg
 from infer.pretrain.network import Student, published_args
 from infer.pretrain.options import Recipe, differences
 from infer.pretrain.tiles import TileSet
+from infer.torch_file import read_torch
 
 _KIND = "smalti/pretraining"
 
@@ -112,14 +122,8 @@ def load_state(folder: Folder) -> dict[str, Any] | None:
     """
     if not folder.state.exists():
         return None
-    try:
-        content = torch.load(folder.state, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(
-            f"{folder.state}: cannot be read ({reason}): delete it to start from the beginning"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != _KIND:
+    content = read_torch(folder.state, "delete it to start from the beginning")
+    if content.get("format") != _KIND:
         raise FormatError(f"{folder.state}: not the state of a training: delete it to start from the beginning")
     return content
 
@@ -134,12 +138,14 @@ def read_metrics(folder: Folder, before: int) -> list[dict[str, float]]:
     if not folder.metrics.exists():
         return []
     records: list[dict[str, float]] = []
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
+    for line in read_regular(folder.metrics).splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             break
-        if record["step"] <= before:
+        if not isinstance(record, dict) or not all(type(value) in (int, float) for value in record.values()):
+            break
+        if record.get("step", before + 1) <= before:
             records.append(record)
     return records
 

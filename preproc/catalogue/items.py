@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,17 @@ from typing import Any
 import shapely
 from shapely import STRtree
 
-from infer.contract import PlannedTile, Run, SmaltiError, atomic_dir, read_json, read_plan, verify_files
+from infer.contract import (
+    PlannedTile,
+    Run,
+    SmaltiError,
+    atomic_dir,
+    name_for,
+    one_line,
+    read_json,
+    read_plan,
+    verify_files,
+)
 from preproc.catalogue.duplicates import Candidate, dedupe
 from preproc.catalogue.opera import with_orbit
 from preproc.catalogue.scene import Scene
@@ -31,6 +40,9 @@ from preproc.run.config import Config
 
 FOOTPRINT_MARGIN = 1000.0
 """Metres by which a tile is widened before it is compared with footprints, which are coarse."""
+
+_MAX_REASON = 300
+"""Characters of a reason, which repeats what the item says."""
 
 _USED_ASSETS = frozenset(key for product in PRODUCTS for key in product.assets.values())
 
@@ -112,7 +124,7 @@ def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
     for item in items:
         scene = parse_item(item, base, config.archive)
         if isinstance(scene, Rejected):
-            rejected[scene.id] = scene.reason
+            rejected[scene.id] = one_line(scene.reason)[:_MAX_REASON]
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)
@@ -128,7 +140,7 @@ def save_items(run: Run, items: Sequence[Item]) -> list[Path]:
     groups: defaultdict[str, list[Item]] = defaultdict(list)
     for item in sorted(items, key=_order):
         acquired = acquired_at(item)
-        collection = re.sub(r"[^A-Za-z0-9._-]", "_", str(item.get("collection") or "items"))
+        collection = name_for(str(item.get("collection") or "items"))
         groups[f"{collection}_{acquired:%Y-%m}.json" if acquired else f"{collection}.json"].append(item)
     with atomic_dir(run.items) as folder:
         for name, group in groups.items():

@@ -13,7 +13,7 @@ import shapely
 from shapely.errors import ShapelyError
 from shapely.geometry import MultiPolygon
 
-from infer.contract import BANDS, SAR_BANDS
+from infer.contract import BANDS, SAR_BANDS, brief_name, one_line
 from preproc.catalogue.declared import whereabouts
 from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.hrefs import absolute
@@ -28,6 +28,8 @@ DataSource = Literal["mpc", "aws", "other"]
 OFFSET_SINCE = date(2022, 1, 25)
 """Acquisitions after this day carry the offset of processing baseline 04.00 (the rule the models were trained with)."""
 OFFSET_BASELINE = 4.0
+_MAX_ID = 1000
+"""Characters of an item's id, which messages and records of tiles repeat."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
     identifier = str(item.get("id") or "(no id)")
     if not item.get("id"):
         return Rejected(identifier, "has no id")
+    if len(identifier) > _MAX_ID or one_line(identifier) != identifier:
+        return Rejected(brief_name(identifier), f"has an id of control characters, or of more than {_MAX_ID}")
     product = _product_of(item, products_for(archive))
     if isinstance(product, str):
         return Rejected(identifier, product)

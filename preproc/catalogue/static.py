@@ -16,7 +16,7 @@ import pystac
 import shapely
 from pystac.stac_io import DefaultStacIO
 
-from infer.contract import SmaltiError
+from infer.contract import SmaltiError, parse_json, read_regular
 from preproc.catalogue.opera import COLLECTION, opera_items
 from preproc.catalogue.sources import Item
 from preproc.reader.buckets import BucketSigner
@@ -70,7 +70,7 @@ def _read_bytes(href: str) -> bytes:
         with _opened(href) as reading:
             return reading.remote_bytes(href, _WHAT)
     try:
-        return Path(href).read_bytes()
+        return read_regular(Path(href))
     except FileNotFoundError as error:
         raise SmaltiError(f"{href}: no such file: {_WHAT} names it") from error
     except OSError as error:
@@ -79,7 +79,7 @@ def _read_bytes(href: str) -> bytes:
 
 def _read_json(href: str) -> Any:
     try:
-        return json.loads(_read_bytes(href))
+        return parse_json(_read_bytes(href))
     except ValueError as error:
         raise SmaltiError(f"{href}: {_WHAT} is not valid JSON: {error}") from error
 
@@ -99,9 +99,13 @@ class _Reading(DefaultStacIO):
         if is_url(href):
             return self.remote_bytes(href, "a file of the catalogue").decode()
         try:
-            return Path(href).read_text(encoding="utf-8")
+            return read_regular(Path(href)).decode()
         except OSError as error:
             raise SmaltiError(f"{href}: a file of the catalogue cannot be read: {error.strerror}") from error
+
+    def json_loads(self, txt: str, *_args: Any, **_kwargs: Any) -> Any:
+        """JSON within bounds."""
+        return parse_json(txt)
 
 
 @contextmanager
@@ -141,7 +145,10 @@ def _read_parquet(href: str) -> Iterator[Item]:
         raise SmaltiError(f"{href}: {_WHAT} is not stac-geoparquet: it has no column {', '.join(sorted(missing))}")
     for batch in table.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            yield _item_of(row)
+            try:
+                yield _item_of(row)
+            except (shapely.errors.ShapelyError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise SmaltiError(f"{href}: {_WHAT}: a row is no STAC item: {brief(error)}") from error
 
 
 def _item_of(row: dict[str, Any]) -> Item:

@@ -13,6 +13,7 @@ from infer.contract import (
     FormatError,
     Run,
     atomic_file,
+    child,
     open_npy,
     read_manifest,
     verify_files,
@@ -26,8 +27,8 @@ _REMEDY = "run `smalti predict` again"
 
 def prediction_paths(run: Run, tile: str) -> tuple[Path, Path]:
     """Array and manifest of a tile."""
-    folder = run.map / "tiles"
-    return folder / f"{tile}.npy", folder / f"{tile}.json"
+    stem = child(run.map / "tiles", tile)
+    return stem.with_name(f"{tile}.npy"), stem.with_name(f"{tile}.json")
 
 
 def combine(valid_hw: NDArray[np.bool_], codes_n: NDArray[np.uint8], shares_n: NDArray[Any]) -> NDArray[np.uint8]:

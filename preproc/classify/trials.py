@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import write_bytes
+from infer.contract import SmaltiError, parse_json, read_regular, write_bytes
 from preproc.classify.boost import Parameters, parameters
 from preproc.run.progress import say
 
@@ -34,6 +34,11 @@ class Trial:
         return parameters(self.values)
 
 
+def _trial(record: Any) -> Trial:
+    predicted_n = np.frombuffer(bytes.fromhex(record["predicted"]), np.uint8)
+    return Trial(int(record["number"]), dict(record["params"]), float(record["score"]), predicted_n)
+
+
 class Journal:
     """A file of JSON lines: what the study is made from, then its trials. Written anew, atomically, for every trial."""
 
@@ -47,15 +52,12 @@ class Journal:
 
     def _resume(self, key: str) -> None:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            head, *records = [json.loads(line) for line in lines]
+            lines = read_regular(self._path).decode().splitlines()
+            head, *records = [parse_json(line) for line in lines]
             if head != {"study": key}:
                 return
-            trials = [
-                Trial(r["number"], r["params"], r["score"], np.frombuffer(bytes.fromhex(r["predicted"]), np.uint8))
-                for r in records
-            ]
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            trials = [_trial(record) for record in records]
+        except (SmaltiError, OSError, ValueError, KeyError, TypeError) as error:
             say(f"train: {self._path}: not a readable journal ({error}): the study starts anew")
             return
         if [trial.number for trial in trials] == list(range(len(trials))):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from infer.contract import Run, SmaltiError
+from infer.contract import Run, SmaltiError, parse_json
 from preproc.cluster import slurm
 from preproc.cluster.check_on_node import MARK
 from preproc.cluster.sbatch import render_script
@@ -56,7 +55,10 @@ def _submit(run: Run, config: Config, profile: Profile, kind: str) -> int:
 def parse_findings(text: str, where: str) -> list[Finding]:
     """The findings in a probe's log. Pure."""
     lines = (line[len(MARK) :] for line in text.splitlines() if line.startswith(MARK))
-    return [finding_from(json.loads(line), where) for line in lines]
+    try:
+        return [finding_from(parse_json(line), where) for line in lines]
+    except (ValueError, KeyError, AttributeError) as error:
+        return [replace(failed("probe", f"its log cannot be understood ({error})", "look at the log"), where=where)]
 
 
 def _outcome(log: Path, job: int, kind: str) -> list[Finding]:

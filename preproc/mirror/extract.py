@@ -14,7 +14,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from infer.contract import PlannedTile, writing
+from infer.contract import FormatError, PlannedTile, open_regular, writing
 from preproc.reader.placement import RasterGrid, SourceWindow, UnusableError, project
 from preproc.reader.ranges import MissingDataError, RangeClient, is_remote
 from preproc.reader.read import BandKind, fetched, grid_of, has_mask, local_name, opened
@@ -160,8 +160,8 @@ def copy_whole(client: RangeClient, href: str, path: Path) -> None:
     """
     if not is_remote(href):
         try:
-            content = Path(local_name(href)).open("rb")  # noqa: SIM115  # closed by the block below
-        except (OSError, UnusableError) as error:
+            content = open_regular(Path(local_name(href)))
+        except (OSError, UnusableError, FormatError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise MissingDataError(f"{href}: cannot be read: {reason}") from error
         with content, writing(path), path.open("wb") as stream:

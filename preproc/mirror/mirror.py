@@ -25,6 +25,8 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
+    describes_file,
+    parse_json,
     planned_tiles,
     sha256_file,
     sha256_json,
@@ -197,13 +199,13 @@ def _known(store: Store, group: Sequence[_Asset]) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except ValueError:
         return {}
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
         return {}
     assets = record.get("assets")
-    return assets if isinstance(assets, dict) else {}
+    return {key: one for key, one in assets.items() if describes_file(one)} if isinstance(assets, dict) else {}
 
 
 def _copy_one(

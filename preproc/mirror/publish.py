@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -13,22 +11,17 @@ from typing import Any
 import pystac
 from pystac.layout import CustomLayoutStrategy
 
+from infer.contract import name_for
 from preproc.catalogue.sources import Item, acquired_at
 
 CATALOGUE = "catalog.json"
 
 
-def folder_name(text: str) -> str:
-    """A name that any file system and object store takes; texts that had to be changed stay apart."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", text)
-    return safe if safe == text and safe.strip(".") else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
 def item_folder(item: Item) -> str:
     """Where an item and its assets lie in the catalogue."""
-    own = folder_name(str(item["id"]))
+    own = name_for(str(item["id"]))
     collection = item.get("collection")
-    return f"{folder_name(str(collection))}/{own}" if collection else own
+    return f"{name_for(str(collection))}/{own}" if collection else own
 
 
 def write_catalogue(items: Sequence[Item], folder: Path) -> Iterator[tuple[str, Path]]:
@@ -66,11 +59,11 @@ def _catalogue_place(_catalogue: pystac.Catalog, parent: str, _is_root: bool) ->
 
 
 def _collection_place(collection: pystac.Collection, parent: str, _is_root: bool) -> str:
-    return f"{parent}/{folder_name(collection.id)}/collection.json"
+    return f"{parent}/{name_for(collection.id)}/collection.json"
 
 
 def _item_place(item: pystac.Item, parent: str) -> str:
-    return f"{parent}/{folder_name(item.id)}/{folder_name(item.id)}.json"
+    return f"{parent}/{name_for(item.id)}/{name_for(item.id)}.json"
 
 
 def _extent(items: Sequence[Item]) -> pystac.Extent:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from planetary_computer.settings import DEFAULT_SAS_TOKEN_ENDPOINT, Settings
 
-from infer.contract import Run, SmaltiError, temporary_path, writing
+from infer.contract import Run, SmaltiError, parse_json, read_regular, temporary_path, writing
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import is_bucket, is_url, unsigned
 from preproc.reader.transport import (
@@ -166,9 +166,9 @@ class Signer:
     def _read(self) -> dict[str, Token]:
         """The shared tokens of this endpoint; a cache that cannot be read is an empty one."""
         try:
-            content = json.loads(self._cache.read_bytes())
-            return {name: Token(**record) for name, record in content[self._sas_url].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            records = parse_json(read_regular(self._cache))[self._sas_url].items()
+            return {name: Token(str(r["query"]), float(r["issued"]), float(r["expires"])) for name, r in records}
+        except (SmaltiError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return {}
 
     def _write(self, tokens: dict[str, Token]) -> None:

@@ -32,7 +32,7 @@ from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldE
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
-from infer.contract import SmaltiError, sha256_file, sha256_json
+from infer.contract import SmaltiError, parse_json, sha256_file, sha256_json
 from preproc.run.progress import say
 
 Box = tuple[float, float, float, float]
@@ -344,7 +344,7 @@ def _open_parquet(path: Path) -> _Opened:
     if text is None:
         raise SmaltiError(f"{path}: is Parquet without geometries (no `geo` in its metadata): write GeoParquet")
     try:
-        geo = json.loads(text)
+        geo = parse_json(text)
         primary = str(geo["primary_column"])
         column = geo["columns"][primary]
         encoding, stated = column["encoding"], column.get("crs", "OGC:CRS84")
@@ -483,8 +483,8 @@ def _check_legacy_crs(path: Path) -> None:
     if b'"crs"' not in content:
         return
     try:
-        whole = json.loads(content)
-    except (ValueError, RecursionError):  # one feature a line (GeoJSONSeq): such files have no `crs` of their own
+        whole = parse_json(content)
+    except ValueError:  # one feature a line (GeoJSONSeq): such files have no `crs` of their own
         return
     crs = whole.get("crs") if isinstance(whole, dict) else None
     if crs is None:

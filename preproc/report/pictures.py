@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from infer.contract import Run, planned_tiles
+from infer.contract import Run, child, planned_tiles
 from preproc.raster.figure import length_text, scale_length
 from preproc.raster.legend import LegendEntry, class_colours
 from preproc.raster.preview import Picture, picture, png_bytes
@@ -41,7 +41,7 @@ def class_pictures(run: Run, made: Mapping[str, Any], legend: Sequence[LegendEnt
         return class_colours(strips[0][..., 0], legend)
 
     return [
-        _shown(grid, picture([run.map / made["zones"][grid.label]["classes"]], grid, colours))
+        _shown(grid, picture([child(run.map, made["zones"][grid.label]["classes"])], grid, colours))
         for grid in zone_grids(planned_tiles(run))
     ]
 
@@ -56,7 +56,7 @@ def confidence_pictures(run: Run, made: Mapping[str, Any]) -> list[Shown]:
         return shaded
 
     return [
-        _shown(grid, picture([run.map / made["zones"][grid.label]["confidence"]], grid, colours))
+        _shown(grid, picture([child(run.map, made["zones"][grid.label]["confidence"])], grid, colours))
         for grid in zone_grids(planned_tiles(run))
     ]
 
@@ -70,7 +70,8 @@ def confidence_gradient(steps: int = 11) -> str:
 def embedding_pictures(run: Run, mosaic: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Zone and data URI of the previews that `stitch` made."""
     return [
-        (label, _uri((run.mosaic / zone["preview"]).read_bytes())) for label, zone in sorted(mosaic["zones"].items())
+        (label, _uri(child(run.mosaic, zone["preview"]).read_bytes()))
+        for label, zone in sorted(mosaic["zones"].items())
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infer.contract import SOFTWARE, Run, SmaltiError, write_bytes, write_manifest
+from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, write_bytes, write_manifest
 from preproc.raster.legend import LegendEntry
 from preproc.report import figures
 from preproc.report.cautions import cautions
@@ -135,5 +135,5 @@ def _degrees(value: float, negative: str, positive: str) -> str:
 
 def shown_settings(run: Run) -> str:
     """run.toml as it stands, but for the queries of addresses, which may hold keys."""
-    text = run.config.read_text(encoding="utf-8")
+    text = read_toml(run.config)
     return re.sub(r"(https?://[^\s\"'?]*)\?[^\s\"']*", r"\1?(query not shown)", text)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import codecs
 import re
-import tomllib
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from infer.contract import ModelJob, Run, SmaltiError, check_folder
+from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.registry import REGISTRY
 from preproc.run.profile import UNSAFE, SiteSettings
+from preproc.run.text import problem_lines
 
 
 class _Section(BaseModel):
@@ -45,6 +45,10 @@ def _codec(value: str | None) -> str | None:
         except (LookupError, ValueError) as error:
             raise ValueError(f"{value!r} is no encoding that is known: write for example UTF-8 or cp1252") from error
     return value
+
+
+_YEARS = (2014, 2100)
+"""Of the first radar image of Sentinel-1, and more than enough."""
 
 
 class Region(_Section):
@@ -80,7 +84,7 @@ class Region(_Section):
     def _bbox(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple) or len(value) != 4:
             raise ValueError(f"{value!r}: give four numbers, [west, south, east, north] in degrees")
-        return tuple(float(v) if type(v) is int else v for v in value)
+        return tuple(float(v) if type(v) is int and abs(v) < 1000 else v for v in value)
 
     @field_validator("mgrs", mode="before")
     @classmethod
@@ -93,6 +97,8 @@ class Region(_Section):
             raise ValueError("give geometry, bbox or mgrs, one of them")
         if self.end < self.start:
             raise ValueError(f"end {self.end} is before start {self.start}")
+        if not _YEARS[0] <= self.start.year <= self.end.year <= _YEARS[1]:
+            raise ValueError(f"no satellite of Copernicus flies from {self.start} to {self.end}: correct the years")
         if (self.end - self.start).days > 732:
             raise ValueError("the window is longer than two years: TESSERA embeds a season or a year")
         if self.bbox is not None:
@@ -354,14 +360,13 @@ def parse_config(text: str, path: Path) -> Config:
         SmaltiError: one line a problem, each naming section and key.
     """
     try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = parse_toml(text)
+    except ValueError as error:
         raise SmaltiError(f"{path}: not valid TOML: {error}") from error
     try:
         return Config.model_validate(content, context={"folder": path.parent.absolute()})
     except ValidationError as error:
-        problems = [_message(item) for item in error.errors(include_url=False)]
-        raise SmaltiError("\n".join(f"{path}: {problem}" for problem in problems)) from error
+        raise SmaltiError(problem_lines(path, map(_message, error.errors(include_url=False)))) from error
 
 
 def load_config(run: Run) -> Config:
@@ -372,7 +377,7 @@ def load_config(run: Run) -> Config:
     """
     check_folder(run)
     try:
-        text = run.config.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        text = read_toml(run.config)
     except FileNotFoundError as error:
         raise SmaltiError(f"{run.config}: missing: write one with `smalti init {run.quoted}`") from error
     except (UnicodeDecodeError, OSError) as error:

@@ -7,15 +7,15 @@ the profile. Unknown keys are refused wherever they stand. Nothing here talks to
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from infer.contract import SmaltiError
+from infer.contract import SmaltiError, parse_toml, read_toml
 from preproc.run.resources import SITES
+from preproc.run.text import problem_lines
 
 JOBS = ("fetch", "infer", "stitch", "classify")
 """The kinds of jobs that a chain consists of."""
@@ -291,9 +291,11 @@ def _read(name: str, folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
     if path.resolve() in seen:
         raise SmaltiError(f"{path}: its base leads back to itself")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = parse_toml(read_toml(path))
+    except ValueError as error:
         raise SmaltiError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise SmaltiError(f"{path}: cannot be read: {error.strerror}") from error
     base = content.get("base")
     _validated(content, path)
     return (
@@ -311,8 +313,8 @@ def _validated(content: Mapping[str, Any], where: Path | str) -> Profile:
             text = (
                 "unknown key" if item["type"] == "extra_forbidden" else str(item["msg"]).removeprefix("Value error, ")
             )
-            problems.append(f"{where}: {key}: {text[0].lower()}{text[1:]}")
-        raise SmaltiError("\n".join(problems)) from error
+            problems.append(f"{key}: {text[0].lower()}{text[1:]}")
+        raise SmaltiError(problem_lines(where, problems)) from error
 
 
 def load_profile(name: str, folder: Path, overrides: SiteSettings | None = None) -> Profile:

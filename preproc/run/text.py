@@ -1,9 +1,13 @@
-"""Bytes, shares and times as people read them, and times as services write them. Pure."""
+"""Bytes, shares, times and lists of problems as people read them, and times as services write them. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from infer.contract import one_line
 
 
 def human_bytes(count: float) -> str:
@@ -40,6 +44,16 @@ def parse_time(text: Any) -> datetime | None:
     """An ISO 8601 time in UTC (taken as UTC when it has no zone), or None if it is none."""
     try:
         moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):  # no time at all, or one that is beyond the years in UTC
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+_LINE, _LINES = 600, 20
+
+
+def problem_lines(where: Path | str, problems: Iterable[str]) -> str:
+    """What is wrong with a file, a line each; no longer than people read, whatever the file holds."""
+    found = [one_line(f"{where}: {problem}"[:_LINE]) for problem in problems]
+    more = [f"{where}: and {len(found) - _LINES} more"] if len(found) > _LINES else []
+    return "\n".join([*found[:_LINES], *more])

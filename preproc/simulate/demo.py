@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infer.contract import Run, SmaltiError, write_bytes
+from infer.contract import Run, SmaltiError, read_regular, write_bytes
 from preproc.run.progress import progress, say
 from preproc.simulate.archive import ArchiveSummary, simulate
 from preproc.simulate.options import SimulationOptions
@@ -72,7 +72,7 @@ def write_demo_run(run_root: Path, options: SimulationOptions | None = None) -> 
     """
     chosen = options or SimulationOptions()
     run = Run(run_root)
-    if run.config.exists() and MARK not in run.config.read_text(encoding="utf-8", errors="replace"):
+    if run.config.exists() and MARK not in read_regular(run.config).decode(errors="replace"):
         raise SmaltiError(
             f"{run.config}: not the demonstration's: name another folder for it, "
             f"or go on with `smalti run {run.quoted}`"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, planned_tiles, scratch_folder
+from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, child, planned_tiles, scratch_folder
 from preproc.catalogue.items import SceneIndex, load_scenes
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.reader.ranges import RangeClient
@@ -58,7 +58,7 @@ class _Season:
             "source": self.config.archive.source,
             "scenes": self.fingerprints.of(self.index.for_tile(tile)),
         }
-        return Unit(tile.name, run.tiles / tile.name / TILE_MANIFEST, "tile", inputs)
+        return Unit(tile.name, child(run.tiles, tile.name) / TILE_MANIFEST, "tile", inputs)
 
     def job(self, unit: Unit, scratch: Path | None) -> TileJob:
         """What a tile is made from."""

@@ -236,3 +236,18 @@ def test_a_mirror_on_a_webdav_server_holds_what_one_in_a_folder_holds(archive: T
     assert {unquote(name.removeprefix("/season/")) for name in first} == set(local)
     for name, content in first.items():
         assert content == local[unquote(name.removeprefix("/season/"))].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../..", "/etc", "x" * 300, "..", "a/../../b", ".hidden", "caf\u00e9"])
+def test_collections_and_ids_of_any_text_stay_inside_the_mirror(
+    archive: TinyArchive, tmp_path: Path, name: str
+) -> None:
+    own = TinyArchive(archive.folder)
+    own.items = [{**item, "collection": name, "id": name} for item in archive.items[:1]]
+    run, config = own.run(tmp_path / "deep" / "in" / "run")
+    mirror(run, config, str(tmp_path / "deep" / "in" / "copy"))
+    assert sorted(path.name for path in (tmp_path / "deep" / "in").iterdir()) == ["copy", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+    assert all(path.resolve().is_relative_to(run.items) for path in run.items.glob("*"))
+    _, there = offline(run, tmp_path / "offline", tmp_path / "deep" / "in" / "copy" / "catalog.json")
+    assert there.archive.source == "static"

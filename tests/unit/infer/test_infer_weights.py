@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +93,97 @@ def test_an_unknown_family_is_refused(tmp_path, content):
     path = tmp_path / "other.pt"
     torch.save(content, path)
     refused(path, "not a TESSERA checkpoint|not a checkpoint's table")
+
+
+WEIGHT = "s2_backbone.embedding.0.weight"
+
+
+def _first(change: Callable[[torch.Tensor], object]) -> Callable[[dict[str, Any]], None]:
+    def apply(content: dict[str, Any]) -> None:
+        content["model"][WEIGHT] = change(content["model"][WEIGHT])
+
+    return apply
+
+
+def _settings(**changes: object) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content.update(args={**content["args"], **changes})
+
+
+ODD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "settings are a tensor": (lambda c: c.update(args=torch.ones(3)), "'args' is a Tensor, not a table"),
+    "marks are a tensor": (lambda c: c.update(smalti=torch.ones(3)), "'smalti' is a Tensor, not a table"),
+    "parameters are a list": (lambda c: c.update(model=[1]), "not a table of tensors"),
+    "a parameter is text": (_first(lambda w: "x"), "is no tensor but a str"),
+    "heads 0": (_settings(nhead=0), "setting nhead is 0, not a number of them"),
+    "heads -4": (_settings(nhead=-4), "setting nhead is -4, not a number of them"),
+    "heads text": (_settings(nhead="x" * 10**6), "setting nhead is 'x+'\\.\\.\\., not a number of them"),
+    "heads NaN": (_settings(nhead=float("nan")), "setting nhead is .*, not a number of them"),
+    "heads a tensor": (_settings(nhead=torch.ones(2)), r"setting nhead is \(Tensor\), not a number of them"),
+    "heads that divide nothing": (_settings(nhead=7), "7 heads do not divide the width"),
+    "complex": (_first(lambda w: w.to(torch.complex64)), "holds complex64, not floating-point numbers"),
+    "whole numbers": (_first(lambda w: w.to(torch.int64)), "holds int64, not floating-point numbers"),
+    "sparse": (_first(lambda w: w.to_sparse()), r"is no plain array \(cpu, sparse_coo\)"),
+    "compressed rows": (_first(lambda w: w.to_sparse_csr()), r"is no plain array \(cpu, sparse_csr\)|refused"),
+    "meta": (_first(lambda w: w.to("meta")), r"is no plain array \(meta, strided\)"),
+    "quantised": (
+        _first(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)),
+        r"is no plain array \(cpu, quantised\)|refused",
+    ),
+    "one number": (_first(lambda w: w.sum()), "has 0 axes, not 2"),
+    "three axes": (_first(lambda w: w[None].clone()), "has 3 axes, not 2"),
+    "empty": (_first(lambda w: torch.zeros(0, 10)), r"is empty, of shape \(0, 10\)"),
+    "stride 0": (_first(lambda w: torch.zeros(1).expand(10**7, 10)), "of which the file holds a part"),
+    "NaN": (_first(lambda w: w * torch.nan), "holds numbers that are not finite"),
+    "infinite": (_first(lambda w: w / 0), "holds numbers that are not finite"),
+    "an absurd width": (_first(lambda w: torch.zeros(100_000, 10)), "embedding.2.weight is not 100000 x 100000"),
+    "no width": (_first(lambda w: torch.zeros(1, 10)), "embedding.2.weight is not 1 x 1"),
+    "names of a megabyte": (
+        lambda c: c["model"].update({"x" * 10**6: torch.ones(1)}),
+        "parameters do not fit the network: left over x+",
+    ),
+    "layers without end": (
+        lambda c: c["model"].update(
+            {f"s2_backbone.transformer_encoder.layers.{n}.x": torch.ones(1) for n in range(10_000)}
+        ),
+        "s2_backbone has 10000 transformer layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_checkpoint_is_refused_in_one_short_line(student, case):
+    content = torch.load(student, weights_only=True)
+    change, match = ODD[case]
+    change(content)
+    torch.save(content, student)
+    assert len(refused(student, match, build=True)) < 1200
+
+
+def test_a_v1_checkpoint_of_odd_settings_is_refused(tmp_path):
+    content = torch.load(GOLDEN / "v1.1-aws" / "checkpoint.pt", weights_only=True)
+    for key, value, match in (
+        ("data_source", torch.ones(2), r"config\.data_source is \(Tensor\), expected 'mpc' or 'aws'"),
+        ("save_embedding_dim", "all", "setting save_embedding_dim is 'all', not a number of them"),
+        ("s2_num_heads", 2**70, r"setting s2_num_heads is .*, not a number of them"),
+    ):
+        torch.save({**content, "config": {**content["config"], key: value}}, tmp_path / "odd.pt")
+        refused(tmp_path / "odd.pt", match, build=True)
+
+
+def test_a_compressed_archive_is_refused_before_it_grows(student):
+    with zipfile.ZipFile(student) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(student, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    refused(student, "an archive that is compressed")
+
+
+def test_a_pipe_or_device_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    refused(tmp_path / "pipe.pt", "is a pipe")
+    (tmp_path / "zero.pt").symlink_to("/dev/zero")
+    refused(tmp_path / "zero.pt", "is a device")
 
 
 def test_missing_left_over_and_misshapen_parameters_are_named(student):

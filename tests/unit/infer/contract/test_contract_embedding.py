@@ -63,3 +63,17 @@ def test_what_is_no_embedding_is_not_written(tmp_path: Path, values: np.ndarray)
     with pytest.raises(ValueError, match="embedding of t"):
         write_embedding(tmp_path, "t", values, None, inputs={}, fields={})
     assert not list(tmp_path.iterdir())
+
+
+def test_infinite_scales_and_another_tiles_embedding_are_refused(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    write_embedding(tmp_path, "t", codes, scales * np.float32(np.inf), inputs={}, fields={})
+    with pytest.raises(FormatError, match=r"t_scales\.npy: holds infinite scales \(NaN is nodata\)"):
+        read_embedding(tmp_path, "t")
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    for end in (".npy", "_scales.npy", ".json"):
+        (tmp_path / f"t{end}").rename(tmp_path / f"u{end}")
+    (tmp_path / "u.json").write_text((tmp_path / "u.json").read_text().replace('"t.npy"', '"u.npy"'))
+    (tmp_path / "u.json").write_text((tmp_path / "u.json").read_text().replace('"t_scales.npy"', '"u_scales.npy"'))
+    with pytest.raises(FormatError, match=r"u\.json: the embedding of 't' under this tile's name"):
+        read_embedding(tmp_path, "u")

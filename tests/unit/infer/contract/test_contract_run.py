@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,41 @@ def test_a_tile_whose_name_leaves_the_run_is_refused(tmp_path: Path, name: objec
     )
     with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan .*` again"):
         planned_tiles(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tiles": None},
+        {"tiles": [None]},
+        {"tiles": [["a", 32631, 0]]},
+        {"tiles": [["a", 32631, 0.5, 0]]},
+        {"tiles": [["a", 32631, 10**12, 0]]},
+        {"tiles": [["a", 4326, 0, 0]]},
+        {"tiles": [["a", 32661, 0, 0]]},
+        {"tiles": [["a", 32631, 0, 0], ["a", 32631, 5120, 0]]},
+        {"tile_size": 0},
+        {"tile_size": 10**9},
+        {"tile_size": True},
+        {"tile_size": "512"},
+    ],
+    ids=str,
+)
+def test_a_plan_that_was_edited_is_refused_in_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    run = Run(tmp_path)
+    fields = {"tile_size": 512, "tiles": [["a", 32631, 573440, 5626880]], **change}
+    write_manifest(run.plan, "plan", inputs={}, files=[], fields=fields)
+    with pytest.raises(FormatError, match=r"plan\.json: .*: run `smalti plan` again"):
+        planned_tiles(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dim", -1), ("dim", 2.5), ("dim", "x" * 10**6), ("output", "int4"), ("checkpoint", "a\0b"), ("name", ["demo"])],
+)
+def test_a_model_job_that_was_edited_is_refused_in_one_short_line(tmp_path: Path, key: str, value: object) -> None:
+    run = Run(tmp_path)
+    write_model_job(run, ModelJob(**{**asdict(ModelJob("demo", None, "int8", 128, "auto")), key: value}))
+    with pytest.raises(FormatError, match=rf"model\.json: {key} = .* is no {key} of a model") as caught:
+        read_model_job(run)
+    assert len(str(caught.value)) < 400

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infer.contract import BANDS, MASK_POLARITY, TILE_ARRAYS, FormatError, read_tile, write_manifest, write_npy
+from infer.contract import (
+    BANDS,
+    MASK_POLARITY,
+    TILE_ARRAYS,
+    FormatError,
+    PlannedTile,
+    read_tile,
+    write_manifest,
+    write_npy,
+)
 
 
 def make_tile(folder: Path, t: int = 3, a: int = 2, d: int = 0, h: int = 4, w: int = 5, manifest: bool = True) -> Path:
@@ -77,6 +89,12 @@ def _flip(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / "tile.json").read_text())
+    change(content)
+    (folder / "tile.json").write_text(json.dumps(content))
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing mask": (
         lambda folder: (folder / "masks.npy").unlink(),
@@ -111,6 +129,30 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (f / "tile.json").write_text((f / "tile.json").read_text().replace('_version": 1', '_version": 9')),
         r"tile.json: format version 9, this smalti reads 1",
     ),
+    "a manifest that names a file elsewhere": (
+        lambda f: _edit_manifest(f, lambda m: m["files"].update({"../x.npy": m["files"]["bands.npy"]})),
+        r"tile.json: the file name '../x.npy' leaves its folder",
+    ),
+    "a manifest without checksums": (
+        lambda f: _edit_manifest(f, lambda m: m["files"]["bands.npy"].pop("sha256")),
+        r"tile.json: says of bands.npy no bytes and sha256",
+    ),
+    "a manifest of nulls": (
+        lambda f: _edit_manifest(f, lambda m: m["files"].update({"bands.npy": None})),
+        r"tile.json: says of bands.npy no bytes and sha256",
+    ),
+    "a manifest with another number of bytes": (
+        lambda f: _edit_manifest(f, lambda m: m["files"]["bands.npy"].update(bytes=1e999)),
+        r"tile.json: says of bands.npy no bytes and sha256",
+    ),
+    "a manifest whose files are a list": (
+        lambda f: _edit_manifest(f, lambda m: m.update(files=list(m["files"]))),
+        r"tile.json: the manifest lacks its files or inputs",
+    ),
+    "a pipe in place of an array": (
+        lambda f: ((f / "doys.npy").unlink(), os.mkfifo(f / "doys.npy"))[1],
+        r"doys.npy: should be a file and is a pipe",
+    ),
     "another kind of manifest": (
         lambda f: write_manifest(f / "tile.json", "embedding", inputs={}, files=[]),
         r"tile.json: not a smalti tile manifest",
@@ -134,3 +176,14 @@ def test_a_pickled_array_is_not_loaded(tmp_path: Path) -> None:
     np.save(folder / "bands.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(FormatError, match=r"bands.npy: not a readable .npy array"):
         read_tile(folder, need_manifest=False)
+
+
+def test_another_tiles_folder_under_this_name_is_refused(tmp_path: Path) -> None:
+    here = PlannedTile("31N_a", 32631, 573440, 5626880, 4)
+    folder = make_tile(tmp_path / here.name)
+    _edit_manifest(folder, lambda m: m.update(inputs={"grid": [32631, 573440, 5626880, 4]}))
+    assert read_tile(folder, need_manifest=True, planned=here).name == here.name
+    moved = PlannedTile("31N_b", 32631, 573480, 5626880, 4)
+    folder.rename(tmp_path / moved.name)
+    with pytest.raises(FormatError, match=r"tile\.json: made for the grid .*another tile's folder under this name"):
+        read_tile(tmp_path / moved.name, need_manifest=True, planned=moved)

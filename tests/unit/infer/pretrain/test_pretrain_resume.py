@@ -131,7 +131,7 @@ def test_a_damaged_state_is_named(tiles: Path, tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:1000])
     done = pretrain(tmp_path / "out", tiles, *STEPS)
     assert done.returncode == EXIT_BAD_INPUT
-    assert "state.pt: cannot be read" in done.stderr
+    assert "state.pt: not a readable checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
 
 

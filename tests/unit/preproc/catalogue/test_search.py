@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -446,3 +447,31 @@ def test_no_scenes_no_hits() -> None:
     scenes: list[Scene] = []
     (tile,) = plan_tiles(make_region(shapely.box(4.058, 50.743, 4.067, 50.748), "x", source="x"), 512)
     assert scenes_for_tile(scenes, tile) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, r"not valid JSON: nested more than 100 deep"),
+        (b'{"type": "Feature", "x": ' + b"9" * 10_000 + b"}", r"not valid JSON"),
+        (
+            b'{"type": "Catalog", "id": "a", "links": [{"rel": "item", "href": "deep.json"}]}',
+            r"cannot be read to its end",
+        ),
+        (b"\xff\xfe", r"not valid JSON"),
+        (None, r"should be a file and is a pipe"),
+    ],
+    ids=["deep", "digits", "deep inside", "no text", "pipe"],
+)
+def test_a_static_archive_of_any_bytes_is_refused_in_one_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "catalog.json"
+    (tmp_path / "deep.json").write_bytes(b'{"a":' * 100_000)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SmaltiError, match=message) as caught:
+        read_static(str(path))
+    assert "\n" not in str(caught.value)

@@ -350,3 +350,12 @@ def test_the_table_names_all_bands_of_every_product() -> None:
     for catalogue in CATALOGUES.values():
         for product in catalogue.products:
             assert set(product.assets) == (S2_BANDS if product.modality == "s2" else {"VV", "VH"})
+
+
+@pytest.mark.parametrize("identifier", ["a\nb", "a\0b", "x" * 2000, "\x1b[31m"])
+def test_an_id_that_no_message_can_hold_is_refused_in_one_short_line(identifier: str) -> None:
+    item = {**dict(ITEMS[0][1]), "id": identifier}
+    refused = parse_item(item, "", STATIC)
+    assert isinstance(refused, Rejected)
+    assert refused.id.isprintable()
+    assert len(refused.id) < 100

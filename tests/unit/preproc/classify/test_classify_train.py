@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,18 @@ def test_a_journal_of_another_study_or_a_broken_one_is_not_used(tmp_path: Path) 
     assert read[0].parameters == Parameters()
     assert read[0].predicted_n.tolist() == [0, 1, 2]
     assert Journal(tmp_path / "j", "other").trials == []
-    (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes()[:-20])
+    whole = (tmp_path / "j").read_text()
+    head = whole.splitlines()[0]
+    for content in (
+        whole[:-20],
+        head + "\n" + "[" * 100_000,
+        head + "\n[1]",
+        whole.replace('"number": 0', '"number": null'),
+    ):
+        (tmp_path / "j").write_text(content)
+        assert Journal(tmp_path / "j", "key").trials == []
+    (tmp_path / "j").unlink()
+    os.mkfifo(tmp_path / "j")
     assert Journal(tmp_path / "j", "key").trials == []
 
 

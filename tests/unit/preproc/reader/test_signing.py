@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -179,8 +180,12 @@ def test_renew_replaces_a_token_that_a_server_refuses(tmp_path: Path, monkeypatc
         assert len(service.requests) == 2
 
 
-def test_a_cache_that_is_not_readable_is_an_empty_one(tmp_path: Path) -> None:
-    (tmp_path / "tokens.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]", '{"a": 1}', None])
+def test_a_cache_that_is_not_readable_is_an_empty_one(tmp_path: Path, content: str | None) -> None:
+    if content is None:
+        os.mkfifo(tmp_path / "tokens.json")
+    else:
+        (tmp_path / "tokens.json").write_text(content)
     with tokens() as service:
         assert signer(service, tmp_path).sign(HREF).endswith("token1")
     assert json.loads((tmp_path / "tokens.json").read_text())

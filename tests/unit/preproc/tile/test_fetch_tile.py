@@ -13,11 +13,12 @@ from pyproj import Transformer
 from rasterio.io import MemoryFile
 from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
 
-from infer.contract import BANDS, Run, planned_tiles, read_tile
+from infer.contract import BANDS, FormatError, Run, embedding_paths, planned_tiles, read_tile
 from preproc.plan.stage import PlanStage
 from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError, run_stage
 from preproc.tile.quality import QualityCounter, picture
+from preproc.tile.stage import FetchStage
 
 
 @pytest.fixture
@@ -372,3 +373,21 @@ def test_the_manifest_says_what_the_tile_is(tiny: TinyArchive, tmp_path: Path) -
     assert quality["stacks"]["s2"]["largest_gap_days"] == 91  # 2021-07-02 to 2021-09-30
     assert quality["stacks"]["s1_ascending"]["largest_gap_days"] == 122
     assert {"roi.tiff", "quality.json", "quality.png"} <= set(manifest["files"])
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_tile_named_by_a_path_leaves_the_outside_untouched(tiny: TinyArchive, tmp_path: Path, up: bool) -> None:
+    tiny.s2("a", "2021-07-01")
+    run, config = tiny.run(tmp_path / "run")
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("years of work")
+    plan = json.loads(run.plan.read_text())
+    plan["tiles"][0][0] = "../../precious" if up else str(outside)
+    run.plan.write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match=r"plan\.json: the name .* holds a path, not a name"):
+        run_stage(FetchStage(), run, config)
+    with pytest.raises(FormatError, match="holds a path"):
+        embedding_paths(run.embeddings, plan["tiles"][0][0])  # whatever the plan's reader lets through
+    assert [path.name for path in outside.iterdir()] == ["thesis.txt"]
+    assert not list(run.tiles.glob("*"))
