@@ -38,6 +38,8 @@ class Observed:
     """Tiles without any Sentinel-1 date."""
     poor: tuple[str, ...]
     """Tiles half of whose pixels have fewer than FEW_CLEAR clear observations."""
+    offset_gone: tuple[str, ...]
+    """Sentinel-2 items whose pixels lack the offset that the catalogue says is in them."""
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -69,6 +71,12 @@ class Observed:
             texts.append(f"{self.s2_without:,} pixels ({share}) have no clear Sentinel-2 observation at all")
         if self.s1_without:
             texts.append(f"{self.s1_without:,} of {self.tiles:,} tiles have no Sentinel-1 observation")
+        if self.offset_gone:
+            texts.append(
+                f"{len(self.offset_gone):,} Sentinel-2 items have clear pixels below 1000 although the catalogue does "
+                "not say that baseline 04.00's offset was removed from them: nothing was subtracted, for example "
+                f"{self.offset_gone[0]}"
+            )
         return texts
 
 
@@ -80,13 +88,15 @@ def observed(run: Run) -> Observed:
     """
     planned = planned_tiles(run)
     rows: list[tuple[str, int, dict[str, Any]]] = []
+    gone: set[str] = set()
     for tile in planned:
         path = run.tiles / tile.name / QUALITY_FILE
         if path.is_file():
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
             try:
                 rows.append((tile.name, int(content["region_pixels"]), _figures(content["stacks"])))
-            except (KeyError, TypeError, ValueError) as error:
+                gone.update(map(str, content.get("offset_gone", ())))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
     rows = [row for row in rows if row[1]]
     pixels = sum(inside for _, inside, _ in rows)
@@ -101,6 +111,7 @@ def observed(run: Run) -> Observed:
         s1_typical=sum(inside * figures["s1"] for _, inside, figures in rows) / max(1, pixels),
         s1_without=sum(figures["s1_dates"] == 0 for _, _, figures in rows),
         poor=tuple(name for name, _, figures in rows if figures["s2"] < FEW_CLEAR),
+        offset_gone=tuple(sorted(gone)),
     )
 
 
