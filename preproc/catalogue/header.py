@@ -52,7 +52,7 @@ def with_headers(items: Iterable[Item], folders: Sequence[str], client: RangeCli
         more: dict[str, Any] = {}
         if is_opera and not properties.get(OPERA_S1.orbit_property) and "VV" in assets:
             more = {OPERA_S1.orbit_property: read_header(assets["VV"], client)[2]}
-        elif not is_opera and assets and readable and item_epsg(item, assets, sentinel2=True) is None:
+        elif not is_opera and assets and readable and not _says_crs(item):
             try:
                 _, epsg, _ = read_header(next(iter(assets.values())), client)
                 more = {} if epsg is None else {"proj:epsg": epsg}
@@ -60,6 +60,11 @@ def with_headers(items: Iterable[Item], folders: Sequence[str], client: RangeCli
                 readable = False
         found.append({**item, "properties": {**properties, **more}} if more else item)
     return found
+
+
+def _says_crs(item: Item) -> bool:
+    sentinel2 = any(key in item["assets"] for key in ("SCL", "scl"))  # names of Sentinel-1 look like MGRS tiles
+    return item_epsg(item, item["assets"], sentinel2=sentinel2) is not None
 
 
 def read_header(href: str, client: RangeClient | None) -> Header:

@@ -76,8 +76,8 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
     near = [(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
     signer = BucketSigner(archive.href) if archive.href is not None and is_bucket(archive.href) else None
     with RangeClient(signer, connections=1) as client:
-        saved = (stored(item, base, archive.folders) for item, base in near)
-        found = with_headers(saved, archive.folders, client)
+        folders = archive.folders
+        found = with_headers((stored(item, base, folders) for item, base in near), folders, client)
     if not found:
         raise SmaltiError(_nothing_found(origin, [item for item, _ in pairs], config, region))
     return sorted(found, key=_order)
@@ -131,7 +131,7 @@ def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
     for item in items:
         scene = parse_item(item, base, config.archive)
         if isinstance(scene, Rejected):
-            rejected[scene.id] = scene.reason
+            rejected[scene.id] = " ".join(scene.reason.split())
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)

@@ -258,12 +258,12 @@ def _looks_like(item: Item, product: Product, common: set[str]) -> bool:
 
 def _assets(item: Item, product: Product, base_href: str, archive: Archive) -> tuple[dict[str, str], str]:
     """Band -> absolute unsigned href, and why the item must be rejected, if it must."""
-    found = {}
+    found, folders = {}, archive.folders
     for band, key in product.assets.items():
-        href = asset_href(item["assets"].get(key), base_href, archive.folders)
+        href = asset_href(item["assets"].get(key), base_href, folders)
         if href:
             found[band] = href
-            wrong = beyond(href, archive.folders)
+            wrong = beyond(href, folders)
             if wrong:
                 return {}, f"its {band} may not be read: {wrong}"
     if product.modality == "s1" and len(found) < len(SAR_BANDS):

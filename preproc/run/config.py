@@ -10,7 +10,6 @@ import os.path
 import re
 import tomllib
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -126,7 +125,7 @@ class Archive(_Section):
     max_per_host: Annotated[int, Field(ge=1, le=256)] | None = None
     """Of them at most this many from one server; None: no further limit."""
 
-    @cached_property
+    @property
     def folders(self) -> tuple[str, ...]:
         """Folders that its items may name files in; none for an archive on the network."""
         if self.href is None or "://" in self.href:

@@ -15,6 +15,7 @@ from rasterio.io import MemoryFile
 from support.tiny import EPSG, NORTH, SIZE, TEN_METRES, WEST, TinyArchive, fetch, outline, write_raster
 
 from infer.contract import BANDS, Run, planned_tiles, read_tile
+from preproc.catalogue.items import load_scenes
 from preproc.plan.stage import PlanStage
 from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError, run_stage
@@ -136,6 +137,15 @@ def test_the_neighbouring_zones_granule_is_not_first_however_the_crs_is_written(
     tiny.items[1]["properties"]["proj:epsg"] = declared  # if it is None, its file's header tells
     tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
     assert set(np.unique(tile.bands_thwb)) == {3000}
+
+
+def test_where_an_item_says_no_crs_its_files_header_does(tiny: TinyArchive, tmp_path: Path) -> None:
+    tiny.s2("x", "2021-07-01")
+    tiny.s1("S1A_IW_GRDH_1SDV_20210701T173244_20210701T173309_038583_048D8A_rtc", "2021-07-01")  # 1SDV is no MGRS tile
+    for item in tiny.items:
+        item["properties"].pop("proj:epsg")
+    run, config = tiny.run(tmp_path / "run")
+    assert {scene.epsg for scene in load_scenes(run, config)} == {EPSG}
 
 
 @pytest.mark.parametrize(("added", "applied"), [(0, "none"), (1000, "subtract-1000-where-dn>=1000")])
