@@ -109,24 +109,23 @@ def _flag(item: Mapping[str, Any]) -> bool | None:
 
 def _removed(item: Mapping[str, Any], assets: Iterable[Mapping[str, Any]]) -> bool | None:
     """Whether the bucket that the bands lie in is known to hold numbers without the offset, or with it."""
-    buckets = {_bucket(str(asset.get("href"))) for asset in assets}
-    if not buckets & (_REMOVED_IN | _KEPT_IN):  # a mirror's own place says nothing
-        buckets = {_bucket(str(item["properties"].get("earthsearch:s3_path")))}
-    if buckets and buckets <= _REMOVED_IN:
-        return True
-    return False if buckets and buckets <= _KEPT_IN else None
+    buckets = [_buckets(str(asset.get("href"))) for asset in assets]
+    if not any(buckets):  # a mirror's own place says nothing
+        buckets = [_buckets(str(item["properties"].get("earthsearch:s3_path")))]
+    for removed, known in ((True, _REMOVED_IN), (False, _KEPT_IN)):
+        if all(found and found <= known for found in buckets):
+            return removed
+    return None
 
 
-def _bucket(href: str) -> str:
-    """Bucket (or Azure account) of an address, or an empty text."""
+def _buckets(href: str) -> set[str]:
+    """The known buckets that an address names: as its host, or in its path, where copies keep their names."""
     try:
         parts = urlsplit(href)
+        names = {(parts.hostname or "").partition(".")[0], *parts.path.split("/")}
     except ValueError:
-        return ""
-    host = (parts.hostname or "").split(".")
-    if host[0] == "s3" or host[0].startswith("s3-"):
-        return parts.path.lstrip("/").partition("/")[0]
-    return host[0]
+        return set()
+    return names & (_REMOVED_IN | _KEPT_IN)
 
 
 def _declared(assets: Iterable[Mapping[str, Any]]) -> float | None:
