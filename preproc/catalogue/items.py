@@ -26,13 +26,22 @@ from infer.contract import (
     verify_files,
 )
 from preproc.catalogue.duplicates import Candidate, dedupe
-from preproc.catalogue.opera import with_orbit
+from preproc.catalogue.header import with_headers
 from preproc.catalogue.scene import Scene
 from preproc.catalogue.search import MARGIN_DEGREES, search_api
-from preproc.catalogue.sources import CATALOGUES, PRODUCTS, Item, Rejected, acquired_at, footprint, parse_item
+from preproc.catalogue.sources import (
+    CATALOGUES,
+    PRODUCTS,
+    Item,
+    Rejected,
+    acquired_at,
+    asset_href,
+    footprint,
+    parse_item,
+)
 from preproc.catalogue.static import read_static
 from preproc.reader.buckets import BucketSigner
-from preproc.reader.hrefs import absolute, is_bucket, portable
+from preproc.reader.hrefs import absolute, is_bucket, is_url, portable
 from preproc.reader.ranges import RangeClient
 from preproc.region.grid import tile_footprint
 from preproc.region.region import Region
@@ -56,7 +65,7 @@ class Harvest:
     rejected: Mapping[str, str]
     """Item id -> why it cannot be used."""
     duplicates: Mapping[str, str]
-    """Item id -> which newer copy is used instead."""
+    """Item id -> which newer copies are used instead."""
 
 
 def search_scenes(config: Config, region: Region) -> list[Item]:
@@ -71,7 +80,7 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
     archive, window = config.archive, config.region
     if archive.source == "static":
         assert archive.href is not None  # the settings are validated
-        origin, pairs = archive.href, read_static(archive.href)
+        origin, pairs = archive.href, read_static(archive.href, archive.folders)
     else:
         catalogue = CATALOGUES[archive.source]
         origin = archive.url or catalogue.url
@@ -79,7 +88,8 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
     near = [(item, base) for item, base in pairs if within(item, region, window.start, window.end)]
     signer = BucketSigner(archive.href) if archive.href is not None and is_bucket(archive.href) else None
     with RangeClient(signer, connections=1) as client:
-        found = [stored(with_orbit(item, base, client), base) for item, base in near]
+        folders = archive.folders
+        found = with_headers((stored(item, base, folders) for item, base in near), folders, client)
     if not found:
         raise SmaltiError(_nothing_found(origin, [item for item, _ in pairs], config, region))
     return sorted(found, key=_order)
@@ -99,15 +109,24 @@ def within(item: Item, region: Region, start: date, end: date) -> bool:
     return outline is None or bool(shapely.dwithin(region.geometry, outline, MARGIN_DEGREES))
 
 
-def stored(item: Item, base: str) -> Item:
-    """An item as it is saved: links and assets that no stage reads are left out, hrefs are absolute and unsigned."""
+def stored(item: Item, base: str, folders: Sequence[str]) -> Item:
+    """An item as it is saved: links and assets that no stage reads are left out, hrefs are absolute and unsigned.
+
+    Args:
+        item: as it came.
+        base: path or URL of the file that it stands in.
+        folders: those that the archive's files may lie in; hrefs elsewhere are kept, and rejected by name later.
+    """
     listed = item.get("assets")
     assets = {} if not isinstance(listed, Mapping) else {k: v for k, v in listed.items() if isinstance(v, Mapping)}
     used = {key: asset for key, asset in assets.items() if key in _USED_ASSETS} or assets
     kept = {key: value for key, value in item.items() if key not in ("links", "assets")}
     kept["links"] = []
+    hrefs = {key: asset_href(asset, base, folders) for key, asset in used.items()}
     kept["assets"] = {
-        key: {**asset, "href": absolute(str(asset["href"]), base)} for key, asset in used.items() if asset.get("href")
+        key: {name: value for name, value in used[key].items() if name != "alternate"} | {"href": href}
+        for key, href in hrefs.items()
+        if href
     }
     return kept
 
@@ -124,7 +143,7 @@ def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
     for item in items:
         scene = parse_item(item, base, config.archive)
         if isinstance(scene, Rejected):
-            rejected[scene.id] = one_line(scene.reason)[:_MAX_REASON]
+            rejected[scene.id] = one_line(" ".join(scene.reason.split()))[:_MAX_REASON]
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)
@@ -164,8 +183,13 @@ def load_items(run: Run) -> list[Item]:
     for name in sorted(plan["files"]):
         path = run.root / name
         features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
-        items += [_with_hrefs(item, partial(absolute, base=str(path))) for item in features]
+        items += [_with_hrefs(item, partial(_loaded, base=str(path))) for item in features]
     return items
+
+
+def _loaded(href: str, base: str) -> str:
+    """An href of a saved item: what is an address stays what it was when it was saved."""
+    return href if is_url(href) else absolute(href, base)
 
 
 def load_scenes(run: Run, config: Config) -> list[Scene]:

@@ -12,22 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyproj
 import shapely
-from rasterio.errors import RasterioError
 
-from infer.contract import SmaltiError
+from preproc.catalogue.header import read_header
 from preproc.catalogue.sources import OPERA_S1, Item
-from preproc.reader.gdal import gdal_settings
-from preproc.reader.hrefs import absolute
-from preproc.reader.ranges import RangeClient, is_remote
-from preproc.reader.read import open_raster
-from preproc.reader.sparse_file import RemoteFile
-from preproc.reader.tiff_layout import LayoutError
-from preproc.region.region import WGS84
 
-ORBIT_TAG = "ORBIT_PASS_DIRECTION"
 COLLECTION = OPERA_S1.collections[0]
 _FILE = re.compile(
     r"(?P<id>OPERA_L2_RTC-S1_T\d{3}-\d{6}-IW\d_(?P<acquired>\d{8}T\d{6})Z_(?P<processed>\d{8}T\d{6})Z_S1[A-D]_\d+_v[\d.]+)"
@@ -46,47 +35,14 @@ def opera_items(folder: Path) -> list[Item]:
         match = _FILE.fullmatch(path.name)
         if match:
             groups.setdefault(match["id"], {})[match["band"]] = path
-    with gdal_settings():
-        return [_item_of(name, files) for name, files in sorted(groups.items())]
-
-
-def with_orbit(item: Item, base: str, client: RangeClient) -> Item:
-    """An item of an OPERA collection with its orbit, read from the file's tag where the item does not say it.
-
-    Args:
-        item: any item; those of other collections are given back as they are.
-        base: what its hrefs are relative to.
-        client: for remote files.
-
-    Raises:
-        SmaltiError: if the file that has the tag cannot be opened.
-    """
-    if item.get("collection") not in OPERA_S1.collections or item["properties"].get(OPERA_S1.orbit_property):
-        return item
-    assets = item.get("assets")
-    asset = assets.get("VV") if isinstance(assets, Mapping) else None
-    href = asset.get("href") if isinstance(asset, Mapping) else None
-    if not href:
-        return item  # rejected later, for want of VV
-    path = absolute(str(href), base)
-    with gdal_settings():
-        if is_remote(path):
-            try:
-                with RemoteFile(client, path) as remote:
-                    remote.layout()  # all that the header refers to is fetched
-                    _, orbit = _header(remote.path, path)
-            except LayoutError as error:
-                raise SmaltiError(f"{path}: cannot be opened, to read its orbit: {error}") from error
-        else:
-            _, orbit = _header(path, path)
-    return {**item, "properties": {**item["properties"], OPERA_S1.orbit_property: orbit}}
+    return [_item_of(name, files) for name, files in sorted(groups.items())]
 
 
 def _item_of(name: str, files: Mapping[str, Path]) -> dict[str, Any]:
     match = _FILE.fullmatch(next(iter(files.values())).name)
     assert match is not None  # they were found by it
     day, time = match["acquired"].split("T")
-    (outline, epsg), orbit = _header(*[str(files.get("VV") or next(iter(files.values())))] * 2)
+    outline, epsg, orbit = read_header(str(files.get("VV") or next(iter(files.values()))), None)
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -102,21 +58,3 @@ def _item_of(name: str, files: Mapping[str, Path]) -> dict[str, Any]:
         "assets": {band: {"href": str(path)} for band, path in sorted(files.items())},
         "links": [],
     }
-
-
-def _header(name: str, shown: str) -> tuple[tuple[shapely.Polygon, int | None], str | None]:
-    """Outline in degrees and EPSG code of a raster, and the orbit that its tag names."""
-    try:
-        with open_raster(name) as dataset:
-            bounds, crs, tags = dataset.bounds, dataset.crs, dataset.tags()
-    except RasterioError as error:
-        text = " ".join(str(error).split()).replace(name, shown)
-        raise SmaltiError(f"{shown}: cannot be opened, to read its orbit: {text}") from error
-    if crs is None:
-        raise SmaltiError(f"{shown}: has no CRS: its pixels cannot be placed")
-    square = shapely.segmentize(shapely.box(*bounds), 5000)
-    backward = pyproj.Transformer.from_crs(crs.to_wkt(), WGS84, always_xy=True)
-    outline = shapely.transform(square, lambda xy: np.column_stack(backward.transform(xy[:, 0], xy[:, 1])))
-    orbit = str(tags.get(ORBIT_TAG, "")).strip().lower()
-    known = {"a": "ascending", "d": "descending"}
-    return (outline, crs.to_epsg()), known.get(orbit[:1])

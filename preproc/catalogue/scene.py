@@ -18,6 +18,32 @@ class OffsetPolicy(StrEnum):
     """Processing baseline 04.00 and later, offset still in the file."""
     NONE = "none"
     """No offset in the file: an older baseline, or the provider has removed it."""
+    BY_PIXELS = "subtract-1000-unless-pixels-lie-below"
+    """As SUBTRACT_1000, but the catalogue is not to be relied on: dark clear pixels show that it is removed."""
+
+
+class OffsetBasis(StrEnum):
+    """What an offset policy rests on; named in every tile's manifest."""
+
+    BASELINE = "processing baseline"
+    FLAG = "boa_offset_applied"
+    BUCKET = "bucket that the files lie in"
+    COLLECTION = "collection"
+    DECLARED = "raster:offset"
+    DATE = "acquisition date"
+    """The item says nothing: the rule that the models were trained with."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Which of several processings of one granule a scene is, where more than one is used."""
+
+    granule: str
+    """Tile and datatake, equal for all of them."""
+    acquired: datetime
+    """UTC, of the newest one: among the scenes of a day all of them stand where that one does."""
+    number: int
+    """0 is the newest. An older one gives only pixels of which the newer ones have no data."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,10 @@ class Scene:
     """s1 only."""
     offset: OffsetPolicy = OffsetPolicy.NONE
     """s2 only."""
+    offset_basis: OffsetBasis | None = None
+    """s2 only."""
+    copy: Copy | None = None
+    """None: no other processing of the granule is used."""
     data_source: Literal["mpc", "aws", "other"] = "other"
     """Which archive the pixels belong to; must fit the checkpoint."""
     places: Mapping[str, Whereabouts] = field(default_factory=dict)

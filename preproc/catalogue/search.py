@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pystac
 import shapely
 from pystac_client import Client
@@ -33,6 +34,8 @@ from preproc.run.progress import progress
 
 MARGIN_DEGREES = 0.01
 """Footprints are drawn with few vertices: what lies this near is asked for too."""
+WIDEST_SCENE = 300_000.0
+"""Metres: no slice of Sentinel-1 is wider, no granule of Sentinel-2 nearly as wide."""
 MAX_VERTICES = 400
 """Of the geometry that is sent; a finer region is simplified outwards."""
 
@@ -115,7 +118,13 @@ def _collect(client: Client, query: dict[str, Any]) -> list[Item]:
 
 
 def search_geometry(region: Region) -> BaseGeometry:
-    """The region as it is sent to a catalogue: widened a little, and no more vertices than a request bears."""
+    """The region as it is sent to a catalogue: widened a little, and no more vertices than a request bears.
+
+    Near longitude 180 more is asked for: many catalogues compare coordinates as if the Earth were flat, and a scene
+    that crosses 180 may be written beyond -180 or 180, or with an edge that jumps all around the Earth. Strips along
+    both sides of 180 meet the former, one a scene's width away from it meets the latter. What comes too much is left
+    out later, by `within`.
+    """
     tolerance = MARGIN_DEGREES
     world = shapely.box(-180, -90, 180, 90)
     while True:
@@ -124,8 +133,20 @@ def search_geometry(region: Region) -> BaseGeometry:
         if shapely.get_num_coordinates(simple) <= MAX_VERTICES:
             break
         tolerance *= 2
-    parts = polygons_of(shapely.intersection(simple, world))
+    parts = polygons_of(shapely.intersection(shapely.union_all([simple, *_across_180(region)]), world))
     return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+
+
+def _across_180(region: Region) -> list[BaseGeometry]:
+    """Strips that every scene across longitude 180 meets, however it is written; none if the region is far from it."""
+    west, south, east, north = region.bounds
+    metres = 111_320 * np.cos(np.radians(max(abs(south), abs(north))))
+    wide = min(90.0, WIDEST_SCENE / metres)
+    if west > wide - 180 and east < 180 - wide:
+        return []
+    low, high = south - MARGIN_DEGREES, north + MARGIN_DEGREES
+    starts = (180 - MARGIN_DEGREES, -180.0, wide - 180)
+    return [shapely.box(start, low, start + MARGIN_DEGREES, high) for start in starts]
 
 
 def _matched(page: Any) -> int | None:

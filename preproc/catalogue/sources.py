@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
 import shapely
 from shapely.errors import ShapelyError
 from shapely.geometry import MultiPolygon
+from shapely.geometry.base import BaseGeometry
 
 from infer.contract import BANDS, SAR_BANDS, brief_name, one_line
-from preproc.catalogue.declared import whereabouts
-from preproc.catalogue.scene import OffsetPolicy, Scene
-from preproc.reader.hrefs import absolute
-from preproc.region.region import polygons_of, split_antimeridian
+from preproc.catalogue.declared import item_epsg, whereabouts
+from preproc.catalogue.offset import OffsetRule, offset_policy
+from preproc.catalogue.scene import OffsetBasis, OffsetPolicy, Scene
+from preproc.reader.hrefs import absolute, beyond
+from preproc.region.region import TURNS, polygons_of, split_antimeridian
 from preproc.run.config import Archive
 from preproc.run.text import parse_time
 
@@ -25,9 +27,6 @@ Item = Mapping[str, Any]
 """A STAC item as JSON gives it."""
 DataSource = Literal["mpc", "aws", "other"]
 
-OFFSET_SINCE = date(2022, 1, 25)
-"""Acquisitions after this day carry the offset of processing baseline 04.00 (the rule the models were trained with)."""
-OFFSET_BASELINE = 4.0
 _MAX_ID = 1000
 """Characters of an item's id, which messages and records of tiles repeat."""
 
@@ -42,8 +41,8 @@ class Product:
     assets: Mapping[str, str]
     """Our band name -> the catalogue's asset key."""
     data_source: DataSource
-    offset_rule: Literal["acquisition-date", "earth-search", "none"]
-    """How the offset policy of an item is found; see `offset_policy`."""
+    offset_rule: OffsetRule | None
+    """How the offset policy of an item is found (s2); see `preproc.catalogue.offset`."""
     nodata: float
     """Value of pixels without data; for s1 everything that is not above 0 counts as missing as well."""
     units: str
@@ -80,7 +79,7 @@ MPC_S2 = Product(
     ("sentinel-2-l2a",),
     MappingProxyType({name: name for name in (*BANDS, "SCL")}),
     "mpc",
-    "acquisition-date",
+    "planetary-computer",
     0,
     _DN,
 )
@@ -90,7 +89,7 @@ MPC_S1 = Product(
     ("sentinel-1-rtc",),
     MappingProxyType({"VV": "vv", "VH": "vh"}),
     "mpc",
-    "none",
+    None,
     -32768,
     _POWER,
 )
@@ -110,7 +109,7 @@ OPERA_S1 = Product(
     ("opera-rtc-s1", "OPERA_L2_RTC-S1_V1", "OPERA_L2_RTC-S1_V1_1"),
     MappingProxyType({"VV": "VV", "VH": "VH"}),
     "aws",
-    "none",
+    None,
     float("nan"),
     _POWER,
 )
@@ -123,6 +122,11 @@ CATALOGUES = MappingProxyType(
 )
 PRODUCTS = (MPC_S2, EARTH_SEARCH_S2, MPC_S1, OPERA_S1)
 """What a static archive may hold."""
+
+_RULES: Mapping[str, OffsetRule] = MappingProxyType({"mpc": "planetary-computer", "aws": "earth-search"})
+"""Data source -> offset rule; "other" follows the item's product."""
+_POLE = 90.01
+"""Degrees: what lies farther north or south is no place."""
 
 _NOT_USABLE = (
     ("l1c", "Sentinel-2 level 1C is not corrected for the atmosphere: sentinel-2-l2a is needed"),
@@ -155,10 +159,14 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
         return Rejected(identifier, "has no id")
     if len(identifier) > _MAX_ID or one_line(identifier) != identifier:
         return Rejected(brief_name(identifier), f"has an id of control characters, or of more than {_MAX_ID}")
+    if not isinstance(item.get("properties"), Mapping):
+        return Rejected(identifier, "has no properties")
+    if not isinstance(item.get("assets"), Mapping) or not item["assets"]:
+        return Rejected(identifier, "has no assets")
     product = _product_of(item, products_for(archive))
     if isinstance(product, str):
         return Rejected(identifier, product)
-    assets, refused = _assets(item, product, base_href)
+    assets, refused = _assets(item, product, base_href, archive)
     if refused:
         return Rejected(identifier, refused)
     acquired = acquired_at(item)
@@ -173,10 +181,11 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
         if orbit not in ("ascending", "descending"):
             return Rejected(identifier, f"{product.orbit_property} is {orbit!r}, not ascending or descending")
     source = archive.data_source or product.data_source
-    offset = offset_policy(item, product, acquired, source)
-    if isinstance(offset, str) and not isinstance(offset, OffsetPolicy):
-        return Rejected(identifier, offset)
-    epsg = _epsg(item, product)
+    offset: tuple[OffsetPolicy, OffsetBasis | None] = OffsetPolicy.NONE, None
+    if product.offset_rule is not None:
+        rule = _RULES.get(source, product.offset_rule)
+        offset = offset_policy(item, [product.assets[band] for band in BANDS], acquired, rule)
+    epsg = item_epsg(item, product.assets.values(), sentinel2=product.modality == "s2")
     return Scene(
         id=identifier,
         modality=product.modality,
@@ -185,85 +194,48 @@ def parse_item(item: Item, base_href: str, archive: Archive) -> Scene | Rejected
         footprint=shapely.to_wkt(outline, rounding_precision=7),
         epsg=epsg,
         orbit=orbit,
-        offset=offset,
+        offset=offset[0],
+        offset_basis=offset[1],
         data_source=source,
         places=whereabouts(item, product.assets, epsg, outline),
     )
 
 
-def offset_policy(item: Item, product: Product, acquired: datetime, source: DataSource) -> OffsetPolicy | str:
-    """What must be done to the item's digital numbers, or why that cannot be told.
-
-    Planetary Computer stores what ESA delivered: the offset is in all acquisitions after 2022-01-25. Earth Search says
-    for `sentinel-2-l2a` with `earthsearch:boa_offset_applied` whether it has removed the offset; `raster:bands` gives
-    -0.1 all the same, so reading both would subtract twice. `sentinel-2-c1-l2a` has no such flag and keeps the offset.
-    What an item says of itself counts more than `[archive] data_source`.
-    """
-    if product.modality == "s1":
-        return OffsetPolicy.NONE
-    applied = item["properties"].get("earthsearch:boa_offset_applied")
-    rule = {"mpc": "acquisition-date", "aws": "earth-search"}.get(source, product.offset_rule)
-    if rule == "acquisition-date" and applied is None:
-        return OffsetPolicy.SUBTRACT_1000 if acquired.date() > OFFSET_SINCE else OffsetPolicy.NONE
-    if applied is True:
-        return OffsetPolicy.NONE
-    baseline = processing_baseline(item)
-    if baseline is not None and baseline < OFFSET_BASELINE:
-        return OffsetPolicy.NONE
-    if applied is False or item.get("collection") == "sentinel-2-c1-l2a":
-        declared = _declared_offset(item, product)
-        return OffsetPolicy.NONE if declared == 0 else OffsetPolicy.SUBTRACT_1000
-    if acquired.date() <= OFFSET_SINCE and baseline is None:
-        return OffsetPolicy.NONE
-    return (
-        "does not say whether the offset of baseline 04.00 is still in its pixels (earthsearch:boa_offset_applied is "
-        'missing): set [archive] data_source = "mpc" if it is in all after 2022-01-25'
-    )
-
-
 def acquired_at(item: Item) -> datetime | None:
     """When an item was acquired, in UTC: `datetime`, or else `start_datetime`."""
-    properties = item.get("properties") or {}
-    for key in ("datetime", "start_datetime"):
-        if properties.get(key):
-            return parse_time(properties[key])
-    return None
-
-
-def processing_baseline(item: Item) -> float | None:
-    """Sentinel-2 processing baseline, for example 5.11, or None."""
-    text = (item.get("properties") or {}).get("s2:processing_baseline")
-    try:
-        return None if text is None else float(text)
-    except (TypeError, ValueError):
-        return None
+    moments = (parse_time(item["properties"].get(key)) for key in ("datetime", "start_datetime"))
+    return next((moment for moment in moments if moment is not None), None)
 
 
 def footprint(item: Item) -> MultiPolygon | None:
-    """Outline of an item in degrees, cut at the antimeridian: its geometry, or else its bbox."""
-    outline = None
+    """Outline of an item in degrees, cut at the antimeridian: its geometry, or its bbox where that has no area."""
+    return _outline(lambda: shapely.from_geojson(json.dumps(item["geometry"]))) or _outline(lambda: _box(item["bbox"]))
+
+
+def _outline(read: Callable[[], BaseGeometry]) -> MultiPolygon | None:
+    """What is read, as polygons within -180..180; None if it cannot be, has no area, or is nowhere on Earth."""
     try:
-        if item.get("geometry"):
-            outline = shapely.from_geojson(json.dumps(item["geometry"]))
-        elif item.get("bbox"):
-            box = [float(value) for value in item["bbox"]]
-            west, south, east, north = box if len(box) == 4 else (box[0], box[1], box[3], box[4])
-            outline = shapely.box(west, south, east if east >= west else east + 360, north)
-    except (ShapelyError, TypeError, ValueError, IndexError):
+        outline = read()
+        west, south, east, north = outline.bounds  # of what is empty, NaN
+        if not (west >= -TURNS and east <= TURNS and south >= -_POLE and north <= _POLE):
+            return None
+        valid = outline if outline.is_valid else shapely.make_valid(outline)
+        parts = [part for polygon in polygons_of(valid) for part in split_antimeridian(polygon)]
+        return MultiPolygon(polygons_of(shapely.union_all(parts))) if parts else None
+    except (ShapelyError, KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):
         return None
-    if outline is None:
-        return None
-    valid = outline if outline.is_valid else shapely.make_valid(outline)
-    parts = [part for polygon in polygons_of(valid) for part in split_antimeridian(polygon)]
-    return MultiPolygon(polygons_of(shapely.union_all(parts))) if parts else None
+
+
+def _box(bbox: Sequence[Any]) -> BaseGeometry:
+    box = [float(value) for value in bbox]
+    west, south, east, north = box if len(box) == 4 else (box[0], box[1], box[3], box[4])
+    return shapely.box(west, south, east if east >= west else east + 360, north)
 
 
 def _product_of(item: Item, products: tuple[Product, ...]) -> Product | str:
     """The kind of an item, or why it is of none."""
     collection = str(item.get("collection") or "")
-    keys = set(item.get("assets") or ())
-    if not keys:
-        return "has no assets"
+    keys = set(item["assets"])
     for hint, reason in _NOT_USABLE:
         if hint in collection.lower():
             return f"is of collection {collection}: {reason}"
@@ -283,45 +255,52 @@ def _looks_like(item: Item, product: Product, common: set[str]) -> bool:
     if product.modality == "s2":
         return product.assets["SCL"] in common and len(common) > 1
     used = [item["assets"][key] for key in sorted(common)]
-    words = [item.get("id"), item.get("collection"), *(asset.get("description") for asset in used)]
+    described = [asset.get("description") for asset in used if isinstance(asset, Mapping)]
+    words = [item.get("id"), item.get("collection"), *described]
     text = " ".join(map(str, words)).lower()
     return len(common) == len(product.assets) and any(word in text for word in ("rtc", "gamma naught", "gamma0"))
 
 
-def _assets(item: Item, product: Product, base_href: str) -> tuple[dict[str, str], str]:
+def _assets(item: Item, product: Product, base_href: str, archive: Archive) -> tuple[dict[str, str], str]:
     """Band -> absolute unsigned href, and why the item must be rejected, if it must."""
-    found = {}
+    found, folders = {}, archive.folders
     for band, key in product.assets.items():
-        href = (item["assets"].get(key) or {}).get("href")
+        href = asset_href(item["assets"].get(key), base_href, folders)
         if href:
-            found[band] = absolute(str(href), base_href)
+            found[band] = href
+            wrong = beyond(href, folders)
+            if wrong:
+                return {}, f"its {band} may not be read: {wrong}"
     if product.modality == "s1" and len(found) < len(SAR_BANDS):
         return {}, f"lacks VV or VH (its assets: {_some(item['assets'])}): TESSERA needs both"
     return found, ""
 
 
+def asset_href(asset: Any, base: str, folders: Sequence[str]) -> str | None:
+    """Absolute unsigned href of an asset: its own, or of its `alternate` ones the first that may be read.
+
+    Args:
+        asset: as JSON gives it.
+        base: path or URL of the file that it stands in.
+        folders: those that the archive's files may lie in; see `preproc.reader.hrefs.beyond`.
+
+    Returns:
+        Its own where none may be read; None if it has none at all.
+    """
+    others = asset.get("alternate") if isinstance(asset, Mapping) else None
+    places = [asset, *(others.values() if isinstance(others, Mapping) else ())]
+    hrefs = [place.get("href") for place in places if isinstance(place, Mapping)]
+    found = [_absolute(href, base) for href in hrefs if isinstance(href, str) and href]
+    return next((href for href in found if not beyond(href, folders)), found[0] if found else None)
+
+
+def _absolute(href: str, base: str) -> str:
+    try:
+        return absolute(href, base)
+    except ValueError:  # no address: http://[
+        return href
+
+
 def _some(keys: Any, limit: int = 6) -> str:
     names = sorted(map(str, keys))
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _declared_offset(item: Item, product: Product) -> float | None:
-    """`raster:bands` offset of the item's reflectance assets, or None where it declares none."""
-    for band in BANDS:
-        for record in (item["assets"].get(product.assets[band]) or {}).get("raster:bands") or ():
-            if "offset" in record:
-                return float(record["offset"])
-    return None
-
-
-def _epsg(item: Item, product: Product) -> int | None:
-    """EPSG code that the item or its first used asset declares."""
-    places = [item.get("properties") or {}]
-    places += [item["assets"][key] for key in product.assets.values() if key in item["assets"]]
-    for place in places:
-        if isinstance(place.get("proj:epsg"), int):
-            return int(place["proj:epsg"])
-        code = str(place.get("proj:code") or "")
-        if code.startswith("EPSG:") and code[5:].isdigit():
-            return int(code[5:])
-    return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os.path
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,25 +21,35 @@ from infer.contract import SmaltiError, parse_json, read_regular
 from preproc.catalogue.opera import COLLECTION, opera_items
 from preproc.catalogue.sources import Item
 from preproc.reader.buckets import BucketSigner
-from preproc.reader.hrefs import is_bucket, is_url
+from preproc.reader.hrefs import beyond, is_bucket, is_url
 from preproc.reader.ranges import RangeClient
 from preproc.reader.transport import THINKING_S, HttpTransport, Transport, brief, fetch_bytes
 
 _WHAT = "[archive] href"
+_NOT_STAC = (
+    pystac.STACError,
+    pystac.STACTypeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,  # a catalogue that is its own child
+)
 
 
-def read_static(href: str) -> list[tuple[Item, str]]:
+def read_static(href: str, folders: Sequence[str] = ()) -> list[tuple[Item, str]]:
     """Every item of a static archive, with the path or URL that its relative hrefs are relative to.
 
     Args:
         href: an item collection, an item, a catalogue or collection (JSON), or stac-geoparquet, as a path or URL; or a
             folder with a catalog.json, or with items (*.json) and OPERA RTC-S1 files.
+        folders: those that a catalogue's links may lead into, see `preproc.reader.hrefs.beyond`; none if it is remote.
 
     Raises:
         SmaltiError: if it cannot be read or is none of these.
     """
     if not is_url(href) and Path(href).is_dir():
-        return _read_folder(Path(href))
+        return _read_folder(Path(href), folders)
     if urlsplit(href).path.endswith((".parquet", ".geoparquet")):
         return [(item, href) for item in _read_parquet(href)]
     content = _read_json(href)
@@ -48,16 +59,16 @@ def read_static(href: str) -> list[tuple[Item, str]]:
     if kind == "Feature":
         return [(content, href)]
     if kind in ("Catalog", "Collection"):
-        return list(_walk(href))
+        return list(_walk(href, folders))
     raise SmaltiError(f"{href}: {_WHAT} must be a STAC item collection, catalogue, collection or stac-geoparquet")
 
 
-def _read_folder(folder: Path) -> list[tuple[Item, str]]:
+def _read_folder(folder: Path, folders: Sequence[str]) -> list[tuple[Item, str]]:
     if (folder / "catalog.json").is_file():
-        return list(_walk(str(folder / "catalog.json")))
+        return list(_walk(str(folder / "catalog.json"), folders))
     found: list[tuple[Item, str]] = [(item, str(folder / COLLECTION)) for item in opera_items(folder)]
     for path in sorted(folder.glob("*.json")):
-        found += read_static(str(path))
+        found += read_static(str(path), folders)
     if not found:
         raise SmaltiError(f"{folder}: {_WHAT} is a folder without catalog.json, items (*.json) or OPERA RTC-S1 files")
     return found
@@ -87,15 +98,24 @@ def _read_json(href: str) -> Any:
 class _Reading(DefaultStacIO):
     """Reads the files of a static catalogue, over HTTP with retries."""
 
-    def __init__(self, transport: Transport, client: RangeClient) -> None:
+    def __init__(self, transport: Transport, client: RangeClient, folders: Sequence[str]) -> None:
         super().__init__()
-        self.transport, self.client = transport, client
+        self.transport, self.client, self.folders = transport, client, folders
 
     def remote_bytes(self, href: str, what: str) -> bytes:
         """A file over the network, from a bucket with what its signer knows."""
         return self.client.get_whole(href) if is_bucket(href) else fetch_bytes(self.transport, href, what)
 
+    def json_loads(self, txt: str, *_args: Any, **_options: Any) -> dict[str, Any]:
+        content = parse_json(txt)
+        if not isinstance(content, dict):
+            raise ValueError("a file of the catalogue is no JSON object")
+        return content
+
     def read_text_from_href(self, href: str) -> str:
+        wrong = beyond(os.path.normpath(href) if not is_url(href) else href, self.folders)
+        if wrong:
+            raise SmaltiError(f"{href}: the catalogue links to it: {wrong}")
         if is_url(href):
             return self.remote_bytes(href, "a file of the catalogue").decode()
         try:
@@ -103,30 +123,26 @@ class _Reading(DefaultStacIO):
         except OSError as error:
             raise SmaltiError(f"{href}: a file of the catalogue cannot be read: {error.strerror}") from error
 
-    def json_loads(self, txt: str, *_args: Any, **_kwargs: Any) -> Any:
-        """JSON within bounds."""
-        return parse_json(txt)
-
 
 @contextmanager
-def _opened(href: str) -> Iterator[_Reading]:
-    """Connections for an archive's files; closed at the end."""
+def _opened(href: str, folders: Sequence[str] = ()) -> Iterator[_Reading]:
+    """Connections for an archive's files, some of which may lie in folders; closed at the end."""
     signer = BucketSigner(href) if is_bucket(href) else None
     transport = HttpTransport(stall_s=THINKING_S)
     with RangeClient(signer, transport=transport) as client:
-        yield _Reading(transport, client)
+        yield _Reading(transport, client, folders)
 
 
-def _walk(href: str) -> Iterator[tuple[Item, str]]:
+def _walk(href: str, folders: Sequence[str]) -> Iterator[tuple[Item, str]]:
     """The items of a static catalogue, depth first."""
-    with _opened(href) as reading:
+    with _opened(href, folders) as reading:
         try:
             catalogue = pystac.read_file(href, stac_io=reading)
             assert isinstance(catalogue, pystac.Catalog)  # the caller has looked
             for item in catalogue.get_items(recursive=True):
                 own = item.get_self_href() or href
                 yield item.to_dict(include_self_link=False, transform_hrefs=False), own
-        except (pystac.STACError, pystac.STACTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _NOT_STAC as error:
             cause = error.__context__ if isinstance(error.__context__, SmaltiError) else error
             raise SmaltiError(f"{href}: the catalogue cannot be read to its end: {brief(cause)}") from error
 
@@ -148,7 +164,7 @@ def _read_parquet(href: str) -> Iterator[Item]:
             try:
                 yield _item_of(row)
             except (shapely.errors.ShapelyError, LookupError, TypeError, ValueError, AttributeError) as error:
-                raise SmaltiError(f"{href}: {_WHAT}: a row is no STAC item: {brief(error)}") from error
+                raise SmaltiError(f"{href}: {_WHAT} has a row that is no STAC item: {brief(error)}") from error
 
 
 def _item_of(row: dict[str, Any]) -> Item:

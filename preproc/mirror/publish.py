@@ -13,6 +13,7 @@ from pystac.layout import CustomLayoutStrategy
 
 from infer.contract import name_for
 from preproc.catalogue.sources import Item, acquired_at
+from preproc.reader.hrefs import is_url
 
 CATALOGUE = "catalog.json"
 
@@ -84,13 +85,13 @@ def copied_item(item: Item, records: Mapping[str, Mapping[str, Any]]) -> dict[st
 
     Args:
         item: of the plan, hrefs absolute and unsigned.
-        records: asset key -> `file`, `bytes`, `sha256` of its copy. Assets without one keep the href they had.
+        records: asset key -> `file`, `bytes`, `sha256` of its copy. Assets without one keep the address they had.
     """
     assets = {}
     for key, asset in item["assets"].items():
         record = records.get(key)
-        if record is None:
-            assets[key] = dict(asset)
+        if record is None:  # a path would lead out of the mirror, which no item may: its place is left empty
+            assets[key] = {**asset, "href": asset["href"] if is_url(str(asset["href"])) else f"./{key}.tif"}
             continue
         facts = {"file:size": record["bytes"], "file:checksum": f"1220{record['sha256']}"}
         assets[key] = {**asset, **facts, "href": f"./{record['file']}"}

@@ -25,6 +25,7 @@ from infer.contract import (
 from infer.contract.errors import FormatError
 from infer.contract.registry import registered_model
 from preproc.catalogue.items import Harvest, SceneIndex, count_reasons, harvest, save_items, search_scenes
+from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.sources import Item
 from preproc.plan.estimate import Season, Work, estimate, season_of
 from preproc.plan.text import render_plan
@@ -108,6 +109,8 @@ def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
         "archive": {"source": archive.source, "href": href, "url": archive.url, "as": archive.data_source},
         "tile_size": config.tiles.size,
     }
+    if archive.also:
+        inputs["archive"]["also"] = [portable(str(path), run.root, run.root) for path in archive.also]
     if archive.href is not None and not is_url(archive.href):
         path = Path(archive.href)
         if path.is_file():
@@ -280,6 +283,12 @@ def _warnings(found: Harvest, season: Season, config: Config) -> list[str]:
     if incomplete:
         texts.append(
             f"{len(incomplete)} Sentinel-2 items lack a band and will be left out, for example {incomplete[0]}"
+        )
+    doubtful = [scene for scene in found.scenes if contradicts_date(scene)]
+    if doubtful:
+        texts.append(
+            f"{len(doubtful)} Sentinel-2 items state a processing baseline that their date contradicts (reprocessed, "
+            f"say), for example {doubtful[0].id} of {doubtful[0].day}: the baseline decides about the offset"
         )
     return texts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
@@ -13,6 +14,9 @@ SAS_KEYS = frozenset(
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 """Of addresses in object stores: s3://bucket/key, gs://bucket/key, az://account/container/key."""
+
+_SCHEMES = ("http", "https", *BUCKET_SCHEMES)
+_FROM_NETWORK = "a file of this machine, named by a catalogue that came over the network"
 
 
 def is_url(href: str) -> bool:
@@ -48,8 +52,8 @@ def absolute(href: str, base: str) -> str:
         href: path or URL, perhaps relative.
         base: path or URL of the file that it stands in; what is relative is relative to its folder.
     """
-    if href.startswith("file://"):
-        return unquote(urlsplit(href).path)
+    if href.lower().startswith("file://") and not is_url(base):
+        return os.path.normpath(unquote(urlsplit(href).path))
     if is_url(href) or href.startswith("/vsi"):
         return unsigned(href)
     if is_bucket(base):  # urljoin joins nothing to schemes that it does not know
@@ -58,6 +62,36 @@ def absolute(href: str, base: str) -> str:
     if is_url(base):
         return unsigned(urljoin(base, href))
     return os.path.normpath(Path(base).absolute().parent / href)
+
+
+def beyond(href: str, folders: Sequence[str]) -> str:
+    """Why an archive's item may not name a file, or an empty text if it may.
+
+    What came over the network may point to the network only, what came from a folder to that folder as well, and to
+    those that the user named.
+
+    Args:
+        href: absolute.
+        folders: absolute paths; none for an archive on the network.
+    """
+    if not href.startswith("/"):
+        scheme = _scheme(href)
+        if scheme in _SCHEMES:
+            return ""
+        return f"smalti does not read {scheme}: addresses" if scheme not in ("", "file") else _FROM_NETWORK
+    if any(Path(href).is_relative_to(folder) for folder in folders):
+        return ""
+    if not folders:
+        return _FROM_NETWORK
+    return f"it lies outside {folders[0]}: name its folder in [archive] also, if it belongs to the archive"
+
+
+def _scheme(href: str) -> str:
+    try:
+        parts = urlsplit(href)
+        return parts.scheme.lower() if parts.netloc else ""
+    except ValueError:  # http://[
+        return "such"
 
 
 def portable(href: str, folder: Path, root: Path) -> str:

@@ -6,6 +6,7 @@ Paths in the file are relative to the file; here they are absolute. Nothing else
 from __future__ import annotations
 
 import codecs
+import os.path
 import re
 from datetime import date
 from pathlib import Path
@@ -117,6 +118,8 @@ class Archive(_Section):
     """Planetary Computer, Earth Search (AWS), or STAC items in a file: a mirror, a simulated or an own archive."""
     href: str | None = None
     """static: an item collection, catalogue or stac-geoparquet, as a path or an address (http, https, s3, gs, az)."""
+    also: tuple[Path, ...] = ()
+    """static: further folders that its items may name files in, besides the one that href lies in."""
     url: str | None = None
     """Another address of the API (mpc, earth-search)."""
     on_missing: Literal["fail", "drop-date"] = "fail"
@@ -129,9 +132,22 @@ class Archive(_Section):
     """Of them at most this many from one server; None: no further limit."""
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders that its items may name files in; none for an archive on the network."""
+        if self.href is None or "://" in self.href:
+            return ()
+        own = Path(self.href).absolute()
+        return tuple(os.path.normpath(path) for path in (own if own.is_dir() else own.parent, *self.also))
+
+    @property
     def connections(self) -> int:
         """Connections that a process opens to one server."""
         return min(self.workers, self.max_per_host or self.workers)
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _also(cls, value: Any, info: ValidationInfo) -> Any:
+        return tuple(_absolute(each, info) for each in value) if isinstance(value, list | tuple) else value
 
     @field_validator("href", mode="before")
     @classmethod
@@ -150,6 +166,8 @@ class Archive(_Section):
             raise ValueError('source = "static" needs href (a file or URL of STAC items) and no url')
         if self.source != "static" and self.href is not None:
             raise ValueError(f'href belongs to source = "static"; for "{self.source}" use url, or leave it out')
+        if self.also and (self.href is None or "://" in self.href):
+            raise ValueError("also names folders of this machine: an archive on the network may name none")
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url {self.url!r} must start with http:// or https://")
         return self

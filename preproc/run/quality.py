@@ -49,6 +49,8 @@ class TileQuality:
     unseen: int | None
     """Pixels without any observation, optical or radar; None in records from before this was counted."""
     stacks: Mapping[str, StackQuality]
+    offset_gone: tuple[str, ...] = ()
+    """Sentinel-2 items whose pixels lack the offset that the catalogue says is in them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Observed:
     """Tiles without any Sentinel-1 date."""
     poor: tuple[str, ...]
     """Tiles half of whose pixels have fewer than FEW_CLEAR clear observations."""
+    offset_gone: tuple[str, ...]
+    """Sentinel-2 items whose pixels lack the offset that the catalogue says is in them."""
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -128,6 +132,12 @@ class Observed:
             texts.append(f"{self.s2_without:,} pixels ({share}) have no clear Sentinel-2 observation at all: {rest}")
         if self.s1_without:
             texts.append(f"{self.s1_without:,} of {self.tiles:,} tiles have no Sentinel-1 observation")
+        if self.offset_gone:
+            texts.append(
+                f"{len(self.offset_gone):,} Sentinel-2 items have clear pixels below 1000 although the catalogue does "
+                "not say that baseline 04.00's offset was removed from them: nothing was subtracted, for example "
+                f"{self.offset_gone[0]}"
+            )
         return texts
 
 
@@ -144,7 +154,7 @@ def tile_qualities(run: Run) -> list[TileQuality]:
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
             try:
                 found.append(_parse(tile.name, content))
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
     return [quality for quality in found if quality.pixels]
 
@@ -152,7 +162,8 @@ def tile_qualities(run: Run) -> list[TileQuality]:
 def _parse(name: str, content: Any) -> TileQuality:
     unseen = content.get("pixels_unseen")
     stacks = {stack: _parse_stack(content["stacks"][stack]) for stack in STACKS}
-    return TileQuality(name, int(content["region_pixels"]), None if unseen is None else int(unseen), stacks)
+    gone = tuple(map(str, content.get("offset_gone", ())))
+    return TileQuality(name, int(content["region_pixels"]), None if unseen is None else int(unseen), stacks, gone)
 
 
 def _parse_stack(stack: Mapping[str, Any]) -> StackQuality:
@@ -237,6 +248,7 @@ def observed(run: Run) -> Observed:
         s1_typical=sum(stack.typical for stack in radar),
         s1_without=sum(not any(tile.stacks[name].kept for name in STACKS if name != "s2") for tile in tiles),
         poor=poor_tiles(tiles),
+        offset_gone=tuple(sorted({item for tile in tiles for item in tile.offset_gone})),
     )
 
 

@@ -43,9 +43,9 @@ def percent(part: int, whole: int) -> str:
 def parse_time(text: Any) -> datetime | None:
     """An ISO 8601 time in UTC (taken as UTC when it has no zone), or None if it is none."""
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows "t" and "z"
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):  # no time at all, or one that is beyond the years in UTC
+    except (AttributeError, TypeError, ValueError, OverflowError):  # no time, or one beyond the years
         return None
 
 

@@ -21,6 +21,7 @@ from infer.contract import (
     staged_dir,
     write_manifest,
 )
+from preproc.catalogue.scene import OffsetPolicy
 from preproc.reader.placement import Target
 from preproc.reader.ranges import MissingDataError
 from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord, dates_of
@@ -36,6 +37,8 @@ _ARRAYS: dict[StackName, tuple[str, ...]] = {
     "s1_ascending": ("sar_asc_thwp",),
     "s1_descending": ("sar_desc_thwp",),
 }
+BY_PIXELS = "clear pixels"
+"""In a manifest's `offset_basis`: what the catalogue says was checked with, or overruled by, the scene itself."""
 _DOYS: dict[StackName, str] = {"s2": "doys_t", "s1_ascending": "sar_asc_doys_t", "s1_descending": "sar_desc_doys_t"}
 
 
@@ -68,6 +71,8 @@ class OpenTile:
         self.region_pixels = int(np.count_nonzero(job.inside_hw))
         self.usable = [scene for scene in job.scenes if not missing_assets(scene)] if box is not None else []
         self.records: dict[StackName, StackRecord] = {name: StackRecord(name) for name in STACKS}
+        self.offset_by_pixels: dict[str, OffsetPolicy] = {}
+        """Scene -> what its pixels in this tile say, where the catalogue is not relied on."""
         self._quality = QualityCounter(self._shape_hw)
         self._stack = ExitStack()
         self._folder = Path()
@@ -161,7 +166,8 @@ class OpenTile:
             for writer in self._writers.values():
                 writer.close()
             write_roi(self._folder / ROI_FILE, self.job.tile, self.job.inside_hw)
-            write_quality(self._folder, self._quality, self.job.inside_hw, self.records, self.job.window)
+            gone = sorted(name for name, policy in self.offset_by_pixels.items() if policy is OffsetPolicy.NONE)
+            write_quality(self._folder, self._quality, self.job.inside_hw, self.records, self.job.window, gone)
             files = [path for path in self._folder.iterdir() if path.name != TILE_MANIFEST]
             manifest = self._folder / TILE_MANIFEST
             write_manifest(manifest, "tile", inputs=self.job.inputs, files=files, fields=self._fields())
@@ -184,9 +190,13 @@ class OpenTile:
     def _fields(self) -> dict[str, Any]:
         job, tile = self.job, self.job.tile
         policies: dict[str, list[str]] = {}
+        bases: dict[str, list[str]] = {}
         for scene in sorted(self.usable, key=lambda scene: scene.id):
             if scene.modality == "s2":
-                policies.setdefault(scene.offset.value, []).append(scene.id)
+                policies.setdefault(self.offset_by_pixels.get(scene.id, scene.offset).value, []).append(scene.id)
+                by_pixels = scene.id in self.offset_by_pixels
+                basis = BY_PIXELS if by_pixels else scene.offset_basis
+                bases.setdefault(str(basis), []).append(scene.id)
         left_out = sorted((scene.acquired, scene.id, missing_assets(scene)) for scene in job.scenes)
         return {
             "grid": {
@@ -202,6 +212,7 @@ class OpenTile:
             "source": job.source,
             "data_source": data_source(job.scenes),
             "offset_policy": policies,
+            "offset_basis": bases,
             "dates": dates_of(self.records),
             "items": {
                 name: {day.isoformat(): ids for day, ids in record.items.items()}

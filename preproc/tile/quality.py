@@ -49,8 +49,17 @@ def summary(
     inside_hw: NDArray[np.uint8],
     records: Mapping[StackName, StackRecord],
     window: tuple[str, str],
+    offset_gone: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of quality.json."""
+    """The content of quality.json.
+
+    Args:
+        counter: observations per pixel.
+        inside_hw: the region.
+        records: the stacks' dates.
+        window: first and last day.
+        offset_gone: Sentinel-2 items whose catalogue does not say so, but whose offset has been removed.
+    """
     inside = inside_hw > 0
     stacks: dict[str, Any] = {}
     for name in STACKS:
@@ -65,11 +74,13 @@ def summary(
             "largest_gap_days": largest_gap(record.kept, *window),
         }
     unseen_hw = inside & np.all([counts_hw == 0 for counts_hw in counter.counts_hw.values()], axis=0)
+    warnings = {"offset_gone": list(offset_gone)} if offset_gone else {}
     return {
         "region_pixels": int(inside.sum()),
         "pixels_unseen": int(unseen_hw.sum()),
         "window": {"start": window[0], "end": window[1]},
         "stacks": stacks,
+        **warnings,
     }
 
 
@@ -109,7 +120,8 @@ def write_quality(
     inside_hw: NDArray[np.uint8],
     records: Mapping[StackName, StackRecord],
     window: tuple[str, str],
+    offset_gone: Sequence[str] = (),
 ) -> None:
-    """Write quality.json and quality.png into a tile's (temporary) folder."""
-    write_json(folder / QUALITY_FILE, summary(counter, inside_hw, records, window))
+    """Write quality.json and quality.png into a tile's (temporary) folder; see `summary`."""
+    write_json(folder / QUALITY_FILE, summary(counter, inside_hw, records, window, offset_gone))
     (folder / PICTURE_FILE).write_bytes(picture(counter, inside_hw))

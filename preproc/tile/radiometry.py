@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract import BANDS
 from preproc.catalogue.scene import OffsetPolicy
 
 SCL_CLEAR = (4, 5, 6, 7, 10, 11)
@@ -17,6 +18,12 @@ MOST_POWER = 1e10
 BOA_OFFSET = 1000
 """What processing baseline 04.00 added to every digital number."""
 
+DARK = 950
+"""Clear pixels hold less than this only where the offset is gone: with it that is a reflectance below -0.005."""
+DARK_SHARE = 0.02
+"""Of clear pixels: where so many are dark, they are no noise on water or in shadows."""
+
+_VISIBLE = tuple(BANDS.index(name) for name in ("B02", "B03", "B04"))
 _CLEAR_TABLE = np.isin(np.arange(256), SCL_CLEAR)
 
 
@@ -25,11 +32,22 @@ def clear(scl_hw: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return _CLEAR_TABLE[scl_hw]
 
 
-def remove_offset(dn_hw: NDArray[np.uint16], policy: OffsetPolicy) -> NDArray[np.uint16]:
+def remove_offset(dn: NDArray[np.uint16], policy: OffsetPolicy) -> NDArray[np.uint16]:
     """Apply the offset policy to (resampled) digital numbers: subtract 1000 where DN >= 1000, or nothing."""
     if policy is OffsetPolicy.NONE:
-        return dn_hw
-    return np.where(dn_hw >= BOA_OFFSET, dn_hw - np.uint16(BOA_OFFSET), dn_hw)
+        return dn
+    return np.where(dn >= BOA_OFFSET, dn - np.uint16(BOA_OFFSET), dn)
+
+
+def offset_is_gone(dn_pb: NDArray[np.uint16]) -> bool:
+    """Whether clear pixels show that baseline 04.00's offset has been removed, whatever the catalogue says.
+
+    Args:
+        dn_pb: (pixels, 10) as stored, all clear, of one scene. Water and vegetation are dark in the visible bands.
+    """
+    visible = dn_pb[:, _VISIBLE]
+    dark = np.count_nonzero(((visible > 0) & (visible < DARK)).any(axis=1))
+    return bool(dark > 0 and dark >= DARK_SHARE * len(dn_pb))
 
 
 def scaled_db(power_hw: NDArray[np.float32], nodata: float | None) -> NDArray[np.int16]:

@@ -47,6 +47,7 @@ def data_source(scenes: Sequence[Scene]) -> str:
 
 def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
     """What of a scene decides a tile's pixels."""
+    copy = {} if scene.copy is None else {"copy": [scene.copy.granule, scene.copy.number]}
     return {
         "id": scene.id,
         "acquired": scene.acquired.isoformat(),
@@ -55,6 +56,7 @@ def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
         "orbit": scene.orbit,
         "offset": scene.offset.value,
         "data_source": scene.data_source,
+        **copy,
     }
 
 

@@ -2,14 +2,14 @@
 
 Scenes of one UTC date (Sentinel-1: and one orbit direction) form one observation. For each pixel the first scene in
 order that has a value there gives all its bands. The order: scenes in the tile's own UTM zone first, because they need
-no warp; then by time of acquisition; then by id.
+no warp; then by time of acquisition; of copies of one granule the newest processing first; then by id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,9 +44,10 @@ def missing_assets(scene: Scene) -> list[str]:
     return [name for name in needed if name not in scene.assets]
 
 
-def scene_order(scene: Scene, epsg: int) -> tuple[bool, Any, str]:
+def scene_order(scene: Scene, epsg: int) -> tuple[bool, datetime, int, str]:
     """Sort key of scenes within an observation for a tile in the zone `epsg`."""
-    return (scene.epsg != epsg, scene.acquired, scene.id)
+    acquired, number = (scene.acquired, 0) if scene.copy is None else (scene.copy.acquired, scene.copy.number)
+    return (scene.epsg != epsg, acquired, number, scene.id)
 
 
 def observations(scenes: Iterable[Scene], epsg: int) -> list[Observation]:

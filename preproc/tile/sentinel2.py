@@ -7,7 +7,7 @@ gives each pixel. Then the ten bands, of kept dates and of scenes that give pixe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import BANDS
-from preproc.catalogue.scene import Scene
+from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.read import REFLECTANCE, SCENE_CLASSES
 from preproc.reader.read_pool import in_order
 from preproc.tile.date_record import FailedRead
 from preproc.tile.dates import Day, Part, Workshop, days_of, read_for
 from preproc.tile.open_tile import OpenTile
-from preproc.tile.radiometry import clear, remove_offset
+from preproc.tile.radiometry import clear, offset_is_gone, remove_offset
 from preproc.tile.same_day import add_source, copy_where, keeps_date, sources_used
 
 
@@ -34,11 +34,26 @@ class _Cover:
     """Number of the scene that gives each pixel, from 1; 0 = not clear, or outside the region."""
     clear_pixels: int = 0
     failure: FailedRead | None = None
+    seen: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Granule of which several copies are used -> where the newer ones have data, clear or not."""
 
-    @property
-    def open(self) -> bool:
-        """Whether another scene could still give a pixel."""
-        return self.failure is None and self.clear_pixels < self.part.tile.region_pixels and self.part.tile.alive
+    def wants(self, scene: Scene) -> bool:
+        """Whether a scene could still give a pixel."""
+        tile = self.part.tile
+        if self.failure is not None or self.clear_pixels >= tile.region_pixels or not tile.alive:
+            return False
+        seen = None if scene.copy is None else self.seen.get(scene.copy.granule)
+        return self.part.number(scene) > 0 and (seen is None or not seen[tile.inside_hw].all())
+
+    def take(self, scene: Scene, classes_hw: NDArray[np.uint8]) -> None:
+        """Let a scene give the clear pixels that nothing gives yet, and of which no newer copy of it has data."""
+        has_value = clear(classes_hw) & self.part.tile.inside_hw
+        if scene.copy is not None:
+            seen = self.seen.setdefault(scene.copy.granule, np.zeros(classes_hw.shape, bool))
+            has_value &= ~seen
+            seen |= classes_hw != 0
+        add_source(self.source_hw, self.part.number(scene), has_value)
+        self.clear_pixels = int(np.count_nonzero(self.source_hw))
 
 
 @dataclass(frozen=True)
@@ -66,17 +81,15 @@ def add_sentinel2(tiles: Sequence[OpenTile], shop: Workshop) -> None:
 def _cover_day(shop: Workshop, day: Day) -> list[_Cover]:
     covers = [_Cover(part, np.zeros(part.tile.inside_hw.shape, np.uint8)) for part in day.parts]
     for scene in day.scenes:
-        wanting = [cover for cover in covers if cover.open and cover.part.number(scene)]
+        wanting = [cover for cover in covers if cover.wants(scene)]
         if not wanting:
             continue
         placed = read_for(shop.reader, scene, "SCL", [cover.part.tile for cover in wanting], SCENE_CLASSES)
         for index, cover in enumerate(wanting):
             if isinstance(placed, FailedRead):
                 cover.failure = placed
-                continue
-            has_value = clear(placed[index].values_hw) & cover.part.tile.inside_hw
-            add_source(cover.source_hw, cover.part.number(scene), has_value)
-            cover.clear_pixels = int(np.count_nonzero(cover.source_hw))
+            else:
+                cover.take(scene, placed[index].values_hw)
     return covers
 
 
@@ -123,9 +136,9 @@ def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
     placed = read_for(shop.reader, task.scene, BANDS[task.band], tiles, REFLECTANCE)
     if isinstance(placed, FailedRead):
         return placed
-    return [
-        (remove_offset(one.values_hw, task.scene.offset), one.values_hw == 0 if one.gaps else None) for one in placed
-    ]
+    policy = task.scene.offset
+    policy = OffsetPolicy.NONE if policy is OffsetPolicy.BY_PIXELS else policy  # of all bands together: `_settle`
+    return [(remove_offset(one.values_hw, policy), one.values_hw == 0 if one.gaps else None) for one in placed]
 
 
 def _read_bands(kept: Sequence[Sequence[_Cover]], shop: Workshop) -> None:
@@ -170,6 +183,19 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
                 bands[name][gaps[name]] = 0
             numbers = sources_used(cover.source_hw, observation.scenes)
             if numbers:
+                _settle(cover, numbers, bands[name])
                 tile.add("s2", observation, numbers, bands[name], (cover.source_hw > 0).astype(np.uint8))
             else:
                 tile.records["s2"].drop(observation, "no value inside the region")
+
+
+def _settle(cover: _Cover, numbers: Sequence[int], bands_hwb: NDArray[np.uint16]) -> None:
+    """Find out by their pixels what the catalogue does not reliably say of some scenes, and remove their offset."""
+    for number in numbers:
+        scene = cover.part.observation.scenes[number - 1]
+        if scene.offset is OffsetPolicy.BY_PIXELS:
+            here = cover.source_hw == number
+            gone = offset_is_gone(bands_hwb[here])
+            if not gone:
+                bands_hwb[here] = remove_offset(bands_hwb[here], OffsetPolicy.SUBTRACT_1000)
+            cover.part.tile.offset_by_pixels[scene.id] = OffsetPolicy.NONE if gone else OffsetPolicy.SUBTRACT_1000

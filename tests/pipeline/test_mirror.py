@@ -57,7 +57,7 @@ def arrays(run: Run, config: Config) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def offline(run: Run, root: Path, href: Path, more: str = "") -> tuple[Run, Config]:
+def offline(run: Run, root: Path, href: Path | str, more: str = "") -> tuple[Run, Config]:
     """The same run on another archive."""
     root.mkdir()
     shutil.copy(run.root / "region.geojson", root)
@@ -251,3 +251,26 @@ def test_collections_and_ids_of_any_text_stay_inside_the_mirror(
     assert all(path.resolve().is_relative_to(run.items) for path in run.items.glob("*"))
     _, there = offline(run, tmp_path / "offline", tmp_path / "deep" / "in" / "copy" / "catalog.json")
     assert there.archive.source == "static"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_no_file_of_this_machine_is_copied_because_a_remote_catalogue_names_it(
+    archive: TinyArchive, tmp_path: Path, whole: bool
+) -> None:
+    own = archive.folder / "s2-2021-07-01"
+    run, _ = archive.run(tmp_path / "first")
+    items = json.loads((archive.folder / "items.json").read_text())
+    for asset in items["features"][0]["assets"].values():
+        asset["href"] = (own / Path(asset["href"]).name).as_uri()
+    served = tmp_path / "served"
+    shutil.copytree(archive.folder, served)
+    (served / "items.json").write_text(json.dumps(items))
+    server = RangeServer(serve_folder(served))
+    with server.running():
+        other, config = offline(run, tmp_path / "run", f"{server.url}/items.json")
+        (rejected,) = json.loads(other.plan.read_text())["scenes"]["rejected"]
+        mirror(other, config, None, whole=whole)
+    assert rejected["examples"] == ["s2-2021-07-01"]
+    assert "a file of this machine, named by a catalogue that came over the network" in rejected["reason"]
+    copied = {path.parent.name for path in (other.root / "mirror").rglob("B04.tif")}
+    assert copied == {"s2-2021-07-11", "s2-2021-07-21"}

@@ -11,7 +11,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
-from preproc.catalogue.duplicates import Candidate, dedupe, identity, mgrs_tile
+from preproc.catalogue.declared import mgrs_tile
+from preproc.catalogue.duplicates import Candidate, dedupe, identity
 from preproc.catalogue.scene import Scene
 
 GRANULE = shapely.box(4, 50, 5, 51)
@@ -71,16 +72,56 @@ def test_the_newest_processing_is_kept() -> None:
 
 
 def test_without_a_generation_time_the_baseline_and_then_the_id_decide() -> None:
-    old = reprocessed(OLD, **{"s2:processing_baseline": "05.10"})
-    new = reprocessed(NEW, **{"s2:processing_baseline": "05.09"})
-    assert kept(old, new) == [old.scene.id]
-    assert kept(reprocessed(OLD), reprocessed(NEW)) == [reprocessed(NEW).scene.id]
+    names = {"grid:code": "MGRS-31UES"}
+    old = s2("b", **{"s2:processing_baseline": "05.09", **names})
+    new = s2("a", **{"s2:processing_baseline": "05.10", **names})
+    assert kept(old, new) == ["a"]
+    assert kept(s2("a", **names), s2("b", **names)) == ["b"]
+
+
+def test_the_time_in_a_products_name_stands_in_for_the_generation_time() -> None:
+    old = reprocessed(OLD, **{"s2:processing_baseline": "05.10", "s2:generation_time": None, "updated": "2025-01-01"})
+    new = reprocessed(NEW, **{"s2:processing_baseline": "05.09", "s2:generation_time": 20240501})
+    assert kept(old, new) == [new.scene.id]
+    named = s2("S2A_31UES_20230108_0_L2A", **{"s2:product_uri": f"{new.scene.id}.SAFE", "s2:mgrs_tile": "31UES"})
+    assert kept(old, named) == [named.scene.id]
 
 
 def test_a_new_copy_that_lacks_a_band_does_not_replace_a_complete_one() -> None:
     old = reprocessed(OLD, **{"s2:generation_time": "2023-01-09T00:00:00Z"})
     new = reprocessed(NEW, assets=10, **{"s2:generation_time": "2024-05-01T00:00:00Z"})
     assert kept(old, new) == [old.scene.id]
+
+
+def copies(*candidates: Candidate) -> list[tuple[str, int]]:
+    """Ids kept in the order of their processing."""
+    scenes, _ = dedupe(candidates)
+    numbered = [(scene.id, -1 if scene.copy is None else scene.copy.number) for scene in scenes]
+    return sorted(numbered, key=lambda pair: pair[1])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.38, 0.6])
+def test_an_older_copy_that_alone_covers_a_part_is_kept_behind_the_newest(share: float) -> None:
+    old = reprocessed(OLD)
+    new = reprocessed(NEW, footprint=shapely.box(4 + share, 50, 5, 51))
+    for order in permutations([old, new]):
+        assert copies(*order) == [(new.scene.id, 0), (old.scene.id, 1)]
+
+
+def test_an_older_copy_with_a_smaller_footprint_is_left_out() -> None:
+    old = reprocessed(OLD, footprint=WEST_PART)
+    new = reprocessed(NEW)
+    assert copies(old, new) == [(new.scene.id, -1)]
+    drawn_otherwise = reprocessed(OLD, footprint=shapely.box(3.999, 49.999, 5.001, 51.001))
+    assert copies(drawn_otherwise, new) == [(new.scene.id, -1)]
+
+
+def test_what_several_newer_copies_cover_together_is_left_out() -> None:
+    old = reprocessed(OLD)
+    west = reprocessed("20240502T000000", footprint=WEST_PART)
+    east = reprocessed(NEW, footprint=EAST_PART)
+    assert copies(old, west, east) == [(west.scene.id, 0), (east.scene.id, 1)]
+    assert dedupe([old, west, east])[1] == {old.scene.id: f"an older copy of {west.scene.id} and {east.scene.id}"}
 
 
 def test_granules_split_along_a_datastrip_are_both_kept() -> None:

@@ -123,6 +123,47 @@ def test_faults_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert set(searches.values()) == {3}
 
 
+def _crossing(identifier: str, day: int, coordinates: list[Any], kind: str = "Polygon") -> dict[str, Any]:
+    entry = item(identifier, f"2021-06-{day:02d}T10:00:00Z")
+    del entry["properties"]["s2:mgrs_tile"]
+    return {**entry, "geometry": {"type": kind, "coordinates": coordinates}}
+
+
+def _square(west: float, east: float) -> list[list[float]]:
+    return [[west, -17], [east, -17], [east, -16], [west, -16], [west, -17]]
+
+
+CROSSING = [
+    _crossing("cut in two", 1, [[_square(179.5, 180)], [_square(-180, -179.5)]], "MultiPolygon"),
+    _crossing("beyond 180", 2, [_square(179.5, 180.5)]),
+    _crossing("beyond -180", 3, [_square(-180.5, -179.5)]),
+    _crossing("jumps", 4, [_square(179.5, -179.5)]),
+]
+BESIDE = [_crossing("beside", 5, [_square(-179.4, -178.5)]), _crossing("opposite", 6, [_square(-1, 1)])]
+
+
+@pytest.mark.parametrize(("west", "east"), [(179.7, 179.8), (-179.8, -179.7), (179.9, -179.9)])
+def test_scenes_across_longitude_180_are_found_however_they_are_written(west: float, east: float) -> None:
+    def planar(request: Request) -> Answer:
+        if request.path == "/":
+            return Api(lambda number, root: {})(request)
+        asked = shapely.from_geojson(json.dumps(json.loads(request.body)["intersects"]))
+        outlines = {entry["id"]: shapely.from_geojson(json.dumps(entry["geometry"])) for entry in [*CROSSING, *BESIDE]}
+        hits = [entry for entry in [*CROSSING, *BESIDE] if asked.intersects(outlines[entry["id"]])]
+        return json_answer(page(hits, f"http://{request.headers['Host']}", None))
+
+    with serve(planar) as service:
+        config = config_for(source="mpc", url=service.url)
+        region = config.region.model_copy(update={"bbox": (west, -16.6, east, -16.5)})
+        items = search_scenes(config, load_region(region))
+    assert sorted(entry["id"] for entry in items) == sorted(entry["id"] for entry in CROSSING)
+
+
+def test_far_from_longitude_180_nothing_else_is_asked_for() -> None:
+    region = make_region(shapely.box(*BBOX), "x", source="x")
+    assert search_geometry(region).bounds == pytest.approx((4.04, 50.73, 4.08, 50.76))
+
+
 # --- what an API may do wrong
 
 
@@ -368,6 +409,49 @@ def test_nothing_found_says_what_the_archive_holds(tmp_path: Path) -> None:
     )
 
 
+def test_a_remote_catalogue_reads_no_file_of_this_machine(tmp_path: Path) -> None:
+    secret = write(tmp_path / "secret.json", {**SEASON[0], "id": "secret"})
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "d"}
+    for link in (secret.as_uri(), f"FILE://{secret}"):
+        catalogue = {**root, "links": [{"rel": "item", "href": link}]}
+        with (
+            serve(lambda request, content=catalogue: json_answer(content)) as service,
+            pytest.raises(SmaltiError, match=r"cannot be read to its end: .*a file of this machine"),
+        ):
+            found(config_for(source="static", href=f"{service.url}/catalog.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"links": [{"rel": "child", "href": "./catalog.json"}]}, "cannot be read to its end"),
+        ({"links": [{"rel": "item", "href": "./deep.json"}]}, "deep.json' does not resolve to a STAC object"),
+        ({"links": [{"rel": "item", "href": "./list.json"}]}, "list.json' does not resolve to a STAC object"),
+    ],
+)
+def test_hostile_catalogues_are_refused_in_one_line(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "d"}
+    (tmp_path / "deep.json").write_text("[" * 5000 + "]" * 5000)
+    (tmp_path / "list.json").write_text("[]")
+    href = str(write(tmp_path / "catalog.json", {**root, **content}))
+    with pytest.raises(SmaltiError, match=said) as caught:
+        found(config_for(source="static", href=href))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_catalogue_in_a_folder_reads_what_lies_in_it_or_was_named(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    write(outside / "item.json", {**SEASON[0], "links": []})
+    (tmp_path / "own").mkdir()
+    root = {"type": "Catalog", "id": "c", "stac_version": "1.0.0", "description": "d"}
+    link = {"rel": "item", "href": "../outside/item.json"}
+    href = str(write(tmp_path / "own" / "catalog.json", {**root, "links": [link]}))
+    with pytest.raises(SmaltiError, match=r"it lies outside .*own: name its folder in \[archive\] also"):
+        found(config_for(source="static", href=href))
+    assert found(config_for(source="static", href=href, also=[str(outside)])) == ["S2_01"]
+
+
 # --- what is saved
 
 
@@ -416,7 +500,7 @@ def test_the_index_finds_what_touches_a_tile(boxes: list[tuple[float, float, flo
     for number, (west, south, width) in enumerate(boxes):
         outline = shapely.box(west, south, west + width, south + width)
         entry = item(f"{number:02d}", "2021-06-01T10:00:00Z")
-        config = config_for(source="static", href="x")
+        config = config_for(source="static", href="/x/items.json")
         entry["geometry"] = json.loads(shapely.to_geojson(outline))
         scenes.extend(harvest([entry], config, "/x/items.json").scenes)
     region = make_region(shapely.box(*BBOX), "x", source="x")

@@ -64,12 +64,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.model.checkpoint == Path("/runs/mine/m.pt")
     static = parse(replaced('source = "mpc"', 'source = "static"\nhref = "archive/items.json"'))
     assert static.archive.href == "/runs/mine/archive/items.json"
+    assert static.archive.folders == ("/runs/mine/archive",)
+    static = parse(replaced('source = "mpc"', 'source = "static"\nhref = "a/items.json"\nalso = ["../x", "/data"]'))
+    assert static.archive.folders == ("/runs/mine/a", "/runs/x", "/data")
     assert parse(replaced("region.geojson", "/data/r.gpkg")).region.geometry == Path("/data/r.gpkg")
 
 
 def test_urls_are_left_alone() -> None:
     static = parse(replaced('source = "mpc"', 'source = "static"\nhref = "https://example.org/items.json"'))
     assert static.archive.href == "https://example.org/items.json"
+    assert static.archive.folders == ()
 
 
 def test_toml_dates_and_whole_numbers_are_welcome() -> None:
@@ -129,6 +133,10 @@ BAD = {
     "static with url": (
         replaced(ARCHIVE, 'source = "static"\nhref = "i.json"\nurl = "http://x"'),
         r"\[archive\]: source = .static. needs href",
+    ),
+    "folders of an archive on the network": (
+        replaced(ARCHIVE, 'source = "static"\nhref = "s3://b/i.json"\nalso = ["/data"]'),
+        r"\[archive\]: also names folders of this machine",
     ),
     "mpc with href": (
         replaced(ARCHIVE, f'{ARCHIVE}\nhref = "i.json"'),

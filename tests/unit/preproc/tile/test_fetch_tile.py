@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 from pyproj import Transformer
 from rasterio.io import MemoryFile
-from support.tiny import EPSG, NORTH, SIZE, WEST, TinyArchive, fetch, write_raster
+from support.tiny import EPSG, NORTH, SIZE, TEN_METRES, WEST, TinyArchive, fetch, outline, write_raster
 
 from infer.contract import BANDS, FormatError, Run, embedding_paths, planned_tiles, read_tile
+from preproc.catalogue.items import load_scenes
 from preproc.plan.stage import PlanStage
 from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError, run_stage
@@ -86,6 +88,84 @@ def test_the_offset_is_removed_after_2022_01_25_only(tiny: TinyArchive, tmp_path
     np.testing.assert_array_equal(tile.bands_thwb[2, ..., 0][inside], np.where(dn >= 1000, dn - 1000, dn)[inside])
     assert set(tile.bands_thwb[2, ..., BANDS.index("B02")][inside].tolist()) == {900}
     assert set(tile.bands_thwb[2, ..., BANDS.index("B8A")][inside].tolist()) == {3000}
+
+
+COPY = {"s2:mgrs_tile": "31UFS", "s2:datatake_id": "GS2A_20210701T104619_021115_N02.12"}
+
+
+def copy_of(tiny: TinyArchive, name: str, made: str, *, cut: int = SIZE * 10, **more: Any) -> None:
+    """A copy of one granule; its footprint reaches `cut` metres from the west."""
+    tiny.s2(name, "2021-07-01", **more)
+    tiny.items[-1]["geometry"] = outline(WEST, NORTH, cut, SIZE * 10, EPSG)
+    tiny.items[-1]["properties"] |= {**COPY, "s2:generation_time": f"{made}T00:00:00Z"}
+
+
+def test_of_two_processings_the_newest_gives_what_it_has_and_the_older_one_the_rest(
+    tiny: TinyArchive, tmp_path: Path
+) -> None:
+    newest = np.full((16, 16), 4, np.uint8)
+    newest[:, 14:] = 0  # received at another station: no data in the east
+    newest[:8, :4] = 9  # cloudy in the north-west, whatever the older one says
+    copy_of(tiny, "a-old", "2021-07-02", bands=7000)
+    copy_of(tiny, "b-new", "2023-06-01", bands=3000, scl=newest, cut=280)
+    tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
+    expected = np.full((SIZE, SIZE), 3000)
+    expected[:, 28:] = 7000
+    expected[:16, :8] = 0
+    np.testing.assert_array_equal(tile.bands_thwb[0, ..., 0], expected)
+    assert tile.manifest["items"]["s2"] == {"2021-07-01": ["b-new", "a-old"]}
+
+
+def test_an_older_processing_is_not_read_where_the_newest_has_data_all_over(tiny: TinyArchive, tmp_path: Path) -> None:
+    copy_of(tiny, "old", "2021-07-02", bands=7000, scl=4)
+    copy_of(tiny, "new", "2023-06-01", bands=3000, scl=np.where(np.arange(16) < 8, 4, 9).astype(np.uint8), cut=200)
+    run, config = tiny.run(tmp_path / "run", shrink=4)
+    (tiny.folder / "old" / "SCL.tif").unlink()
+    tile = fetch(run, config)
+    assert set(np.unique(tile.bands_thwb)) == {0, 3000}
+
+
+@pytest.mark.parametrize("declared", [None, "32631", 32631.0, "epsg:32631"])
+def test_the_neighbouring_zones_granule_is_not_first_however_the_crs_is_written(
+    tiny: TinyArchive, tmp_path: Path, declared: Any
+) -> None:
+    x, y = Transformer.from_crs(EPSG, 32632, always_xy=True).transform(WEST, NORTH)
+    tiny.s2("S2A_MSIL2A_20210701T104619_R051_T32ULB_20210702T000000", "2021-07-01T10:20:00", bands=7000, epsg=32632,
+            west=round(x / 20) * 20 - 400, north=round(y / 20) * 20 + 400, extent=1600)  # fmt: skip
+    tiny.s2("own", "2021-07-01T10:30:00", bands=3000)
+    for item in tiny.items:
+        item["properties"].pop("proj:epsg")
+    tiny.items[1]["properties"]["proj:epsg"] = declared  # if it is None, its file's header tells
+    tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
+    assert set(np.unique(tile.bands_thwb)) == {3000}
+
+
+def test_where_an_item_says_no_crs_its_files_header_does(tiny: TinyArchive, tmp_path: Path) -> None:
+    tiny.s2("x", "2021-07-01")
+    tiny.s1("S1A_IW_GRDH_1SDV_20210701T173244_20210701T173309_038583_048D8A_rtc", "2021-07-01")  # 1SDV is no MGRS tile
+    for item in tiny.items:
+        item["properties"].pop("proj:epsg")
+    run, config = tiny.run(tmp_path / "run")
+    assert {scene.epsg for scene in load_scenes(run, config)} == {EPSG}
+
+
+@pytest.mark.parametrize(("added", "applied"), [(0, "none"), (1000, "subtract-1000-where-dn>=1000")])
+def test_where_the_catalogue_is_not_reliable_clear_pixels_decide_about_the_offset(
+    tiny: TinyArchive, tmp_path: Path, capfd: pytest.CaptureFixture[str], added: int, applied: str
+) -> None:
+    dark = np.full((SIZE, SIZE), 3000 + added, np.uint16)
+    dark[:8] = 300 + added
+    tiny.s2("a", "2022-05-01", bands={name: dark[:: 1 if name in TEN_METRES else 2, :: 1 if name in TEN_METRES else 2]
+                                      for name in BANDS})  # fmt: skip
+    tiny.items[-1]["properties"] |= {"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "05.11"}
+    run, config = tiny.run(tmp_path / "run", shrink=4)
+    tile = fetch(run, config)
+    assert set(np.unique(tile.bands_thwb[0, ..., 0])) == {300, 3000}
+    assert tile.manifest["offset_policy"] == {applied: ["a"]}
+    assert tile.manifest["offset_basis"] == {"clear pixels": ["a"]}
+    said = capfd.readouterr().err.count("have clear pixels below 1000 although the catalogue does not say")
+    quality = json.loads((run.tiles / tile.name / "quality.json").read_text())
+    assert (said, quality.get("offset_gone")) == ((0, None) if added else (1, ["a"]))
 
 
 def test_the_first_scene_of_a_date_that_is_clear_gives_all_bands(tiny: TinyArchive, tmp_path: Path) -> None:

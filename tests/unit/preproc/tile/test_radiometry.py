@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preproc.catalogue.scene import OffsetPolicy
-from preproc.tile.radiometry import clear, remove_offset, scaled_db
+from preproc.tile.radiometry import clear, offset_is_gone, remove_offset, scaled_db
 
 
 def test_exactly_six_scene_classes_are_clear() -> None:
@@ -25,6 +25,23 @@ def test_the_offset_is_subtracted_from_1000_on_and_nothing_else_changes(values: 
     assert found.dtype == np.uint16
     assert found[0].tolist() == [v - 1000 if v >= 1000 else v for v in values]
     assert remove_offset(dn, OffsetPolicy.NONE) is dn
+
+
+@pytest.mark.parametrize(
+    ("values", "dark_pixels", "gone"),
+    [
+        (1300, 0, False),  # nothing below 1000: the offset is there
+        (300, 25, True),
+        (300, 2, True),
+        (300, 1, False),  # one pixel in a hundred is noise
+        (980, 100, False),  # with the offset, water may have reflectances a little below zero
+        (0, 100, False),  # no value
+    ],
+)
+def test_dark_clear_pixels_show_that_the_offset_is_gone(values: int, dark_pixels: int, gone: bool) -> None:
+    dn = np.full((100, 10), 4000, np.uint16)
+    dn[:dark_pixels, :3] = values
+    assert offset_is_gone(dn) is gone
 
 
 def _expected_db(x: float) -> int:
