@@ -50,7 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument("--tiles", type=Path, metavar="DIR", help="folder of tile folders, or one tile folder")
     folder.add_argument("--checkpoint", metavar="FILE", help=f"a checkpoint, or one of {', '.join(REGISTRY)}")
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
-    folder.add_argument("--output", choices=("float32", "int8"), default="float32")
+    folder.add_argument(
+        "--output",
+        choices=("int8", "float32"),
+        default="int8",
+        help="codes with a scale a pixel, as in runs, or floats",
+    )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     folder.add_argument(

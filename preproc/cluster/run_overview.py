@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from preproc.cluster import queue_table
 from preproc.cluster.tasks import QueueView, look_at_queue
 from preproc.run import progress, status
 from preproc.run.config import Config
+from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.quality import Observed, observed
 
 _PROBLEMS = 20
@@ -30,6 +31,8 @@ class Overview:
     """None for a run that was never submitted."""
     quality: Observed | None = None
     """None while nothing is planned, or if a tile's quality record cannot be read."""
+    left: dict[str, list[str]] = field(default_factory=dict)
+    """Folder -> tiles that an earlier plan left there."""
 
     @property
     def complete(self) -> bool:
@@ -49,7 +52,14 @@ class Overview:
         note = "" if self.queue is None else self.queue.note
         quality = None if self.quality is None else self.quality.as_json()
         stages = status.as_json(self.stages)
-        return {"complete": self.complete, "stages": stages, "quality": quality, "jobs": jobs, "note": note}
+        return {
+            "complete": self.complete,
+            "stages": stages,
+            "quality": quality,
+            "leftovers": self.left,
+            "jobs": jobs,
+            "note": note,
+        }
 
     def picture(self) -> RenderableType:
         """For people."""
@@ -59,6 +69,7 @@ class Overview:
             parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
         if self.quality is not None:
             parts += [Text(line) for line in self.quality.lines()]
+        parts += [Text(line) for line in leftover_lines(self.run, self.left)]
         if self.queue is not None:
             parts += [Text(), queue_table.renderable(self.queue)]
         return Group(*parts)
@@ -74,7 +85,7 @@ def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
     """
     survey = status.Survey(run, config, checksums)
     queue = look_at_queue(survey)
-    return Overview(run, status.run_status(survey), queue, _quality(run))
+    return Overview(run, status.run_status(survey), queue, _quality(run), _left(run))
 
 
 def _quality(run: Run) -> Observed | None:
@@ -82,6 +93,13 @@ def _quality(run: Run) -> Observed | None:
         return observed(run)
     except SmaltiError:
         return None  # the stages say what is missing or broken
+
+
+def _left(run: Run) -> dict[str, list[str]]:
+    try:
+        return leftovers(run)
+    except SmaltiError:
+        return {}  # without a plan nothing is known to be left over
 
 
 def show(overview: Overview, again: Callable[[], Overview], watch_s: float) -> Overview:

@@ -37,16 +37,16 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     Raises:
         FormatError: if one of them is damaged.
     """
-    tiles = tile_qualities(run)  # people remove the time series once the embeddings are made
+    planned = planned_tiles(run)
+    tiles = tile_qualities(run, planned)  # people remove the time series once the embeddings are made
     days: dict[str, set[str]] = {name: set() for name in STACKS}
     for tile in tiles:
         for name, dates in _dates(run.tiles / tile.name / TILE_MANIFEST).items():
             days[name].update(dates)
     months = list(_months(*window))
     per_month = {name: [sum(day.startswith(month) for day in days[name]) for month in months] for name in STACKS}
-    planned = len(planned_tiles(run))
     return Observations(
-        summarise(tiles), months, per_month, len(tiles), planned, unseen_pixels(tiles), poor_tiles(tiles)
+        summarise(tiles), months, per_month, len(tiles), len(planned), unseen_pixels(tiles), poor_tiles(tiles)
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer.contract import QUALITY_FILE, FormatError, Run, planned_tiles, read_json, read_plan
+from infer.contract import QUALITY_FILE, FormatError, PlannedTile, Run, planned_tiles, read_json, read_plan
 from preproc.run.text import percent
 
 STACKS = {
@@ -141,14 +141,14 @@ class Observed:
         return texts
 
 
-def tile_qualities(run: Run) -> list[TileQuality]:
-    """quality.json of every planned tile that is fetched and holds pixels of the region, in plan order.
+def tile_qualities(run: Run, planned: Sequence[PlannedTile]) -> list[TileQuality]:
+    """quality.json of those tiles of the plan that are fetched and hold pixels of the region.
 
     Raises:
-        FormatError: if there is no plan, or a quality.json cannot be read.
+        FormatError: if a quality.json cannot be read.
     """
     found = []
-    for tile in planned_tiles(run):
+    for tile in planned:
         path = run.tiles / tile.name / QUALITY_FILE
         if path.is_file():
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
@@ -233,12 +233,13 @@ def observed(run: Run) -> Observed:
     Raises:
         FormatError: if there is no plan, or a quality.json cannot be read.
     """
-    tiles = tile_qualities(run)
+    planned = planned_tiles(run)
+    tiles = tile_qualities(run, planned)
     stacks = summarise(tiles)
     s2, *radar = stacks.values()
     return Observed(
         tiles=len(tiles),
-        planned=len(planned_tiles(run)),
+        planned=len(planned),
         pixels=sum(tile.pixels for tile in tiles),
         s2_typical=s2.typical,
         s2_fewest=s2.fewest,

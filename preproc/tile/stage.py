@@ -17,6 +17,7 @@ from preproc.reader.signing import make_signer
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
+from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import observed
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
@@ -122,7 +123,11 @@ class FetchStage:
         """
         season = _season(run, config)
         units = [season.unit(run, tile) for tile in season.tiles.values()]
-        return Session(units, lambda due: _build(run, season, due), after=lambda: observed(run).lines())
+        return Session(units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run))
+
+
+def _said_afterwards(run: Run) -> list[str]:
+    return [*observed(run).lines(), *leftover_lines(run, leftovers(run))]
 
 
 def _build(run: Run, season: _Season, due: Due) -> Generator[Built]:

@@ -22,7 +22,7 @@ from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
 from infer import runner as infer_runner
-from infer.__main__ import main
+from infer.__main__ import build_parser, main
 from infer.contract import (
     BANDS,
     DEMO_CHECKPOINT,
@@ -43,6 +43,7 @@ from infer.engine import Engine
 from infer.fleet import part_of, worst
 from infer.runner import DeviceLostError, Settings, TileRunner, TileTask
 from infer.weights import load_checkpoint
+from preproc.run.config import Model
 
 ROOT = Path(__file__).parents[3]
 GRID = {"crs": "EPSG:32631", "transform": [10, 0, 0, 0, -10, 0]}
@@ -76,6 +77,9 @@ def tiles(tmp_path: Path) -> Path:
 @pytest.fixture
 def untrained(tmp_path: Path) -> Path:
     return write_untrained(tmp_path / "untrained.pt")
+
+
+ENDS = (".npy", "_scales.npy", ".json")
 
 
 def infer(tiles: Path, out: Path, *options: str, checkpoint: str | Path = DEMO_CHECKPOINT) -> int:
@@ -112,6 +116,14 @@ def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained
     assert "untrained demonstration model" in capsys.readouterr().err
 
 
+def test_a_folder_is_embedded_as_a_run_is(tiles, tmp_path):
+    asked, setting = build_parser().parse_args([]), Model(name="demo").job()
+    assert (asked.output, asked.precision) == (setting.output, setting.precision)
+    assert infer(tiles / "b", tmp_path / "out") == 0
+    embedding = read_embedding(tmp_path / "out", "b")
+    assert (embedding.values_hwc.dtype, embedding.shape_hwc[2]) == (np.int8, setting.dim)
+
+
 def test_one_tile_folder_alone(tiles, tmp_path):
     assert infer(tiles / "b", tmp_path / "out", "--output", "int8", "--dim", "32") == 0
     embedding = read_embedding(tmp_path / "out", "b")
@@ -144,7 +156,7 @@ def test_one_bad_tile_does_not_stop_the_others(tiles, tmp_path, capsys):
     assert "masks.npy: missing" in told
     assert "bands.npy" in told
     assert "2 tiles done, 0 were complete, 2 failed" in told
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.npy", "a.json", "c.npy", "c.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{tile}{end}" for tile in "ac" for end in ENDS}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +248,7 @@ def test_a_signal_ends_it_cleanly_and_the_same_command_goes_on(tmp_path, name):
     assert process.returncode == 75
     assert f"{name}: stopping" in told
     assert "the same command goes on from here" in told
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.npy", "a.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"a{end}" for end in ENDS}
     again = start(*arguments)
     assert "1 tiles done, 1 were complete" in again.communicate(timeout=120)[1]
     assert again.returncode == 0
@@ -352,7 +364,7 @@ def test_a_nan_fails_its_tile_only(tiles, tmp_path, untrained, capsys):
     assert infer(tiles, tmp_path / "out", checkpoint=untrained) == 1
     told = capsys.readouterr().err
     assert "a: NaN or infinity in the embedding of 36 pixels, first at row 0, column 0" in told
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c.npy", "c.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"c{end}" for end in ENDS}
 
 
 def test_manifests_hold_no_times_and_no_hosts(tiles, tmp_path):

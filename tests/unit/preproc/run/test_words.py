@@ -12,11 +12,12 @@ from rich.text import Text
 from support.tiny import TinyArchive
 from typer.testing import CliRunner
 
-from infer.contract import Run, SmaltiError, read_plan
+from infer.contract import Run, SmaltiError, planned_tiles, read_plan
 from preproc.cli import app
 from preproc.cluster.run_overview import look, show
 from preproc.run import progress
 from preproc.run.config import load_config
+from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.status import StageStatus, as_table
 
 
@@ -72,6 +73,31 @@ def test_status_keeps_a_path_on_one_line_where_there_is_no_terminal(
     assert sum(f"`smalti plan '{run.root}'`" in line for line in lines) >= 2
     assert progress.show(Text("x" * 300)) is None
     assert capsys.readouterr().out == "x" * 300 + "\n"
+
+
+def test_tiles_of_an_earlier_plan_are_named_with_the_way_to_be_rid_of_them(tmp_path: Path) -> None:
+    archive = TinyArchive(tmp_path / "archive")
+    archive.s2("one", "2021-07-01")
+    run, config = archive.run(tmp_path / "my run")
+    (kept,) = (tile.name for tile in planned_tiles(run))
+    for name in (kept, "31N_E1_N1", ".31N_E2_N2.tmp"):
+        (run.tiles / name).mkdir(parents=True)
+    run.embeddings.mkdir()
+    for name in (kept, "31N_E1_N1", "31N_E11_N1"):
+        for end in (".npy", "_scales.npy", ".json"):
+            (run.embeddings / f"{name}{end}").touch()
+    overview = look(run, config)
+    left = {"tiles": ["31N_E1_N1"], "embeddings": ["31N_E11_N1", "31N_E1_N1"]}
+    assert overview.as_json()["leftovers"] == leftovers(run) == left
+    lines = leftover_lines(run, left)
+    assert lines[0].startswith("tiles/: 1 tile is not in the plan, and nothing reads what is left: `cd '")
+    for line in lines:
+        subprocess.run(["sh", "-c", line.split("`")[1]], check=True)
+    assert leftovers(run) == {}
+    assert {path.name for path in run.tiles.iterdir()} == {kept, ".31N_E2_N2.tmp"}
+    assert len(list(run.embeddings.iterdir())) == 3
+    assert "9 tiles are not in the plan" in leftover_lines(run, {"tiles": list("abcdefghi")})[0]
+    assert "--json`" in leftover_lines(run, {"tiles": list("abcdefghi")})[0]
 
 
 def test_any_text_can_be_printed_in_ascii() -> None:
