@@ -557,5 +557,5 @@ def test_a_static_archive_of_any_bytes_is_refused_in_one_line(
     else:
         path.write_bytes(content)
     with pytest.raises(SmaltiError, match=message) as caught:
-        read_static(str(path))
+        read_static(str(path), [str(tmp_path)])
     assert "\n" not in str(caught.value)
