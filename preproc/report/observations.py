@@ -69,16 +69,20 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     planned = planned_tiles(run)
     tiles, pixels, poor = 0, 0, []
     weights: dict[str, float] = dict.fromkeys(STACKS, 0.0)
-    for name, quality, dates in _tiles(run, [tile.name for tile in planned]):
-        tiles += 1
-        inside = int(quality["region_pixels"])
-        pixels += inside
-        for stack, summary in stacks.items():
-            summary.dates.update(dates[stack])
-            _add(summary, quality["stacks"][stack])
-            weights[stack] += inside * float(quality["stacks"][stack]["observations_per_pixel"]["50"])
-        if int(quality["stacks"]["s2"]["observations_per_pixel"]["50"]) < FEW_CLEAR:
-            poor.append(name)
+    for name, quality, manifest in _tiles(run, [tile.name for tile in planned]):
+        try:
+            tiles += 1
+            inside = int(quality["region_pixels"])
+            pixels += inside
+            for stack, summary in stacks.items():
+                summary.dates.update(date.fromisoformat(day).isoformat() for day in manifest["dates"][stack])
+                _add(summary, quality["stacks"][stack])
+                weights[stack] += inside * float(quality["stacks"][stack]["observations_per_pixel"]["50"])
+            if int(quality["stacks"]["s2"]["observations_per_pixel"]["50"]) < FEW_CLEAR:
+                poor.append(name)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            where = run.tiles / name
+            raise FormatError(f"{where}: its dates or quality cannot be read ({error!r}): {_REMEDY}") from error
     for stack, summary in stacks.items():
         summary.typical = weights[stack] / pixels if pixels else None
     months = list(_months(*window))
@@ -96,10 +100,7 @@ def _tiles(run: Run, names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
             continue  # people remove the time series once the embeddings are made; the report says how many are left
         manifest = read_manifest(folder / TILE_MANIFEST, "tile", remedy=_REMEDY)
         quality = read_json(folder / QUALITY_FILE, what="the tile's quality record", remedy=_REMEDY)
-        try:
-            yield name, quality, {stack: [str(day) for day in manifest["dates"][stack]] for stack in STACKS}
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{folder}: its dates or quality cannot be read ({error!r}): {_REMEDY}") from error
+        yield name, quality, manifest
 
 
 def _add(summary: StackSummary, stack: Mapping[str, Any]) -> None:

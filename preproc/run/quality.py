@@ -86,7 +86,7 @@ def observed(run: Run) -> Observed:
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
             try:
                 rows.append((tile.name, int(content["region_pixels"]), _figures(content["stacks"])))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
     rows = [row for row in rows if row[1]]
     pixels = sum(inside for _, inside, _ in rows)
