@@ -26,6 +26,7 @@ from infer.contract.errors import (
     BusyError,
     FormatError,
     SmaltiError,
+    one_line,
     writing,
 )
 from infer.contract.manifest import (
@@ -39,7 +40,7 @@ from infer.contract.manifest import (
     verify_files,
     write_manifest,
 )
-from infer.contract.names import brief_name, child, name_for, name_problem, one_line, safe_name
+from infer.contract.names import brief_name, child, name_for, name_problem, safe_name
 from infer.contract.registry import (
     DEMO_CHECKPOINT,
     REGISTRY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,14 @@ EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75
 """Interrupted, or another process holds the run (EX_TEMPFAIL): the same command may succeed later."""
 
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories: control characters (NUL, newline ...), lone surrogates, line and paragraph separators."""
+
+
+def one_line(text: str) -> str:
+    """The text with its control characters escaped, so that it stays on one line and can be encoded."""
+    return "".join(c if unicodedata.category(c) not in UNPRINTABLE else ascii(c)[1:-1] for c in text)
+
 
 class SmaltiError(Exception):
     """A failure with one clear message: the file or key, what is wrong with it, and what to do.
@@ -27,7 +36,8 @@ class SmaltiError(Exception):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, message: str, *, exit_code: int | None = None) -> None:
-        super().__init__(message)
+        # Messages repeat what files hold, which must not move the cursor of a terminal or break its encoding.
+        super().__init__("\n".join(map(one_line, message.split("\n"))))
         if exit_code is not None:
             self.exit_code = exit_code
 

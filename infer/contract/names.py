@@ -12,14 +12,12 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from infer.contract.errors import FormatError
+from infer.contract.errors import UNPRINTABLE, FormatError, one_line
 
 MAX_NAME_BYTES = 200
 """Of UTF-8. File systems take 255, and suffixes and temporary names need room."""
 
 _SEPARATORS = frozenset("/\\")
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode categories: control characters (NUL, newline ...), lone surrogates, line and paragraph separators."""
 
 
 def brief_name(value: Any, length: int = 60) -> str:
@@ -33,11 +31,6 @@ def brief_name(value: Any, length: int = 60) -> str:
     )
 
 
-def one_line(text: str) -> str:
-    """The text with its control characters escaped, so that it stays on one line and can be encoded."""
-    return "".join(c if unicodedata.category(c) not in _UNPRINTABLE else ascii(c)[1:-1] for c in text)
-
-
 def name_problem(value: Any) -> str | None:
     """What keeps a value from being the name of one file in its folder, or None."""
     if not isinstance(value, str):
@@ -48,7 +41,7 @@ def name_problem(value: Any) -> str | None:
         return f"is longer than {MAX_NAME_BYTES} bytes"
     if not _SEPARATORS.isdisjoint(value):
         return "holds a path, not a name"
-    if any(unicodedata.category(c) in _UNPRINTABLE for c in value):
+    if any(unicodedata.category(c) in UNPRINTABLE for c in value):
         return "holds control characters"
     return None
 

@@ -19,6 +19,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_dir,
+    brief_name,
     name_for,
     one_line,
     read_json,
@@ -141,13 +142,21 @@ def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
     """
     candidates, rejected = [], {}
     for item in items:
-        scene = parse_item(item, base, config.archive)
+        scene = _parsed(item, base, config)
         if isinstance(scene, Rejected):
             rejected[scene.id] = one_line(" ".join(scene.reason.split()))[:_MAX_REASON]
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)
     return Harvest(tuple(scenes), dict(sorted(rejected.items())), duplicates)
+
+
+def _parsed(item: Item, base: str, config: Config) -> Scene | Rejected:
+    try:
+        return parse_item(item, base, config.archive)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Any value of an item may be of any type; what is asked of good ones need not look at each.
+        return Rejected(brief_name(item.get("id")), f"is not built like a STAC item ({error})")
 
 
 def save_items(run: Run, items: Sequence[Item]) -> list[Path]:

@@ -182,6 +182,8 @@ def split_antimeridian(polygon: Polygon) -> list[Polygon]:
     holes = [hole - [360 * np.round(((hole[:, 0].min() + hole[:, 0].max()) / 2 - middle) / 360), 0] for hole in holes]
     whole = Polygon(outer, holes)
     west, _, east, _ = whole.bounds
+    if not (west >= -TURNS and east <= TURNS):
+        return []  # nowhere on Earth; a cut for every turn would not end
     if west >= -180 and east <= 180:
         return [whole]
     if not whole.is_valid:

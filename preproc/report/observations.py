@@ -53,8 +53,8 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
 def _dates(path: Path) -> dict[str, list[str]]:
     manifest = read_manifest(path, "tile", remedy=_REMEDY)
     try:
-        return {stack: [str(day) for day in manifest["dates"][stack]] for stack in STACKS}
-    except (KeyError, TypeError) as error:
+        return {stack: [date.fromisoformat(day).isoformat() for day in manifest["dates"][stack]] for stack in STACKS}
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: its dates cannot be read ({error!r}): {_REMEDY}") from error
 
 

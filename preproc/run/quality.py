@@ -154,7 +154,7 @@ def tile_qualities(run: Run, planned: Sequence[PlannedTile]) -> list[TileQuality
             content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
             try:
                 found.append(_parse(tile.name, content))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
     return [quality for quality in found if quality.pixels]
 

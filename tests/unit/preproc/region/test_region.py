@@ -15,7 +15,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
-from preproc.region.region import Region, load_region, make_region, region_in
+from preproc.region.region import Region, load_region, make_region, region_in, split_antimeridian
 from preproc.run.config import Region as Settings
 
 SQUARE = shapely.box(4.0, 50.7, 4.1, 50.8)
@@ -330,3 +330,9 @@ def test_a_world_wide_polygon_is_not_mistaken_for_a_narrow_one(tmp_path: Path) -
 def test_the_real_season(shared: Path) -> None:
     region = load(shared / "data" / "flanders-2019" / "region.geojson")
     assert region.bounds == pytest.approx((4.05845801968282, 50.74309444718184, 4.0676581015920155, 50.7489315922272))
+
+
+@pytest.mark.parametrize("east", [1e9, 1e30])
+def test_what_is_wider_than_the_earth_is_not_cut_turn_by_turn(east: float) -> None:
+    assert split_antimeridian(shapely.box(4, 50, east, 51)) == []
+    assert split_antimeridian(shapely.Polygon([(4, 50), (4, 51), (-east, 51), (-east, 50)])) == []

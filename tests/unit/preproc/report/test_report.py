@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from support.embedded import write_vector
 from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, config, crops, observe_tiles
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
+from infer.contract import FormatError, Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.validate import ValidateStage
 from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
@@ -323,6 +323,17 @@ def test_tiles_with_few_looks_are_named(copy: tuple[Run, Config]) -> None:
     observe_tiles(run, worst=3)
     run_stage(ReportStage(), run, settings)
     assert "2 of 4 tiles have fewer than 10 clear Sentinel-2 observations for half of their pixels: " in parse(run).text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("stacks", 3), ("region_pixels", None), ("region_pixels", float("inf")), ("stacks", {"s2": []})]
+)
+def test_a_quality_record_that_was_edited_is_named(copy: tuple[Run, Config], key: str, value: object) -> None:
+    run = copy[0]
+    path = run.tiles / planned_tiles(run)[0].name / "quality.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(FormatError, match=f"{path.parent.name}: its dates or quality cannot be read"):
+        observe(run, ("2018-12-01", "2019-11-30"))
 
 
 @pytest.mark.parametrize(("window", "months"), [(("2020-02-29", "2020-03-01"), 2), (("2019-12-31", "2020-12-01"), 13)])
