@@ -36,8 +36,8 @@ from infer.contract import (
     write_model_job,
     write_npy,
 )
-from infer.make_demo import random_student
 from infer.model import build_network
+from infer.model.student import random_student
 from infer.selftest import SETTINGS
 from infer.weights import load_checkpoint
 from preproc.catalogue.items import harvest, save_items, search_scenes

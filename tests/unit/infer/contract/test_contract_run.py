@@ -136,7 +136,7 @@ def test_a_plan_that_was_edited_is_refused_in_one_line(tmp_path: Path, change: d
     run = Run(tmp_path)
     fields = {"tile_size": 512, "tiles": [["a", 32631, 573440, 5626880]], **change}
     write_manifest(run.plan, "plan", inputs={}, files=[], fields=fields)
-    with pytest.raises(FormatError, match=r"plan\.json: .*: run `smalti plan` again"):
+    with pytest.raises(FormatError, match=r"plan\.json: .*: run `smalti plan .*` again"):
         planned_tiles(run)
 
 
