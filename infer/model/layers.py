@@ -22,8 +22,9 @@ class JoinedHeads(nn.Module):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        nn.init.xavier_uniform_(self.in_proj_weight)
         self.out_proj = Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
 
 
 class EncoderLayer(nn.Module):
