@@ -40,10 +40,9 @@ from bench.made_tile import made_tile
 from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_npy
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine
-from infer.model import BackboneShape, Segment
+from infer.model import BackboneShape, Network, Segment
 from infer.model.attention import attend
 from infer.model.linear import Linear
-from infer.model.network import Backbone, Fusion
 from infer.model.student import random_student
 from infer.prepare import ModalityData
 from infer.weights import Checkpoint, load_checkpoint
@@ -104,8 +103,10 @@ def _products(shape: BackboneShape, device: Device) -> Iterator[tuple[float, Cal
     d = shape.width
     for m, k, n in ((square, square, square), (rows, d, 3 * d), (rows, d, shape.hidden), (rows, shape.hidden, d)):
         x = torch.randn(m, k, device=on).to(dtype)
-        linear = Linear(torch.randn(n, k) * 0.02, torch.zeros(n))
-        packed, plain = linear.to(on, dtype), Linear(linear.weight.to(on, dtype), linear.bias.to(on, dtype))
+        weight, bias = (torch.randn(n, k) * 0.02).to(on, dtype), torch.zeros(n).to(on, dtype)
+        packed, plain = Linear.of(weight, bias), Linear.of(weight, bias)
+        if device.on_cpu:
+            packed.pack()
         for product in (packed, plain):
             yield 2.0 * m * k * n, lambda x=x, product=product: product(x)  # type: ignore[misc]  # bound now
 
@@ -169,8 +170,8 @@ def phases(device: torch.device) -> Iterator[Mapping[str, float]]:
         watch(sys.modules[__name__], "write_embedding", "write")
         watch(Engine, "load", "prepare")
         watch(ModalityData, "batch", "prepare")
-        watch(Backbone, "__call__", "encode")
-        watch(Fusion, "__call__", "fuse")
+        watch(Network, "encode", "encode")
+        watch(Network, "fuse", "fuse")
         yield spent
 
 

@@ -83,7 +83,7 @@ class Engine:
         width = self.architecture.s2.width
         add_norm = compiled_add_norm(device.torch_device, device.dtype, width) if compile_kernels else None
         self.compiled = add_norm is not None
-        network = network.to(device.torch_device, device.dtype, add_norm)
+        network.place(device.torch_device, device.dtype, add_norm)
         self.budget = token_budget or device.token_budget(width)
         rule = self.architecture.rule
         recurrent = self.architecture.pool != "softmax"

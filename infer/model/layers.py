@@ -3,112 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from infer.model.architecture import LayerKind
-from infer.model.attention import attend
+from infer.model.attention import QK_EPSILON, attend
 from infer.model.batch import Segment
 from infer.model.linear import Linear
 from infer.model.pointwise import NORM_EPSILON, AddNorm
-from infer.model.state import StateReader
 
 
-@dataclass(frozen=True)
-class Norm:
-    """Affine LayerNorm over the last axis."""
+class JoinedHeads(nn.Module):
+    """The parameters of torch's nn.MultiheadAttention: queries, keys and values in one matrix."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def read(cls, state: StateReader, name: str, width: int) -> Norm:
-        """Take `name.weight` and `name.bias`."""
-        return cls(state.take(f"{name}.weight", width), state.take(f"{name}.bias", width))
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Norm:
-        """The same on a device in a precision."""
-        return Norm(self.weight.to(device, dtype), self.bias.to(device, dtype))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last axis."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPSILON)
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
 
 
-@dataclass(frozen=True)
-class EncoderLayer:
-    """One layer, post- or pre-LN, with or without RMSNorm on queries and keys; ReLU between its two linears."""
+class EncoderLayer(nn.Module):
+    """One layer, post- or pre-LN, with or without RMSNorm on queries and keys; ReLU between its two linears.
 
-    kind: LayerKind
-    heads: int
-    qkv: Linear
-    out: Linear
-    up: Linear
-    down: Linear
-    norm1: Norm
-    norm2: Norm
-    qk: tuple[torch.Tensor, torch.Tensor] | None
-    add_norm: AddNorm | None = None
-    """Residual sum and LayerNorm in one kernel, where there is one."""
+    Parameters are named as the published checkpoints name them: with RMSNorm the projections lie in the layer itself.
+    """
 
-    @classmethod
-    def read(
-        cls, state: StateReader, prefix: str, kind: LayerKind, width: int, heads: int, hidden: int
-    ) -> EncoderLayer:
-        """Take a layer's parameters; separate q, k and v are stacked."""
-        qk = None
-        scale = (width // heads) ** -0.5  # of the logits, moved into the queries once and for all
+    self_attn: JoinedHeads
+    """Without RMSNorm."""
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    out_proj: Linear
+    q_norm: nn.RMSNorm
+    k_norm: nn.RMSNorm
+
+    def __init__(self, kind: LayerKind, width: int, heads: int, hidden: int) -> None:
+        """Make the layer with torch's own initial parameters."""
+        super().__init__()
+        self.kind = kind
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        """Of the logits, moved into the queries."""
         if kind == "post":
-            attention = f"{prefix}self_attn."
-            weight = state.take(f"{attention}in_proj_weight", 3 * width, width)
-            bias = state.take(f"{attention}in_proj_bias", 3 * width)
-            weight = torch.cat([weight[:width] * scale, weight[width:]])
-            bias = torch.cat([bias[:width] * scale, bias[width:]])
+            self.self_attn = JoinedHeads(width)
         else:
-            attention = prefix
-            weight = torch.cat([state.take(f"{prefix}{x}_proj.weight", width, width) for x in "qkv"])
-            bias = torch.cat([state.take(f"{prefix}{x}_proj.bias", width) for x in "qkv"])
-            head = width // heads
-            qk = (state.take(f"{prefix}q_norm.weight", head) * scale, state.take(f"{prefix}k_norm.weight", head))
-        return cls(
-            kind,
-            heads,
-            Linear(weight, bias),
-            Linear.read(state, f"{attention}out_proj", width, width),
-            Linear.read(state, f"{prefix}linear1", hidden, width),
-            Linear.read(state, f"{prefix}linear2", width, hidden),
-            Norm.read(state, f"{prefix}norm1", width),
-            Norm.read(state, f"{prefix}norm2", width),
-            qk,
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                self.add_module(name, Linear(width, width))
+            self.q_norm, self.k_norm = (nn.RMSNorm(width // heads, QK_EPSILON) for _ in range(2))
+        self.linear1, self.linear2 = Linear(width, hidden), Linear(hidden, width)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPSILON) for _ in range(2))
+        self.qkv: Linear | None = None
+        """Once folded: queries, keys and values in one product."""
+        self.add_norm: AddNorm | None = None
+        """Residual sum and LayerNorm in one kernel, where there is one."""
+
+    def _projection(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(3d, d) and (3d,) of queries, keys and values; scaled unless the norms are."""
+        if self.kind != "post":
+            parts = (self.q_proj, self.k_proj, self.v_proj)
+            return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        weight, bias = self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
+        width = weight.shape[1]
+        return (
+            torch.cat([weight[:width] * self.scale, weight[width:]]),
+            torch.cat([bias[:width] * self.scale, bias[width:]]),
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> EncoderLayer:
-        """The same on a device in a precision."""
-        qk = None if self.qk is None else (self.qk[0].to(device, dtype), self.qk[1].to(device, dtype))
-        return EncoderLayer(
-            self.kind,
-            self.heads,
-            self.qkv.to(device, dtype),
-            self.out.to(device, dtype),
-            self.up.to(device, dtype),
-            self.down.to(device, dtype),
-            self.norm1.to(device, dtype),
-            self.norm2.to(device, dtype),
-            qk,
-            add_norm,
-        )
+    def _norms(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Weights of the RMSNorm on queries (scaled) and on keys."""
+        if self.kind == "post":
+            return None
+        query = self.q_norm.weight
+        return (query * self.scale if self.qkv is None else query), self.k_norm.weight
 
-    def __call__(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    def fold(self) -> None:
+        """Stack and scale the projections for good; takes no gradients from then on."""
+        norms = self._norms()
+        self.qkv = Linear.of(*self._projection())
+        if norms is None:
+            del self.self_attn.in_proj_weight, self.self_attn.in_proj_bias
+        else:
+            self.q_norm.weight = nn.Parameter(norms[0], requires_grad=False)
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def _mixed(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        qkv_nd = F.linear(x_nd, *self._projection()) if self.qkv is None else self.qkv(x_nd)
+        return attend(qkv_nd, segments, self.heads, self._norms())
+
+    def forward(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """(N, d) packed tokens in and out."""
+        out = self.self_attn.out_proj if self.kind == "post" else self.out_proj
         if self.kind == "pre-qk":
-            mixed = attend(self.qkv(self.norm1(x_nd)), segments, self.heads, self.qk)
-            x_nd = self.out.plus(mixed, x_nd)
-            return self.down.plus(self.up.relu(self.norm2(x_nd)), x_nd)
-        mixed = attend(self.qkv(x_nd), segments, self.heads, self.qk)
+            x_nd = out.plus(self._mixed(self.norm1(x_nd), segments), x_nd)
+            return self.linear2.plus(self.linear1.relu(self.norm2(x_nd)), x_nd)
+        mixed = self._mixed(x_nd, segments)
         if self.add_norm is not None:
-            x_nd = self.add_norm(self.out(mixed), x_nd, self.norm1.weight, self.norm1.bias)
-            return self.add_norm(self.down(self.up.relu(x_nd)), x_nd, self.norm2.weight, self.norm2.bias)
-        x_nd = self.norm1(self.out.plus(mixed, x_nd))
-        return self.norm2(self.down.plus(self.up.relu(x_nd), x_nd))
+            x_nd = self.add_norm(out(mixed), x_nd, self.norm1.weight, self.norm1.bias)
+            return self.add_norm(self.linear2(self.linear1.relu(x_nd)), x_nd, self.norm2.weight, self.norm2.bias)
+        x_nd = self.norm1(out.plus(mixed, x_nd))
+        normed: torch.Tensor = self.norm2(self.linear2.plus(self.linear1.relu(x_nd), x_nd))
+        return normed

@@ -1,19 +1,23 @@
-"""The network: two backbones that do not see each other, a pooling each, and one fusion."""
+"""The network: two backbones that do not see each other, a pooling each, and one fusion.
+
+One `nn.Module` with the parameter names of the published checkpoints. Pretraining trains it as it is; the engine folds
+the projections, moves it and packs its products.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from infer.model.architecture import FUSION_HEADS, Architecture, BackboneShape, layer_prefix, read_architecture
+from infer.model.architecture import FUSION_HEADS, Architecture, BackboneShape, PoolKind, read_architecture
 from infer.model.batch import Segment, TokenBatch
-from infer.model.layers import EncoderLayer, Norm
+from infer.model.layers import EncoderLayer
 from infer.model.linear import Linear
-from infer.model.pointwise import AddNorm
+from infer.model.pointwise import NORM_EPSILON, AddNorm
 from infer.model.pooling import GruPool, SoftmaxPool
 from infer.model.state import StateReader
 from infer.sequence import encoding_table
@@ -22,147 +26,137 @@ from infer.weights import Checkpoint
 Modality = Literal["s2", "s1"]
 
 
-@dataclass(frozen=True)
-class Backbone:
+class Stack(nn.ModuleList):
+    """Encoder layers one after the other."""
+
+    def forward(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        """(N, d) packed tokens in and out."""
+        for layer in self:
+            x_nd = layer(x_nd, segments)
+        return x_nd
+
+
+class Encoder(nn.Module):
+    """A stack named as in checkpoints that nest it under `layers`."""
+
+    def __init__(self, layers: Stack) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        """(N, d) packed tokens in and out."""
+        mixed: torch.Tensor = self.layers(x_nd, segments)
+        return mixed
+
+
+class Backbone(nn.Module):
     """Embedding, day-of-year encoding, encoder layers, pooling."""
 
-    embed1: Linear
-    embed2: Linear
     encodings: torch.Tensor
     """(367, d), one row a day of year."""
-    layers: tuple[EncoderLayer, ...]
-    pool: SoftmaxPool | GruPool
 
-    @classmethod
-    def read(cls, state: StateReader, name: str, prefix: str, shape: BackboneShape, pool: str) -> Backbone:
-        """Take a backbone's parameters."""
+    def __init__(self, shape: BackboneShape, pool: PoolKind) -> None:
+        super().__init__()
         width = shape.width
-        layers = tuple(
-            EncoderLayer.read(state, f"{prefix}{i}.", shape.kind, width, shape.heads, shape.hidden)
-            for i in range(shape.layers)
-        )
-        pooling: SoftmaxPool | GruPool
+        self.embedding = nn.Sequential(Linear(shape.bands, width), nn.ReLU(), Linear(width, width))
+        layers = Stack(EncoderLayer(shape.kind, width, shape.heads, shape.hidden) for _ in range(shape.layers))
+        self.transformer_encoder = layers if shape.kind == "post-qk" else Encoder(layers)
+        self.attn_pool: SoftmaxPool | GruPool
         if pool == "softmax":
-            pooling = SoftmaxPool.read(state, f"{name}.attn_pool", width)
+            self.attn_pool = SoftmaxPool(width)
         else:
-            pooling = GruPool.read(state, f"{name}.attn_pool", width, "hand" if pool == "gru-hand" else "torch")
-        return cls(
-            Linear.read(state, f"{name}.embedding.0", width, shape.bands),
-            Linear.read(state, f"{name}.embedding.2", width, width),
-            torch.from_numpy(encoding_table(width)),
-            layers,
-            pooling,
-        )
+            self.attn_pool = GruPool(width, "hand" if pool == "gru-hand" else "torch")
+        self.register_buffer("encodings", torch.from_numpy(encoding_table(width)), persistent=False)
 
-    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None) -> Backbone:
-        """The same on a device in a precision."""
-        return Backbone(
-            self.embed1.to(device, dtype),
-            self.embed2.to(device, dtype),
-            self.encodings.to(device, dtype),
-            tuple(layer.to(device, dtype, add_norm) for layer in self.layers),
-            self.pool.to(device, dtype),
-        )
-
-    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
         """(P, d) float32 pooled vectors of a batch."""
-        hidden_nd = self.embed1.relu(batch.values_nc.to(self.encodings.dtype))
-        x_nd = self.embed2.plus(hidden_nd, self.encodings.index_select(0, batch.days_n))
-        for layer in self.layers:
-            x_nd = layer(x_nd, batch.segments)
-        return self.pool(x_nd, batch)
+        first, second = cast("tuple[Linear, Linear]", (self.embedding[0], self.embedding[2]))
+        hidden_nd = first.relu(batch.values_nc.to(self.encodings.dtype))
+        x_nd = second.plus(hidden_nd, self.encodings.index_select(0, batch.days_n))
+        pooled_pd: torch.Tensor = self.attn_pool(self.transformer_encoder(x_nd, batch.segments), batch)
+        return pooled_pd
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """Two pooled vectors a pixel -> its embedding. Always float32: it runs once a pixel, not once a token."""
+class Network(nn.Module):
+    """A TESSERA network of any family."""
 
-    modality_21d: torch.Tensor | None
-    """The teacher's learned modality embedding."""
-    layers: tuple[EncoderLayer, ...]
+    fusion_modality_embed: nn.Parameter
+    """(2, d) the teacher's learned modality embedding."""
+    fusion_transformer: Encoder
     """The teacher's transformer over the two vectors."""
-    first: Linear
-    norm: Norm | None
-    last: Linear | None
-    final_norm: bool
 
-    @classmethod
-    def read(cls, state: StateReader, architecture: Architecture) -> Fusion:
-        """Take the fusion's parameters."""
+    def __init__(self, architecture: Architecture) -> None:
+        """Make the network with torch's own initial parameters, in float32."""
+        super().__init__()
+        self.architecture = architecture
         width = architecture.s2.width
-        modality: torch.Tensor | None = None
-        layers: tuple[EncoderLayer, ...] = ()
+        self.s2_backbone = Backbone(architecture.s2, architecture.pool)
+        self.s1_backbone = Backbone(architecture.s1, architecture.pool)
         if architecture.fusion_layers:
-            modality = state.take("fusion_modality_embed", 2, width)
-            layers = tuple(
-                EncoderLayer.read(state, f"fusion_transformer.layers.{i}.", "pre-qk", width, FUSION_HEADS, 2 * width)
-                for i in range(architecture.fusion_layers)
+            self.fusion_modality_embed = nn.Parameter(torch.zeros(2, width))
+            layers = range(architecture.fusion_layers)
+            self.fusion_transformer = Encoder(
+                Stack(EncoderLayer("pre-qk", width, FUSION_HEADS, 2 * width) for _ in layers)
             )
-        if not architecture.mlp_reducer:
-            return cls(
-                modality, layers, Linear.read(state, "dim_reducer.0", architecture.output, 2 * width), None, None, False
+        if architecture.mlp_reducer:
+            self.dim_reducer = nn.Sequential(
+                Linear(2 * width, 4 * width),
+                nn.LayerNorm(4 * width, NORM_EPSILON),
+                nn.ReLU(inplace=True),
+                nn.Identity(),  # a Dropout in the published fusion; it keeps the numbering
+                Linear(4 * width, architecture.output),
             )
-        return cls(
-            modality,
-            layers,
-            Linear.read(state, "dim_reducer.0", 4 * width, 2 * width),
-            Norm.read(state, "dim_reducer.1", 4 * width),
-            Linear.read(state, "dim_reducer.4", architecture.output, 4 * width),
-            architecture.final_norm,
-        )
+        else:
+            self.dim_reducer = nn.Sequential(Linear(2 * width, architecture.output))
 
-    def to(self, device: torch.device) -> Fusion:
-        """The same on a device."""
-        dtype = torch.float32
-        return Fusion(
-            None if self.modality_21d is None else self.modality_21d.to(device, dtype),
-            tuple(layer.to(device, dtype) for layer in self.layers),
-            self.first.to(device, dtype),
-            None if self.norm is None else self.norm.to(device, dtype),
-            None if self.last is None else self.last.to(device, dtype),
-            self.final_norm,
-        )
+    def fold(self) -> Network:
+        """Bring parameters into the form that is computed with fastest, for good; it takes no gradients after that."""
+        self.requires_grad_(False)
+        for module in list(self.modules()):
+            if isinstance(module, EncoderLayer | GruPool):
+                module.fold()
+        return self
 
-    def _mix(self, s2_pd: torch.Tensor, s1_pd: torch.Tensor) -> torch.Tensor:
-        """(P, 2d): the concatenation, after the teacher's transformer where there is one."""
-        if self.modality_21d is None:
-            return torch.cat([s2_pd, s1_pd], dim=1)
-        pixels, width = s2_pd.shape
-        x_nd = (torch.stack([s2_pd, s1_pd], dim=1) + self.modality_21d).reshape(2 * pixels, width)
-        segments = (Segment(0, 0, pixels, 2, None),)
-        for layer in self.layers:
-            x_nd = layer(x_nd, segments)
-        return x_nd.view(pixels, 2 * width)
+    def place(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> Network:
+        """Move a folded network to a device, for good.
 
-    def __call__(self, s2_pd: torch.Tensor, s1_pd: torch.Tensor) -> torch.Tensor:
-        """(P, out) float32 embeddings from (P, d) float32 vectors."""
-        x = self.first(self._mix(s2_pd, s1_pd))
-        if self.norm is not None and self.last is not None:
-            x = self.last(self.norm(x).relu_())
-        return F.layer_norm(x, x.shape[-1:]) if self.final_norm else x
-
-
-@dataclass(frozen=True)
-class Network:
-    """A TESSERA network of any family on one device in one precision."""
-
-    architecture: Architecture
-    s2: Backbone
-    s1: Backbone
-    fusion: Fusion
-
-    def to(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> Network:
-        """The same on a device; backbones in `dtype` (with `add_norm` where compiled), the fusion in float32."""
-        s2, s1 = (backbone.to(device, dtype, add_norm) for backbone in (self.s2, self.s1))
-        return Network(self.architecture, s2, s1, self.fusion.to(device))
+        The backbones compute in `dtype` (with `add_norm` where compiled). The fusion stays in float32: it runs once a
+        pixel, not once a token. On a CPU products are packed where that works.
+        """
+        self.to(device)
+        for backbone in (self.s2_backbone, self.s1_backbone):
+            backbone.to(dtype)
+            for module in backbone.modules():
+                if isinstance(module, EncoderLayer):
+                    module.add_norm = add_norm
+        if device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.pack()
+        return self
 
     def encode(self, modality: Modality, batch: TokenBatch) -> torch.Tensor:
         """(P, d) float32 pooled vectors of a batch of one modality."""
-        return self.s2(batch) if modality == "s2" else self.s1(batch)
+        pooled_pd: torch.Tensor = (self.s2_backbone if modality == "s2" else self.s1_backbone)(batch)
+        return pooled_pd
 
     def fuse(self, s2_pd: torch.Tensor, s1_pd: torch.Tensor) -> torch.Tensor:
-        """(P, out) float32 embeddings."""
-        return self.fusion(s2_pd, s1_pd)
+        """(P, out) float32 embeddings from (P, d) float32 vectors."""
+        x: torch.Tensor = self.dim_reducer(self._mixed(s2_pd, s1_pd)).float()
+        return F.layer_norm(x, x.shape[-1:]) if self.architecture.final_norm else x
+
+    def _mixed(self, s2_pd: torch.Tensor, s1_pd: torch.Tensor) -> torch.Tensor:
+        """(P, 2d): the concatenation, after the teacher's transformer where there is one."""
+        if not self.architecture.fusion_layers:
+            return torch.cat([s2_pd, s1_pd], dim=1)
+        pixels, width = s2_pd.shape
+        x_nd = (torch.stack([s2_pd, s1_pd], dim=1) + self.fusion_modality_embed).reshape(2 * pixels, width)
+        mixed: torch.Tensor = self.fusion_transformer(x_nd, (Segment(0, 0, pixels, 2, None),))
+        return mixed.view(pixels, 2 * width)
+
+    def forward(self, s2: TokenBatch, s1: TokenBatch) -> torch.Tensor:
+        """(P, out) float32 embeddings of the same pixels' two batches."""
+        return self.fuse(self.encode("s2", s2), self.encode("s1", s1))
 
 
 def uniform_batch(values_puc: torch.Tensor, days_pu: torch.Tensor, expand: Sequence[int] | None = None) -> TokenBatch:
@@ -174,18 +168,16 @@ def uniform_batch(values_puc: torch.Tensor, days_pu: torch.Tensor, expand: Seque
 
 
 def build_network(checkpoint: Checkpoint) -> Network:
-    """Build the network of a checkpoint, on the CPU in float32.
+    """Build the network of a checkpoint, folded, on the CPU in float32.
 
     Raises:
         FormatError: naming parameters that are missing, misshapen or left over.
     """
     architecture = read_architecture(checkpoint)
+    with torch.device("meta"):  # neither memory nor random numbers for parameters that are replaced
+        network = Network(architecture)
     state = StateReader(checkpoint.state, checkpoint.path)
-    backbones = {}
-    for name, shape in (("s2_backbone", architecture.s2), ("s1_backbone", architecture.s1)):
-        backbones[name] = Backbone.read(state, name, layer_prefix(checkpoint.state, name), shape, architecture.pool)
-    network = Network(
-        architecture, backbones["s2_backbone"], backbones["s1_backbone"], Fusion.read(state, architecture)
-    )
+    parameters = {name: state.take(name, *empty.shape) for name, empty in network.state_dict().items()}
     state.finish()
-    return network
+    network.load_state_dict(parameters, assign=True)
+    return network.fold()

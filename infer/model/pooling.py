@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from infer.model.batch import Segment, TokenBatch
-from infer.model.layers import Norm
 from infer.model.linear import Linear
-from infer.model.state import StateReader
+from infer.model.pointwise import NORM_EPSILON
 
 
 def _weighted(scores_pu: torch.Tensor, tokens_pud: torch.Tensor) -> torch.Tensor:
@@ -19,22 +18,14 @@ def _weighted(scores_pu: torch.Tensor, tokens_pud: torch.Tensor) -> torch.Tensor
     return torch.bmm(weights_pu[:, None, :], tokens_pud)[:, 0].float()
 
 
-@dataclass(frozen=True)
-class SoftmaxPool:
+class SoftmaxPool(nn.Module):
     """Scores by one Linear(d, 1)."""
 
-    query: Linear
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = Linear(width, 1)
 
-    @classmethod
-    def read(cls, state: StateReader, prefix: str, width: int) -> SoftmaxPool:
-        """Take `prefix.query`."""
-        return cls(Linear.read(state, f"{prefix}.query", 1, width))
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> SoftmaxPool:
-        """The same on a device in a precision."""
-        return SoftmaxPool(self.query.to(device, dtype))
-
-    def __call__(self, x_nd: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def forward(self, x_nd: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """(P, d) float32 from packed tokens (N, d)."""
         scores_n = self.query(x_nd)[:, 0].float()
         out_pd = torch.empty(batch.pixels, x_nd.shape[1], device=x_nd.device)
@@ -47,55 +38,58 @@ class SoftmaxPool:
         return out_pd
 
 
-@dataclass(frozen=True)
-class GruPool:
+class HandCell(nn.Module):
+    """The parameters of the GRU that v1.1 and v1.0 QAT bring with them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for gate in "rzh":
+            self.add_module(f"W_i{gate}", nn.Linear(width, width, bias=False))
+            self.add_module(f"W_h{gate}", nn.Linear(width, width, bias=False))
+            self.register_parameter(f"b_{gate}", nn.Parameter(torch.zeros(width)))
+
+
+class GruPool(nn.Module):
     """Scores from the states of a GRU that walks the whole sequence, repeats and all.
 
     "hand": h~ = tanh(W x + b + U (r * h)), h' = (1 - z) h + z h~, then a LayerNorm on the states (v1.1, v1.0 QAT);
     "torch": h~ = tanh(W x + b + r * (U h + c)), h' = (1 - z) h~ + z h, as nn.GRU, no LayerNorm (v1.0).
     """
 
-    kind: Literal["hand", "torch"]
+    layer_norm: nn.LayerNorm
+    """Of "hand"."""
     inputs: Linear
-    """(3d, d): reset, update, candidate."""
+    """(3d, d): reset, update, candidate. This and the next two are there once folded."""
     gates: Linear
     """(2d, d) on the state: reset, update."""
     candidate: Linear
     """(d, d) on the state."""
-    query: Linear
-    norm: Norm | None
 
-    @classmethod
-    def read(cls, state: StateReader, prefix: str, width: int, kind: Literal["hand", "torch"]) -> GruPool:
-        """Take the GRU's, the norm's and the query's parameters."""
-        context = f"{prefix}.temporal_context"
-        query = Linear.read(state, f"{prefix}.query", 1, width)
-        if kind == "torch":
-            weight_ih = state.take(f"{context}.weight_ih_l0", 3 * width, width)
-            weight_hh = state.take(f"{context}.weight_hh_l0", 3 * width, width)
-            bias_ih = state.take(f"{context}.bias_ih_l0", 3 * width)
-            bias_hh = state.take(f"{context}.bias_hh_l0", 3 * width)
-            gates = Linear(weight_hh[: 2 * width], bias_hh[: 2 * width])
-            candidate = Linear(weight_hh[2 * width :], bias_hh[2 * width :])
-            return cls(kind, Linear(weight_ih, bias_ih), gates, candidate, query, None)
-        cell = f"{context}.gru_cell"
-        into = torch.cat([state.take(f"{cell}.W_i{g}.weight", width, width) for g in "rzh"])
-        bias = torch.cat([state.take(f"{cell}.b_{g}", width) for g in "rzh"])
-        hidden = [state.take(f"{cell}.W_h{g}.weight", width, width) for g in "rzh"]
-        gates = Linear(torch.cat(hidden[:2]), torch.zeros(2 * width))
-        candidate = Linear(hidden[2], torch.zeros(width))
-        return cls(kind, Linear(into, bias), gates, candidate, query, Norm.read(state, f"{prefix}.layer_norm", width))
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> GruPool:
-        """The same on a device in a precision."""
-        return GruPool(
-            self.kind,
-            self.inputs.to(device, dtype),
-            self.gates.to(device, dtype),
-            self.candidate.to(device, dtype),
-            self.query.to(device, dtype),
-            None if self.norm is None else self.norm.to(device, dtype),
+    def __init__(self, width: int, kind: Literal["hand", "torch"]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.query = Linear(width, 1)
+        self.temporal_context: nn.Module = (
+            nn.GRU(width, width) if kind == "torch" else nn.ModuleDict({"gru_cell": HandCell(width)})
         )
+        if kind == "hand":
+            self.layer_norm = nn.LayerNorm(width, NORM_EPSILON)
+
+    def fold(self) -> None:
+        """Stack the GRU's parameters for good into three products, which take no gradients."""
+        held = {name.removeprefix("gru_cell."): value for name, value in self.temporal_context.state_dict().items()}
+        width = self.query.in_features
+        if self.kind == "torch":
+            weight, bias = held["weight_hh_l0"], held["bias_hh_l0"]
+            self.inputs = Linear.of(held["weight_ih_l0"], held["bias_ih_l0"])
+            self.gates = Linear.of(weight[: 2 * width], bias[: 2 * width])
+            self.candidate = Linear.of(weight[2 * width :], bias[2 * width :])
+        else:
+            into, on_state = (torch.cat([held[f"W_{x}{gate}.weight"] for gate in "rzh"]) for x in "ih")
+            self.inputs = Linear.of(into, torch.cat([held[f"b_{gate}"] for gate in "rzh"]))
+            self.gates = Linear.of(on_state[: 2 * width], torch.zeros(2 * width))
+            self.candidate = Linear.of(on_state[2 * width :], torch.zeros(width))
+        del self.temporal_context
 
     def _step(self, into_pd: torch.Tensor, h_pd: torch.Tensor) -> torch.Tensor:
         width = h_pd.shape[1]
@@ -116,7 +110,7 @@ class GruPool:
         for step in range(expand.shape[-1]):
             now = into_puk[:, expand[step]] if expand.ndim == 1 else into_puk[rows, expand[:, step]]
             h_pd = self._step(now, h_pd)
-            scores.append(self.query(h_pd if self.norm is None else self.norm(h_pd))[:, 0].float())
+            scores.append(self.query(self.layer_norm(h_pd) if self.kind == "hand" else h_pd)[:, 0].float())
         return torch.stack(scores, dim=1)
 
     def _run(self, x_nd: torch.Tensor, into_nk: torch.Tensor, run: Segment) -> torch.Tensor:
@@ -129,7 +123,7 @@ class GruPool:
         weights_pu = weights_pb.new_zeros(run.pixels, run.length).scatter_add_(1, positions_pb, weights_pb)
         return torch.bmm(weights_pu[:, None, :].to(x_nd.dtype), tokens_pud)[:, 0].float()
 
-    def __call__(self, x_nd: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def forward(self, x_nd: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """(P, d) float32 from packed tokens (N, d)."""
         into_nk = self.inputs(x_nd)
         return torch.cat([self._run(x_nd, into_nk, run) for run in batch.segments])

@@ -21,8 +21,7 @@ import torch.distributed as dist
 from infer.contract import SmaltiError
 from infer.pretrain.batches import Place
 from infer.pretrain.loop import Habits, Training
-from infer.pretrain.network import Shape
-from infer.pretrain.options import Recipe
+from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.state import Folder
 from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import open_tiles

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, SmaltiError
+from infer.model import Network
+from infer.model.student import student_architecture
 from infer.pretrain.batches import Batch, Place, stream, watched_views
 from infer.pretrain.ema import Average
-from infer.pretrain.network import Student
 from infer.pretrain.objective import Distilled, Twins
 from infer.pretrain.options import Recipe
 from infer.pretrain.state import (
@@ -81,7 +82,7 @@ class Training:
         if habits.place.rank == 0:
             claim(folder, recipe, tiles)
         torch.manual_seed(recipe.seed)
-        student = Student(recipe.shape)
+        student = Network(student_architecture(recipe.published_args()))
         objective = Twins(student, recipe) if teacher is None else Distilled(student, recipe, teacher.dim)
         self.objective: nn.Module = objective.to(habits.device)
         self.student = student
@@ -158,7 +159,7 @@ class Training:
     def _embed(self, view: View) -> torch.Tensor:
         module = self.average.module
         moved = View(*(getattr(view, name).to(self.habits.device) for name in View.__dataclass_fields__))
-        out: torch.Tensor = module(moved)
+        out: torch.Tensor = module(*moved.batches())
         return out.cpu()
 
     def _record(self, norm: float) -> None:
@@ -227,5 +228,5 @@ class Training:
                 exit_code=EXIT_FAILED,
             )
         write_metrics(self.folder, self.records)
-        export(self.folder, self.average.module, self.recipe, self.tiles, self.habits.label)  # type: ignore[arg-type]  # a copy of the student
+        export(self.folder, self.average.module, self.recipe, self.tiles, self.habits.label)
         say(f"pretrain: wrote {self.folder.student}")

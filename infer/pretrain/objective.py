@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
+from infer.model import Network
 from infer.pretrain.loss import barlow_twins, cosine_distance
-from infer.pretrain.network import Student
 from infer.pretrain.options import Recipe
 from infer.pretrain.views import View
 
@@ -55,11 +55,11 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
 class Twins(nn.Module):
     """Barlow Twins on the projected embeddings, on one random prefix and, if wanted, on the embedding itself."""
 
-    def __init__(self, student: Student, recipe: Recipe) -> None:
+    def __init__(self, student: Network, recipe: Recipe) -> None:
         super().__init__()
         self.student = student
         self.recipe = recipe
-        self.projector = Projector(student.shape.repr_dim, recipe.projector)
+        self.projector = Projector(student.architecture.output, recipe.projector)
 
     def forward(self, view: View, prefix: int) -> torch.Tensor:
         """Loss of a batch.
@@ -68,7 +68,7 @@ class Twins(nn.Module):
             view: first views of this process's pixels, then second views, tile by tile.
             prefix: how much of the embedding the Matryoshka term sees.
         """
-        z = self.student(view)
+        z = self.student(*view.batches())
         recipe = self.recipe
         loss = self._twins(z, project=True)
         if recipe.prefix_weight > 0:
@@ -94,17 +94,17 @@ class Distilled(nn.Module):
     linear map from each prefix, which is dropped afterwards.
     """
 
-    def __init__(self, student: Student, recipe: Recipe, teacher_dim: int) -> None:
+    def __init__(self, student: Network, recipe: Recipe, teacher_dim: int) -> None:
         super().__init__()
         self.student = student
         self.recipe = recipe
-        same = teacher_dim == student.shape.repr_dim
+        same = teacher_dim == student.architecture.output
         maps = [] if same else [nn.Linear(size, teacher_dim) for size in recipe.prefixes]
         self.maps = nn.ModuleList(maps)
 
     def forward(self, view: View, target: torch.Tensor) -> torch.Tensor:
         """Loss of a batch against (P, E) embeddings of the teacher."""
-        z = self.student(view)
+        z = self.student(*view.batches())
         parts = []
         for place, size in enumerate(self.recipe.prefixes):
             if len(self.maps):

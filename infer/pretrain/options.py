@@ -7,12 +7,29 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from infer.contract import SmaltiError
-from infer.pretrain.network import Shape
 from infer.pretrain.views import Noise
 
 Precision = Literal["float32", "bfloat16"]
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same recipe trains another way."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a student."""
+
+    latent_dim: int = 16
+    """Width d is four times this."""
+    num_layers: int = 2
+    nhead: int = 4
+    dim_feedforward: int = 128
+    repr_dim: int = 128
+    """Length of the embedding."""
+
+    @property
+    def width(self) -> int:
+        """Width d of a backbone."""
+        return 4 * self.latent_dim
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,10 @@ class Recipe:
             raise SmaltiError(f"prefixes {self.prefixes}: must rise and end with the embedding's {self.shape.repr_dim}")
         if self.shape.width % self.shape.nhead:
             raise SmaltiError(f"--nhead {self.shape.nhead}: must divide the width {self.shape.width}")
+
+    def published_args(self) -> dict[str, Any]:
+        """The `args` of the student's checkpoint."""
+        return {**asdict(self.shape), "matryoshka_dims": ",".join(map(str, self.prefixes))}
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON, with its version."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from infer.contract import FormatError, SmaltiError, atomic_file, read_json, sha256_json, write_bytes, write_json
 from infer.pretrain.curve import curve_svg
-from infer.pretrain.network import Student, published_args
 from infer.pretrain.options import Recipe, differences
 from infer.pretrain.tiles import TileSet
 
@@ -151,11 +151,11 @@ def write_metrics(folder: Folder, records: Sequence[Mapping[str, float]]) -> Non
     write_bytes(folder.curve, curve_svg(records).encode())
 
 
-def export(folder: Folder, student: Student, recipe: Recipe, tiles: TileSet, label: str) -> None:
+def export(folder: Folder, student: nn.Module, recipe: Recipe, tiles: TileSet, label: str) -> None:
     """Write the student in the published v2 format, which every TESSERA reader of that family takes."""
     state = {name: value.detach().float().cpu().contiguous().clone() for name, value in student.state_dict().items()}
     content = {
-        "args": published_args(student.shape, recipe.prefixes),
+        "args": recipe.published_args(),
         "model": state,
         "smalti": {
             "trained": True,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from infer.contract import BANDS
+from infer.model import TokenBatch, uniform_batch
 from infer.normalisation import NORMALISATIONS
 
 _NORM = NORMALISATIONS["v2-student"]
@@ -50,6 +51,10 @@ class View:
     s2_days_pt: torch.Tensor
     s1_ptc: torch.Tensor
     s1_days_pt: torch.Tensor
+
+    def batches(self) -> tuple[TokenBatch, TokenBatch]:
+        """Sentinel-2 and Sentinel-1 as the network takes them: drawn with replacement, so no length needs padding."""
+        return uniform_batch(self.s2_ptc, self.s2_days_pt), uniform_batch(self.s1_ptc, self.s1_days_pt)
 
 
 @dataclass(frozen=True)

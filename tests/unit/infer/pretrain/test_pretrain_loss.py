@@ -17,8 +17,7 @@ from infer.pretrain.curve import curve_svg
 from infer.pretrain.ema import Average
 from infer.pretrain.loop import learning_rate, parameter_groups
 from infer.pretrain.loss import barlow_twins, cosine_distance
-from infer.pretrain.network import Shape
-from infer.pretrain.options import Recipe
+from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.watch import health, steadiness
 
 

@@ -12,8 +12,10 @@ from support.recorded import GOLDEN
 from infer.contract import read_tile
 from infer.device import Device
 from infer.engine import Engine
+from infer.model import Network
+from infer.model.student import student_architecture
 from infer.normalisation import NORMALISATIONS
-from infer.pretrain.network import Shape, Student, published_args, shape_of
+from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.state import saved_bytes
 from infer.pretrain.views import View
 from infer.sequence import sequence
@@ -61,7 +63,7 @@ def whole_view(tile: object, row: int, column: int) -> View | None:
 def test_the_training_network_gives_the_reference_output(case: str) -> None:
     folder = GOLDEN / case
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
-    student = Student(shape_of(content["args"])).eval()
+    student = Network(student_architecture(content["args"]))
     student.load_state_dict(content["model"])
     tile = read_tile(folder / "tile", need_manifest=False)
     expected = np.load(folder / "expected.npy")
@@ -73,7 +75,7 @@ def test_the_training_network_gives_the_reference_output(case: str) -> None:
                 assert np.isnan(expected[row, column]).all()
                 continue
             with torch.no_grad():
-                found = student(view)[0].numpy()
+                found = student(*view.batches())[0].numpy()
             np.testing.assert_allclose(found, expected[row, column], atol=3e-5)
             compared += 1
     assert compared > 8
@@ -82,8 +84,9 @@ def test_the_training_network_gives_the_reference_output(case: str) -> None:
 def test_the_engine_runs_what_is_exported_as_it_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(3)
     shape = Shape(latent_dim=4, num_layers=2, nhead=2, dim_feedforward=24, repr_dim=32)
-    student = Student(shape).eval()
-    content = {"args": published_args(shape, (16, 32)), "model": student.state_dict()}
+    arguments = Recipe(shape=shape, prefixes=(16, 32)).published_args()
+    student = Network(student_architecture(arguments))
+    content = {"args": arguments, "model": student.state_dict()}
     (tmp_path / "student.pt").write_bytes(saved_bytes(content))
     write_tile(tmp_path / "tile", 5, 8)
     tile = read_tile(tmp_path / "tile", need_manifest=True)
@@ -92,10 +95,24 @@ def test_the_engine_runs_what_is_exported_as_it_was_trained(tmp_path: Path) -> N
         view = whole_view(tile, row, column)
         assert view is not None
         with torch.no_grad():
-            np.testing.assert_allclose(embedded[row, column], student(view)[0].numpy(), atol=3e-5)
+            np.testing.assert_allclose(embedded[row, column], student(*view.batches())[0].numpy(), atol=3e-5)
 
 
 def test_parameter_names_are_those_of_published_students() -> None:
     content = torch.load(GOLDEN / "v2-student" / "checkpoint.pt", weights_only=True)
-    mine = Student(shape_of(content["args"])).state_dict()
+    mine = Network(student_architecture(content["args"])).state_dict()
     assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in content["model"].items()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"enable_qk_norm": True}], ids=["joined", "normalised"])
+def test_folding_changes_the_form_and_not_the_values(settings: dict[str, bool]) -> None:
+    torch.manual_seed(4)
+    network = Network(student_architecture({**Recipe().published_args(), **settings}))
+    days = [torch.randint(1, 367, (3, length)) for length in (9, 5)]
+    view = View(torch.randn(3, 9, 10), days[0], torch.randn(3, 5, 2), days[1])
+    trained = network(*view.batches())
+    trained.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    folded = network.fold()(*view.batches())
+    assert not folded.requires_grad
+    torch.testing.assert_close(folded, trained.detach(), atol=1e-5, rtol=0)

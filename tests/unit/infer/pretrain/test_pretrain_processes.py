@@ -16,7 +16,8 @@ from support.pretraining import QUICK, ROOT, environment, make_tiles, pretrain
 from support.recorded import GOLDEN
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, read_tile
-from infer.pretrain.network import Student, shape_of
+from infer.model import Network
+from infer.model.student import student_architecture
 from infer.pretrain.tiles import gather
 from infer.pretrain.views import NO_NOISE, draw_view
 
@@ -43,11 +44,11 @@ def torchrun(out: Path, tiles: Path, *options: str) -> subprocess.CompletedProce
 def embedded(out: Path, tiles: Path) -> torch.Tensor:
     """What the exported student makes of fixed pixels. (Some biases have no gradient but rounding: not compared.)"""
     content = torch.load(out / "student.pt", weights_only=True)
-    student = Student(shape_of(content["args"])).eval()
+    student = Network(student_architecture(content["args"]))
     student.load_state_dict(content["model"])
     seen = gather(read_tile(tiles / "tile-0", need_manifest=True), np.arange(100))
     with torch.no_grad():
-        z: torch.Tensor = student(draw_view(seen, (8, 8), NO_NOISE, torch.Generator().manual_seed(0)))
+        z: torch.Tensor = student(*draw_view(seen, (8, 8), NO_NOISE, torch.Generator().manual_seed(0)).batches())
     return z
 
 
