@@ -25,7 +25,7 @@ def test_documents_travel_compressed_and_name_who_asks() -> None:
     assert request.headers["User-Agent"] == SOFTWARE.replace(" ", "/")
 
 
-@pytest.mark.parametrize("body", [gzip.compress(b"{}" * 500)[:-9], b"no gzip"])
+@pytest.mark.parametrize("body", [gzip.compress(b"{}" * 500)[:-9], b"no gzip"], ids=["cut", "no gzip"])
 def test_a_damaged_encoding_may_pass(body: bytes) -> None:
     with (
         serve(lambda _: Answer(200, body, {"Content-Encoding": "gzip"})) as service,
