@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -57,4 +58,4 @@ def _changed(value: Any, rng: random.Random) -> Any:
         else:
             value[key] = _changed(value[key], rng)
         return value
-    return rng.choice((*ODD, [value], {"a": value}, str(value)))
+    return copy.deepcopy(rng.choice((*ODD, [value], {"a": value}, str(value))))  # what is put in may be changed again

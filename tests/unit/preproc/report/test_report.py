@@ -332,7 +332,7 @@ def test_a_quality_record_that_was_edited_is_named(copy: tuple[Run, Config], key
     run = copy[0]
     path = run.tiles / planned_tiles(run)[0].name / "quality.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(FormatError, match=f"{path.parent.name}: its dates or quality cannot be read"):
+    with pytest.raises(FormatError, match=f"{path.parent.name}/quality.json: cannot be read"):
         observe(run, ("2018-12-01", "2019-11-30"))
 
 
