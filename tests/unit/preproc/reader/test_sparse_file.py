@@ -201,8 +201,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_spoilt_headers_give_one_clear_error_or_pixels_and_never_fill_the_memory(
     small: Path, tmp_path: Path, name: str, place: str
 ) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the tests so far
     """Whatever a header says: smalti's own error or an array of the right shape, within 1 GiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the tests so far
     content = (small / f"{name}.tif").read_bytes()
     target, path = Target(32631, 573440, 5626880, 200, 200), tmp_path / "x.tif"
     path.write_bytes(content)
