@@ -99,11 +99,12 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         legend = _legend(samples, codes_k)
         dim = samples.values_nc.shape[1]
         save_classifier(folder, model, legend, dim, inputs=inputs, files=files, fields=fields)
+    (_work(run) / TRIALS).unlink(missing_ok=True)
 
 
 def _work(run: Run) -> Path:
-    """Where a study in progress keeps its journal; it goes when the finished folder takes its place."""
-    return run.model / ".work"
+    """Where a study in progress keeps its journal: not in the model's folder, which may be complete and stay so."""
+    return run.logs / "study"
 
 
 def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[dict[str, Any]]]:

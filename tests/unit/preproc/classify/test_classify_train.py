@@ -263,7 +263,7 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
     with pytest.raises(KeyboardInterrupt):
         run_stage(TrainStage(), run, settings(run))
     assert not run.model_manifest.exists()
-    assert (run.model / ".work" / "trials.jsonl").read_text().count("\n") == 1 + 2  # two trials of three folds
+    assert (run.logs / "study" / "trials.jsonl").read_text().count("\n") == 1 + 2  # two trials of three folds
     fits.clear()
     fits.extend([Parameters()] * 100)  # no more interruptions
     run_stage(TrainStage(), run, settings(run))
