@@ -313,6 +313,18 @@ class Stitch(_Section):
     """Of the GeoTIFF's bands; int8 keeps the codes, with the scales in a file beside them."""
 
 
+class Report(_Section):
+    """What the report shows beyond the run itself."""
+
+    truth: Path | None = None
+    """Raster of what truly is (codes 1..255, 0: not known), with legend.json, a list of code and crop, beside it.
+
+    A simulated archive has such a map: the report then says how much of the run's map is right.
+    """
+
+    _resolve = field_validator("truth", mode="before")(_absolute)
+
+
 class Site(SiteSettings):
     """Where it runs. Tables of the site's profile can be changed here key by key ([site.jobs.infer] time = ...)."""
 
@@ -351,6 +363,7 @@ class Config(_Section):
     classify: Classify = Classify()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
+    report: Report = Report()
     site: Site = Site()
 
 
