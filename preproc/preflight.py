@@ -15,11 +15,12 @@ import shapely
 
 from infer.contract import Run, Shard, SmaltiError, embedding_paths, sha256_file
 from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
+from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.region.grid import utm_zones
 from preproc.region.region import Region, load_region, region_in
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
-from preproc.run.config import Config
+from preproc.run.config import Archive, Config
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
 
@@ -116,7 +117,7 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
     if model.family == "v2-student" and config.model.dim not in MATRYOSHKA:
         allowed = ", ".join(map(str, MATRYOSHKA))
         return [failed("model", f"[model] dim {config.model.dim}: {name} gives {allowed}", "choose one of these")]
-    archive = config.archive.data_source or {"mpc": "mpc", "earth-search": "aws"}.get(config.archive.source)
+    archive = config.archive.data_source or _data_source(config.archive)
     source = model.data_source
     if source is not None and archive is not None and source != archive and not config.model.allow_source_mismatch:
         text = f"{name} was trained on {source} data, the archive is {archive}"
@@ -129,6 +130,11 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
             ]
         return [ok("model", f"{name}, sha256 {digest[:12]}")]
     return [ok("model", f"{name}, {config.model.dim} numbers a pixel")]
+
+
+def _data_source(archive: Archive) -> str | None:
+    """Whose data a live catalogue has; None for a static archive, whose items tell."""
+    return None if archive.source == "static" else CATALOGUES[archive.source].products[0].data_source
 
 
 def contained(run: Run, config: Config) -> bool:
