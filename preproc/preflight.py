@@ -19,6 +19,7 @@ from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.region.grid import utm_zones
 from preproc.region.region import Region, load_region, region_in
+from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
 from preproc.run.config import Archive, Config
 from preproc.run.engine import engine_command
@@ -32,7 +33,7 @@ _NAMED = 5
 def preflight(
     run: Run, config: Config, plan: Mapping[str, Any], *, hashes: bool = False, elsewhere: bool = False
 ) -> Findings:
-    """Check labels, model, engine and disk.
+    """Check labels, truth, model, engine and disk.
 
     Args:
         run: the run directory.
@@ -41,7 +42,7 @@ def preflight(
         hashes: read the whole checkpoint and compare it with what was published.
         elsewhere: a container will be run on other nodes, which may have what is not here.
     """
-    found = [*check_labels(config), *check_model(config, hashes=hashes)]
+    found = [*check_labels(config), *check_truth(config), *check_model(config, hashes=hashes)]
     if not (elsewhere and contained(run, config)):
         found += check_engine(run, config)
     return Findings((*found, *check_space(run, plan)))
@@ -100,6 +101,17 @@ def names_alike(names: list[str]) -> list[list[str]]:
     for name in names:
         seen[" ".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
     return [same for same in seen.values() if len(same) > 1]
+
+
+def check_truth(config: Config) -> list[Finding]:
+    """Whether the map that the report is to compare with is there: the last stage reads it."""
+    if config.report.truth is None or config.labels is None:
+        return []
+    try:
+        truth_fingerprint(config.report.truth)
+    except SmaltiError as error:
+        return [failed("truth", *error_text(error))]
+    return [ok("truth", f"{config.report.truth} is there")]
 
 
 def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
