@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -31,7 +31,7 @@ from infer.torch_file import check_parameter, read_torch
 
 _PREFIX = "_orig_mod."
 _PROJECTOR = "projector."
-_SOURCES: tuple[DataSource, ...] = ("mpc", "aws", "other")
+_SOURCES: tuple[DataSource, ...] = get_args(DataSource)
 _MAX_LABEL = 200
 """Characters of a checkpoint's name for itself, which maps and reports repeat."""
 _REMEDY = "fetch it again, or use another checkpoint"

@@ -15,11 +15,13 @@ import shapely
 
 from infer.contract import Run, Shard, SmaltiError, embedding_paths, sha256_file
 from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
+from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.region.grid import utm_zones
 from preproc.region.region import Region, load_region, region_in
+from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
-from preproc.run.config import Config
+from preproc.run.config import Archive, Config
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
 
@@ -31,7 +33,7 @@ _NAMED = 5
 def preflight(
     run: Run, config: Config, plan: Mapping[str, Any], *, hashes: bool = False, elsewhere: bool = False
 ) -> Findings:
-    """Check labels, model, engine and disk.
+    """Check labels, truth, model, engine and disk.
 
     Args:
         run: the run directory.
@@ -40,7 +42,7 @@ def preflight(
         hashes: read the whole checkpoint and compare it with what was published.
         elsewhere: a container will be run on other nodes, which may have what is not here.
     """
-    found = [*check_labels(config), *check_model(config, hashes=hashes)]
+    found = [*check_labels(config), *check_truth(config), *check_model(config, hashes=hashes)]
     if not (elsewhere and contained(run, config)):
         found += check_engine(run, config)
     return Findings((*found, *check_space(run, plan)))
@@ -101,6 +103,17 @@ def names_alike(names: list[str]) -> list[list[str]]:
     return [same for same in seen.values() if len(same) > 1]
 
 
+def check_truth(config: Config) -> list[Finding]:
+    """Whether the map that the report is to compare with is there: the last stage reads it."""
+    if config.report.truth is None or config.labels is None:
+        return []
+    try:
+        truth_fingerprint(config.report.truth)
+    except SmaltiError as error:
+        return [failed("truth", *error_text(error))]
+    return [ok("truth", f"{config.report.truth} is there")]
+
+
 def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
     """Whether the weights are there, fit the archive, and give as many numbers as are asked for."""
     name, path = config.model.name, config.model.checkpoint
@@ -116,7 +129,7 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
     if model.family == "v2-student" and config.model.dim not in MATRYOSHKA:
         allowed = ", ".join(map(str, MATRYOSHKA))
         return [failed("model", f"[model] dim {config.model.dim}: {name} gives {allowed}", "choose one of these")]
-    archive = config.archive.data_source or {"mpc": "mpc", "earth-search": "aws"}.get(config.archive.source)
+    archive = config.archive.data_source or _data_source(config.archive)
     source = model.data_source
     if source is not None and archive is not None and source != archive and not config.model.allow_source_mismatch:
         text = f"{name} was trained on {source} data, the archive is {archive}"
@@ -129,6 +142,11 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
             ]
         return [ok("model", f"{name}, sha256 {digest[:12]}")]
     return [ok("model", f"{name}, {config.model.dim} numbers a pixel")]
+
+
+def _data_source(archive: Archive) -> str | None:
+    """Whose data a live catalogue has; None for a static archive, whose items tell."""
+    return None if archive.source == "static" else CATALOGUES[archive.source].products[0].data_source
 
 
 def contained(run: Run, config: Config) -> bool:

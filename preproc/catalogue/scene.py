@@ -8,6 +8,7 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Literal
 
+from infer.contract.registry import DataSource
 from preproc.reader.whereabouts import Whereabouts
 
 
@@ -68,7 +69,7 @@ class Scene:
     """s2 only."""
     copy: Copy | None = None
     """None: no other processing of the granule is used."""
-    data_source: Literal["mpc", "aws", "other"] = "other"
+    data_source: DataSource = "other"
     """Which archive the pixels belong to; must fit the checkpoint."""
     places: Mapping[str, Whereabouts] = field(default_factory=dict)
     """Band name -> where the item says that its raster lies; the file's header must agree."""

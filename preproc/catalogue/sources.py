@@ -15,6 +15,7 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import BANDS, SAR_BANDS, brief_name, one_line
+from infer.contract.registry import DataSource
 from preproc.catalogue.declared import item_epsg, whereabouts
 from preproc.catalogue.offset import OffsetRule, offset_policy
 from preproc.catalogue.scene import OffsetBasis, OffsetPolicy, Scene
@@ -25,7 +26,6 @@ from preproc.run.text import parse_time
 
 Item = Mapping[str, Any]
 """A STAC item as JSON gives it."""
-DataSource = Literal["mpc", "aws", "other"]
 
 _MAX_ID = 1000
 """Characters of an item's id, which messages and records of tiles repeat."""
@@ -33,7 +33,11 @@ _MAX_ID = 1000
 
 @dataclass(frozen=True)
 class Product:
-    """One kind of item: where it is found, what its assets are called, what its pixels are."""
+    """One kind of item: where it is found, what its assets are called, whose data it is.
+
+    Pixels are reflectance x 10000 (s2) or gamma nought in linear power (s1), whatever the catalogue. What stands for
+    nodata is read from each file (`preproc.reader.read`).
+    """
 
     name: str
     modality: Literal["s2", "s1"]
@@ -43,9 +47,6 @@ class Product:
     data_source: DataSource
     offset_rule: OffsetRule | None
     """How the offset policy of an item is found (s2); see `preproc.catalogue.offset`."""
-    nodata: float
-    """Value of pixels without data; for s1 everything that is not above 0 counts as missing as well."""
-    units: str
     orbit_property: str = "sat:orbit_state"
     """s1 only."""
 
@@ -69,8 +70,6 @@ class Rejected:
     reason: str
 
 
-_DN = "reflectance x 10000"
-_POWER = "gamma0, linear power"
 _ROLES = ("red", "blue", "green", "nir", "nir08", "rededge1", "rededge2", "rededge3", "swir16", "swir22")
 
 MPC_S2 = Product(
@@ -80,8 +79,6 @@ MPC_S2 = Product(
     MappingProxyType({name: name for name in (*BANDS, "SCL")}),
     "mpc",
     "planetary-computer",
-    0,
-    _DN,
 )
 MPC_S1 = Product(
     "mpc-sentinel-1-rtc",
@@ -90,8 +87,6 @@ MPC_S1 = Product(
     MappingProxyType({"VV": "vv", "VH": "vh"}),
     "mpc",
     None,
-    -32768,
-    _POWER,
 )
 EARTH_SEARCH_S2 = Product(
     "earth-search-sentinel-2",
@@ -100,8 +95,6 @@ EARTH_SEARCH_S2 = Product(
     MappingProxyType({**dict(zip(BANDS, _ROLES, strict=True)), "SCL": "scl"}),
     "aws",
     "earth-search",
-    0,
-    _DN,
 )
 OPERA_S1 = Product(
     "opera-rtc-s1",
@@ -110,8 +103,6 @@ OPERA_S1 = Product(
     MappingProxyType({"VV": "VV", "VH": "VH"}),
     "aws",
     None,
-    float("nan"),
-    _POWER,
 )
 
 CATALOGUES = MappingProxyType(

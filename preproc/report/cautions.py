@@ -25,9 +25,22 @@ class Caution:
     """The map must not be used without knowing this."""
 
 
-def cautions(sources: Sources, seen: Observations) -> list[Caution]:
-    """All that apply, the serious ones first."""
-    found = [*_about_the_encoder(sources), *_about_the_labels(sources), *_about_the_scenes(sources, seen)]
+def cautions(sources: Sources, seen: Observations, *, truth_known: bool = False) -> list[Caution]:
+    """All that apply, the serious ones first.
+
+    Args:
+        sources: what the report is made from.
+        seen: how well the region was observed.
+        truth_known: every pixel of the map can be compared with what it truly is.
+    """
+    found = [*_about_the_encoder(sources), *_about_the_labels(sources)]
+    if sources.accuracy["map_accuracy"] is None and not truth_known:
+        text = (
+            "No independent reference sample was given, so the accuracy of the map itself is not known. The model's "
+            "performance tells how well the classifier recognises labelled groups that it has not seen."
+        )
+        found.append(Caution("Map accuracy is not known", text, False))
+    found += _about_the_scenes(sources, seen)
     return sorted(found, key=lambda caution: not caution.serious)
 
 
@@ -69,12 +82,6 @@ def _about_the_labels(sources: Sources) -> list[Caution]:
         names = ", ".join(f"{entry['name']} ({entry['n_groups']})" for entry in few)
         text = f"Classes with fewer than {FEW_GROUPS} groups of labels: {names}. Read their figures with care."
         found.append(Caution("Little evidence for some classes", text, False))
-    if sources.accuracy["map_accuracy"] is None:
-        text = (
-            "No independent reference sample was given, so the accuracy of the map itself is not known. The model's "
-            "performance tells how well the classifier recognises labelled groups that it has not seen."
-        )
-        found.append(Caution("Map accuracy is not known", text, False))
     return found
 
 

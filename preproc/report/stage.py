@@ -15,6 +15,7 @@ from preproc.report.cautions import cautions
 from preproc.report.inputs import Sources, fingerprint, read_sources
 from preproc.report.observations import observe
 from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
+from preproc.report.truth import compare, truth_fingerprint
 from preproc.run.config import Config
 from preproc.run.stage import Session, Unit, one_by_one
 
@@ -37,7 +38,9 @@ class ReportStage:
         """The one page, and what it is made from."""
         if config.labels is None:
             raise SmaltiError(f"{run.config}: [labels]: missing: a report is about a map, and a map needs labels")
-        inputs = {**fingerprint(run), "confidence": config.classify.confidence, "layout": LAYOUT}
+        inputs: dict[str, Any] = {**fingerprint(run), "confidence": config.classify.confidence, "layout": LAYOUT}
+        if config.report.truth is not None:
+            inputs["truth"] = truth_fingerprint(config.report.truth)
         unit = Unit("index.html", run.report / "report.json", KIND, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
 
@@ -78,11 +81,12 @@ def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
     window = (str(made["window"]["start"]), str(made["window"]["end"]))
     seen = observe(run, window)
     name = str(sources.plan["region"]["name"])
+    truth = config.report.truth
     return {
         "title": "Class map" if name in _UNTITLED else f"Class map of {name.replace('_', ' ')}",
         "window": window,
         "bbox": _place(sources.plan["region"]["bbox"]),
-        "cautions": cautions(sources, seen),
+        "cautions": cautions(sources, seen, truth_known=truth is not None),
         "map": made,
         "plan": sources.plan,
         "mosaic": sources.mosaic,
@@ -98,6 +102,7 @@ def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
         "seen": seen,
         "chart": figures.dates_chart(seen),
         "chart_size": (figures.CHART_WIDTH, figures.CHART_HEIGHT),
+        "truth": None if truth is None else compare(run, made, truth),
         "settings": shown_settings(run),
         "software": SOFTWARE,
         **_accuracy(sources),

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
-from infer.contract.registry import REGISTRY
+from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
 
@@ -124,7 +124,7 @@ class Archive(_Section):
     """Another address of the API (mpc, earth-search)."""
     on_missing: Literal["fail", "drop-date"] = "fail"
     """What to do with a date one of whose files is missing or unreadable for good."""
-    data_source: Literal["mpc", "aws", "other"] | None = None
+    data_source: DataSource | None = None
     """Archive that a static copy was made from: decides which checkpoints fit. None: told from the items."""
     workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Reads in flight per process."""
@@ -313,6 +313,18 @@ class Stitch(_Section):
     """Of the GeoTIFF's bands; int8 keeps the codes, with the scales in a file beside them."""
 
 
+class Report(_Section):
+    """What the report shows beyond the run itself."""
+
+    truth: Path | None = None
+    """Raster of what truly is (codes 1..255, 0: not known), with legend.json, a list of code and crop, beside it.
+
+    A simulated archive has such a map: the report then says how much of the run's map is right.
+    """
+
+    _resolve = field_validator("truth", mode="before")(_absolute)
+
+
 class Site(SiteSettings):
     """Where it runs. Tables of the site's profile can be changed here key by key ([site.jobs.infer] time = ...)."""
 
@@ -351,6 +363,7 @@ class Config(_Section):
     classify: Classify = Classify()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
+    report: Report = Report()
     site: Site = Site()
 
 

@@ -58,6 +58,10 @@ shrink = 10                      # metres by which polygons are shrunk, so that 
 [stitch]
 dtype = "float32"                # of the mosaic; or "int8": codes, with the scales in a file beside them
 
+# Of a simulated archive the truth is known: the report compares the map with it.
+# [report]
+# truth = "archive/truth.tif"
+
 [site]
 profile = "local"                # this machine; or lumi, betzy, saga, generic, or a .toml file of your own
 # scratch = "$TMPDIR/smalti"     # node-local disk: fetch makes tiles there, the engine reads them from there

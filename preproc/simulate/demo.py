@@ -50,6 +50,9 @@ folds = 4
 trials = 12
 seed = 0
 
+[report]
+truth = "archive/truth.tif"  # the report compares the map with it; a real run has no such thing
+
 [site]
 profile = "local"            # everything on this machine
 """

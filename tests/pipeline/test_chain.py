@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from support.archive_server.serve import serve
-from support.runs import RUN_TOML, digest, make_run, smalti
+from support.runs import RUN_TOML, digest, environment, make_run, smalti
 
 from infer.contract import Run, planned_tiles, read_embedding, read_manifest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,21 @@ def test_a_run_without_labels_ends_with_the_mosaic(tmp_path: Path, archive: Path
     assert "embeddings_" in done.stdout
     assert not (root / "map").exists()
     assert smalti("status", root).returncode == 0
+
+
+def test_the_tutorials_notebook_runs_on_a_run(by_file: Path, archive: Path, tmp_path: Path) -> None:
+    """Its cells one after another, without Jupyter."""
+    (tmp_path / "crops").symlink_to(by_file)
+    (tmp_path / "archive").symlink_to(archive)
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "outputs are not kept"
+    script = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    settings = {**environment(), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "whose class the labels taught" in done.stdout
 
 
 FLANDERS = """\

@@ -142,7 +142,7 @@ def test_the_demonstration_runs_from_the_wheel(installed: Installed) -> None:
     assert "begin() {" in scripts  # common.sh was copied in
     settings.write_text(text)
     installed("smalti", "run", "demo")
-    assert (installed.work / "demo" / "report" / "index.html").is_file()
+    assert "Against the truth" in (installed.work / "demo" / "report" / "index.html").read_text()
 
 
 def test_an_image_is_built_from_the_wheel(installed: Installed, tmp_path: Path) -> None:

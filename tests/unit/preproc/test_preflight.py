@@ -99,14 +99,25 @@ def test_a_full_disk_is_foreseen(run: Run) -> None:
     assert "free some, or move the run" in found.as_text()
 
 
+def test_a_truth_that_the_report_would_miss_is_foreseen(run: Run) -> None:
+    extra = labels(run, ["wheat", "maize"]) + '[report]\ntruth = "truth.tif"\n'
+    with pytest.raises(SmaltiError, match=r"truth: .*truth\.tif: cannot be read .*correct \[report\] truth"):
+        refuse(run, settings(run, extra), {})
+    for name in ("truth.tif", "legend.json"):
+        (run.root / name).write_bytes(b"")
+    refuse(run, settings(run, extra), {})
+
+
 def test_names_that_people_take_for_one() -> None:
     assert names_alike(["Blé", "Ble\u0301", "blé ", "maize"]) == [["Blé", "Ble\u0301", "blé "]]
 
 
 def test_an_archive_of_other_data_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    weights = tmp_path / "w" / "tessera-v1.1-aws"
-    weights.mkdir(parents=True)
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "w"))
-    (weights / "checkpoint.pt").write_bytes(b"x")
-    said = texts(check_model(settings(run, '[model]\nname = "tessera-v1.1-aws"\n')))
-    assert "trained on aws data, the archive is mpc" in said
+    for theirs, source, ours in (("aws", "mpc", "mpc"), ("mpc", "earth-search", "aws")):
+        weights = tmp_path / "w" / f"tessera-v1.1-{theirs}"
+        weights.mkdir(parents=True)
+        (weights / "checkpoint.pt").write_bytes(b"x")
+        text = TOML.replace('"mpc"', f'"{source}"') + f'[model]\nname = "{weights.name}"\n'
+        said = texts(check_model(parse_config(text, run.config)))
+        assert f"trained on {theirs} data, the archive is {ours}" in said

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from matplotlib.image import imread
+from rasterio.transform import Affine
 from support.embedded import write_vector
 from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, config, crops, observe_tiles
 
@@ -220,6 +222,92 @@ def test_a_reference_sample_gives_the_maps_accuracy_and_areas(tmp_path: Path) ->
         assert any(row[0] == entry["name"] and row[-1] == shown for row in page.rows if row)
 
 
+def write_truth(run: Run, extra: str = '[report]\ntruth = "truth.tif"\n') -> Config:
+    """truth.tif on the lattice of `crops`, two pixels wider than the tiles, and its legend; the run's new settings.
+
+    The codes are not the map's. A strip of 8 columns is a class that no label names, a row of 5 pixels is not known.
+    """
+    tiles = planned_tiles(run)
+    west, north = min(tile.west for tile in tiles) - 20, max(tile.north for tile in tiles) + 20
+    codes = np.zeros((68, 68), dtype=np.uint8)
+    for tile in tiles:
+        row, column = (north - tile.north) // 10, (tile.west - west) // 10
+        codes[row : row + 32, column : column + 32] = 10 * (3 - crops(tile))
+    codes[:, 10:18] = 77
+    codes[40, 20:25] = 0
+    profile = {"driver": "GTiff", "width": 68, "height": 68, "count": 1, "dtype": "uint8", "crs": f"EPSG:{EPSG}"}
+    with rasterio.open(run.root / "truth.tif", "w", transform=Affine(10, 0, west, 0, -10, north), **profile) as file:
+        file.write(codes, 1)
+    legend = [{"code": 10 * (3 - index), "crop": name} for index, name in enumerate(NAMES)]
+    (run.root / "legend.json").write_text(json.dumps([*legend, {"code": 77, "crop": "road"}]))
+    run.config.write_text(TOML.format(extra=CHAIN + extra))
+    return config(run, CHAIN + extra)
+
+
+def test_where_the_truth_is_known_every_pixel_of_the_map_is_judged(copy: tuple[Run, Config]) -> None:
+    run, _ = copy
+    assert "Against the truth" not in parse(run).text
+    settings = write_truth(run)
+    assert run_stage(ReportStage(), run, settings).built == 1
+    page = parse(run)
+    with rasterio.open(run.map / "classes_31N.tif") as file:
+        mapped = file.read(1)
+    with rasterio.open(run.root / "truth.tif") as file:
+        true = file.read(1)[2:-2, 2:-2]
+    legend = {entry["code"]: entry["name"] for entry in read_manifest(run.map_manifest, "map", remedy="")["classes"]}
+    names = {10 * (3 - index): name for index, name in enumerate(NAMES)} | {77: "road"}
+    known = (mapped > 0) & (true > 0)
+    called = np.array([legend[code] for code in mapped[known]])
+    actual = np.array([names[code] for code in true[known]])
+    taught, right = actual != "road", called == actual
+    assert f"{100 * right.mean():.0f}\u00a0% of {right.size:,} pixels are right" in page.text
+    assert f"{100 * right[taught].mean():.0f}\u00a0% of the {taught.sum():,} whose class the labels taught" in page.text
+    for name in NAMES:
+        share = [right[actual == name].mean(), right[called == name].mean()]
+        expected = [f"{(actual == name).sum():,}", *(f"{100 * value:.0f}\u00a0%" for value in share)]
+        assert [row[1:4] for row in page.rows if row and row[0] == name and row[1:4] == expected]
+    most, count = max(
+        zip(*np.unique(called[actual == "road"], return_counts=True), strict=True), key=lambda one: one[1]
+    )
+    share_taken = f"{most} ({100 * count / (actual == 'road').sum():.0f}\u00a0%)"
+    assert page.row("road", cells=5)[1:] == [f"{(actual == 'road').sum():,}", "not taught", "–", share_taken]
+    assert "Map accuracy is not known" not in page.text
+
+
+def test_another_truth_or_legend_makes_a_new_page(copy: tuple[Run, Config]) -> None:
+    run, _ = copy
+    settings = write_truth(run)
+    run_stage(ReportStage(), run, settings)
+    assert run_stage(ReportStage(), run, settings).built == 0
+    for name, old, new in (("legend.json", b"road", b"lane"), ("truth.tif", b"\x4d" * 8, b"\x0a" * 8)):
+        content = (run.root / name).read_bytes()
+        (run.root / name).write_bytes(content.replace(old, new))
+        assert run_stage(ReportStage(), run, settings).built == 1, name
+    assert "not taught" not in parse(run).text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("truth.tif", None, r"truth\.tif: cannot be read \(No such file"),
+        ("truth.tif", b"not a raster", r"truth\.tif: cannot be compared with .*classes_31N\.tif"),
+        ("legend.json", None, r"legend\.json: cannot be read \(No such file"),
+        ("legend.json", b"[]", r"legend\.json: no name for code 10 of truth\.tif"),
+        ("legend.json", b'{"10": "maize"}', r"legend\.json: not a list of"),
+    ],
+)
+def test_a_truth_that_cannot_be_used_is_named(
+    copy: tuple[Run, Config], name: str, content: bytes | None, problem: str
+) -> None:
+    run, _ = copy
+    settings = write_truth(run)
+    (run.root / name).unlink()
+    if content is not None:
+        (run.root / name).write_bytes(content)
+    with pytest.raises(FormatError, match=problem + r".*: correct \[report\] truth, or leave it out"):
+        run_stage(ReportStage(), run, settings)
+
+
 # --- what is missing or does not fit ------------------------------------------------------------------------------
 
 
@@ -332,7 +420,7 @@ def test_a_quality_record_that_was_edited_is_named(copy: tuple[Run, Config], key
     run = copy[0]
     path = run.tiles / planned_tiles(run)[0].name / "quality.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(FormatError, match=f"{path.parent.name}/quality.json: cannot be read"):
+    with pytest.raises(FormatError, match=rf"{path.parent.name}/quality\.json: cannot be read"):
         observe(run, ("2018-12-01", "2019-11-30"))
 
 

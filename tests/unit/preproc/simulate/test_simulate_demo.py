@@ -11,6 +11,7 @@ import rasterio
 from support.simulated import tree
 
 from infer.contract import Run, SmaltiError
+from preproc.report.truth import truth_fingerprint
 from preproc.run.config import load_config
 from preproc.simulate import SimulationOptions
 from preproc.simulate.demo import write_demo_run
@@ -31,6 +32,8 @@ def test_the_demonstration_is_complete_and_its_settings_load(tmp_path: Path) -> 
     assert config.labels.path.is_file()
     assert (config.labels.class_, config.labels.group) == ("crop", "parcel")
     assert config.model.name == "demo"
+    assert config.report.truth is not None
+    assert truth_fingerprint(config.report.truth).keys() == {"truth", "legend"}
     with rasterio.open(tmp_path / "demo" / "archive.png") as picture:
         assert picture.count >= 3
         assert np.unique(picture.read(1)).size > 50
