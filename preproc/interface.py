@@ -18,15 +18,14 @@ from rasterio.windows import Window, from_bounds
 from infer.contract import (
     PIXEL_SIZE,
     Embedding,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     Tile,
     child,
-    planned_tiles,
     read_embedding,
     read_manifest,
-    read_plan,
     read_tile,
     verify_files,
 )
@@ -64,14 +63,14 @@ class OpenRun:
         return load_config(self.run)
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        """The fields of plan.json: window, scenes, estimate, warnings ... (docs/format.md)."""
-        return read_plan(self.run)
+    def plan(self) -> Plan:
+        """plan.json: window, scenes, estimate, warnings ... (docs/format.md)."""
+        return Plan.read(self.run)
 
     @cached_property
     def tiles(self) -> tuple[PlannedTile, ...]:
         """The planned tiles: name, zone, place and size."""
-        return tuple(planned_tiles(self.run))
+        return self.plan.tiles
 
     def tile(self, name: str) -> Tile:
         """The time series of a tile, memory-mapped: bands (T, H, W, 10), masks, days of year, Sentinel-1.

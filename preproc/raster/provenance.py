@@ -11,13 +11,12 @@ from infer.contract import (
     REGISTRY,
     SOFTWARE,
     FormatError,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     embedding_paths,
-    planned_tiles,
     read_manifest,
-    read_plan,
     sha256_json,
     verify_files,
 )
@@ -109,8 +108,8 @@ def gather_facts(
     Raises:
         SmaltiError: if tiles lack a valid embedding (how many, and the first few), or were made by different models.
     """
-    plan = read_plan(run)
-    tiles = planned_tiles(run)
+    plan = Plan.read(run)
+    tiles = plan.tiles
     if not tiles:
         raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
     first: dict[str, Any] = {}
@@ -135,7 +134,6 @@ def gather_facts(
     _check_complete(run, lacking, len(tiles))
     try:
         model = first["model"]
-        start, end = plan["window"]
         return Facts(
             model=str(model["name"]),
             label=str(model["label"]),
@@ -145,16 +143,14 @@ def gather_facts(
             dim=_dim(tiles[0].name, first),
             int8=_is_int8(tiles[0].name, first),
             data_sources=tuple(sorted(sources)),
-            archive=str(plan["source"]),
-            window=(str(start), str(end)),
-            region=str(plan["region"]["name"]),
+            archive=plan.source,
+            window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
+            region=plan.region.name,
             fingerprint=digest.hexdigest(),
         )
     except (KeyError, TypeError, ValueError) as error:
         where = embedding_paths(run.embeddings, tiles[0].name)[2]
-        raise FormatError(
-            f"{where}: it or plan.json lacks what a mosaic has to state ({error!r}): {_REMEDY}"
-        ) from error
+        raise FormatError(f"{where}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
 def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:

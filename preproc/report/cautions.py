@@ -99,7 +99,7 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
             "figures on observations leave them out."
         )
         found.append(Caution("Time series removed", text, False))
-    found += [Caution("From the plan", str(text), False) for text in sources.plan.get("warnings", [])]
+    found += [Caution("From the plan", text, False) for text in sources.plan.warnings]
     return found
 
 

@@ -12,12 +12,11 @@ from infer.contract import (
     QUALITY_FILE,
     TILE_MANIFEST,
     FormatError,
+    Plan,
     Run,
     SmaltiError,
-    planned_tiles,
     read_json,
     read_manifest,
-    read_plan,
     sha256_file,
     sha256_json,
     verify_files,
@@ -28,7 +27,7 @@ from infer.contract import (
 class Sources:
     """The manifests."""
 
-    plan: Mapping[str, Any]
+    plan: Plan
     mosaic: Mapping[str, Any]
     samples: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -55,13 +54,13 @@ def fingerprint(run: Run) -> dict[str, str]:
     Raises:
         FormatError: if one is missing or not what it should be; the message says which command makes it.
     """
-    read_plan(run)
+    plan = Plan.read(run)
     found = {"plan": sha256_file(run.plan)}
     for name, (path, kind, command) in manifest_paths(run).items():
         read_manifest(path, kind, remedy=f"run `smalti {command} {run.quoted}`")
         found[name] = sha256_file(path)
     digest = hashlib.sha256()
-    for tile in planned_tiles(run):
+    for tile in plan.tiles:
         for file in (TILE_MANIFEST, QUALITY_FILE):
             path = run.tiles / tile.name / file
             digest.update(sha256_file(path).encode() if path.is_file() else b"-")
@@ -82,7 +81,7 @@ def read_sources(run: Run) -> Sources:
         # mosaics may be many gigabytes, and the report shows none of their bytes but the preview's
         verify_files(path, read[name], checksums=name != "mosaic", remedy=f"{remedy} again")
     _check_consistent(run, read)
-    return Sources(plan=read_plan(run), simulated=_is_simulated(run), **read)
+    return Sources(plan=Plan.read(run), simulated=_is_simulated(run), **read)
 
 
 def _check_consistent(run: Run, read: Mapping[str, Mapping[str, Any]]) -> None:

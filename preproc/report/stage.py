@@ -77,11 +77,12 @@ def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
     legend = [LegendEntry(entry["code"], entry["name"], entry["color"]) for entry in made["classes"]]
     window = (str(made["window"]["start"]), str(made["window"]["end"]))
     seen = observe(run, window)
-    name = str(sources.plan["region"]["name"])
+    region = sources.plan.region
+    name = region.name
     return {
         "title": "Class map" if name in _UNTITLED else f"Class map of {name.replace('_', ' ')}",
         "window": window,
-        "bbox": _place(sources.plan["region"]["bbox"]),
+        "bbox": _place(region.bbox),
         "cautions": cautions(sources, seen),
         "map": made,
         "plan": sources.plan,
@@ -122,7 +123,7 @@ def _accuracy(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _place(bbox: list[float]) -> str:
+def _place(bbox: tuple[float, float, float, float]) -> str:
     west, south, east, north = bbox
     return f"{_degrees(south, 'S', 'N')} to {_degrees(north, 'S', 'N')}, {_degrees(west, 'W', 'E')} to " + _degrees(
         east, "W", "E"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from infer.contract import PlannedTile, Run, planned_tiles, write_embedding, write_manifest
+from infer.contract import Plan, PlannedTile, Run, planned_tiles, write_embedding
+from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
 
 TOML = """\
 [region]
@@ -31,12 +34,31 @@ def tiled_run(root: Path, *, across: int = 2, down: int = 2, size: int = 32, eps
     root.mkdir(parents=True, exist_ok=True)
     step = size * 10
     tiles = [
-        [f"t{column}{row}", epsg, WEST + column * step, NORTH - row * step]
+        PlannedTile(f"t{column}{row}", epsg, WEST + column * step, NORTH - row * step, size)
         for row in range(down)
         for column in range(across)
     ]
-    write_manifest(run.plan, "plan", inputs={}, files=[], fields={"tile_size": size, "tiles": tiles})
+    plan_of(tiles).write(run.plan, inputs={}, files=[])
     return run
+
+
+def plan_of(tiles: Sequence[PlannedTile]) -> Plan:
+    """A whole plan of such tiles, of which nothing else is known."""
+    size = tiles[0].size if tiles else 32
+    none = SceneCount(0, {})
+    return Plan(
+        tile_size=size,
+        tiles=tuple(tiles),
+        zones={str(epsg): count for epsg, count in Counter(tile.epsg for tile in tiles).items()},
+        region=PlannedRegion("test", "0", (4.0, 50.0, 4.1, 50.1), len(tiles) * size * size),
+        window=(date(2021, 1, 1), date(2021, 12, 31)),
+        source="mpc",
+        scenes=FoundScenes(none, none, none, 0, ()),
+        season=SampledTiles(len(tiles), 0.0, 0.0, 0, ""),
+        neighbours_in_shards_of=1,
+        estimate={"fetch": Cost(1, 1, 1, 1, 1)},
+        warnings=(),
+    )
 
 
 def truth(x: NDArray[Any], y: NDArray[Any], *, parcel: int = 8, classes: int = 3) -> NDArray[np.int64]:
