@@ -172,7 +172,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 def _dataclass(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise _misfit(name, value, "a table")
-    found = {}
+    found: dict[str, Any] = {}
     for key, older, inner, optional in _parts(kind):
         stated = key if key in value else older
         where = f"{name}.{key}" if name else key
@@ -180,7 +180,10 @@ def _dataclass(kind: Any, value: Any, name: str) -> Any:
             found[key] = _value(inner, value[stated], where)
         elif not optional:
             raise _MisfitError(f"{brief_name(where)[1:-1]} is missing")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except ValueError as error:  # what the class itself asks of its values
+        raise _MisfitError(f"{f'{name}: ' if name else ''}{error}") from error
 
 
 def _tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from infer.contract import (
@@ -20,6 +21,7 @@ from infer.contract import (
     sha256_json,
     verify_files,
 )
+from infer.contract.rasters import Encoder, Window
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
@@ -78,21 +80,20 @@ class Facts:
             "SMALTI_EMBEDDINGS": "int8 codes and scales" if self.int8 else "float32",
         }
 
-    def fields(self) -> dict[str, Any]:
-        """The same for manifests."""
+    @property
+    def encoder(self) -> Encoder:
+        """The model, as manifests and STAC items state it."""
+        return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint)
+
+    def stated(self) -> dict[str, Any]:
+        """The fields of `Provenance`."""
         return {
-            "model": {
-                "name": self.model,
-                "label": self.label,
-                "trained": self.trained,
-                "family": self.family,
-                "checkpoint": self.checkpoint,
-            },
+            "model": self.encoder,
             "dim": self.dim,
             "embeddings_as": "int8" if self.int8 else "float32",
-            "data_sources": list(self.data_sources),
+            "data_sources": self.data_sources,
             "archive": self.archive,
-            "window": {"start": self.window[0], "end": self.window[1]},
+            "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pyproj import Transformer
 
 from infer.contract import Plan, PlannedTile, Run, planned_tiles, write_embedding
 from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
+from infer.contract.rasters import Encoder, MapManifest, MosaicManifest, MosaicZone, PreviewColours, Window
 
 TOML = """\
 [region]
@@ -59,6 +60,28 @@ def plan_of(tiles: Sequence[PlannedTile]) -> Plan:
         estimate={"fetch": Cost(1, 1, 1, 1, 1)},
         warnings=(),
     )
+
+
+_MADE: dict[str, Any] = {
+    "model": Encoder("demo", "a model", False, "v2-student", "0" * 64),
+    "dim": 4,
+    "embeddings_as": "float32",
+    "data_sources": ("mpc",),
+    "archive": "mpc",
+    "window": Window(date(2021, 1, 1), date(2021, 12, 31)),
+    "pixels": 0,
+}
+"""What a mosaic and a map say of where they come from."""
+
+
+def mosaic_of(zones: Mapping[str, MosaicZone]) -> MosaicManifest:
+    """mosaic.json of such files."""
+    return MosaicManifest(**_MADE, codes_clipped=0, dtype="float32", zones=zones, preview=PreviewColours(()))
+
+
+def map_of() -> MapManifest:
+    """map.json of a map whose files tell everything."""
+    return MapManifest(**_MADE, classes=(), hectares=0.0, areas_are="", confidence_is="", zones={})
 
 
 def truth(x: NDArray[Any], y: NDArray[Any], *, parcel: int = 8, classes: int = 3) -> NDArray[np.int64]:

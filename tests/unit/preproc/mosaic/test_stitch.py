@@ -282,6 +282,6 @@ def test_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append({file.name for file in run.mosaic.iterdir()})
         return write_manifest(path, *arguments, **named)
 
-    monkeypatch.setattr("preproc.mosaic.stage.write_manifest", spy)
+    monkeypatch.setattr("infer.contract.record.write_manifest", spy)
     run_stage(StitchStage(), run, config(run))
     assert seen == [{path.name for path in run.mosaic.iterdir()} - {"mosaic.json"}]
