@@ -108,14 +108,14 @@ def demo(
 @app.command("run", rich_help_panel=_START)
 def run_command(run: RunArgument, force: ForceOption = False) -> None:
     """Run all stages in order on this machine, skipping what is complete."""
-    from infer.contract import read_plan
+    from infer.contract import Plan
     from preproc.preflight import refuse
     from preproc.run.chain import run_all, summarise
     from preproc.run.config import load_config
 
     directory = Run(run)
     config = load_config(directory)
-    refuse(directory, config, read_plan(directory) if directory.plan.exists() else {})
+    refuse(directory, config, Plan.read(directory) if directory.plan.exists() else None)
     run_all(directory, config, force=force)
     print(summarise(directory, config))
 
@@ -135,9 +135,9 @@ def plan(
 
         directory = Run(run)
         config = load_config(directory)
-        text, fields = describe(directory, config)
+        text, foreseen = describe(directory, config)
         print(text)
-        found = preflight(directory, config, fields)
+        found = preflight(directory, config, foreseen)
         print(f"\n{found.as_text()}")
         raise typer.Exit(EXIT_BAD_INPUT if found.worst is Verdict.FAILED else EXIT_OK)
     _stage("plan", run, force=force)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -18,23 +18,22 @@ from rasterio.windows import Window, from_bounds
 from infer.contract import (
     PIXEL_SIZE,
     Embedding,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     Tile,
     child,
-    planned_tiles,
     read_embedding,
-    read_manifest,
-    read_plan,
     read_tile,
-    verify_files,
 )
+from infer.contract.rasters import MapManifest, MosaicManifest
 from preproc.run.config import Config, load_config
 
 if TYPE_CHECKING:
     import xarray
 
+_T = TypeVar("_T")
 WGS84 = 4326
 Box = tuple[float, float, float, float]
 """West, south, east, north."""
@@ -64,14 +63,14 @@ class OpenRun:
         return load_config(self.run)
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        """The fields of plan.json: window, scenes, estimate, warnings ... (docs/format.md)."""
-        return read_plan(self.run)
+    def plan(self) -> Plan:
+        """plan.json: window, scenes, estimate, warnings ... (docs/format.md)."""
+        return Plan.read(self.run)
 
     @cached_property
     def tiles(self) -> tuple[PlannedTile, ...]:
         """The planned tiles: name, zone, place and size."""
-        return tuple(planned_tiles(self.run))
+        return self.plan.tiles
 
     def tile(self, name: str) -> Tile:
         """The time series of a tile, memory-mapped: bands (T, H, W, 10), masks, days of year, Sentinel-1.
@@ -168,8 +167,7 @@ class OpenRun:
     @cached_property
     def classes(self) -> dict[int, str]:
         """Code -> name of the map's classes."""
-        legend = read_manifest(self.run.map_manifest, "map", remedy=self._remedy("predict"))["classes"]
-        return {int(entry["code"]): str(entry["name"]) for entry in legend}
+        return {entry.code: entry.name for entry in MapManifest.read(self.run).classes}
 
     def map(
         self,
@@ -191,9 +189,8 @@ class OpenRun:
         Raises:
             SmaltiError: if there is no map, or it has several zones and none is named.
         """
-        path = self.run.map_manifest
-        rasters = _zone(path, "map", zone, self._remedy("predict"))
-        with rasterio.open(child(path.parent, rasters["confidence" if confidence else "classes"])) as raster:
+        rasters = _zone(self.run.map, MapManifest.read(self.run).verify(self.run, checksums=False).zones, zone)
+        with rasterio.open(child(self.run.map, rasters.confidence if confidence else rasters.classes)) as raster:
             window = Window(0, 0, raster.width, raster.height)
             if bbox is not None:
                 box = Transformer.from_crs(WGS84, raster.crs, always_xy=True).transform_bounds(*bbox)
@@ -243,36 +240,33 @@ def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> x
     except ImportError as error:
         raise SmaltiError(f"{error}: `pip install 'smalti[interactive]'`") from error
     directory = Run(Path(run))
-    path = directory.mosaic_manifest
-    rasters = _zone(path, "mosaic", zone, f"run `smalti stitch {directory.quoted}`")
+    mosaic = MosaicManifest.read(directory).verify(directory, checksums=False)
+    rasters = _zone(directory.mosaic, mosaic.zones, zone)
     chunks = {"band": -1, "y": chunk, "x": chunk}
     values: xarray.DataArray = rioxarray.open_rasterio(
-        child(path.parent, rasters["raster"]), chunks=chunks, masked=False
+        child(directory.mosaic, rasters.raster), chunks=chunks, masked=False
     )
     # as an attribute, the names of all bands would be in the way of writing some of them
     names = values.attrs.pop("long_name", None)
     if isinstance(names, tuple):
         values = values.assign_coords(band_name=("band", list(names)))
-    if rasters["scales"] is not None:
+    if rasters.scales is not None:
         scales: xarray.DataArray = rioxarray.open_rasterio(
-            child(path.parent, rasters["scales"]), chunks=chunks, masked=False
+            child(directory.mosaic, rasters.scales), chunks=chunks, masked=False
         )
         values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)
     return values.rename("embeddings")
 
 
-def _zone(path: Path, kind: str, zone: str | None, remedy: str) -> dict[str, Any]:
-    """The rasters of one zone of a mosaic or map whose files are there."""
-    manifest = read_manifest(path, kind, remedy=remedy)
-    verify_files(path, manifest, checksums=False, remedy=remedy)
-    zones: dict[str, Any] = manifest["zones"]
-    if zone is None and len(zones) > 1:
-        raise SmaltiError(f"{path.parent}: the {kind} has zones {', '.join(zones)}: name one")
-    chosen = zone or next(iter(zones))
-    if chosen not in zones:
-        raise SmaltiError(f"{path.parent}: no zone {chosen} in the {kind}: it has {', '.join(zones)}")
-    found: dict[str, Any] = zones[chosen]
-    return found
+def _zone(folder: Path, zones: Mapping[str, _T], zone: str | None) -> _T:
+    """The rasters of one zone of a mosaic or map."""
+    if zone is None and len(zones) == 1:
+        return next(iter(zones.values()))
+    if zone is None:
+        raise SmaltiError(f"{folder}: the {folder.name} has zones {', '.join(zones)}: name one")
+    if zone not in zones:
+        raise SmaltiError(f"{folder}: no zone {zone} in the {folder.name}: it has {', '.join(zones)}")
+    return zones[zone]
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -7,13 +7,12 @@ import os
 import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import shapely
 
-from infer.contract import Run, Shard, SmaltiError, embedding_paths, sha256_file
+from infer.contract import Plan, Run, Shard, SmaltiError, embedding_paths, sha256_file
 from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
 from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.labels import LabelSet, read_labels, to_zone
@@ -31,14 +30,14 @@ _NAMED = 5
 
 
 def preflight(
-    run: Run, config: Config, plan: Mapping[str, Any], *, hashes: bool = False, elsewhere: bool = False
+    run: Run, config: Config, plan: Plan | None, *, hashes: bool = False, elsewhere: bool = False
 ) -> Findings:
     """Check labels, truth, model, engine and disk.
 
     Args:
         run: the run directory.
         config: its settings.
-        plan: the fields of plan.json, or of a plan that was not written; empty if there is none.
+        plan: of the run, or one that was not written; None if there is none.
         hashes: read the whole checkpoint and compare it with what was published.
         elsewhere: a container will be run on other nodes, which may have what is not here.
     """
@@ -48,14 +47,14 @@ def preflight(
     return Findings((*found, *check_space(run, plan)))
 
 
-def refuse(run: Run, config: Config, plan: Mapping[str, Any], *, elsewhere: bool = False) -> None:
+def refuse(run: Run, config: Config, plan: Plan | None, *, elsewhere: bool = False) -> None:
     """Raise if something is sure to stop a later stage. Where all embeddings are there, no engine is needed.
 
     Raises:
         SmaltiError: one line a problem, each with what to do.
     """
     found = preflight(run, config, plan, elsewhere=elsewhere).items
-    done = bool(plan) and all(embedding_paths(run.embeddings, row[0])[2].exists() for row in plan["tiles"])
+    done = plan is not None and all(embedding_paths(run.embeddings, tile.name)[2].exists() for tile in plan.tiles)
     moot = ("model", "engine") if done else ()
     problems = [item for item in found if item.verdict is Verdict.FAILED and item.check not in moot]
     if problems:
@@ -167,15 +166,12 @@ def check_engine(run: Run, config: Config) -> list[Finding]:
     return [ok("engine", f"in this Python, torch at {spec.origin if spec else 'an unknown place'}")]
 
 
-def check_space(run: Run, plan: Mapping[str, Any]) -> list[Finding]:
+def check_space(run: Run, plan: Plan | None) -> list[Finding]:
     """Free bytes and files against the plan's estimate. Quotas may be tighter than what the file system says."""
-    estimate = plan.get("estimate")
-    stages = estimate if isinstance(estimate, Mapping) else {}
-    numbers = [stage for stage in stages.values() if isinstance(stage, Mapping)]
-    if not numbers or not run.root.is_dir():
+    if plan is None or not run.root.is_dir():
         return []
-    need_bytes = sum(int(stage.get("written_bytes", 0)) for stage in numbers)
-    need_files = sum(int(stage.get("files", 0)) for stage in numbers)
+    need_bytes = sum(cost.written_bytes for cost in plan.estimate.values())
+    need_files = sum(cost.files for cost in plan.estimate.values())
     system = os.statvfs(run.root)
     free_bytes, free_files = system.f_bavail * system.f_frsize, system.f_favail
     text = f"{need_bytes / 1e9:.1f} GB and {need_files} files needed, {free_bytes / 1e9:.0f} GB free"

@@ -41,6 +41,8 @@ from infer.contract.manifest import (
     write_manifest,
 )
 from infer.contract.names import brief_name, child, name_for, name_problem, safe_name
+from infer.contract.plan import Plan, PlannedTile, planned_tiles
+from infer.contract.record import Record
 from infer.contract.registry import (
     DEMO_CHECKPOINT,
     REGISTRY,
@@ -61,12 +63,9 @@ from infer.contract.regular import (
 from infer.contract.run import (
     PIXEL_SIZE,
     ModelJob,
-    PlannedTile,
     Run,
     check_folder,
-    planned_tiles,
     read_model_job,
-    read_plan,
     stage_lock,
     write_model_job,
 )
@@ -107,7 +106,9 @@ __all__ = [
     "Embedding",
     "FormatError",
     "ModelJob",
+    "Plan",
     "PlannedTile",
+    "Record",
     "RegisteredModel",
     "Run",
     "Shard",
@@ -138,7 +139,6 @@ __all__ = [
     "read_json",
     "read_manifest",
     "read_model_job",
-    "read_plan",
     "read_regular",
     "read_tile",
     "read_toml",

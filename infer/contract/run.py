@@ -1,4 +1,4 @@
-"""The run directory: where each stage's output is, the plan's tiles, the model that was asked for, and who may write.
+"""The run directory: where each stage's output is, the model that was asked for, and who may write.
 
 RUN/run.toml  plan.json  model.json  items/  tiles/<tile>/  embeddings/  mosaic/  samples.parquet  model/  map/
 report/  logs/
@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from infer.contract.atomic import read_json, write_json
 from infer.contract.errors import BusyError, FormatError, SmaltiError, writing
-from infer.contract.manifest import FORMAT_VERSION, read_manifest
-from infer.contract.names import brief_name, name_problem, safe_name
+from infer.contract.manifest import FORMAT_VERSION
+from infer.contract.names import brief_name, name_problem
 from infer.contract.shard import Shard
 
 PIXEL_SIZE = 10
 """Ground size of a pixel in metres."""
-MAX_TILE_SIZE = 2048
-"""Pixels along a tile's side, at most."""
 
 
 @dataclass(frozen=True)
@@ -126,32 +124,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class PlannedTile:
-    """One tile of the plan: a square of `size` x `size` pixels of 10 m on the zone's snapped grid."""
-
-    name: str
-    epsg: int
-    """UTM zone, 326xx or 327xx."""
-    west: int
-    """Easting of the left edge in metres, a multiple of 10 * size."""
-    north: int
-    """Northing of the upper edge in metres, a multiple of 10 * size."""
-    size: int
-    """Width and height in pixels."""
-
-    @property
-    def transform(self) -> tuple[float, float, float, float, float, float]:
-        """Affine coefficients (a, b, c, d, e, f) as rasterio writes them."""
-        return (float(PIXEL_SIZE), 0.0, float(self.west), 0.0, -float(PIXEL_SIZE), float(self.north))
-
-    @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """West, south, east, north in metres."""
-        extent = self.size * PIXEL_SIZE
-        return self.west, self.north - extent, self.west + extent, self.north
-
-
-@dataclass(frozen=True)
 class ModelJob:
     """What the engine is asked to run (RUN/model.json), resolved from run.toml by the venv side."""
 
@@ -217,38 +189,6 @@ def check_folder(run: Run) -> None:
     if run.root.exists():
         raise SmaltiError(f"{run.root}: is a file, and a run is a folder: give `{shlex.quote(str(run.root.parent))}`")
     raise SmaltiError(f"{run.root}: no such run directory: make one with `smalti init {run.quoted}`")
-
-
-def read_plan(run: Run) -> dict[str, Any]:
-    """Read RUN/plan.json as a manifest (see docs/format.md)."""
-    check_folder(run)
-    return read_manifest(run.plan, "plan", remedy=f"run `smalti plan {run.quoted}`")
-
-
-def planned_tiles(run: Run) -> list[PlannedTile]:
-    """The tiles of the plan, in plan order (the order that shards divide).
-
-    Raises:
-        FormatError: if the plan is not what it should be; a tile's name must be safe, for folders are named by it.
-    """
-    plan = read_plan(run)
-    remedy = f"run `smalti plan {run.quoted}` again"
-    rows, size = plan.get("tiles"), plan.get("tile_size")
-    if not isinstance(rows, list) or type(size) is not int or not 0 < size <= MAX_TILE_SIZE:
-        raise FormatError(f"{run.plan}: its tiles cannot be read (no list of tiles, or no size): {remedy}")
-    tiles = [_planned(run, row, size, remedy) for row in rows]
-    if len({tile.name for tile in tiles}) < len(tiles):
-        raise FormatError(f"{run.plan}: two of its tiles have the same name: {remedy}")
-    return tiles
-
-
-def _planned(run: Run, row: Any, size: int, remedy: str) -> PlannedTile:
-    if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int and abs(n) < 10**8 for n in row[1:]):
-        raise FormatError(f"{run.plan}: its tiles cannot be read (a row is not name, EPSG, west, north): {remedy}")
-    name, epsg, west, north = row
-    if epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
-        raise FormatError(f"{run.plan}: EPSG:{epsg} is no UTM zone: {remedy}")
-    return PlannedTile(safe_name(name, str(run.plan), remedy), epsg, west, north, size)
 
 
 def _flock(path: Path, *, exclusive: bool, stack: ExitStack) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files
-from infer.contract.run import PlannedTile
+from infer.contract.plan import PlannedTile
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 """Order of the last axis of bands.npy: red, blue, green, nir, nir08, rededge1-3, swir16, swir22."""

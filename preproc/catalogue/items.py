@@ -15,6 +15,7 @@ import shapely
 from shapely import STRtree
 
 from infer.contract import (
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
@@ -23,8 +24,6 @@ from infer.contract import (
     name_for,
     one_line,
     read_json,
-    read_plan,
-    verify_files,
 )
 from preproc.catalogue.duplicates import Candidate, dedupe
 from preproc.catalogue.header import with_headers
@@ -186,10 +185,9 @@ def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
 def load_items(run: Run) -> list[Item]:
     """The items that the plan saved, verified against it, hrefs absolute."""
     remedy = f"run `smalti plan {run.quoted}` again"
-    plan = read_plan(run)
-    verify_files(run.plan, plan, remedy=remedy)
+    plan = Plan.read(run).verify(run)
     items: list[Item] = []
-    for name in sorted(plan["files"]):
+    for name in sorted(plan.files):
         path = run.root / name
         features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
         items += [_with_hrefs(item, partial(_loaded, base=str(path))) for item in features]

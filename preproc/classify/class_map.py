@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import PIXEL_SIZE, Run, planned_tiles, write_bytes, write_manifest
+from infer.contract import PIXEL_SIZE, Run, planned_tiles, write_bytes
+from infer.contract.classification import ClassEntry
+from infer.contract.rasters import MapManifest, MappedClass, MapZone
+from infer.contract.record import to_json
 from preproc.classify.tile_map import read_prediction
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.figure import class_figure
 from preproc.raster.legend import (
-    LegendEntry,
     class_colours,
     colour_table,
     gdal_categories,
@@ -31,7 +32,6 @@ from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.progress import Bar, progress
 from preproc.run.stage import Unit
 
-KIND = "map"
 AREAS_ARE = "pixel counts, not an area estimate"
 CONFIDENCE_IS = "probability that the classifier gives to the mapped class, in percent (1-100); not calibrated"
 _HECTARES = PIXEL_SIZE**2 / 10_000
@@ -55,7 +55,7 @@ class _ZoneFiles:
         return [self.classes, self.confidence, self.style, self.categories, self.item, self.figure]
 
 
-def build_map(run: Run, legend: Sequence[LegendEntry], facts: Facts, unit: Unit) -> None:
+def build_map(run: Run, legend: Sequence[ClassEntry], facts: Facts, unit: Unit) -> None:
     """Join the predicted tiles; writes every file of RUN/map and, last, its manifest.
 
     Raises:
@@ -71,20 +71,20 @@ def build_map(run: Run, legend: Sequence[LegendEntry], facts: Facts, unit: Unit)
         _write_companions(zone, facts, legend)
     write_bytes(run.map / "legend.csv", legend_csv(legend))
     files = [run.map / "legend.csv", *(path for zone in zones for path in zone.all)]
-    fields = {
-        **facts.fields(),
-        "classes": [_class_fields(entry, histogram) for entry in legend],
-        "pixels": int(histogram.sum()),
-        "hectares": round(float(histogram.sum()) * _HECTARES, 2),
-        "areas_are": AREAS_ARE,
-        "confidence_is": CONFIDENCE_IS,
-        "zones": {zone.grid.label: _zone_fields(zone) for zone in zones},
-    }
+    made = MapManifest(
+        **facts.stated(),
+        classes=tuple(_mapped(entry, histogram) for entry in legend),
+        pixels=int(histogram.sum()),
+        hectares=round(float(histogram.sum()) * _HECTARES, 2),
+        areas_are=AREAS_ARE,
+        confidence_is=CONFIDENCE_IS,
+        zones={zone.grid.label: _zone(zone) for zone in zones},
+    )
     _remove_others(run.map, files)
-    write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=files, fields=fields)
+    made.write(unit.manifest, inputs=unit.inputs, files=files)
 
 
-def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, legend: Sequence[LegendEntry]) -> _ZoneFiles:
+def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, legend: Sequence[ClassEntry]) -> _ZoneFiles:
     tags = facts.tags()
     classes_tags = {**tags, "SMALTI_CONTENT": "class codes", **legend_tags(legend)}
     return _ZoneFiles(
@@ -121,7 +121,7 @@ def _write_zone(run: Run, zone: _ZoneFiles, histogram: NDArray[np.int64], bar: B
     histogram[0] = 0
 
 
-def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEntry]) -> None:
+def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[ClassEntry]) -> None:
     write_bytes(zone.style, qgis_style(legend))
     write_bytes(zone.categories, gdal_categories(legend))
     shown = picture([zone.classes], zone.grid, lambda strips: class_colours(strips[0][..., 0], legend))
@@ -140,36 +140,30 @@ def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[LegendEnt
     ]
     properties = {
         "title": f"Class map, UTM zone {zone.grid.label}, {window}",
-        "smalti:model": facts.fields()["model"],
+        "smalti:model": to_json(facts.encoder),
         "smalti:data_sources": list(facts.data_sources),
     }
     write_item(zone.item, zone.grid, facts.window, assets, properties, of=(facts.region, facts.model))
 
 
-def _class_fields(entry: LegendEntry, histogram: NDArray[np.int64]) -> dict[str, Any]:
+def _mapped(entry: ClassEntry, histogram: NDArray[np.int64]) -> MappedClass:
     pixels = int(histogram[entry.code].sum())
-    return {
-        "code": entry.code,
-        "name": entry.name,
-        "color": entry.color,
-        "pixels": pixels,
-        "hectares": round(pixels * _HECTARES, 2),
-        "pixels_by_confidence": histogram[entry.code].tolist(),  # index: percent, 0..100
-    }
+    by_confidence = tuple(histogram[entry.code].tolist())
+    return MappedClass(entry.code, entry.name, entry.color, pixels, round(pixels * _HECTARES, 2), by_confidence)
 
 
-def _zone_fields(zone: _ZoneFiles) -> dict[str, Any]:
-    return {
-        "epsg": zone.grid.epsg,
-        "width": zone.grid.width,
-        "height": zone.grid.height,
-        "bounds": list(zone.grid.bounds),
-        "classes": zone.classes.name,
-        "confidence": zone.confidence.name,
-        "style": zone.style.name,
-        "item": zone.item.name,
-        "picture": zone.figure.name,
-    }
+def _zone(zone: _ZoneFiles) -> MapZone:
+    return MapZone(
+        epsg=zone.grid.epsg,
+        width=zone.grid.width,
+        height=zone.grid.height,
+        bounds=zone.grid.bounds,
+        classes=zone.classes.name,
+        confidence=zone.confidence.name,
+        style=zone.style.name,
+        item=zone.item.name,
+        picture=zone.figure.name,
+    )
 
 
 def _remove_others(folder: Path, files: Sequence[Path]) -> None:

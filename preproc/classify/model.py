@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,13 @@ import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, read_manifest, verify_files, write_manifest, writing
+from infer.contract import FormatError, Run, writing
+from infer.contract.classification import ClassEntry, ClassifierManifest
 
-_MANIFEST = Run(Path()).model_manifest.name
 CLASSIFIER = "classifier.cbm"
 OUT_OF_FOLD = "oof.parquet"
 TRIALS = "trials.jsonl"
-KIND = "classifier"
 _REMEDY = "run `smalti train` again"
-
-
-@dataclass(frozen=True)
-class ClassEntry:
-    """One class of the legend."""
-
-    code: int
-    """1..255, as in the map; 0 is nodata."""
-    name: str
-    color: str
-    """'#rrggbb'."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +63,19 @@ def probabilities(model: CatBoostClassifier, x_nc: NDArray[np.float32], *, threa
 def save_classifier(
     folder: Path,
     model: CatBoostClassifier,
-    classes: Sequence[ClassEntry],
-    dim: int,
+    about: ClassifierManifest,
     *,
     inputs: Mapping[str, Any],
     files: Sequence[Path],
-    fields: Mapping[str, Any],
 ) -> None:
     """Write classifier.cbm and, last, the manifest. Equal models have equal bytes.
 
     Args:
         folder: where to, usually a temporary one; see `infer.contract.atomic_dir`.
         model: fitted on class codes.
-        classes: legend of the codes the model knows.
-        dim: embedding numbers.
+        about: its legend, its dimensions and how it came about.
         inputs: fingerprint of what it was made from.
         files: what else stands in `folder` and belongs to it.
-        fields: for the manifest.
     """
     # CatBoost notes when a model was trained, and a random identity: both would make equal models differ.
     metadata = model.get_metadata()
@@ -99,9 +83,7 @@ def save_classifier(
     metadata["model_guid"] = ""
     path = folder / CLASSIFIER
     _save(path, model)
-    legend = [asdict(entry) for entry in classes]
-    content = {**fields, "classes": legend, "dim": dim}
-    write_manifest(folder / _MANIFEST, KIND, inputs=inputs, files=[path, *files], fields=content)
+    about.write(folder / ClassifierManifest.path(Run(folder)).name, inputs=inputs, files=[path, *files])
 
 
 def _save(path: Path, model: CatBoostClassifier) -> None:
@@ -119,38 +101,18 @@ def load_classifier(run: Run) -> Classifier:
     Raises:
         FormatError: one line that names the file and what is wrong with it.
     """
-    path = run.model_manifest
-    manifest = read_manifest(path, KIND, remedy="run `smalti train`")
-    verify_files(path, manifest, remedy=_REMEDY)
-    if CLASSIFIER not in manifest["files"]:
-        raise FormatError(f"{path}: does not list {CLASSIFIER}: {_REMEDY}")
-    classes, dim = read_legend(path, manifest)
+    about = ClassifierManifest.read(run).verify(run)
+    if CLASSIFIER not in about.files:
+        raise FormatError(f"{run.model_manifest}: does not list {CLASSIFIER}: {_REMEDY}")
     model = CatBoostClassifier()
     try:
         model.load_model(str(run.model / CLASSIFIER), format="cbm")
     except CatBoostError as error:
         raise FormatError(f"{run.model / CLASSIFIER}: not a CatBoost model ({error}): {_REMEDY}") from error
     codes = [int(code) for code in model.classes_]
-    if codes != [entry.code for entry in classes] or len(model.feature_names_) != dim:
+    if codes != [entry.code for entry in about.classes] or len(model.feature_names_) != about.dim:
         raise FormatError(
-            f"{path}: its classes or dimensions are not those of {CLASSIFIER} "
+            f"{run.model_manifest}: its classes or dimensions are not those of {CLASSIFIER} "
             f"(codes {codes}, {len(model.feature_names_)} dimensions): {_REMEDY}"
         )
-    return Classifier(classes, dim, model)
-
-
-def read_legend(path: Path, manifest: Mapping[str, Any]) -> tuple[tuple[ClassEntry, ...], int]:
-    """Classes and dimensions of a classifier's manifest.
-
-    Raises:
-        FormatError: if they are not there or not what they should be.
-    """
-    try:
-        classes = tuple(ClassEntry(int(e["code"]), str(e["name"]), str(e["color"])) for e in manifest["classes"])
-        dim = int(manifest["dim"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: its classes cannot be read ({error!r}): {_REMEDY}") from error
-    for entry in classes:
-        if not 1 <= entry.code <= 255 or not re.fullmatch(r"#[0-9a-f]{6}", entry.color):
-            raise FormatError(f"{path}: class {entry.name!r} has code {entry.code}, colour {entry.color}: {_REMEDY}")
-    return classes, dim
+    return Classifier(about.classes, about.dim, model)

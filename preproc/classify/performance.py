@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from sklearn.neighbors import KDTree
 
+from infer.contract.classification import ClassEntry
 from preproc.classify.accuracy import class_scores, count_matrix, macro_f1, overall, weighted_f1
-from preproc.classify.model import ClassEntry
 from preproc.classify.out_of_fold import OutOfFold
 
 _BOOTSTRAPS = 1000

@@ -16,16 +16,14 @@ from infer.contract import (
     SmaltiError,
     planned_tiles,
     read_embedding,
-    read_manifest,
     sha256_json,
 )
-from preproc.classify.class_map import KIND as MAP_KIND
+from infer.contract.classification import ClassifierManifest
+from infer.contract.rasters import MapManifest
 from preproc.classify.class_map import build_map
-from preproc.classify.model import KIND as CLASSIFIER_KIND
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
-from preproc.raster.legend import LegendEntry
 from preproc.raster.provenance import Facts, gather_facts
 from preproc.run.config import Config
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
@@ -51,7 +49,7 @@ class PredictStage:
             embeddings[tile.name] = sha256_json(manifest["files"])
 
         facts = gather_facts(run, note)
-        classifier = classifier_fingerprint(run)
+        classifier = ClassifierManifest.read(run).fingerprint
         inputs = {
             "classifier": classifier,
             "embeddings": facts.fingerprint,
@@ -63,7 +61,9 @@ class PredictStage:
             Unit(name, prediction_paths(run, name)[1], TILE_KIND, {"classifier": classifier, "embedding": digest})
             for name, digest in embeddings.items()
         ]
-        return Session([*units, Unit("map", run.map_manifest, MAP_KIND, inputs)], lambda due: _build(run, facts, due))
+        return Session(
+            [*units, Unit("map", run.map_manifest, MapManifest.kind, inputs)], lambda due: _build(run, facts, due)
+        )
 
 
 class PredictTilesStage(PredictStage):
@@ -83,23 +83,12 @@ def _build(run: Run, facts: Facts, due: Due) -> Generator[Built]:
     tiles = {tile.name: tile for tile in planned_tiles(run)}
 
     def make(unit: Unit) -> None:
-        if unit.kind == MAP_KIND:
-            legend = [LegendEntry(entry.code, entry.name, entry.color) for entry in classifier.classes]
-            build_map(run, legend, facts, unit)
+        if unit.kind == MapManifest.kind:
+            build_map(run, classifier.classes, facts, unit)
         else:
             _predict_tile(run, classifier, tiles[unit.name], unit)
 
     yield from one_by_one(due.units, make)
-
-
-def classifier_fingerprint(run: Run) -> str:
-    """SHA-256 over the classifier's files and legend.
-
-    Raises:
-        FormatError: if there is none.
-    """
-    manifest = read_manifest(run.model_manifest, CLASSIFIER_KIND, remedy=f"run `smalti train {run.quoted}`")
-    return sha256_json([manifest["files"], manifest.get("classes"), manifest.get("dim")])
 
 
 def _fitting_classifier(run: Run, facts: Facts) -> Classifier:

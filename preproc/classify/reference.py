@@ -16,10 +16,11 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from infer.contract import PIXEL_SIZE, FormatError, Run, SmaltiError, read_manifest, verify_files
+from infer.contract import PIXEL_SIZE, FormatError, Run, SmaltiError
+from infer.contract.classification import AssessedMap, ClassEntry
+from infer.contract.rasters import MapManifest
 from preproc.classify.accuracy import Z95, Estimate, MapAccuracy, count_matrix, olofsson, stehman
 from preproc.classify.labels import LabelSet, read_labels, to_zone
-from preproc.classify.model import ClassEntry
 from preproc.classify.performance import number
 from preproc.run.config import Validate
 
@@ -49,11 +50,10 @@ def read_map(run: Run) -> ClassMap:
         FormatError: if the map is missing, damaged or has no class raster.
     """
     path = run.map_manifest
-    manifest = read_manifest(path, "map", remedy="run `smalti predict`")
-    verify_files(path, manifest, remedy=_REMEDY)
+    manifest = MapManifest.read(run).verify(run)
     files, zones, bounds = [], [], []
     counts = np.zeros(256, dtype=np.int64)
-    for name in sorted(manifest["files"]):
+    for name in sorted(manifest.files):
         if not name.lower().endswith((".tif", ".tiff")):
             continue
         try:
@@ -203,16 +203,16 @@ def map_accuracy(
     }
 
 
-def unmatched(assessed: Mapping[str, Any]) -> str | None:
+def unmatched(assessed: AssessedMap) -> str | None:
     """What to say of reference classes that the map does not have: they may be the same, written otherwise."""
-    odd = assessed["classes_not_on_the_map"]
+    odd = assessed.classes_not_on_the_map
     if not odd:
         return None
-    alike = {_loose(name): name for name in assessed["class_names"] if name not in odd}
+    alike = {_loose(name): name for name in assessed.class_names if name not in odd}
     named = [f"{name!r}" + (f" (the map has {alike[_loose(name)]!r})" if _loose(name) in alike else "") for name in odd]
-    points = sum(entry["n_reference"] for entry in assessed["per_class"] if entry["name"] in odd)
+    points = sum(entry.n_reference for entry in assessed.per_class if entry.name in odd)
     return (
-        f"{points} of {assessed['n']} reference points are of classes that the map does not have, which counts them as "
+        f"{points} of {assessed.n} reference points are of classes that the map does not have, which counts them as "
         f"wrong: {', '.join(named)}"
     )
 

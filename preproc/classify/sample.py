@@ -24,8 +24,8 @@ from infer.contract import (
     read_embedding,
     read_manifest,
     sha256_json,
-    write_manifest,
 )
+from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
 from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
@@ -64,7 +64,7 @@ class SampleStage:
             },
             "embeddings": embeddings_fingerprint(run),
         }
-        unit = Unit("samples", run.samples_manifest, "samples", inputs)
+        unit = Unit("samples", run.samples_manifest, SamplesManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
 
 
@@ -192,14 +192,11 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
         finally:
             writer.close()
         run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
-    fields = {
-        "rows": len(drawn.chosen.tile_n),
-        "dim": drawn.dim,
-        "classes": _legend(drawn),
-        "counts": dict(drawn.counts),
-    }
-    write_manifest(run.samples_manifest, "samples", inputs=inputs, files=[run.samples], fields=fields)
-    _tell(drawn.counts, fields)
+    about = SamplesManifest(
+        rows=len(drawn.chosen.tile_n), dim=drawn.dim, classes=tuple(_legend(drawn)), counts=drawn.counts
+    )
+    about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
+    _tell(about)
 
 
 def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
@@ -335,21 +332,21 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn) -> None:
         writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
 
 
-def _legend(drawn: Drawn) -> list[dict[str, Any]]:
+def _legend(drawn: Drawn) -> list[SampledClass]:
     classes = drawn.labels.classes_n[drawn.chosen.feature_n].tolist()
     groups = drawn.labels.groups_n[drawn.chosen.feature_n].tolist()
     pixels = Counter(classes)
     groups_of = Counter(value for value, _ in set(zip(classes, groups, strict=True)))
     return [
-        {"code": code, "name": str(value), "pixels": pixels[value], "groups": groups_of[value]}
+        SampledClass(code, str(value), pixels[value], groups_of[value])
         for value, code in sorted(drawn.codes.items(), key=lambda item: item[1])
     ]
 
 
-def _tell(counts: Mapping[str, int], fields: Mapping[str, Any]) -> None:
-    for reason, count in counts.items():
+def _tell(about: SamplesManifest) -> None:
+    for reason, count in about.counts.items():
         if count and reason != "features read":
             say(f"sample: {count} {reason}")
-    for entry in fields["classes"]:
-        pixels, groups = counted(entry["pixels"], "pixel"), counted(entry["groups"], "group")
-        say(f"sample: {entry['name']} (code {entry['code']}): {pixels} in {groups}")
+    for entry in about.classes:
+        pixels, groups = counted(entry.pixels, "pixel"), counted(entry.groups, "group")
+        say(f"sample: {entry.name} (code {entry.code}): {pixels} in {groups}")

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infer.contract import PIXEL_SIZE, FormatError, Run, read_manifest, verify_files
+from infer.contract import PIXEL_SIZE, FormatError, Run
+from infer.contract.classification import SamplesManifest
 from infer.contract.mixing import GOLDEN, mix64
 
 _REMEDY = "run `smalti sample` again"
@@ -122,10 +123,8 @@ def read_samples(run: Run) -> Samples:
     Raises:
         FormatError: if it is missing, damaged or not a table of samples.
     """
-    path = run.samples_manifest
-    manifest = read_manifest(path, "samples", remedy="run `smalti sample`")
-    verify_files(path, manifest, remedy=_REMEDY)
-    legend, dim = _legend(path, manifest)
+    about = SamplesManifest.read(run).verify(run)
+    legend, dim = {entry.code: entry.name for entry in sorted(about.classes, key=lambda entry: entry.code)}, about.dim
     try:
         table = pq.read_table(run.samples)
     except (pa.ArrowInvalid, OSError) as error:
@@ -144,7 +143,9 @@ def read_samples(run: Run) -> Samples:
     columns = {name: table.column(name).to_numpy() for name in ("row", "col", "x", "y", "epsg", "code")}
     unknown = sorted(set(np.unique(columns["code"]).tolist()) - legend.keys())
     if unknown:
-        raise FormatError(f"{run.samples}: has codes that {path.name} does not know ({unknown[:5]}): {_REMEDY}")
+        raise FormatError(
+            f"{run.samples}: has codes that {run.samples_manifest.name} does not know ({unknown[:5]}): {_REMEDY}"
+        )
     if not (np.isfinite(values_nc).all() and np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
         raise FormatError(f"{run.samples}: holds numbers that are not finite: {_REMEDY}")
     return Samples(
@@ -163,14 +164,6 @@ def read_samples(run: Run) -> Samples:
 
 def _strings(table: pa.Table, name: str) -> NDArray[Any]:
     return np.array(table.column(name).to_pylist(), dtype=np.str_)
-
-
-def _legend(path: Path, manifest: Mapping[str, Any]) -> tuple[dict[int, str], int]:
-    try:
-        legend = {int(entry["code"]): str(entry["name"]) for entry in manifest["classes"]}
-        return dict(sorted(legend.items())), int(manifest["dim"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: its classes cannot be read ({error!r}): {_REMEDY}") from error
 
 
 class SampleWriter:

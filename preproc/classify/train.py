@@ -11,10 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_json
+from infer.contract import Run, SmaltiError, atomic_dir, sha256_json
+from infer.contract.classification import (
+    AbsentClasses,
+    ClassEntry,
+    ClassifierManifest,
+    FoldsUsed,
+    LeftOutClass,
+    SamplesManifest,
+    Tuning,
+)
 from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
-from preproc.classify.model import KIND, OUT_OF_FOLD, TRIALS, ClassEntry, save_classifier
+from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
 from preproc.classify.out_of_fold import write_oof
 from preproc.classify.palette import palette
 from preproc.classify.table import Samples, counted, read_samples
@@ -40,10 +49,9 @@ class TrainStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
-        manifest = read_manifest(run.samples_manifest, "samples", remedy=f"run `smalti sample {run.quoted}`")
         settings = config.classify
         inputs = {
-            "samples": sha256_json(manifest["files"]),
+            "samples": SamplesManifest.read(run).files_fingerprint,
             "settings": {
                 "folds": settings.folds,
                 "trials": settings.trials,
@@ -52,7 +60,7 @@ class TrainStage:
                 "recipe": _RECIPE,
             },
         }
-        unit = Unit("classifier", run.model_manifest, KIND, inputs)
+        unit = Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
 
 
@@ -85,20 +93,20 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         bar.advance(note="cross-validated")
         model = fit(samples.values_nc, samples.code_n, chosen, settings.seed)
         bar.advance(note="trained on all samples")
-    fields = {
-        "parameters": asdict(chosen),
-        "tuning": _tuning(journal.trials, tuning, settings),
-        "folds": {"count": folds.count, "wanted": settings.folds, "absent": _absent(folds)},
-        "left_out": left_out,
-        "rows": len(samples),
-    }
+    about = ClassifierManifest(
+        classes=tuple(_legend(samples, codes_k)),
+        dim=samples.values_nc.shape[1],
+        parameters=asdict(chosen),
+        tuning=_tuning(journal.trials, tuning, settings),
+        folds=FoldsUsed(folds.count, settings.folds, _absent(folds)),
+        left_out=tuple(left_out),
+        rows=len(samples),
+    )
     with atomic_dir(run.model) as folder:
         write_oof(folder / OUT_OF_FOLD, samples, folds.fold_n, codes_k, values_nk)
         (folder / TRIALS).write_bytes(published(journal.trials))
         files = [folder / OUT_OF_FOLD, folder / TRIALS]
-        legend = _legend(samples, codes_k)
-        dim = samples.values_nc.shape[1]
-        save_classifier(folder, model, legend, dim, inputs=inputs, files=files, fields=fields)
+        save_classifier(folder, model, about, inputs=inputs, files=files)
     (_work(run) / TRIALS).unlink(missing_ok=True)
 
 
@@ -107,29 +115,23 @@ def _work(run: Run) -> Path:
     return run.logs / "study"
 
 
-def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[dict[str, Any]]]:
+def trainable(samples: Samples, min_groups: int) -> tuple[Samples, list[LeftOutClass]]:
     """Leave out classes with too few groups to be cross-validated.
 
     Returns:
-        The samples of the other classes, and what was left out: code, name, groups, pixels.
+        The samples of the other classes, and what was left out.
 
     Raises:
         SmaltiError: if fewer than two classes remain.
     """
     groups = groups_per_class(samples.code_n, samples.group_n)
     few = [code for code, count in groups.items() if count < min_groups]
-    left_out: list[dict[str, Any]] = [
-        {
-            "code": code,
-            "name": samples.legend[code],
-            "groups": groups[code],
-            "pixels": int((samples.code_n == code).sum()),
-        }
-        for code in few
+    left_out = [
+        LeftOutClass(code, samples.legend[code], groups[code], int((samples.code_n == code).sum())) for code in few
     ]
     for entry in left_out:
         say(
-            f"train: {entry['name']} is left out: it has {counted(entry['groups'], 'group')}, [classify] min_groups "
+            f"train: {entry.name} is left out: it has {counted(entry.groups, 'group')}, [classify] min_groups "
             f"asks for {min_groups}"
         )
     if len(groups) - len(few) < 2:
@@ -149,22 +151,22 @@ def _tell_folds(folds: Folds, samples: Samples, settings: Classify) -> None:
         say(f"train: fold {fold + 1} tests no {names}: fewer groups than folds")
 
 
-def _absent(folds: Folds) -> list[dict[str, Any]]:
-    return [{"fold": fold, "codes": codes} for fold, codes in folds.absent.items()]
+def _absent(folds: Folds) -> tuple[AbsentClasses, ...]:
+    return tuple(AbsentClasses(fold, tuple(codes)) for fold, codes in folds.absent.items())
 
 
-def _tuning(trials: list[Trial], tuning: Samples, settings: Classify) -> dict[str, Any]:
+def _tuning(trials: list[Trial], tuning: Samples, settings: Classify) -> Tuning:
     if not trials:
-        return {"trials": 0, "rows": len(tuning), "note": "not tuned: the default parameters"}
+        return Tuning(0, len(tuning), "not tuned: the default parameters")
     top = best(trials)
-    return {
-        "trials": len(trials),
-        "rows": len(tuning),
-        "best_trial": top.number,
-        "macro_f1": top.score,
-        "optimism": tuning_optimism(trials, tuning.code_n, tuning.group_n, settings.seed),
-        "note": "grouped cross-validation of the best trial; its optimism is what choosing the best adds",
-    }
+    return Tuning(
+        trials=len(trials),
+        rows=len(tuning),
+        note="grouped cross-validation of the best trial; its optimism is what choosing the best adds",
+        best_trial=top.number,
+        macro_f1=top.score,
+        optimism=tuning_optimism(trials, tuning.code_n, tuning.group_n, settings.seed),
+    )
 
 
 def _legend(samples: Samples, codes_k: NDArray[Any]) -> list[ClassEntry]:

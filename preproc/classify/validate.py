@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from infer.contract import Run, read_manifest, sha256_json, verify_files, write_manifest
-from preproc.classify.model import KIND, OUT_OF_FOLD, read_legend
+from infer.contract import Run
+from infer.contract.classification import AccuracyManifest, ClassifierManifest, Figure
+from infer.contract.rasters import MapManifest
+from infer.contract.record import from_json, to_json
+from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.performance import performance
-from preproc.classify.reference import map_accuracy, read_map, read_reference, unmatched
+from preproc.classify.reference import WHAT, map_accuracy, read_map, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config
@@ -36,80 +39,72 @@ class ValidateStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
-        model = read_manifest(run.model_manifest, KIND, remedy=f"run `smalti train {run.quoted}`")
-        inputs: dict[str, Any] = {"model": sha256_json(model["files"]), "seed": config.classify.seed}
+        model = ClassifierManifest.read(run).files_fingerprint
+        inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed}
         if config.validate_ is not None:
-            made = read_manifest(run.map_manifest, "map", remedy=f"run `smalti predict {run.quoted}`")
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
             if settings["encoding"] is None:
                 del settings["encoding"]  # as in files written before it could be set
-            inputs["map"] = sha256_json(made["files"])
+            inputs["map"] = MapManifest.read(run).files_fingerprint
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
-        unit = Unit("accuracy", run.accuracy, "accuracy", inputs)
+        unit = Unit("accuracy", run.accuracy, AccuracyManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
 
 
 def _write(run: Run, config: Config, unit: Unit) -> None:
-    content = accuracy(run, config)
-    write_manifest(unit.manifest, unit.kind, inputs=unit.inputs, files=[], fields=content)
-    _tell(content)
+    made = accuracy(run, config)
+    made.write(unit.manifest, inputs=unit.inputs, files=[])
+    _tell(made)
 
 
-def accuracy(run: Run, config: Config) -> dict[str, Any]:
+def accuracy(run: Run, config: Config) -> AccuracyManifest:
     """Everything that accuracy.json says.
 
     Raises:
         SmaltiError: if the classifier, the map or the reference sample is not what it should be.
     """
-    path = run.model_manifest
-    model = read_manifest(path, KIND, remedy="run `smalti train`")
-    verify_files(path, model, remedy="run `smalti train` again")
-    classes, _ = read_legend(path, model)
-    oof = read_oof(run.model / OUT_OF_FOLD, [entry.code for entry in classes])
-    figures = performance(oof, classes, config.classify.seed)
-    figures["left_out"] = model["left_out"]
-    figures["tuning"] = model["tuning"]
-    figures["tuning_note"] = TUNING_NOTE if model["tuning"]["trials"] else "not tuned"
-    content: dict[str, Any] = {
-        "performance": figures,
-        "map_accuracy": None,
-        "map_accuracy_note": NO_REFERENCE,
-        "headline": _headline(figures),
+    about = ClassifierManifest.read(run).verify(run)
+    oof = read_oof(run.model / OUT_OF_FOLD, [entry.code for entry in about.classes])
+    figures = {
+        **performance(oof, about.classes, config.classify.seed),
+        "left_out": to_json(about.left_out),
+        "tuning": to_json(about.tuning),
+        "tuning_note": TUNING_NOTE if about.tuning.trials else "not tuned",
     }
+    content = {"performance": figures, "map_accuracy": None, "map_accuracy_note": NO_REFERENCE, "headline": ""}
     if config.validate_ is not None:
         class_map = read_map(run)
-        assessed = map_accuracy(read_reference(config.validate_, class_map), class_map, classes, config.validate_)
-        odd = unmatched(assessed)
-        if odd is not None:
-            say(f"Warning: {config.validate_.reference}: {odd}")
-        content["map_accuracy"] = assessed
-        content["map_accuracy_note"] = assessed["what"]
-        content["headline"] += f"; {_map_headline(assessed)}"
-    return content
+        reference = read_reference(config.validate_, class_map)
+        content["map_accuracy"] = map_accuracy(reference, class_map, about.classes, config.validate_)
+        content["map_accuracy_note"] = WHAT
+    made = from_json(AccuracyManifest, content, run.accuracy, "this is a fault of smalti")
+    odd = None if made.map_accuracy is None else unmatched(made.map_accuracy)
+    if odd is not None and config.validate_ is not None:
+        say(f"Warning: {config.validate_.reference}: {odd}")
+    return replace(made, headline=_headline(made))
 
 
-def _headline(figures: Mapping[str, Any]) -> str:
-    pixels = figures["pixels"]
-    return (
-        f"model performance (cross-validated by group, not map accuracy): macro-F1 {_shown(pixels['macro_f1'])}, "
-        f"overall {_shown(pixels['overall_accuracy'])}"
+def _headline(made: AccuracyManifest) -> str:
+    pixels, assessed = made.performance.pixels, made.map_accuracy
+    text = (
+        f"model performance (cross-validated by group, not map accuracy): macro-F1 {_shown(pixels.macro_f1)}, "
+        f"overall {_shown(pixels.overall_accuracy)}"
     )
+    if assessed is None:
+        return text
+    return f"{text}; map accuracy ({assessed.n} reference points): overall {_shown(assessed.overall_accuracy)}"
 
 
-def _map_headline(assessed: Mapping[str, Any]) -> str:
-    return f"map accuracy ({assessed['n']} reference points): overall {_shown(assessed['overall_accuracy'])}"
-
-
-def _shown(figure: Mapping[str, Any]) -> str:
-    interval = figure["ci95"]
+def _shown(figure: Figure) -> str:
+    interval = figure.ci95
     tail = "" if interval is None else f" (95 % CI {interval[0]:.2f}-{interval[1]:.2f})"
-    return f"{figure['value']:.2f}{tail}"
+    return f"{figure.value:.2f}{tail}"
 
 
-def _tell(content: Mapping[str, Any]) -> None:
-    say(f"validate: {content['headline']}")
-    if content["map_accuracy"] is None:
-        say(f"validate: map accuracy {content['map_accuracy_note']}")
-    for entry in content["performance"]["left_out"]:
-        groups = counted(entry["groups"], "group")
-        say(f"validate: {entry['name']} was left out of training ({groups}): the map never shows it")
+def _tell(made: AccuracyManifest) -> None:
+    say(f"validate: {made.headline}")
+    if made.map_accuracy is None:
+        say(f"validate: map accuracy {made.map_accuracy_note}")
+    for entry in made.performance.left_out:
+        groups = counted(entry.groups, "group")
+        say(f"validate: {entry.name} was left out of training ({groups}): the map never shows it")

@@ -8,9 +8,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from infer.contract import Run, SmaltiError, read_plan, sha256_file
+from infer.contract import Plan, Run, SmaltiError, sha256_file
 from preproc.cluster import machine_checks, slurm
 from preproc.cluster.check_jobs import probe_nodes
 from preproc.cluster.image import engine_hash, record_path
@@ -71,11 +70,11 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
     return Findings(flatten(groups))
 
 
-def _plan(run: Run) -> Mapping[str, Any]:
+def _plan(run: Run) -> Plan | None:
     try:
-        return read_plan(run)
+        return Plan.read(run)
     except SmaltiError:
-        return {}
+        return None
 
 
 def _check_profile(run: Run, profile: Profile) -> list[Finding]:
@@ -88,13 +87,13 @@ def _check_profile(run: Run, profile: Profile) -> list[Finding]:
     return [ok("profile", f"{profile.name}: {profile.description or 'no description'}")]
 
 
-def _check_plan(run: Run, config: Config, plan: Mapping[str, Any]) -> list[Finding]:
-    if not plan:
+def _check_plan(run: Run, config: Config, plan: Plan | None) -> list[Finding]:
+    if plan is None:
         return [warning("plan", "not there or not valid", f"run `smalti plan {run.quoted}`: then more can be checked")]
     for stale in status.stale_before(stage_named("fetch"), status.Survey(run, config)):
         remedy = f"run `smalti plan {run.quoted}`: until then these checks are of the plan that is there"
         return [warning("plan", stale.told(), remedy)]
-    return [ok("plan", f"{len(plan['tiles'])} tiles")]
+    return [ok("plan", f"{len(plan.tiles)} tiles")]
 
 
 def _check_outputs(run: Run, config: Config) -> list[Finding]:
@@ -137,14 +136,16 @@ def _check_tiles(run: Run) -> list[Finding]:
     return [ok("data contract", f"band order right, source {next(iter(sources))}")] if sources else []
 
 
-def _check_memory(profile: Profile, plan: Mapping[str, Any]) -> list[Finding]:
-    estimate = plan.get("estimate", {})
+def _check_memory(profile: Profile, plan: Plan | None) -> list[Finding]:
+    if plan is None:
+        return []
     found = []
     for kind in ("fetch", "infer", "stitch"):
         job = profile.kind(kind)
-        need = int(estimate.get(kind, {}).get("memory_bytes", 0)) / 2**20
-        if not need or not job.memory or job.memory_style == "none" or (kind == "fetch" and job.where == "here"):
+        cost = plan.estimate.get(kind)
+        if cost is None or not job.memory or job.memory_style == "none" or (kind == "fetch" and job.where == "here"):
             continue
+        need = cost.memory_bytes / 2**20
         units = {"mem": 1, "mem-per-cpu": job.cpus * max(1, job.gpus), "mem-per-gpu": job.gpus}[job.memory_style]
         asked = parse_memory(job.memory) * units / (max(1, job.gpus) if kind == "infer" else 1)
         text = f"{kind}: {asked / 1024:.1f} GB asked for a process, about {need / 1024:.1f} GB needed"
@@ -235,11 +236,11 @@ def _account_findings(profile: Profile, known: Mapping[str, int] | None) -> list
     return []
 
 
-def _check_directives(run: Run, config: Config, profile: Profile, plan: Mapping[str, Any]) -> list[Finding]:
+def _check_directives(run: Run, config: Config, profile: Profile, plan: Plan | None) -> list[Finding]:
     if shutil.which("sbatch") is None:
         return [failed("directives", "sbatch is not on the PATH", "run doctor on a login node")]
     try:
-        tasks = what_is_due(run, config, profile, ()).tasks if plan else 1
+        tasks = what_is_due(run, config, profile, ()).tasks if plan is not None else 1
     except SmaltiError:
         tasks = 1
     found = []

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from infer.contract import (
     BusyError,
+    Plan,
     Run,
     SmaltiError,
     planned_tiles,
-    read_plan,
     stage_lock,
     write_bytes,
     write_model_job,
@@ -222,7 +222,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
         if any(not unit.state().complete for unit in stage_named("plan").load().open(run, config).units):
             run_one(stage_named("plan"), run, config)
         _refuse_stale(run, config, stages)
-        refuse(run, config, read_plan(run), elsewhere=True)
+        refuse(run, config, Plan.read(run), elsewhere=True)
         write_model_job(run, config.model.job())
         _fetch_here(run, config, profile, stages)
         due = _without_active(what_is_due(run, config, profile, stages, _tasks_in_use(jobs, active)), jobs, active)
@@ -248,7 +248,7 @@ def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) 
         if step.after:
             notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")
     notes += cautions(run) if due.shards["infer"] else []
-    found = preflight(run, config, read_plan(run), elsewhere=True).items
+    found = preflight(run, config, Plan.read(run), elsewhere=True).items
     notes += [f"{item.verdict}: {item.check}: {item.text}: {item.remedy}" for item in found if item.remedy]
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
 

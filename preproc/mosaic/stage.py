@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Embedding, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, write_manifest
+from infer.contract import Embedding, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.embedding import dequantise
+from infer.contract.rasters import MosaicManifest, MosaicZone, PreviewColours
+from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, PixelSample, principal_components, sample_limit
 from preproc.mosaic.quantise import to_codes
 from preproc.raster.cog import CogWriter, Layer, cog_writer, scratch_bytes
@@ -24,7 +26,6 @@ from preproc.run.config import Config
 from preproc.run.progress import Bar, progress, say
 from preproc.run.stage import Session, Unit, one_by_one
 
-KIND = "mosaic"
 _ROWS = 128
 """Rows of a tile in memory at a time."""
 CODES_NODATA = -128
@@ -41,7 +42,7 @@ class StitchStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one mosaic (a file or two per zone), and what it is made from."""
         facts = gather_facts(run)
-        unit = Unit(KIND, run.mosaic_manifest, KIND, mosaic_inputs(facts, config))
+        unit = Unit(MosaicManifest.kind, run.mosaic_manifest, MosaicManifest.kind, mosaic_inputs(facts, config))
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: build_mosaic(run, config, facts, unit)))
 
 
@@ -101,15 +102,16 @@ def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
         properties = _properties(facts, zone.grid)
         write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), properties, of=(facts.region, facts.model))
     files = [path for zone in zones for path in (*zone.rasters, zone.item, zone.preview)]
-    fields = {
-        **facts.fields(),
-        **counts,
-        "dtype": dtype,
-        "zones": {zone.grid.label: _zone_fields(zone) for zone in zones},
-        "preview": {"variance_explained": [round(float(share), 4) for share in components.share_3]},
-    }
+    made = MosaicManifest(
+        **facts.stated(),
+        pixels=counts["pixels"],
+        codes_clipped=counts["codes_clipped"],
+        dtype=dtype,
+        zones={zone.grid.label: _zone(zone) for zone in zones},
+        preview=PreviewColours(tuple(round(float(share), 4) for share in components.share_3)),
+    )
     _remove_others(run.mosaic, files)
-    write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=files, fields=fields)
+    made.write(unit.manifest, inputs=unit.inputs, files=files)
     if not facts.trained:
         say(f"stitch: the model is not trained ({facts.label}): these embeddings show that the chain works, no more")
 
@@ -212,7 +214,7 @@ def _assets(zone: _ZoneFiles, facts: Facts) -> list[AssetRecord]:
 def _properties(facts: Facts, grid: ZoneGrid) -> dict[str, Any]:
     return {
         "title": f"{_capital(facts.content)}, UTM zone {grid.label}, {facts.window[0]} to {facts.window[1]}",
-        "smalti:model": facts.fields()["model"],
+        "smalti:model": to_json(facts.encoder),
         "smalti:data_sources": list(facts.data_sources),
         "smalti:dimensions": facts.dim,
     }
@@ -222,18 +224,18 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _zone_fields(zone: _ZoneFiles) -> dict[str, Any]:
-    return {
-        "epsg": zone.grid.epsg,
-        "width": zone.grid.width,
-        "height": zone.grid.height,
-        "bounds": list(zone.grid.bounds),
-        "tiles": len(zone.grid.tiles),
-        "raster": zone.pixels.name,
-        "scales": zone.scales.name if zone.scales else None,
-        "item": zone.item.name,
-        "preview": zone.preview.name,
-    }
+def _zone(zone: _ZoneFiles) -> MosaicZone:
+    return MosaicZone(
+        epsg=zone.grid.epsg,
+        width=zone.grid.width,
+        height=zone.grid.height,
+        bounds=zone.grid.bounds,
+        tiles=len(zone.grid.tiles),
+        raster=zone.pixels.name,
+        scales=zone.scales.name if zone.scales else None,
+        item=zone.item.name,
+        preview=zone.preview.name,
+    )
 
 
 def _remove_others(folder: Path, files: list[Path]) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from infer.contract.plan import Cost
 from preproc.catalogue.scene import Scene
 from preproc.run.config import Config
 
@@ -83,15 +84,10 @@ def season_of(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> Season:
     return Season(means[0], means[1], means[2], means[3], days, least)
 
 
-def estimate(work: Work, config: Config) -> dict[str, dict[str, int]]:
-    """Bytes, files, memory and time by stage, rounded to two digits.
-
-    Returns:
-        Name -> `read_bytes`, `written_bytes`, `files`, `memory_bytes`, `seconds` on this machine (for fetch
-        mostly of waiting for the network), perhaps `gpu_seconds`.
-    """
+def estimate(work: Work, config: Config) -> dict[str, Cost]:
+    """What each stage costs, rounded to two digits."""
     stages = {"fetch": _fetch(work, config), "infer": _infer(work, config), "stitch": _stitch(work, config)}
-    return {stage: {key: _round(value) for key, value in costs.items()} for stage, costs in stages.items()}
+    return {stage: Cost(**{key: _round(value) for key, value in costs.items()}) for stage, costs in stages.items()}
 
 
 def _fetch(work: Work, config: Config) -> dict[str, float]:

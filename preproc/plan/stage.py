@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import (
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     State,
     read_model_job,
-    read_plan,
     sha256_file,
-    write_manifest,
     write_model_job,
 )
 from infer.contract.errors import FormatError
+from infer.contract.plan import FoundScenes, LeftOut, PlannedRegion, SampledTiles, SceneCount
 from infer.contract.registry import registered_model
 from preproc.catalogue.items import Harvest, SceneIndex, count_reasons, harvest, save_items, search_scenes
 from preproc.catalogue.offset import contradicts_date
@@ -124,7 +124,7 @@ def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
 
 def _archive_of(run: Run) -> dict[str, Any]:
     try:
-        archive = read_plan(run)["inputs"].get("archive")
+        archive = Plan.read(run).inputs.get("archive")
     except SmaltiError:
         return {}
     return archive if isinstance(archive, dict) else {}
@@ -137,7 +137,7 @@ def _tasks(tiles: int, config: Config, folder: Path) -> int:
     return choose_tasks(tiles, config.tiles.size, [job for job in jobs if job.where == "batch"], profile.limits)
 
 
-def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item], dict[str, Any]]:
+def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item], Plan]:
     """Cut the region, search the archive and reckon; writes nothing.
 
     Args:
@@ -146,7 +146,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
         folder: the run directory, for a site profile that lies there.
 
     Returns:
-        The items found, and the fields of plan.json.
+        The items found, and the plan.
 
     Raises:
         SmaltiError: if nothing usable is found.
@@ -155,7 +155,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     sampled = _sample(tiles)
     shards = _tasks(len(tiles), config, folder)
     order = dealt(neighbourly(tiles), shards)
-    rows = [[tile.name, tile.epsg, tile.west, tile.north] for tile in (tiles[index] for index in order)]
+    planned = tuple(tiles[index] for index in order)
     del tiles, order  # there may be a million
     items = search_scenes(config, region)
     yielded = harvest(items, config)
@@ -163,32 +163,32 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     index = SceneIndex(yielded.scenes)
     season = season_of({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
-    work = Work(len(rows), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
-    fields = {
-        "tile_size": config.tiles.size,
-        "tiles": rows,
-        "zones": dict(sorted(Counter(str(row[1]) for row in rows).items())),
-        "region": {
-            "name": region.name,
-            "fingerprint": region.fingerprint,
-            "bbox": [round(value, 6) for value in region.bounds],
-            "pixels": pixels,
-        },
-        "window": [config.region.start.isoformat(), config.region.end.isoformat()],
-        "source": config.archive.source,
-        "scenes": _scene_counts(yielded),
-        "season": {
-            "tiles_sampled": len(sampled),
-            "s2_days": round(season.s2_days, 1),
-            "s1_days": round(season.s1_days, 1),
-            "least_s2_days": season.least_s2_days,
-            "least_tile": season.least_tile,
-        },
-        "neighbours_in_shards_of": shards,
-        "estimate": estimate(work, config),
-        "warnings": _warnings(yielded, season, config),
-    }
-    return items, fields
+    work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
+    plan = Plan(
+        tile_size=config.tiles.size,
+        tiles=planned,
+        zones=dict(sorted(Counter(str(tile.epsg) for tile in planned).items())),
+        region=PlannedRegion(region.name, region.fingerprint, _rounded(region.bounds), pixels),
+        window=(config.region.start, config.region.end),
+        source=config.archive.source,
+        scenes=_found_scenes(yielded),
+        season=SampledTiles(
+            tiles_sampled=len(sampled),
+            s2_days=round(season.s2_days, 1),
+            s1_days=round(season.s1_days, 1),
+            least_s2_days=season.least_s2_days,
+            least_tile=season.least_tile,
+        ),
+        neighbours_in_shards_of=shards,
+        estimate=estimate(work, config),
+        warnings=tuple(_warnings(yielded, season, config)),
+    )
+    return items, plan
+
+
+def _rounded(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    west, south, east, north = (round(value, 6) for value in box)
+    return west, south, east, north
 
 
 def describe_plan(run: Run) -> str:
@@ -197,21 +197,20 @@ def describe_plan(run: Run) -> str:
     Raises:
         FormatError: if there is none, or it cannot be read.
     """
-    return render_plan(read_plan(run))
+    return render_plan(Plan.read(run))
 
 
-def dry_run(run: Run, config: Config) -> tuple[str, dict[str, Any]]:
-    """What `smalti plan` would find and what the run would cost, as text and as fields; writes nothing."""
-    _, fields = make_plan(config, load_region(config.region), run.root)
-    return render_plan(fields), fields
+def dry_run(run: Run, config: Config) -> tuple[str, Plan]:
+    """What `smalti plan` would find and what the run would cost, as text and as a plan; writes nothing."""
+    _, plan = make_plan(config, load_region(config.region), run.root)
+    return render_plan(plan), plan
 
 
 def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:
-    items, fields = make_plan(config, region, run.root)
+    items, plan = make_plan(config, region, run.root)
     run.plan.unlink(missing_ok=True)  # from here on the old plan no longer fits its items
-    files = save_items(run, items)
-    write_manifest(run.plan, "plan", inputs=unit.inputs, files=files, fields=fields)
-    say(render_plan(fields))
+    plan.write(run.plan, inputs=unit.inputs, files=save_items(run, items))
+    say(render_plan(plan))
 
 
 def _check_scenes(found: Harvest, config: Config) -> None:
@@ -246,22 +245,18 @@ def _parameters(config: Config) -> int:
     return path.stat().st_size // 4 if path is not None and path.is_file() else 1_000_000
 
 
-def _scene_counts(found: Harvest) -> dict[str, Any]:
+def _found_scenes(found: Harvest) -> FoundScenes:
     groups: dict[str, Counter[str]] = {"s2": Counter(), "s1_ascending": Counter(), "s1_descending": Counter()}
     for scene in found.scenes:
         groups["s2" if scene.modality == "s2" else f"s1_{scene.orbit}"][scene.day.isoformat()] += 1
-    return {
-        **{name: {"scenes": days.total(), "days": dict(sorted(days.items()))} for name, days in groups.items()},
-        "duplicates": len(found.duplicates),
-        "rejected": [
-            {
-                "reason": reason,
-                "items": count,
-                "examples": [name for name, why in found.rejected.items() if why == reason][:3],
-            }
+    return FoundScenes(
+        **{name: SceneCount(days.total(), dict(sorted(days.items()))) for name, days in groups.items()},
+        duplicates=len(found.duplicates),
+        rejected=tuple(
+            LeftOut(reason, count, tuple([name for name, why in found.rejected.items() if why == reason][:3]))
             for reason, count in count_reasons(found.rejected)
-        ],
-    }
+        ),
+    )
 
 
 def _warnings(found: Harvest, season: Season, config: Config) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from preproc.raster.legend import LegendEntry
+from infer.contract.classification import ClassEntry
 from preproc.raster.preview import Picture
 
 _DPI = 150
@@ -34,7 +34,7 @@ def length_text(metres: int) -> str:
     return f"{metres // 1000} km" if metres % 1000 == 0 else f"{metres} m"
 
 
-def class_figure(shown: Picture, entries: Sequence[LegendEntry], title: str, note: str) -> bytes:
+def class_figure(shown: Picture, entries: Sequence[ClassEntry], title: str, note: str) -> bytes:
     """PNG of a class map.
 
     Args:

@@ -7,39 +7,24 @@ import io
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.classification import ClassEntry
+
 NODATA_NAME = "no data"
 
 
-@dataclass(frozen=True)
-class LegendEntry:
-    """One class."""
-
-    code: int
-    """1..255; 0 is nodata."""
-    name: str
-    color: str
-    """'#rrggbb'."""
-
-    @property
-    def rgb(self) -> tuple[int, int, int]:
-        """Red, green, blue, 0..255."""
-        return int(self.color[1:3], 16), int(self.color[3:5], 16), int(self.color[5:7], 16)
-
-
-def colour_table(entries: Sequence[LegendEntry]) -> dict[int, tuple[int, int, int, int]]:
+def colour_table(entries: Sequence[ClassEntry]) -> dict[int, tuple[int, int, int, int]]:
     """Value -> red, green, blue, alpha of a GeoTIFF's colour table; nodata is transparent."""
     table = {0: (0, 0, 0, 0)}
     table.update({entry.code: (*entry.rgb, 255) for entry in entries})
     return table
 
 
-def class_colours(codes_hw: NDArray[np.uint8], entries: Sequence[LegendEntry]) -> NDArray[np.uint8]:
+def class_colours(codes_hw: NDArray[np.uint8], entries: Sequence[ClassEntry]) -> NDArray[np.uint8]:
     """(H, W, 4) red, green, blue and alpha of class codes; nodata is transparent."""
     table = np.zeros((256, 4), dtype=np.uint8)
     for code, colour in colour_table(entries).items():
@@ -48,7 +33,7 @@ def class_colours(codes_hw: NDArray[np.uint8], entries: Sequence[LegendEntry]) -
     return colours
 
 
-def legend_csv(entries: Sequence[LegendEntry]) -> bytes:
+def legend_csv(entries: Sequence[ClassEntry]) -> bytes:
     """code,name,color with a header line."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -57,12 +42,12 @@ def legend_csv(entries: Sequence[LegendEntry]) -> bytes:
     return stream.getvalue().encode()
 
 
-def legend_tags(entries: Sequence[LegendEntry]) -> dict[str, str]:
+def legend_tags(entries: Sequence[ClassEntry]) -> dict[str, str]:
     """GeoTIFF tags SMALTI_CLASS_<code> with the names."""
     return {f"SMALTI_CLASS_{entry.code}": entry.name for entry in entries}
 
 
-def qgis_style(entries: Sequence[LegendEntry]) -> bytes:
+def qgis_style(entries: Sequence[ClassEntry]) -> bytes:
     """A .qml file: QGIS applies it by itself when it stands beside the raster with the same name."""
     root = Element("qgis", version="3.22.0", styleCategories="AllStyleCategories")
     renderer = SubElement(
@@ -76,7 +61,7 @@ def qgis_style(entries: Sequence[LegendEntry]) -> bytes:
     return b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _text(root)
 
 
-def gdal_categories(entries: Sequence[LegendEntry]) -> bytes:
+def gdal_categories(entries: Sequence[ClassEntry]) -> bytes:
     """A .aux.xml file: category names and a raster attribute table, as GDAL, R's terra and ArcGIS read them."""
     root = Element("PAMDataset")
     band = SubElement(root, "PAMRasterBand", band="1")
@@ -98,7 +83,7 @@ def gdal_categories(entries: Sequence[LegendEntry]) -> bytes:
     return _text(root)
 
 
-def slugs(entries: Sequence[LegendEntry]) -> list[str]:
+def slugs(entries: Sequence[ClassEntry]) -> list[str]:
     """The names as STAC's classification extension allows them: ASCII letters, digits, - and _, no two alike.
 
     Accents are dropped ("Blé" is "Ble"); a name without a Latin letter or digit is named by its code.

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from infer.contract import (
     REGISTRY,
     SOFTWARE,
     FormatError,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     embedding_paths,
-    planned_tiles,
     read_manifest,
-    read_plan,
     sha256_json,
     verify_files,
 )
+from infer.contract.rasters import Encoder, Window
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
@@ -79,21 +80,20 @@ class Facts:
             "SMALTI_EMBEDDINGS": "int8 codes and scales" if self.int8 else "float32",
         }
 
-    def fields(self) -> dict[str, Any]:
-        """The same for manifests."""
+    @property
+    def encoder(self) -> Encoder:
+        """The model, as manifests and STAC items state it."""
+        return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint)
+
+    def stated(self) -> dict[str, Any]:
+        """The fields of `Provenance`."""
         return {
-            "model": {
-                "name": self.model,
-                "label": self.label,
-                "trained": self.trained,
-                "family": self.family,
-                "checkpoint": self.checkpoint,
-            },
+            "model": self.encoder,
             "dim": self.dim,
             "embeddings_as": "int8" if self.int8 else "float32",
-            "data_sources": list(self.data_sources),
+            "data_sources": self.data_sources,
             "archive": self.archive,
-            "window": {"start": self.window[0], "end": self.window[1]},
+            "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
 
@@ -109,8 +109,8 @@ def gather_facts(
     Raises:
         SmaltiError: if tiles lack a valid embedding (how many, and the first few), or were made by different models.
     """
-    plan = read_plan(run)
-    tiles = planned_tiles(run)
+    plan = Plan.read(run)
+    tiles = plan.tiles
     if not tiles:
         raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
     first: dict[str, Any] = {}
@@ -135,7 +135,6 @@ def gather_facts(
     _check_complete(run, lacking, len(tiles))
     try:
         model = first["model"]
-        start, end = plan["window"]
         return Facts(
             model=str(model["name"]),
             label=str(model["label"]),
@@ -145,16 +144,14 @@ def gather_facts(
             dim=_dim(tiles[0].name, first),
             int8=_is_int8(tiles[0].name, first),
             data_sources=tuple(sorted(sources)),
-            archive=str(plan["source"]),
-            window=(str(start), str(end)),
-            region=str(plan["region"]["name"]),
+            archive=plan.source,
+            window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
+            region=plan.region.name,
             fingerprint=digest.hexdigest(),
         )
     except (KeyError, TypeError, ValueError) as error:
         where = embedding_paths(run.embeddings, tiles[0].name)[2]
-        raise FormatError(
-            f"{where}: it or plan.json lacks what a mosaic has to state ({error!r}): {_REMEDY}"
-        ) from error
+        raise FormatError(f"{where}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
 def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:

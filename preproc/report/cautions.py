@@ -34,7 +34,7 @@ def cautions(sources: Sources, seen: Observations, *, truth_known: bool = False)
         truth_known: every pixel of the map can be compared with what it truly is.
     """
     found = [*_about_the_encoder(sources), *_about_the_labels(sources)]
-    if sources.accuracy["map_accuracy"] is None and not truth_known:
+    if sources.accuracy.map_accuracy is None and not truth_known:
         text = (
             "No independent reference sample was given, so the accuracy of the map itself is not known. The model's "
             "performance tells how well the classifier recognises labelled groups that it has not seen."
@@ -49,16 +49,16 @@ def _about_the_encoder(sources: Sources) -> list[Caution]:
     if sources.simulated:
         text = "The scenes, the fields and the labels were made up by a program. Nothing here is about a real place."
         found.append(Caution("Simulated data", text, True))
-    model = sources.map["model"]
-    if not model["trained"]:
+    model = sources.map.model
+    if not model.trained:
         text = (
-            f"The embeddings come from “{model['label']}”. Its numbers carry some of the season's signal, as random "
+            f"The embeddings come from “{model.label}”. Its numbers carry some of the season's signal, as random "
             "projections do, but they are not TESSERA embeddings. This map shows that the chain works, no more."
         )
         found.append(Caution("The encoder is not trained", text, True))
-    elif model["name"] in REGISTRY and REGISTRY[model["name"]].bundled:
+    elif model.name in REGISTRY and REGISTRY[model.name].bundled:
         text = (
-            f"The embeddings come from “{model['label']}”, a small encoder that was trained on simulated land. They "
+            f"The embeddings come from “{model.label}”, a small encoder that was trained on simulated land. They "
             "are not TESSERA embeddings; within one season plain monthly medians tell crops apart better. For a map "
             "that is to be used take a published model: `smalti weights list`."
         )
@@ -68,18 +68,18 @@ def _about_the_encoder(sources: Sources) -> list[Caution]:
 
 def _about_the_labels(sources: Sources) -> list[Caution]:
     found = []
-    performance = sources.accuracy["performance"]
-    left_out = performance["left_out"]
+    performance = sources.accuracy.performance
+    left_out = performance.left_out
     if left_out:
-        names = ", ".join(f"{entry['name']} ({entry['groups']})" for entry in left_out)
+        names = ", ".join(f"{entry.name} ({entry.groups})" for entry in left_out)
         text = (
             f"Too few groups of labels to learn from: {names}. Where these grow, the map shows another class. "
             "The figures below know nothing of them."
         )
         found.append(Caution("Classes left out", text, True))
-    few = [entry for entry in performance["pixels"]["per_class"] if entry["n_groups"] < FEW_GROUPS]
+    few = [entry for entry in performance.pixels.per_class if entry.n_groups < FEW_GROUPS]
     if few:
-        names = ", ".join(f"{entry['name']} ({entry['n_groups']})" for entry in few)
+        names = ", ".join(f"{entry.name} ({entry.n_groups})" for entry in few)
         text = f"Classes with fewer than {FEW_GROUPS} groups of labels: {names}. Read their figures with care."
         found.append(Caution("Little evidence for some classes", text, False))
     return found
@@ -106,7 +106,7 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
             "figures on observations leave them out."
         )
         found.append(Caution("Time series removed", text, False))
-    found += [Caution("From the plan", str(text), False) for text in sources.plan.get("warnings", [])]
+    found += [Caution("From the plan", text, False) for text in sources.plan.warnings]
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infer.contract.classification import Figure
+from infer.contract.rasters import MappedClass
 from preproc.report.observations import Observations
 
 CHART_WIDTH, CHART_HEIGHT = 760, 230
@@ -18,26 +20,26 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
-def interval(estimate: Mapping[str, Any] | None) -> str:
+def interval(estimate: Figure | None) -> str:
     """The 95 % interval of a share, for example 67–81 %; empty if there is none."""
-    if estimate is None or estimate["ci95"] is None:
+    if estimate is None or estimate.ci95 is None:
         return ""
-    low, high = estimate["ci95"]
+    low, high = estimate.ci95
     return f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
 
 
-def percent_with_interval(estimate: Mapping[str, Any] | None) -> str:
+def percent_with_interval(estimate: Figure | None) -> str:
     """For example 74 % (67–81 %)."""
     if estimate is None:
         return "–"
     around = interval(estimate)
-    return percent(estimate["value"]) + (f" ({around})" if around else "")
+    return percent(estimate.value) + (f" ({around})" if around else "")
 
 
-def score_with_interval(estimate: Mapping[str, Any]) -> str:
+def score_with_interval(estimate: Figure) -> str:
     """For example 0.65 (0.58–0.71)."""
-    around = estimate["ci95"]
-    return f"{estimate['value']:.2f}" + ("" if around is None else f" ({around[0]:.2f}–{around[1]:.2f})")
+    around = estimate.ci95
+    return f"{estimate.value:.2f}" + ("" if around is None else f" ({around[0]:.2f}–{around[1]:.2f})")
 
 
 def whole(value: float) -> str:
@@ -50,11 +52,11 @@ def hectares(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}"
 
 
-def hectares_with_interval(estimate: Mapping[str, Any]) -> str:
+def hectares_with_interval(estimate: Figure) -> str:
     """For example 1,200 (1,050–1,350)."""
-    interval = estimate["ci95"]
+    interval = estimate.ci95
     tail = "" if interval is None else f" ({hectares(interval[0])}–{hectares(interval[1])})"
-    return hectares(estimate["value"]) + tail
+    return hectares(estimate.value) + tail
 
 
 @dataclass(frozen=True)
@@ -106,40 +108,37 @@ def worst_mix_ups(names: Sequence[str], cells: Sequence[Sequence[Cell]], least: 
     return sorted(found, key=lambda mix_up: (-mix_up.share, mix_up.reference, mix_up.mapped))[:3]
 
 
-def class_areas(classes: Sequence[Mapping[str, Any]], threshold: float) -> list[dict[str, Any]]:
+def class_areas(classes: Sequence[MappedClass], threshold: float) -> list[dict[str, Any]]:
     """Rows of the table of areas, largest first.
 
     Args:
         classes: of map.json.
         threshold: confidence (0..1) below which a pixel counts as uncertain.
     """
-    total = sum(entry["pixels"] for entry in classes)
+    total = sum(entry.pixels for entry in classes)
     limit = threshold * 100
     rows = []
-    for entry in sorted(classes, key=lambda entry: (-entry["pixels"], entry["code"])):
-        counts = entry["pixels_by_confidence"]
+    for entry in sorted(classes, key=lambda entry: (-entry.pixels, entry.code)):
+        counts = entry.pixels_by_confidence
         uncertain = sum(count for level, count in enumerate(counts) if level < limit)
         rows.append(
             {
-                "name": entry["name"],
-                "color": entry["color"],
-                "pixels": entry["pixels"],
-                "hectares": entry["hectares"],
-                "share": entry["pixels"] / total if total else None,
-                "uncertain": uncertain / entry["pixels"] if entry["pixels"] else None,
+                "name": entry.name,
+                "color": entry.color,
+                "pixels": entry.pixels,
+                "hectares": entry.hectares,
+                "share": entry.pixels / total if total else None,
+                "uncertain": uncertain / entry.pixels if entry.pixels else None,
             }
         )
     return rows
 
 
-def uncertain_share(classes: Sequence[Mapping[str, Any]], threshold: float) -> float | None:
+def uncertain_share(classes: Sequence[MappedClass], threshold: float) -> float | None:
     """Share of all mapped pixels below the confidence threshold."""
-    total = sum(entry["pixels"] for entry in classes)
+    total = sum(entry.pixels for entry in classes)
     below = sum(
-        count
-        for entry in classes
-        for level, count in enumerate(entry["pixels_by_confidence"])
-        if level < threshold * 100
+        count for entry in classes for level, count in enumerate(entry.pixels_by_confidence) if level < threshold * 100
     )
     return below / total if total else None
 

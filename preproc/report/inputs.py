@@ -5,48 +5,44 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from infer.contract import (
     QUALITY_FILE,
     TILE_MANIFEST,
     FormatError,
+    Plan,
+    Record,
     Run,
     SmaltiError,
-    planned_tiles,
     read_json,
-    read_manifest,
-    read_plan,
     sha256_file,
-    sha256_json,
-    verify_files,
 )
+from infer.contract.classification import AccuracyManifest, ClassifierManifest, SamplesManifest
+from infer.contract.rasters import MapManifest, MosaicManifest
 
 
 @dataclass(frozen=True)
 class Sources:
     """The manifests."""
 
-    plan: Mapping[str, Any]
-    mosaic: Mapping[str, Any]
-    samples: Mapping[str, Any]
-    model: Mapping[str, Any]
-    map: Mapping[str, Any]
-    accuracy: Mapping[str, Any]
+    plan: Plan
+    mosaic: MosaicManifest
+    samples: SamplesManifest
+    model: ClassifierManifest
+    map: MapManifest
+    accuracy: AccuracyManifest
     simulated: bool
     """The scenes say of themselves that they are made up."""
 
 
-def manifest_paths(run: Run) -> dict[str, tuple[Path, str, str]]:
-    """Name -> path, kind and the command that makes it, of everything the report needs."""
-    return {
-        "mosaic": (run.mosaic_manifest, "mosaic", "stitch"),
-        "samples": (run.samples_manifest, "samples", "sample"),
-        "model": (run.model_manifest, "classifier", "train"),
-        "map": (run.map_manifest, "map", "predict"),
-        "accuracy": (run.accuracy, "accuracy", "validate"),
-    }
+_KINDS: Mapping[str, type[Record]] = {
+    "mosaic": MosaicManifest,
+    "samples": SamplesManifest,
+    "model": ClassifierManifest,
+    "map": MapManifest,
+    "accuracy": AccuracyManifest,
+}
+"""What the report needs besides the plan."""
 
 
 def fingerprint(run: Run) -> dict[str, str]:
@@ -55,13 +51,13 @@ def fingerprint(run: Run) -> dict[str, str]:
     Raises:
         FormatError: if one is missing or not what it should be; the message says which command makes it.
     """
-    read_plan(run)
+    plan = Plan.read(run)
     found = {"plan": sha256_file(run.plan)}
-    for name, (path, kind, command) in manifest_paths(run).items():
-        read_manifest(path, kind, remedy=f"run `smalti {command} {run.quoted}`")
-        found[name] = sha256_file(path)
+    for name, kind in _KINDS.items():
+        kind.read(run)
+        found[name] = sha256_file(kind.path(run))
     digest = hashlib.sha256()
-    for tile in planned_tiles(run):
+    for tile in plan.tiles:
         for file in (TILE_MANIFEST, QUALITY_FILE):
             path = run.tiles / tile.name / file
             digest.update(sha256_file(path).encode() if path.is_file() else b"-")
@@ -75,29 +71,28 @@ def read_sources(run: Run) -> Sources:
     Raises:
         SmaltiError: if something is missing or damaged, or if parts were made from different models or embeddings.
     """
-    read: dict[str, dict[str, Any]] = {}
-    for name, (path, kind, command) in manifest_paths(run).items():
-        remedy = f"run `smalti {command} {run.quoted}`"
-        read[name] = read_manifest(path, kind, remedy=remedy)
+    sources = Sources(
+        plan=Plan.read(run),
         # mosaics may be many gigabytes, and the report shows none of their bytes but the preview's
-        verify_files(path, read[name], checksums=name != "mosaic", remedy=f"{remedy} again")
-    _check_consistent(run, read)
-    return Sources(plan=read_plan(run), simulated=_is_simulated(run), **read)
+        mosaic=MosaicManifest.read(run).verify(run, checksums=False),
+        samples=SamplesManifest.read(run).verify(run),
+        model=ClassifierManifest.read(run).verify(run),
+        map=MapManifest.read(run).verify(run),
+        accuracy=AccuracyManifest.read(run).verify(run),
+        simulated=_is_simulated(run),
+    )
+    _check_consistent(run, sources)
+    return sources
 
 
-def _check_consistent(run: Run, read: Mapping[str, Mapping[str, Any]]) -> None:
-    model = read["model"]
-    classifier = sha256_json([model["files"], model.get("classes"), model.get("dim")])
+def _check_consistent(run: Run, read: Sources) -> None:
     pairs = {
         "the map and the mosaic were made from different embeddings": (
-            read["map"]["inputs"].get("embeddings"),
-            read["mosaic"]["inputs"].get("embeddings"),
+            read.map.inputs.get("embeddings"),
+            read.mosaic.inputs.get("embeddings"),
         ),
-        "the map was made by another classifier": (read["map"]["inputs"].get("classifier"), classifier),
-        "accuracy.json is about another classifier": (
-            read["accuracy"]["inputs"].get("model"),
-            sha256_json(model["files"]),
-        ),
+        "the map was made by another classifier": (read.map.inputs.get("classifier"), read.model.fingerprint),
+        "accuracy.json is about another classifier": (read.accuracy.inputs.get("model"), read.model.files_fingerprint),
     }
     for problem, (one, other) in pairs.items():
         if one != other:

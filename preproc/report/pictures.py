@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,9 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from infer.contract import Run, child, planned_tiles
+from infer.contract.rasters import MapManifest, MosaicManifest
 from preproc.raster.figure import length_text, scale_length
-from preproc.raster.legend import LegendEntry, class_colours
+from preproc.raster.legend import class_colours
 from preproc.raster.preview import Picture, picture, png_bytes
 from preproc.raster.zones import ZoneGrid, zone_grids
 
@@ -34,19 +34,19 @@ class Shown:
     """Length of the scale bar in percent of the picture's width."""
 
 
-def class_pictures(run: Run, made: Mapping[str, Any], legend: Sequence[LegendEntry]) -> list[Shown]:
+def class_pictures(run: Run, made: MapManifest) -> list[Shown]:
     """The class map of each zone."""
 
     def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
-        return class_colours(strips[0][..., 0], legend)
+        return class_colours(strips[0][..., 0], made.classes)
 
     return [
-        _shown(grid, picture([child(run.map, made["zones"][grid.label]["classes"])], grid, colours))
+        _shown(grid, picture([child(run.map, made.zones[grid.label].classes)], grid, colours))
         for grid in zone_grids(planned_tiles(run))
     ]
 
 
-def confidence_pictures(run: Run, made: Mapping[str, Any]) -> list[Shown]:
+def confidence_pictures(run: Run, made: MapManifest) -> list[Shown]:
     """The confidence of each zone: dark 0 %, bright 100 %."""
     table = (colormaps[CONFIDENCE_COLOURS](np.arange(256) / 100, bytes=True)).astype(np.uint8)
     table[0] = 0
@@ -56,7 +56,7 @@ def confidence_pictures(run: Run, made: Mapping[str, Any]) -> list[Shown]:
         return shaded
 
     return [
-        _shown(grid, picture([child(run.map, made["zones"][grid.label]["confidence"])], grid, colours))
+        _shown(grid, picture([child(run.map, made.zones[grid.label].confidence)], grid, colours))
         for grid in zone_grids(planned_tiles(run))
     ]
 
@@ -67,12 +67,9 @@ def confidence_gradient(steps: int = 11) -> str:
     return ", ".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in rgba)
 
 
-def embedding_pictures(run: Run, mosaic: Mapping[str, Any]) -> list[tuple[str, str]]:
+def embedding_pictures(run: Run, mosaic: MosaicManifest) -> list[tuple[str, str]]:
     """Zone and data URI of the previews that `stitch` made."""
-    return [
-        (label, _uri(child(run.mosaic, zone["preview"]).read_bytes()))
-        for label, zone in sorted(mosaic["zones"].items())
-    ]
+    return [(label, _uri(child(run.mosaic, zone.preview).read_bytes())) for label, zone in sorted(mosaic.zones.items())]
 
 
 def _shown(grid: ZoneGrid, made: Picture) -> Shown:

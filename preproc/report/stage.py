@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, write_bytes, write_manifest
-from preproc.raster.legend import LegendEntry
 from preproc.report import figures
 from preproc.report.cautions import cautions
 from preproc.report.inputs import Sources, fingerprint, read_sources
@@ -77,28 +76,28 @@ def render(values: Mapping[str, Any]) -> str:
 def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
     """Everything that the template shows."""
     made = sources.map
-    legend = [LegendEntry(entry["code"], entry["name"], entry["color"]) for entry in made["classes"]]
-    window = (str(made["window"]["start"]), str(made["window"]["end"]))
+    window = (made.window.start.isoformat(), made.window.end.isoformat())
     seen = observe(run, window)
-    name = str(sources.plan["region"]["name"])
+    region = sources.plan.region
+    name = region.name
     truth = config.report.truth
     return {
         "title": "Class map" if name in _UNTITLED else f"Class map of {name.replace('_', ' ')}",
         "window": window,
-        "bbox": _place(sources.plan["region"]["bbox"]),
+        "bbox": _place(region.bbox),
         "cautions": cautions(sources, seen, truth_known=truth is not None),
         "map": made,
         "plan": sources.plan,
         "mosaic": sources.mosaic,
         "classifier": sources.model,
         "samples": sources.samples,
-        "pictures": class_pictures(run, made, legend),
+        "pictures": class_pictures(run, made),
         "confidence_pictures": confidence_pictures(run, made),
         "confidence_gradient": confidence_gradient(),
         "previews": embedding_pictures(run, sources.mosaic),
         "threshold": config.classify.confidence,
-        "areas": figures.class_areas(made["classes"], config.classify.confidence),
-        "uncertain": figures.uncertain_share(made["classes"], config.classify.confidence),
+        "areas": figures.class_areas(made.classes, config.classify.confidence),
+        "uncertain": figures.uncertain_share(made.classes, config.classify.confidence),
         "seen": seen,
         "chart": figures.dates_chart(seen),
         "chart_size": (figures.CHART_WIDTH, figures.CHART_HEIGHT),
@@ -110,24 +109,24 @@ def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
 
 
 def _accuracy(sources: Sources) -> dict[str, Any]:
-    performance = sources.accuracy["performance"]
-    names = [entry["name"] for entry in performance["classes"]]
-    by_pixel = figures.matrix_cells(performance["pixels"]["count_matrix"])
-    by_group = figures.matrix_cells(performance["groups"]["count_matrix"])
-    assessed = sources.accuracy["map_accuracy"]
+    performance = sources.accuracy.performance
+    names = [entry.name for entry in performance.classes]
+    by_pixel = figures.matrix_cells(performance.pixels.count_matrix)
+    by_group = figures.matrix_cells(performance.groups.count_matrix)
+    assessed = sources.accuracy.map_accuracy
     return {
         "performance": performance,
         "names": names,
-        "colors": {entry["name"]: entry["color"] for entry in performance["classes"]},
+        "colors": {entry.name: entry.color for entry in performance.classes},
         "by_pixel": by_pixel,
         "by_group": by_group,
         "mix_ups": figures.worst_mix_ups(names, by_pixel),
         "assessed": assessed,
-        "assessed_cells": None if assessed is None else figures.matrix_cells(assessed["count_matrix"]),
+        "assessed_cells": None if assessed is None else figures.matrix_cells(assessed.count_matrix),
     }
 
 
-def _place(bbox: list[float]) -> str:
+def _place(bbox: tuple[float, float, float, float]) -> str:
     west, south, east, north = bbox
     return f"{_degrees(south, 'S', 'N')} to {_degrees(north, 'S', 'N')}, {_degrees(west, 'W', 'E')} to " + _degrees(
         east, "W", "E"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -15,6 +14,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from infer.contract import FormatError, Run, child, read_json, sha256_file
+from infer.contract.rasters import MapManifest
 
 LEGEND = "legend.json"
 """Beside the truth: a list of {"code": 1..255, "crop": name}."""
@@ -94,20 +94,20 @@ def truth_fingerprint(truth: Path) -> dict[str, str]:
     return digests
 
 
-def compare(run: Run, made: Mapping[str, Any], truth: Path) -> Truth:
+def compare(run: Run, made: MapManifest, truth: Path) -> Truth:
     """Compare the class map with the truth, a block at a time.
 
     Args:
         run: the run, whose map is there.
-        made: the fields of map.json.
+        made: map.json.
         truth: raster of codes, 0 where nothing is known, in any CRS; its legend lies beside it.
 
     Raises:
         FormatError: if the truth or its legend cannot be read, a code has no name, or nothing of the map is known.
     """
     counts = np.zeros((_CODES, _CODES), dtype=np.int64)
-    for _, zone in sorted(made["zones"].items()):
-        counts += _counted(child(run.map, zone["classes"]), truth)
+    for _, zone in sorted(made.zones.items()):
+        counts += _counted(child(run.map, zone.classes), truth)
     counts[0, :] = counts[:, 0] = 0
     if not counts.any():
         raise FormatError(f"{truth}: nothing of the map lies where it has a class: {_REMEDY}")
@@ -116,7 +116,7 @@ def compare(run: Run, made: Mapping[str, Any], truth: Path) -> Truth:
     unnamed = [code for code in np.flatnonzero(counts.sum(axis=0)).tolist() if code not in names]
     if unnamed:
         raise FormatError(f"{legend}: no name for code {unnamed[0]} of {truth.name}: {_REMEDY}")
-    return summed_up(counts, {int(entry["code"]): str(entry["name"]) for entry in made["classes"]}, names)
+    return summed_up(counts, {entry.code: entry.name for entry in made.classes}, names)
 
 
 def summed_up(counts_mt: NDArray[np.int64], mapped: Mapping[int, str], true: Mapping[int, str]) -> Truth:

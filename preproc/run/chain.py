@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from infer.contract import EXIT_FAILED, Run, Shard, SmaltiError, read_manifest, stage_lock
+from infer.contract import EXIT_FAILED, Record, Run, Shard, SmaltiError, stage_lock
+from infer.contract.classification import AccuracyManifest
+from infer.contract.rasters import MapManifest, MosaicManifest
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Outcome, StageFailedError, run_stage
@@ -85,21 +87,14 @@ def summarise(run: Run, config: Config) -> str:
         SmaltiError: if a manifest is not what it should be.
     """
     lines: list[str] = []
-    mosaic = read_manifest(run.mosaic_manifest, "mosaic", remedy=f"run `smalti stitch {run.quoted}`")
-    lines += _files("embeddings", run, "mosaic", mosaic, ".tif")
+    lines += _rasters("embeddings", run, MosaicManifest)
     if config.labels is not None:
-        made = read_manifest(run.map_manifest, "map", remedy=f"run `smalti predict {run.quoted}`")
-        lines += _files("map", run, "map", made, ".tif")
-        lines += _accuracy(run)
+        lines += _rasters("map", run, MapManifest)
+        lines.append(f"accuracy    {AccuracyManifest.read(run).headline}  ({run.accuracy})")
         lines.append(f"report      {run.report / 'index.html'}")
     return "\n".join(lines)
 
 
-def _files(label: str, run: Run, folder: str, manifest: dict[str, dict[str, object]], suffix: str) -> list[str]:
-    names = [name for name in manifest["files"] if name.endswith(suffix) and "/" not in name]
-    return [f"{label:<11} {run.root / folder / name}" for name in names]
-
-
-def _accuracy(run: Run) -> list[str]:
-    accuracy = read_manifest(run.accuracy, "accuracy", remedy=f"run `smalti validate {run.quoted}`")
-    return [f"accuracy    {accuracy['headline']}  ({run.accuracy})"]
+def _rasters(label: str, run: Run, kind: type[Record]) -> list[str]:
+    names = [name for name in kind.read(run).files if name.endswith(".tif") and "/" not in name]
+    return [f"{label:<11} {kind.path(run).parent / name}" for name in names]

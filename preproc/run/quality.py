@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer.contract import QUALITY_FILE, FormatError, PlannedTile, Run, planned_tiles, read_json, read_plan
+from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, planned_tiles, read_json
 from preproc.run.text import percent
 
 STACKS = {
@@ -260,5 +260,5 @@ def cautions(run: Run) -> list[str]:
         FormatError: if there is no plan, or a quality.json cannot be read.
     """
     now = observed(run)
-    said = [] if now.tiles == now.planned else [str(text) for text in read_plan(run).get("warnings", ())]
+    said = [] if now.tiles == now.planned else Plan.read(run).warnings
     return [f"Warning: {text}" for text in [*said, *now.warnings()]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from infer.contract import PlannedTile, Run, planned_tiles, write_embedding, write_manifest
+from infer.contract import Plan, PlannedTile, Run, planned_tiles, write_embedding
+from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
+from infer.contract.rasters import Encoder, MapManifest, MosaicManifest, MosaicZone, PreviewColours, Window
 
 TOML = """\
 [region]
@@ -31,12 +35,53 @@ def tiled_run(root: Path, *, across: int = 2, down: int = 2, size: int = 32, eps
     root.mkdir(parents=True, exist_ok=True)
     step = size * 10
     tiles = [
-        [f"t{column}{row}", epsg, WEST + column * step, NORTH - row * step]
+        PlannedTile(f"t{column}{row}", epsg, WEST + column * step, NORTH - row * step, size)
         for row in range(down)
         for column in range(across)
     ]
-    write_manifest(run.plan, "plan", inputs={}, files=[], fields={"tile_size": size, "tiles": tiles})
+    plan_of(tiles).write(run.plan, inputs={}, files=[])
     return run
+
+
+def plan_of(tiles: Sequence[PlannedTile]) -> Plan:
+    """A whole plan of such tiles, of which nothing else is known."""
+    size = tiles[0].size if tiles else 32
+    none = SceneCount(0, {})
+    return Plan(
+        tile_size=size,
+        tiles=tuple(tiles),
+        zones={str(epsg): count for epsg, count in Counter(tile.epsg for tile in tiles).items()},
+        region=PlannedRegion("test", "0", (4.0, 50.0, 4.1, 50.1), len(tiles) * size * size),
+        window=(date(2021, 1, 1), date(2021, 12, 31)),
+        source="mpc",
+        scenes=FoundScenes(none, none, none, 0, ()),
+        season=SampledTiles(len(tiles), 0.0, 0.0, 0, ""),
+        neighbours_in_shards_of=1,
+        estimate={"fetch": Cost(1, 1, 1, 1, 1)},
+        warnings=(),
+    )
+
+
+_MADE: dict[str, Any] = {
+    "model": Encoder("demo", "a model", False, "v2-student", "0" * 64),
+    "dim": 4,
+    "embeddings_as": "float32",
+    "data_sources": ("mpc",),
+    "archive": "mpc",
+    "window": Window(date(2021, 1, 1), date(2021, 12, 31)),
+    "pixels": 0,
+}
+"""What a mosaic and a map say of where they come from."""
+
+
+def mosaic_of(zones: Mapping[str, MosaicZone]) -> MosaicManifest:
+    """mosaic.json of such files."""
+    return MosaicManifest(**_MADE, codes_clipped=0, dtype="float32", zones=zones, preview=PreviewColours(()))
+
+
+def map_of() -> MapManifest:
+    """map.json of a map whose files tell everything."""
+    return MapManifest(**_MADE, classes=(), hectares=0.0, areas_are="", confidence_is="", zones={})
 
 
 def truth(x: NDArray[Any], y: NDArray[Any], *, parcel: int = 8, classes: int = 3) -> NDArray[np.int64]:

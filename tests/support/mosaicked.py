@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
-from support.embedded import write_vector
+from support.embedded import plan_of, write_vector
 
 EPSG = 32631
 WEST, NORTH = 573_440, 5_626_880
@@ -56,19 +58,12 @@ def planned_run(root: Path, cells: Sequence[tuple[int, int, int]], size: int = 3
     """A run with a plan of tiles given as (epsg, column, row) of a grid, in that order."""
     run = Run(root)
     step = size * 10
-    rows = [[f"t{epsg}_{c}_{r}", epsg, WEST + c * step, NORTH - r * step] for epsg, c, r in cells]
-    fields = {
-        "tile_size": size,
-        "tiles": rows,
-        "region": {"name": "test", "bbox": [4.0, 50.7, 4.1, 50.8], "pixels": len(rows) * size * size},
-        "window": WINDOW,
-        "source": "mpc",
-        "scenes": {},
-        "warnings": [],
-    }
+    tiles = [PlannedTile(f"t{epsg}_{c}_{r}", epsg, WEST + c * step, NORTH - r * step, size) for epsg, c, r in cells]
+    start, end = map(date.fromisoformat, WINDOW)
+    plan = replace(plan_of(tiles), window=(start, end))
     run.root.mkdir(parents=True, exist_ok=True)
     run.config.write_text(TOML.format(extra=""))
-    write_manifest(run.plan, "plan", inputs={}, files=[], fields=fields)
+    plan.write(run.plan, inputs={}, files=[])
     return run
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.embedded import plan_of
 from support.mutations import mutated_bytes, mutated_json
 
 from infer.contract import (
@@ -21,13 +22,13 @@ from infer.contract import (
     MASK_POLARITY,
     TILE_ARRAYS,
     ModelJob,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     embedding_paths,
     one_line,
     open_npy,
-    planned_tiles,
     read_embedding,
     read_model_job,
     read_tile,
@@ -41,6 +42,7 @@ from infer.model.student import random_student
 from infer.selftest import SETTINGS
 from infer.weights import load_checkpoint
 from preproc.catalogue.items import harvest, save_items, search_scenes
+from preproc.plan.text import render_plan
 from preproc.region.region import load_region
 from preproc.run.config import load_config
 from preproc.run.profile import load_profile
@@ -79,8 +81,7 @@ def subjects(root: Path) -> dict[str, Subject]:
     """A run with one file of each kind."""
     run = Run(root)
     root.mkdir(exist_ok=True)
-    fields = {"tile_size": 4, "tiles": [[TILE.name, TILE.epsg, TILE.west, TILE.north]]}
-    write_manifest(run.plan, "plan", inputs={"a": 1}, files=[], fields=fields)
+    plan_of([TILE]).write(run.plan, inputs={"a": 1}, files=[])
     write_model_job(run, ModelJob("demo", None, "int8", 128, "auto"))
     run.config.write_text(RUN_TOML)
     folder = run.tiles / TILE.name
@@ -120,7 +121,7 @@ def subjects(root: Path) -> dict[str, Subject]:
         read_tile(folder, need_manifest=True, planned=TILE)
 
     return {
-        "plan": Subject(run.plan, lambda: planned_tiles(run)),
+        "plan": Subject(run.plan, lambda: render_plan(Plan.read(run))),
         "model job": Subject(run.model_job, lambda: read_model_job(run)),
         "tile manifest": Subject(folder / "tile.json", tile),
         "embedding manifest": Subject(

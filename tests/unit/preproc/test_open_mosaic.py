@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from support.embedded import mosaic_of
 
-from infer.contract import SmaltiError, write_manifest
+from infer.contract import SmaltiError
+from infer.contract.rasters import MosaicZone
 
 rioxarray = pytest.importorskip("rioxarray", reason="pip install 'smalti[interactive]'")
 
@@ -30,7 +32,10 @@ def codes() -> np.ndarray:
 def make(run: Path, zones: dict[str, dict[str, str | None]]) -> None:
     folder = run / "mosaic"
     files = [folder / name for zone in zones.values() for name in zone.values() if name is not None]
-    write_manifest(folder / "mosaic.json", "mosaic", inputs={}, files=files, fields={"zones": zones})
+    made = {
+        label: MosaicZone(32631, 48, 32, (0, 0, 1, 1), 1, **zone, item="", preview="") for label, zone in zones.items()
+    }
+    mosaic_of(made).write(folder / "mosaic.json", inputs={}, files=files)
 
 
 def test_floats_are_the_files(tmp_path: Path, codes: np.ndarray) -> None:

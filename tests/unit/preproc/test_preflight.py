@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shapely
 from support.embedded import tiled_run
 
-from infer.contract import Run, SmaltiError, read_plan
+from infer.contract import FormatError, Plan, Run, SmaltiError
+from infer.contract.plan import Cost
 from preproc.preflight import check_labels, check_model, names_alike, preflight, refuse
 from preproc.run.checks import Verdict
 from preproc.run.config import Config, parse_config
@@ -77,24 +79,31 @@ def test_what_would_stop_the_run_later_is_said_at_once(
 ) -> None:
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "no weights"))
     config = settings(run, labels(run, names, lon) + extra)
-    assert preflight(run, config, {}).worst is Verdict.FAILED
+    assert preflight(run, config, None).worst is Verdict.FAILED
     with pytest.raises(SmaltiError, match=message.replace("(", r"\(")):
-        refuse(run, config, {})
+        refuse(run, config, None)
 
 
 def test_no_engine_is_needed_where_all_embeddings_are_there(run: Run) -> None:
     config = settings(run, '[model]\ncheckpoint = "gone.pt"\n')
     with pytest.raises(SmaltiError, match=r"gone\.pt is missing"):
-        refuse(run, config, read_plan(run))
+        refuse(run, config, Plan.read(run))
     run.embeddings.mkdir()
     (run.embeddings / "t00.json").write_text("{}")
-    refuse(run, config, read_plan(run))
+    refuse(run, config, Plan.read(run))
+
+
+@pytest.mark.parametrize("row", ["t00", [], None, 7, {"name": "t00"}])
+def test_a_row_of_the_plan_that_is_no_tile_is_said(run: Run, row: object) -> None:
+    content = json.loads(run.plan.read_text())
+    run.plan.write_text(json.dumps({**content, "tiles": [row]}))
+    with pytest.raises(FormatError, match=r"plan\.json: its tiles cannot be read .*: run `smalti plan .* --force`"):
+        refuse(run, settings(run, ""), Plan.read(run))
 
 
 def test_a_full_disk_is_foreseen(run: Run) -> None:
-    found = preflight(
-        run, settings(run, ""), {"estimate": {"fetch": {"written_bytes": 10**18, "files": 9}}, "tiles": []}
-    )
+    plan = replace(Plan.read(run), estimate={"fetch": Cost(0, 10**18, 9, 0, 0)})
+    found = preflight(run, settings(run, ""), plan)
     assert found.worst is Verdict.FAILED
     assert "free some, or move the run" in found.as_text()
 

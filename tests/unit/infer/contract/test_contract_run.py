@@ -15,13 +15,13 @@ from infer.contract import (
     BusyError,
     FormatError,
     ModelJob,
+    Plan,
     PlannedTile,
     Run,
     Shard,
     SmaltiError,
     planned_tiles,
     read_model_job,
-    read_plan,
     stage_lock,
     write_manifest,
     write_model_job,
@@ -86,9 +86,9 @@ def test_the_plan_gives_tiles_with_their_geometry(tmp_path: Path) -> None:
 
 def test_a_run_without_plan_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"plan.json: the manifest of this plan is missing: run `smalti plan "):
-        read_plan(Run(tmp_path))
+        Plan.read(Run(tmp_path))
     with pytest.raises(SmaltiError, match="no such run directory"):
-        read_plan(Run(tmp_path / "nowhere"))
+        Plan.read(Run(tmp_path / "nowhere"))
 
 
 def test_the_model_job_round_trips_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_tile_whose_name_leaves_the_run_is_refused(tmp_path: Path, name: objec
     write_manifest(
         run.plan, "plan", inputs={}, files=[], fields={"tile_size": 512, "tiles": [[name, 32631, 573440, 5626880]]}
     )
-    with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan .*` again"):
+    with pytest.raises(FormatError, match=r"plan.json: the name .*run `smalti plan .* --force`"):
         planned_tiles(run)
 
 
@@ -136,7 +136,7 @@ def test_a_plan_that_was_edited_is_refused_in_one_line(tmp_path: Path, change: d
     run = Run(tmp_path)
     fields = {"tile_size": 512, "tiles": [["a", 32631, 573440, 5626880]], **change}
     write_manifest(run.plan, "plan", inputs={}, files=[], fields=fields)
-    with pytest.raises(FormatError, match=r"plan\.json: .*: run `smalti plan .*` again"):
+    with pytest.raises(FormatError, match=r"plan\.json: .*: run `smalti plan .* --force`"):
         planned_tiles(run)
 
 

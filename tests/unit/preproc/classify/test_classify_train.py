@@ -368,7 +368,7 @@ def test_samples_that_were_edited_are_refused(run: Run, name: str, value: Any, m
 
 
 def test_damaged_models_are_refused(run: Run) -> None:
-    with pytest.raises(FormatError, match="run `smalti train`"):
+    with pytest.raises(FormatError, match="run `smalti train "):
         load_classifier(run)
     run_stage(TrainStage(), run, settings(run))
     path = run.model / CLASSIFIER
@@ -391,7 +391,7 @@ def test_a_model_whose_legend_is_another_is_refused(run: Run) -> None:
         load_classifier(run)
     content["classes"][0]["color"] = "red"
     run.model_manifest.write_text(json.dumps(content))
-    with pytest.raises(FormatError, match="colour red"):
+    with pytest.raises(FormatError, match="colour 'red'"):
         load_classifier(run)
 
 

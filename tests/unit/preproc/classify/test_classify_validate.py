@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 from sklearn.metrics import confusion_matrix, f1_score
-from support.embedded import EPSG, NORTH, TOML, WEST, embed, parcels, tiled_run, write_vector
+from support.embedded import EPSG, NORTH, TOML, WEST, embed, map_of, parcels, tiled_run, write_vector
 
-from infer.contract import Run, SmaltiError, read_manifest, write_manifest
+from infer.contract import Run, SmaltiError, read_manifest
+from infer.contract.classification import ClassEntry
 from preproc.classify.accuracy import olofsson
 from preproc.classify.folds import assign_folds
-from preproc.classify.model import ClassEntry
 from preproc.classify.out_of_fold import OutOfFold
 from preproc.classify.performance import bootstrap, distances, majority, performance
 from preproc.classify.sample import SampleStage
@@ -182,7 +182,7 @@ def write_map(run: Run, codes_hw: np.ndarray) -> None:
     with rasterio.open(run.map / "confidence.tif", "w", **profile) as raster:
         raster.write(np.full_like(codes_hw, 200, dtype=np.uint8), 1)
     files = [run.map / "classes.tif", run.map / "confidence.tif"]
-    write_manifest(run.map_manifest, "map", inputs={}, files=files)
+    map_of().write(run.map_manifest, inputs={}, files=files)
 
 
 def map_and_truth(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from rio_cogeo import cog_validate
 from support.mosaicked import CENTRES, config, crops, embed_crops, planned_run, write_tile
 
 from infer.contract import Embedding, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
-from preproc.classify.model import ClassEntry, Classifier, load_classifier, save_classifier
+from infer.contract.classification import ClassEntry, ClassifierManifest, FoldsUsed, Tuning
+from preproc.classify.model import Classifier, load_classifier, save_classifier
 from preproc.classify.predict import PredictStage, PredictTilesStage, classify
 from preproc.classify.tile_map import combine, read_prediction
 from preproc.run.stage import StageFailedError, run_stage
@@ -31,13 +32,15 @@ CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
 
 
 def train(run: Run, *, dim: int = 6, seed: int = 0) -> None:
+    tuning, folds = Tuning(0, 0, ""), FoldsUsed(2, 2, ())
+    about = ClassifierManifest(classes=CLASSES, dim=dim, parameters={}, tuning=tuning, folds=folds, left_out=(), rows=0)
     generator = np.random.default_rng(seed)
     codes = np.repeat([entry.code for entry in CLASSES], 60)
     x = CENTRES[:, :dim].repeat(60, axis=0) + generator.normal(size=(180, dim)) * 0.5
     model = CatBoostClassifier(iterations=20, depth=3, random_seed=seed, verbose=False, allow_writing_files=False)
     model.fit(x.astype(np.float32), codes)
     run.model.mkdir(exist_ok=True)
-    save_classifier(run.model, model, CLASSES, dim, inputs={"seed": seed}, files=[], fields={})
+    save_classifier(run.model, model, about, inputs={"seed": seed}, files=[])
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.embedded import plan_of
 from support.range_server import Faults, RangeServer, serve_folder
 
 from infer.contract import Run, SmaltiError, sha256_file, write_json
+from infer.contract.plan import Cost
 from preproc.cluster import doctor, machine_checks
 from preproc.cluster.check_jobs import parse_findings, probe_profile
 from preproc.cluster.check_on_node import MARK
@@ -120,7 +123,7 @@ def test_rocm_on_lumi_is_refused(tmp_path: Path) -> None:
 
 
 def test_memory_against_the_estimate() -> None:
-    plan = {"estimate": {"infer": {"memory_bytes": 3 * 2**30}}}
+    plan = replace(plan_of([]), estimate={"infer": Cost(1, 1, 1, 3 * 2**30, 1)})
     assert worst(doctor._check_memory(profile(jobs={"infer": {"memory": "4G"}}), plan)) is Verdict.OK
     assert worst(doctor._check_memory(profile(jobs={"infer": {"memory": "3G"}}), plan)) is Verdict.FAILED
     shared = {"memory": "32G", "gpus": 8}  # one memory for eight processes

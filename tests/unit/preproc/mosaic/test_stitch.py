@@ -226,7 +226,7 @@ def test_an_embedding_that_does_not_name_its_model_is_refused(run: Run) -> None:
     del manifest["model"]
     path.write_text(json.dumps(manifest))
     with pytest.raises(
-        SmaltiError, match=r"t32631_0_0\.json: .* lacks what a mosaic has to state \(KeyError\('model'\)\)"
+        SmaltiError, match=r"t32631_0_0\.json: lacks what a mosaic has to state \(KeyError\('model'\)\)"
     ):
         run_stage(StitchStage(), run, config(run))
 
@@ -282,6 +282,6 @@ def test_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append({file.name for file in run.mosaic.iterdir()})
         return write_manifest(path, *arguments, **named)
 
-    monkeypatch.setattr("preproc.mosaic.stage.write_manifest", spy)
+    monkeypatch.setattr("infer.contract.record.write_manifest", spy)
     run_stage(StitchStage(), run, config(run))
     assert seen == [{path.name for path in run.mosaic.iterdir()} - {"mosaic.json"}]

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import shapely
 from support.service import serve, stac_api
 from support.stac import SEASON, Api, collection, item, page, write
 
-from infer.contract import FormatError, PlannedTile, Run, SmaltiError, planned_tiles, read_model_job, read_plan
+from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_model_job
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.plan.estimate import Season, Work, estimate, season_of
@@ -68,17 +69,17 @@ def outputs(run: Run) -> dict[str, bytes]:
 
 def test_what_is_written(run: Run) -> None:
     config = plan(run)
-    content = read_plan(run)
-    assert content["tile_size"] == 64
-    assert content["window"] == ["2021-06-01", "2021-06-30"]
-    assert content["source"] == "static"
+    content = Plan.read(run)
+    assert content.tile_size == 64
+    assert content.window == (date(2021, 6, 1), date(2021, 6, 30))
+    assert content.source == "static"
     tiles = planned_tiles(run)
     assert tiles[0] == PlannedTile("31N_E0573440_N5623040", 32631, 573440, 5623040, 64)
-    assert [tile.name for tile in tiles] == [row[0] for row in content["tiles"]]
-    assert content["scenes"]["s2"]["scenes"] == 28
-    assert content["scenes"]["s1_ascending"]["days"]["2021-06-04"] == 1
-    assert content["scenes"]["s1_descending"]["scenes"] == 0
-    assert sorted(content["files"]) == ["items/sentinel-1-rtc_2021-06.json", "items/sentinel-2-l2a_2021-06.json"]
+    assert tiles == list(content.tiles)
+    assert content.scenes.s2.scenes == 28
+    assert content.scenes.s1_ascending.days["2021-06-04"] == 1
+    assert content.scenes.s1_descending.scenes == 0
+    assert sorted(content.files) == ["items/sentinel-1-rtc_2021-06.json", "items/sentinel-2-l2a_2021-06.json"]
     assert read_model_job(run) == config.model.job()
     scenes = load_scenes(run, config)
     assert len(scenes) == 38
@@ -122,7 +123,7 @@ def test_changed_settings_make_it_stale_and_a_new_plan_replaces_all(run: Run, ol
 @pytest.mark.parametrize("key", ["[model]\nname = 'demo'\noutput = 'float32'", "[site]\nworkers = 3", "on_missing"])
 def test_other_settings_do_not(run: Run, key: str) -> None:
     plan(run)
-    before = read_plan(run)
+    before = Plan.read(run)
     if key == "on_missing":
         edit(run, "[tiles]", 'on_missing = "drop-date"\n[tiles]')
     else:
@@ -130,7 +131,7 @@ def test_other_settings_do_not(run: Run, key: str) -> None:
     assert states(run)[0] == "complete"
     assert states(run)[1] == ("stale" if "model" in key else "complete")
     config = plan(run)
-    assert read_plan(run) == before
+    assert Plan.read(run) == before
     assert read_model_job(run) == config.model.job()
     assert states(run) == ["complete", "complete"]
 
@@ -140,7 +141,7 @@ def test_a_changed_local_archive_is_searched_again_and_one_that_is_gone_is_not_m
     write(tmp_path / "items.json", collection(*SEASON[:20]))
     assert states(run)[0] == "stale"
     plan(run)
-    assert read_plan(run)["scenes"]["s2"]["scenes"] == 20
+    assert Plan.read(run).scenes.s2.scenes == 20
     (tmp_path / "items.json").unlink()
     assert states(run) == ["complete", "complete"]
 
@@ -227,7 +228,7 @@ def test_planning_from_a_real_api(run: Run, tmp_path: Path) -> None:
     with stac_api(tmp_path / "items.json") as url:
         edit(run, 'source = "static"\nhref = "../items.json"', f'source = "mpc"\nurl = "{url}"')
         config = plan(run)
-    assert read_plan(run)["source"] == "mpc"
+    assert Plan.read(run).source == "mpc"
     scenes = load_scenes(run, config)
     assert len(scenes) == 38
     assert {scene.data_source for scene in scenes} == {"mpc"}
@@ -251,12 +252,12 @@ def test_the_real_season(tmp_path: Path, shared: Path) -> None:
         f'[archive]\nsource = "static"\nhref = "{flanders}/items.json"\n'
     )
     config = plan(Run(tmp_path))
-    content = read_plan(Run(tmp_path))
-    assert [row[0] for row in content["tiles"]] == ["31N_E0573440_N5626880"]
-    assert content["scenes"]["s2"]["scenes"] == 53
-    assert content["scenes"]["s1_ascending"]["scenes"] == 59
-    assert content["scenes"]["rejected"] == []
-    assert content["warnings"] == []
+    content = Plan.read(Run(tmp_path))
+    assert [tile.name for tile in content.tiles] == ["31N_E0573440_N5626880"]
+    assert content.scenes.s2.scenes == 53
+    assert content.scenes.s1_ascending.scenes == 59
+    assert content.scenes.rejected == ()
+    assert content.warnings == ()
     for scene in load_scenes(Run(tmp_path), config):
         assert all(Path(href).is_file() for href in scene.assets.values())
 
@@ -266,9 +267,10 @@ def test_killed_in_the_middle_the_next_run_completes(run: Run) -> None:
     plan(run)
     good = outputs(run)
     code = (
-        "import os, sys; from pathlib import Path; from infer.contract import Run; import preproc.plan.stage as plan;"
+        "import os, sys; from pathlib import Path; import preproc.plan.stage as plan;"
+        "from infer.contract import Run, record;"
         "from preproc.run.config import load_config; from preproc.run.stage import run_stage;"
-        "plan.write_manifest = lambda *a, **k: os.kill(os.getpid(), 9);"
+        "record.write_manifest = lambda *a, **k: os.kill(os.getpid(), 9);"
         "run = Run(Path(sys.argv[1])); run_stage(plan.PlanStage(), run, load_config(run), force=True)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(run.root)], capture_output=True, check=False)
@@ -285,16 +287,19 @@ def test_the_estimate_grows_with_the_work(run: Run) -> None:
     many = estimate(Work(1000, 512, 1000 * 512**2, season, 7_000_000, 2), config)
     for stage, costs in one.items():
         for key in ("read_bytes", "written_bytes", "seconds"):
-            assert many[stage][key] == pytest.approx(1000 * costs[key], rel=0.1) or costs[key] < 10
-        assert many[stage]["memory_bytes"] == costs["memory_bytes"]
+            assert (
+                getattr(many[stage], key) == pytest.approx(1000 * getattr(costs, key), rel=0.1)
+                or getattr(costs, key) < 10
+            )
+        assert many[stage].memory_bytes == costs.memory_bytes
 
 
 def test_the_estimate_is_of_the_right_order(run: Run) -> None:
     """A tile's arrays are known exactly: 21 bytes a pixel and Sentinel-2 date kept, 4 a Sentinel-1 date."""
     season = Season(100, 100, 100, 100, 100, "t")
     costs = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), load_config(run))
-    assert costs["fetch"]["written_bytes"] == pytest.approx(512**2 * (60 * 21 + 100 * 4), rel=0.05)
-    assert costs["infer"]["written_bytes"] == pytest.approx(512**2 * 132, rel=0.05)
+    assert costs["fetch"].written_bytes == pytest.approx(512**2 * (60 * 21 + 100 * 4), rel=0.05)
+    assert costs["infer"].written_bytes == pytest.approx(512**2 * 132, rel=0.05)
 
 
 def test_the_season_is_a_mean_over_tiles(run: Run, tmp_path: Path) -> None:

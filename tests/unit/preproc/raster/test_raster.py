@@ -31,12 +31,12 @@ from rio_cogeo import cog_validate
 from support.mosaicked import place_values
 
 from infer.contract import PlannedTile, SmaltiError
+from infer.contract.classification import ClassEntry
 from preproc.mosaic.pca import PixelSample, principal_components
 from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.figure import class_figure, length_text, scale_length
 from preproc.raster.legend import (
-    LegendEntry,
     class_colours,
     colour_table,
     gdal_categories,
@@ -50,7 +50,7 @@ from preproc.raster.stac import AssetRecord, footprint, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 
 NAN = float("nan")
-LEGEND = (LegendEntry(1, "maize", "#ffd300"), LegendEntry(4, "winter wheat, late & <odd>", "#a87000"))
+LEGEND = (ClassEntry(1, "maize", "#ffd300"), ClassEntry(4, "winter wheat, late & <odd>", "#a87000"))
 
 
 def tiles_of(cells: Sequence[tuple[int, int]], size: int, epsg: int = 32631) -> list[PlannedTile]:
@@ -429,7 +429,7 @@ def test_figures_have_the_same_bytes_every_time() -> None:
 
 def test_odd_class_names_are_drawn_as_they_are() -> None:
     shown = Picture(np.zeros((30, 50, 4), dtype=np.uint8), 500_000.0, 5_600_000.0, 10.0)
-    legend = [LegendEntry(code, name, "#000000") for code, name in enumerate(["$x^$", "_other", "中文"], start=1)]
+    legend = [ClassEntry(code, name, "#000000") for code, name in enumerate(["$x^$", "_other", "中文"], start=1)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         all_three = class_figure(shown, legend, "A map", "a $^ note")
@@ -456,7 +456,7 @@ def test_legends_say_the_same_to_every_program() -> None:
 
 
 def test_names_that_xml_cannot_hold_leave_it_well_formed() -> None:
-    odd = [LegendEntry(1, "wheat\x0b\x01\ufffe\ud800", "#ff0000"), LegendEntry(2, "🌾 <wheat>\n&", "#00ff00")]
+    odd = [ClassEntry(1, "wheat\x0b\x01\ufffe\ud800", "#ff0000"), ClassEntry(2, "🌾 <wheat>\n&", "#00ff00")]
     labels = [e.get("label") for e in ElementTree.fromstring(qgis_style(odd)).iter("paletteEntry")]
     assert labels == ["wheat\ufffd\ufffd\ufffd\ufffd", "🌾 <wheat>\n&"]
     assert [e.text for e in ElementTree.fromstring(gdal_categories(odd)).iter("Category")] == ["no data", *labels]
@@ -464,7 +464,7 @@ def test_names_that_xml_cannot_hold_leave_it_well_formed() -> None:
 
 def test_slugs_are_readable_and_no_two_alike() -> None:
     names = ["Blé", "Ble", "ble", "小麦", "玉米", "Weiß (late)", "Zuckerrübe", "class-4"]
-    made = slugs([LegendEntry(code, name, "#000000") for code, name in enumerate(names, start=1)])
+    made = slugs([ClassEntry(code, name, "#000000") for code, name in enumerate(names, start=1)])
     assert made == ["Ble", "Ble-2", "ble-3", "class-4", "class-5", "Weiss-late", "Zuckerrube", "class-4-8"]
 
 

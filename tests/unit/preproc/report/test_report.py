@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from support.embedded import write_vector
 from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, config, crops, observe_tiles
 
 from infer.contract import FormatError, Run, SmaltiError, planned_tiles, read_manifest, write_manifest
+from infer.contract.classification import AccuracyManifest
+from infer.contract.rasters import MappedClass
 from preproc.classify.out_of_fold import read_oof
 from preproc.classify.validate import ValidateStage
 from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
@@ -182,7 +184,7 @@ def test_equal_runs_have_equal_pages_wherever_they_are(made: tuple[Run, Config],
 def test_a_new_accuracy_makes_a_new_page(copy: tuple[Run, Config]) -> None:
     run, settings = copy
     accuracy = read_manifest(run.accuracy, "accuracy", remedy="")
-    accuracy["performance"]["left_out"] = [{"name": "hops", "groups": 1}]
+    accuracy["performance"]["left_out"] = [{"code": 9, "name": "hops", "groups": 1, "pixels": 4}]
     run.accuracy.write_text(json.dumps(accuracy))
     assert run_stage(ReportStage(), run, settings).built == 1
     assert "Classes left out. Too few groups of labels to learn from: hops (1)" in parse(run).text
@@ -213,13 +215,15 @@ def test_a_reference_sample_gives_the_maps_accuracy_and_areas(tmp_path: Path) ->
     for stage in (ValidateStage(), ReportStage()):
         run_stage(stage, run, settings)
     page = parse(run)
-    assessed = read_manifest(run.accuracy, "accuracy", remedy="")["map_accuracy"]
-    assert f"the overall accuracy of the map is {percent_with_interval(assessed['overall_accuracy'])}" in page.text
+    assessed = AccuracyManifest.read(run).map_accuracy
+    assert assessed is not None
+    assert f"the overall accuracy of the map is {percent_with_interval(assessed.overall_accuracy)}" in page.text
     assert "Map accuracy is not known" not in page.text
-    for entry in assessed["per_class"]:
-        low, high = entry["area_ha"]["ci95"]
-        shown = f"{entry['area_ha']['value']:,.1f} ({low:,.1f}–{high:,.1f})"
-        assert any(row[0] == entry["name"] and row[-1] == shown for row in page.rows if row)
+    for entry in assessed.per_class:
+        assert entry.area_ha.ci95 is not None
+        low, high = entry.area_ha.ci95
+        shown = f"{entry.area_ha.value:,.1f} ({low:,.1f}–{high:,.1f})"
+        assert any(row[0] == entry.name and row[-1] == shown for row in page.rows if row)
 
 
 def write_truth(run: Run, extra: str = '[report]\ntruth = "truth.tif"\n') -> Config:
@@ -328,6 +332,32 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     run, settings = copy
     (run.root / path).unlink()
     with pytest.raises(SmaltiError, match=rf"{re.escape(path)}: .* missing: run `smalti {command}"):
+        run_stage(ReportStage(), run, settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        (
+            "samples.json",
+            {"classes": [{"code": 1, "name": "a", "groups": "x", "pixels": 1}]},
+            "classes[0].groups = 'x'",
+        ),
+        ("samples.json", {"rows": None}, "rows = None is not a whole number: run `smalti sample "),
+        ("model/model.json", {"tuning": 3}, "tuning = 3 is not a table: run `smalti train "),
+        ("map/map.json", {"window": {"start": "2021"}}, "window.start = '2021' is not a day"),
+        ("mosaic/mosaic.json", {"preview": None}, "preview = None is not a table: run `smalti stitch "),
+        ("accuracy.json", {"performance": {}}, "performance.what is missing: run `smalti validate "),
+        ("plan.json", {"region": {"name": "x"}}, "region.fingerprint is missing: run `smalti plan "),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused_in_one_line(
+    copy: tuple[Run, Config], path: str, change: dict[str, Any], said: str
+) -> None:
+    run, settings = copy
+    manifest = json.loads((run.root / path).read_text())
+    (run.root / path).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(FormatError, match=rf"{re.escape(path)}: {re.escape(said)}[^\n]* --force`$"):
         run_stage(ReportStage(), run, settings)
 
 
@@ -444,8 +474,8 @@ def test_matrices_are_shaded_by_their_columns() -> None:
 def test_uncertain_pixels_are_those_below_the_threshold() -> None:
     counts = [0] * 101
     counts[49], counts[50], counts[51] = 3, 4, 5
-    entry = {"name": "a", "code": 1, "color": "#000000", "pixels": 12, "hectares": 0.12, "pixels_by_confidence": counts}
-    empty: dict[str, Any] = {**entry, "code": 2, "pixels": 0, "pixels_by_confidence": [0] * 101}
+    entry = MappedClass(1, "a", "#000000", 12, 0.12, tuple(counts))
+    empty = replace(entry, code=2, pixels=0, pixels_by_confidence=(0,) * 101)
     rows = class_areas([empty, entry], 0.5)
     assert rows[0]["uncertain"] == pytest.approx(3 / 12)
     assert rows[1]["uncertain"] is None

@@ -12,7 +12,7 @@ from rich.text import Text
 from support.tiny import TinyArchive
 from typer.testing import CliRunner
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_plan
+from infer.contract import Plan, Run, SmaltiError, planned_tiles
 from preproc.cli import app
 from preproc.cluster.run_overview import look, show
 from preproc.run import progress
@@ -27,12 +27,12 @@ def test_a_command_in_a_message_can_be_pasted_into_a_shell(tmp_path: Path) -> No
         load_config(run)
     run.root.mkdir()
     with pytest.raises(SmaltiError, match=rf"run `smalti plan '{run.root}'`"):
-        read_plan(run)
+        Plan.read(run)
 
 
 def test_a_file_in_place_of_a_run_is_told_its_folder(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("")
-    for read in (load_config, read_plan):
+    for read in (load_config, Plan.read):
         with pytest.raises(SmaltiError, match=rf"run.toml: is a file, and a run is a folder: give `{tmp_path}`"):
             read(Run(tmp_path / "run.toml"))
 

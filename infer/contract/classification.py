@@ -1,0 +1,290 @@
+"""samples.json, model/model.json and accuracy.json: the labelled pixels, the classifier, and how good it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infer.contract.atomic import sha256_json
+from infer.contract.names import brief_name
+from infer.contract.record import Record, to_json
+from infer.contract.run import Run
+
+Interval = tuple[float, float]
+"""95 % confidence interval."""
+Counts = tuple[tuple[int, ...], ...]
+"""(K, K); rows are what was mapped or predicted, columns the reference."""
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class of the legend."""
+
+    code: int
+    """1..255, as in the map; 0 is nodata."""
+    name: str
+    color: str
+    """'#rrggbb'."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.code <= 255 or not re.fullmatch(r"#[0-9a-f]{6}", self.color):
+            raise ValueError(f"class {brief_name(self.name)} has code {self.code}, colour {brief_name(self.color)}")
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, 0..255."""
+        return int(self.color[1:3], 16), int(self.color[3:5], 16), int(self.color[5:7], 16)
+
+
+@dataclass(frozen=True)
+class SampledClass:
+    """A class and its labelled pixels."""
+
+    code: int
+    name: str
+    pixels: int
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesManifest(Record):
+    """samples.json."""
+
+    kind = "samples"
+    stage = "sample"
+
+    rows: int
+    dim: int
+    """Numbers of an embedding."""
+    classes: tuple[SampledClass, ...]
+    """By ascending code."""
+    counts: Mapping[str, int]
+    """What was read and what was dropped, by reason."""
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/samples.json."""
+        return run.samples_manifest
+
+
+@dataclass(frozen=True)
+class AbsentClasses:
+    """Classes that a fold does not test."""
+
+    fold: int
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FoldsUsed:
+    """How the groups were divided."""
+
+    count: int
+    wanted: int
+    """[classify] folds."""
+    absent: tuple[AbsentClasses, ...]
+
+
+@dataclass(frozen=True)
+class LeftOutClass:
+    """A class with too few groups to be trained on: the map never shows it."""
+
+    code: int
+    name: str
+    groups: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search for parameters; without trials there was none."""
+
+    trials: int
+    rows: int
+    note: str
+    best_trial: int | None = None
+    macro_f1: float | None = None
+    optimism: float | None = None
+    """What choosing the best adds to its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierManifest(Record):
+    """model/model.json."""
+
+    kind = "classifier"
+    stage = "train"
+
+    classes: tuple[ClassEntry, ...]
+    """By ascending code."""
+    dim: int
+    """Embedding numbers it was trained on."""
+    parameters: Mapping[str, Any]
+    """Of CatBoost."""
+    tuning: Tuning
+    folds: FoldsUsed
+    left_out: tuple[LeftOutClass, ...]
+    rows: int
+    """Samples it was trained on."""
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/model/model.json."""
+        return run.model_manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over its files and legend: what a map depends on."""
+        return sha256_json([self.files, to_json(self.classes), self.dim])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A score."""
+
+    value: float
+    ci95: Interval | None
+    """None where it does not exist."""
+
+
+@dataclass(frozen=True)
+class Estimated(Figure):
+    """A share, or an area in hectares, estimated from a probability sample."""
+
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Of one class; None for what does not exist."""
+
+    code: int
+    name: str
+    users_accuracy: float | None
+    producers_accuracy: float | None
+    f1: float | None
+    n: int
+    n_predicted: int
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Scores of held-out pixels, or of held-out groups."""
+
+    count_matrix: Counts
+    n: int
+    n_groups: int
+    overall_accuracy: Figure
+    macro_f1: Figure
+    weighted_f1: Figure
+    per_class: tuple[ClassFigures, ...]
+
+    def __post_init__(self) -> None:
+        _check_square(self.count_matrix, len(self.per_class))
+
+
+@dataclass(frozen=True)
+class FoldFigures:
+    """What a fold tested and how well."""
+
+    fold: int
+    n: int
+    n_groups: int
+    overall_accuracy: float
+    macro_f1: float
+    absent_codes: tuple[int, ...]
+    untrained_codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """From test samples to the nearest one trained on, in metres."""
+
+    minimum: float
+    p05: float
+    median: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How well the classifier tells labelled groups apart that it has not seen."""
+
+    what: str
+    classes: tuple[ClassEntry, ...]
+    pixels: Figures
+    groups: Figures
+    folds: tuple[FoldFigures, ...]
+    distance_m: Distances
+    left_out: tuple[LeftOutClass, ...]
+    tuning: Tuning
+    tuning_note: str
+
+    def __post_init__(self) -> None:
+        for figures in (self.pixels, self.groups):
+            _check_square(figures.count_matrix, len(self.classes))
+
+
+@dataclass(frozen=True)
+class AssessedClass:
+    """A class of the map against the reference; None for what does not exist."""
+
+    name: str
+    users_accuracy: Estimated | None
+    producers_accuracy: Estimated | None
+    f1: float | None
+    n_mapped: int
+    n_reference: int
+    mapped_ha: float
+    area_ha: Estimated
+
+
+@dataclass(frozen=True)
+class AssessedMap:
+    """The accuracy of the map, estimated from a probability sample."""
+
+    what: str
+    design: str
+    estimator: str
+    n: int
+    """Reference points."""
+    dropped: Mapping[str, int]
+    """By reason."""
+    classes_not_on_the_map: tuple[str, ...]
+    class_names: tuple[str, ...]
+    count_matrix: Counts
+    area_share_matrix: tuple[tuple[float, ...], ...]
+    overall_accuracy: Estimated
+    per_class: tuple[AssessedClass, ...]
+    mapped_ha: float
+
+    def __post_init__(self) -> None:
+        _check_square(self.count_matrix, len(self.class_names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyManifest(Record):
+    """accuracy.json."""
+
+    kind = "accuracy"
+    stage = "validate"
+
+    performance: Performance
+    map_accuracy: AssessedMap | None
+    """None without a reference sample."""
+    map_accuracy_note: str
+    headline: str
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/accuracy.json."""
+        return run.accuracy
+
+
+def _check_square(matrix: Counts, classes: int) -> None:
+    if [len(row) for row in matrix] != [classes] * classes:
+        raise ValueError(f"its count_matrix is not of {classes} x {classes} classes")

@@ -1,0 +1,148 @@
+"""mosaic.json and map.json: what the rasters of a run hold, of which model and season, and their files a zone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from infer.contract.classification import ClassEntry
+from infer.contract.record import Record
+from infer.contract.run import Run
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The model that made the embeddings."""
+
+    name: str
+    """Registered name or file name."""
+    label: str
+    """What to call it in front of people."""
+    trained: bool
+    """False for a model whose weights were never trained: its embeddings mean nothing."""
+    family: str
+    checkpoint: str
+    """SHA-256 of its file."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """First and last day, inclusive."""
+
+    start: date
+    end: date
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Record):
+    """What mosaics and maps state of the embeddings they are made of."""
+
+    model: Encoder
+    dim: int
+    """Numbers a pixel."""
+    embeddings_as: Literal["float32", "int8"]
+    data_sources: tuple[str, ...]
+    """Archives that the tiles' scenes come from (mpc, aws, other), sorted."""
+    archive: str
+    """[archive] source of the plan."""
+    window: Window
+
+
+@dataclass(frozen=True)
+class MosaicZone:
+    """The mosaic of one UTM zone; files are named relative to the manifest."""
+
+    epsg: int
+    width: int
+    height: int
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north in metres."""
+    tiles: int
+    raster: str
+    scales: str | None
+    """Of int8 codes."""
+    item: str
+    preview: str
+
+
+@dataclass(frozen=True)
+class PreviewColours:
+    """How the previews were coloured."""
+
+    variance_explained: tuple[float, ...]
+    """Shares of the three components."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosaicManifest(Provenance):
+    """mosaic.json: all zones together."""
+
+    kind = "mosaic"
+    stage = "stitch"
+
+    pixels: int
+    """With an embedding."""
+    codes_clipped: int
+    """Codes moved by one, for theirs means nodata here."""
+    dtype: Literal["float32", "int8"]
+    zones: Mapping[str, MosaicZone]
+    """Label such as 31N -> its files."""
+    preview: PreviewColours
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/mosaic/mosaic.json."""
+        return run.mosaic_manifest
+
+
+@dataclass(frozen=True)
+class MapZone:
+    """The map of one UTM zone; files are named relative to the manifest."""
+
+    epsg: int
+    width: int
+    height: int
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north in metres."""
+    classes: str
+    confidence: str
+    style: str
+    item: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class MappedClass(ClassEntry):
+    """A class and how much of the map it has."""
+
+    pixels: int
+    hectares: float
+    """A count of pixels, not an estimate of the area."""
+    pixels_by_confidence: tuple[int, ...]
+    """(101,) index: percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapManifest(Provenance):
+    """map.json: all zones together."""
+
+    kind = "map"
+    stage = "predict"
+
+    classes: tuple[MappedClass, ...]
+    """By ascending code."""
+    pixels: int
+    hectares: float
+    areas_are: str
+    """What the areas are, for people."""
+    confidence_is: str
+    zones: Mapping[str, MapZone]
+    """Label such as 31N -> its files."""
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/map/map.json."""
+        return run.map_manifest
