@@ -57,7 +57,7 @@ _USED_ASSETS = frozenset(key for product in PRODUCTS for key in product.assets.v
 
 
 @dataclass(frozen=True)
-class Harvest:
+class ParsedItems:
     """What became of the items of a search."""
 
     scenes: tuple[Scene, ...]
@@ -131,7 +131,7 @@ def stored(item: Item, base: str, folders: Sequence[str]) -> Item:
     return kept
 
 
-def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
+def parse_items(items: Iterable[Item], config: Config, base: str = "") -> ParsedItems:
     """Parse items, set aside what cannot be used and drop duplicates.
 
     Args:
@@ -147,7 +147,7 @@ def harvest(items: Iterable[Item], config: Config, base: str = "") -> Harvest:
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)
-    return Harvest(tuple(scenes), dict(sorted(rejected.items())), duplicates)
+    return ParsedItems(tuple(scenes), dict(sorted(rejected.items())), duplicates)
 
 
 def _parsed(item: Item, base: str, config: Config) -> Scene | Rejected:
@@ -205,7 +205,7 @@ def load_scenes(run: Run, config: Config) -> list[Scene]:
     Raises:
         FormatError: if there is no plan, or its items are not those it was made with.
     """
-    return list(harvest(load_items(run), config).scenes)
+    return list(parse_items(load_items(run), config).scenes)
 
 
 class SceneIndex:

@@ -26,7 +26,7 @@ from preproc.raster.legend import (
     slugs,
 )
 from preproc.raster.preview import picture
-from preproc.raster.provenance import Facts
+from preproc.raster.provenance import RunProvenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.progress import Bar, progress
@@ -55,7 +55,7 @@ class _ZoneFiles:
         return [self.classes, self.confidence, self.style, self.categories, self.item, self.figure]
 
 
-def build_map(run: Run, legend: Sequence[ClassEntry], facts: Facts, unit: Unit) -> None:
+def build_map(run: Run, legend: Sequence[ClassEntry], facts: RunProvenance, unit: Unit) -> None:
     """Join the predicted tiles; writes every file of RUN/map and, last, its manifest.
 
     Raises:
@@ -84,7 +84,7 @@ def build_map(run: Run, legend: Sequence[ClassEntry], facts: Facts, unit: Unit) 
     made.write(unit.manifest, inputs=unit.inputs, files=files)
 
 
-def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, legend: Sequence[ClassEntry]) -> _ZoneFiles:
+def _zone_files(folder: Path, grid: ZoneGrid, facts: RunProvenance, legend: Sequence[ClassEntry]) -> _ZoneFiles:
     tags = facts.tags()
     classes_tags = {**tags, "SMALTI_CONTENT": "class codes", **legend_tags(legend)}
     return _ZoneFiles(
@@ -121,7 +121,7 @@ def _write_zone(run: Run, zone: _ZoneFiles, histogram: NDArray[np.int64], bar: B
     histogram[0] = 0
 
 
-def _write_companions(zone: _ZoneFiles, facts: Facts, legend: Sequence[ClassEntry]) -> None:
+def _write_companions(zone: _ZoneFiles, facts: RunProvenance, legend: Sequence[ClassEntry]) -> None:
     write_bytes(zone.style, qgis_style(legend))
     write_bytes(zone.categories, gdal_categories(legend))
     shown = picture([zone.classes], zone.grid, lambda strips: class_colours(strips[0][..., 0], legend))

@@ -38,7 +38,7 @@ class OutOfFold:
     """By ascending code."""
 
 
-def write_oof(
+def write_out_of_fold(
     path: Path, samples: Samples, fold_n: NDArray[np.int32], codes_k: NDArray[Any], values_nk: NDArray[np.float32]
 ) -> None:
     """Write the predictions to a path that is already temporary."""
@@ -59,7 +59,7 @@ def write_oof(
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def read_oof(path: Path, codes: Sequence[int]) -> OutOfFold:
+def read_out_of_fold(path: Path, codes: Sequence[int]) -> OutOfFold:
     """Read predictions of the classes `codes`; the caller has verified the file's checksum.
 
     Raises:

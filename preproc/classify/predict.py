@@ -24,7 +24,7 @@ from preproc.classify.class_map import build_map
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
-from preproc.raster.provenance import Facts, gather_facts
+from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.run.config import Config
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 
@@ -48,7 +48,7 @@ class PredictStage:
         def note(tile: PlannedTile, manifest: Mapping[str, Any]) -> None:
             embeddings[tile.name] = sha256_json(manifest["files"])
 
-        facts = gather_facts(run, note)
+        facts = read_provenance(run, note)
         classifier = ClassifierManifest.read(run).fingerprint
         inputs = {
             "classifier": classifier,
@@ -78,7 +78,7 @@ class PredictTilesStage(PredictStage):
         return replace(session, units=[unit for unit in session.units if unit.kind == TILE_KIND])
 
 
-def _build(run: Run, facts: Facts, due: Due) -> Generator[Built]:
+def _build(run: Run, facts: RunProvenance, due: Due) -> Generator[Built]:
     classifier = _fitting_classifier(run, facts)
     tiles = {tile.name: tile for tile in planned_tiles(run)}
 
@@ -91,7 +91,7 @@ def _build(run: Run, facts: Facts, due: Due) -> Generator[Built]:
     yield from one_by_one(due.units, make)
 
 
-def _fitting_classifier(run: Run, facts: Facts) -> Classifier:
+def _fitting_classifier(run: Run, facts: RunProvenance) -> Classifier:
     classifier = load_classifier(run)
     if facts.dim != classifier.dim:
         raise SmaltiError(

@@ -24,7 +24,7 @@ from infer.contract.classification import (
 from preproc.classify.boost import Parameters, fit, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
 from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
-from preproc.classify.out_of_fold import write_oof
+from preproc.classify.out_of_fold import write_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.table import Samples, counted, read_samples
 from preproc.classify.trials import Journal, Trial, published
@@ -103,7 +103,7 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         rows=len(samples),
     )
     with atomic_dir(run.model) as folder:
-        write_oof(folder / OUT_OF_FOLD, samples, folds.fold_n, codes_k, values_nk)
+        write_out_of_fold(folder / OUT_OF_FOLD, samples, folds.fold_n, codes_k, values_nk)
         (folder / TRIALS).write_bytes(published(journal.trials))
         files = [folder / OUT_OF_FOLD, folder / TRIALS]
         save_classifier(folder, model, about, inputs=inputs, files=files)

@@ -10,7 +10,7 @@ from infer.contract.classification import AccuracyManifest, ClassifierManifest, 
 from infer.contract.rasters import MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.model import OUT_OF_FOLD
-from preproc.classify.out_of_fold import read_oof
+from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.performance import performance
 from preproc.classify.reference import WHAT, map_accuracy, read_map, read_reference, unmatched
 from preproc.classify.table import counted
@@ -64,7 +64,7 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
         SmaltiError: if the classifier, the map or the reference sample is not what it should be.
     """
     about = ClassifierManifest.read(run).verify(run)
-    oof = read_oof(run.model / OUT_OF_FOLD, [entry.code for entry in about.classes])
+    oof = read_out_of_fold(run.model / OUT_OF_FOLD, [entry.code for entry in about.classes])
     figures = {
         **performance(oof, about.classes, config.classify.seed),
         "left_out": to_json(about.left_out),

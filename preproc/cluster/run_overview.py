@@ -15,7 +15,7 @@ from preproc.cluster.tasks import QueueView, look_at_queue
 from preproc.run import progress, status
 from preproc.run.config import Config
 from preproc.run.leftovers import leftover_lines, leftovers
-from preproc.run.quality import Observed, observed
+from preproc.run.quality import QualitySummary, summarise_quality
 
 _PROBLEMS = 20
 """Damaged or stale outputs that are listed a stage."""
@@ -29,7 +29,7 @@ class Overview:
     stages: list[status.StageStatus]
     queue: QueueView | None
     """None for a run that was never submitted."""
-    quality: Observed | None = None
+    quality: QualitySummary | None = None
     """None while nothing is planned, or if a tile's quality record cannot be read."""
     left: dict[str, list[str]] = field(default_factory=dict)
     """Folder -> tiles that an earlier plan left there."""
@@ -88,9 +88,9 @@ def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
     return Overview(run, status.run_status(survey), queue, _quality(run), _left(run))
 
 
-def _quality(run: Run) -> Observed | None:
+def _quality(run: Run) -> QualitySummary | None:
     try:
-        return observed(run)
+        return summarise_quality(run)
     except SmaltiError:
         return None  # the stages say what is missing or broken
 

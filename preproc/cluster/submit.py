@@ -21,14 +21,14 @@ from infer.contract import (
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
 from preproc.cluster.sbatch import Script, render_script
-from preproc.cluster.submitted import SubmittedJob, read_ledger, slurm_folder, write_ledger
+from preproc.cluster.submitted import SubmittedJob, read_submitted, slurm_folder, write_ledger
 from preproc.preflight import preflight, refuse
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
 from preproc.run.profile import Profile, load_profile, unmet_needs
 from preproc.run.progress import say
-from preproc.run.quality import cautions
+from preproc.run.quality import quality_warnings
 from preproc.run.stage import StageFailedError
 from preproc.run.stages import before, chain, stage_named
 from preproc.run.status import Survey, stale_before
@@ -211,7 +211,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
         _refuse_stale(run, config, stages)
         return _dry_run(run, config, profile, stages)
     with stage_lock(run, "submit"):
-        jobs = read_ledger(run)
+        jobs = read_submitted(run)
         active = _active(jobs)
         if active and not request.again:
             names = ", ".join(str(number) for number in sorted({task.job for task in active}))
@@ -247,7 +247,7 @@ def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) 
     for step in steps:
         if step.after:
             notes.append(f"  {step.name} waits for {', '.join(f'{how}:{name}' for how, name in step.after)}")
-    notes += cautions(run) if due.shards["infer"] else []
+    notes += quality_warnings(run) if due.shards["infer"] else []
     found = preflight(run, config, Plan.read(run), elsewhere=True).items
     notes += [f"{item.verdict}: {item.check}: {item.text}: {item.remedy}" for item in found if item.remedy]
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
@@ -273,7 +273,7 @@ def _submit(
             f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
             f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
         )
-    warnings = cautions(run) if due.shards["infer"] else []
+    warnings = quality_warnings(run) if due.shards["infer"] else []
     scripts = _write_scripts(run, profile, steps, len(jobs))
     for path in scripts.values():
         slurm.test_only(path)
@@ -320,7 +320,7 @@ def cancel(run: Run) -> str:
     Raises:
         SmaltiError: if Slurm does not answer.
     """
-    jobs = sorted({task.job for task in _active(read_ledger(Run(run.root.absolute())))})
+    jobs = sorted({task.job for task in _active(read_submitted(Run(run.root.absolute())))})
     slurm.scancel(jobs)
     if not jobs:
         return "no job of this run is queued"

@@ -44,7 +44,7 @@ def _path(run: Run) -> Path:
     return slurm_folder(run) / "jobs.json"
 
 
-def read_ledger(run: Run) -> list[SubmittedJob]:
+def read_submitted(run: Run) -> list[SubmittedJob]:
     """Every job that was submitted for this run, oldest first; empty when none was.
 
     Raises:

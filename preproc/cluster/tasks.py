@@ -16,7 +16,7 @@ from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
 from preproc.cluster.slurm import Accounted, Queued, TaskId
-from preproc.cluster.submitted import SubmittedJob, log_path, read_ledger
+from preproc.cluster.submitted import SubmittedJob, log_path, read_submitted
 from preproc.run.stage import Unit
 from preproc.run.status import Survey
 
@@ -41,7 +41,7 @@ _BLAMED = {
 
 
 @dataclass(frozen=True)
-class LogFacts:
+class LogRecord:
     """What a task's log tells."""
 
     attempts: int = 0
@@ -98,21 +98,21 @@ class QueueView:
     """What could not be asked."""
 
 
-def parse_log(text: str) -> LogFacts:
-    """Facts of a log's end. A last start without an end: killed, or the node is gone."""
+def parse_log(text: str) -> LogRecord:
+    """RunProvenance of a log's end. A last start without an end: killed, or the node is gone."""
     starts, ends = list(_START.finditer(text)), list(_END.finditer(text))
     attempts = int(starts[-1][1]) + 1 if starts else (int(ends[-1][5]) + 1 if ends else 0)
     said = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
     last = " / ".join(said[-2:])
     ended = bool(ends) and (not starts or ends[-1].start() > starts[-1].start())
     if not ended:
-        return LogFacts(attempts, None, last=last)
+        return LogRecord(attempts, None, last=last)
     _, _, seconds, peak, _ = ends[-1].groups()
-    return LogFacts(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last)
+    return LogRecord(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last)
 
 
-def read_log(path: Path) -> LogFacts | None:
-    """Facts of a task's log, or None when there is no log: the task never started."""
+def read_log(path: Path) -> LogRecord | None:
+    """RunProvenance of a task's log, or None when there is no log: the task never started."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -122,7 +122,7 @@ def read_log(path: Path) -> LogFacts | None:
         return None
 
 
-def explain(kind: str, facts: LogFacts | None, account: Accounted | None) -> str:
+def explain(kind: str, facts: LogRecord | None, account: Accounted | None) -> str:
     """Why a task that is neither queued nor done failed, for people. Pure."""
     if account is not None and account.state in _BLAMED:
         return _BLAMED[account.state].format(kind=kind)
@@ -259,7 +259,7 @@ def look_at_queue(survey: Survey) -> QueueView | None:
     Raises:
         SmaltiError: if the list of jobs is damaged.
     """
-    jobs = read_ledger(survey.run)
+    jobs = read_submitted(survey.run)
     if not jobs:
         return None
     note = ""

@@ -32,7 +32,7 @@ from infer.contract import (
     sha256_json,
     stage_lock,
 )
-from preproc.catalogue.items import SceneIndex, harvest, load_items
+from preproc.catalogue.items import SceneIndex, load_items, parse_items
 from preproc.catalogue.sources import Item
 from preproc.mirror.extract import copy_needed, copy_whole
 from preproc.mirror.publish import CATALOGUE, copied_item, item_folder, write_catalogue
@@ -125,7 +125,7 @@ def mirror(run: Run, config: Config, target: str | None, *, whole: bool = False,
 def _wanted(run: Run, config: Config, whole: bool) -> list[_Asset]:
     """The assets of all scenes that touch a tile, item by item in a fixed order."""
     items = load_items(run)
-    scenes = harvest(items, config).scenes
+    scenes = parse_items(items, config).scenes
     index = SceneIndex(scenes)
     tiles: defaultdict[tuple[str, str], list[PlannedTile]] = defaultdict(list)
     for tile in planned_tiles(run):
@@ -281,6 +281,6 @@ def _lines(store: Store, config: Config, source: str) -> Iterator[str]:
 
 
 def _advice(store: Store, config: Config, assets: Sequence[_Asset]) -> str:
-    sources = {scene.data_source for scene in harvest([asset.item for asset in assets[:40]], config).scenes}
+    sources = {scene.data_source for scene in parse_items([asset.item for asset in assets[:40]], config).scenes}
     source = sources.pop() if len(sources) == 1 else "other"
     return "\n".join(["To use it, in run.toml:", "", *_lines(store, config, source)])

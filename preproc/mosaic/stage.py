@@ -19,7 +19,7 @@ from preproc.mosaic.pca import Components, PixelSample, principal_components, sa
 from preproc.mosaic.quantise import to_codes
 from preproc.raster.cog import CogWriter, Layer, cog_writer, scratch_bytes
 from preproc.raster.preview import picture, write_png
-from preproc.raster.provenance import Facts, gather_facts
+from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.config import Config
@@ -41,12 +41,12 @@ class StitchStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one mosaic (a file or two per zone), and what it is made from."""
-        facts = gather_facts(run)
+        facts = read_provenance(run)
         unit = Unit(MosaicManifest.kind, run.mosaic_manifest, MosaicManifest.kind, mosaic_inputs(facts, config))
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: build_mosaic(run, config, facts, unit)))
 
 
-def mosaic_inputs(facts: Facts, config: Config) -> dict[str, Any]:
+def mosaic_inputs(facts: RunProvenance, config: Config) -> dict[str, Any]:
     """What the mosaic depends on."""
     return {
         "embeddings": facts.fingerprint,
@@ -77,7 +77,7 @@ class _ZoneFiles:
         return [self.pixels] if self.scales is None else [self.pixels, self.scales]
 
 
-def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
+def build_mosaic(run: Run, config: Config, facts: RunProvenance, unit: Unit) -> None:
     """Write every file of RUN/mosaic and, last, its manifest.
 
     Raises:
@@ -116,7 +116,7 @@ def build_mosaic(run: Run, config: Config, facts: Facts, unit: Unit) -> None:
         say(f"stitch: the model is not trained ({facts.label}): these embeddings show that the chain works, no more")
 
 
-def _zone_files(folder: Path, grid: ZoneGrid, facts: Facts, dtype: Literal["float32", "int8"]) -> _ZoneFiles:
+def _zone_files(folder: Path, grid: ZoneGrid, facts: RunProvenance, dtype: Literal["float32", "int8"]) -> _ZoneFiles:
     stem = f"embeddings_{grid.label}"
     codes = dtype == "int8"
     bands = tuple(f"e{index:03d}" for index in range(facts.dim))
@@ -203,7 +203,7 @@ def _write_preview(zone: _ZoneFiles, components: Components) -> None:
     write_png(zone.preview, picture(zone.rasters, zone.grid, colours).rgba_hwc)
 
 
-def _assets(zone: _ZoneFiles, facts: Facts) -> list[AssetRecord]:
+def _assets(zone: _ZoneFiles, facts: RunProvenance) -> list[AssetRecord]:
     assets = [AssetRecord("embeddings", zone.pixels, _capital(facts.content), "data", zone.layer)]
     if zone.scales is not None:
         assets.append(AssetRecord("scales", zone.scales, "Scale of each pixel's codes", "data", zone.scales_layer))
@@ -211,7 +211,7 @@ def _assets(zone: _ZoneFiles, facts: Facts) -> list[AssetRecord]:
     return assets
 
 
-def _properties(facts: Facts, grid: ZoneGrid) -> dict[str, Any]:
+def _properties(facts: RunProvenance, grid: ZoneGrid) -> dict[str, Any]:
     return {
         "title": f"{_capital(facts.content)}, UTM zone {grid.label}, {facts.window[0]} to {facts.window[1]}",
         "smalti:model": to_json(facts.encoder),

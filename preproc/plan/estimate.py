@@ -43,7 +43,7 @@ BASE_MEMORY = 400e6
 
 
 @dataclass(frozen=True)
-class Season:
+class SeasonCounts:
     """How often a tile is seen: means over the tiles looked at."""
 
     s2_days: float
@@ -65,14 +65,14 @@ class Work:
     """Pixels along a tile."""
     pixels: int
     """Pixels inside the region."""
-    season: Season
+    season: SeasonCounts
     parameters: int
     """Of the model."""
     cpus: int
     """Of one local process group."""
 
 
-def season_of(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> Season:
+def count_season(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> SeasonCounts:
     """Mean numbers of dates and scenes over some tiles."""
     rows: list[tuple[int, int, int, int]] = []
     for scenes in scenes_by_tile.values():
@@ -81,7 +81,7 @@ def season_of(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> Season:
         rows.append((len(set(s2)), len(s2), len(set(s1)), len(s1)))
     days, least = min((row[0], name) for name, row in zip(scenes_by_tile, rows, strict=True))
     means = [sum(row[k] for row in rows) / len(rows) for k in range(4)]
-    return Season(means[0], means[1], means[2], means[3], days, least)
+    return SeasonCounts(means[0], means[1], means[2], means[3], days, least)
 
 
 def estimate(work: Work, config: Config) -> dict[str, Cost]:

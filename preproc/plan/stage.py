@@ -24,12 +24,12 @@ from infer.contract import (
 from infer.contract.errors import FormatError
 from infer.contract.plan import FoundScenes, LeftOut, PlannedRegion, SampledTiles, SceneCount
 from infer.contract.registry import registered_model
-from preproc.catalogue.items import Harvest, SceneIndex, count_reasons, harvest, save_items, search_scenes
+from preproc.catalogue.items import ParsedItems, SceneIndex, count_reasons, parse_items, save_items, search_scenes
 from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.sources import Item
-from preproc.plan.estimate import Season, Work, estimate, season_of
+from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.text import render_plan
-from preproc.plan.tile_order import dealt, neighbourly
+from preproc.plan.tile_order import by_neighbourhood, interleaved
 from preproc.reader.hrefs import is_url, portable
 from preproc.region.grid import plan_tiles, utm_zones, zone_part
 from preproc.region.region import Region, load_region
@@ -154,14 +154,14 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     tiles = plan_tiles(region, config.tiles.size)
     sampled = _sample(tiles)
     shards = _tasks(len(tiles), config, folder)
-    order = dealt(neighbourly(tiles), shards)
+    order = interleaved(by_neighbourhood(tiles), shards)
     planned = tuple(tiles[index] for index in order)
     del tiles, order  # there may be a million
     items = search_scenes(config, region)
-    yielded = harvest(items, config)
+    yielded = parse_items(items, config)
     _check_scenes(yielded, config)
     index = SceneIndex(yielded.scenes)
-    season = season_of({tile.name: index.for_tile(tile) for tile in sampled})
+    season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
     work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
     plan = Plan(
@@ -213,7 +213,7 @@ def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:
     say(render_plan(plan))
 
 
-def _check_scenes(found: Harvest, config: Config) -> None:
+def _check_scenes(found: ParsedItems, config: Config) -> None:
     if any(scene.modality == "s2" for scene in found.scenes):
         return
     origin = config.archive.href or config.archive.url or config.archive.source
@@ -245,7 +245,7 @@ def _parameters(config: Config) -> int:
     return path.stat().st_size // 4 if path is not None and path.is_file() else 1_000_000
 
 
-def _found_scenes(found: Harvest) -> FoundScenes:
+def _found_scenes(found: ParsedItems) -> FoundScenes:
     groups: dict[str, Counter[str]] = {"s2": Counter(), "s1_ascending": Counter(), "s1_descending": Counter()}
     for scene in found.scenes:
         groups["s2" if scene.modality == "s2" else f"s1_{scene.orbit}"][scene.day.isoformat()] += 1
@@ -259,7 +259,7 @@ def _found_scenes(found: Harvest) -> FoundScenes:
     )
 
 
-def _warnings(found: Harvest, season: Season, config: Config) -> list[str]:
+def _warnings(found: ParsedItems, season: SeasonCounts, config: Config) -> list[str]:
     texts = []
     orbits = {scene.orbit for scene in found.scenes if scene.modality == "s1"}
     if not orbits:

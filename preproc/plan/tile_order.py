@@ -2,7 +2,7 @@
 
 Neighbours share scenes and compressed blocks: made in one task, what they share is fetched once. Tiles are put in the
 order of squares of 4 x 4 (within those of 2 x 2), cut into N runs of one length, and dealt out so that the positions
-I, I + N, I + 2N ... hold run I. With another N than was planned for, shards are as good, and less neighbourly.
+I, I + N, I + 2N ... hold run I. With another N than was planned for, shards are as good, and less by_neighbourhood.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SQUARES = (4, 2, 1)
 """Sides of the squares, in tiles, from the outermost: fetch makes at most 4 x 4 tiles together."""
 
 
-def neighbourly(tiles: Sequence[PlannedTile]) -> list[int]:
+def by_neighbourhood(tiles: Sequence[PlannedTile]) -> list[int]:
     """Indices of the tiles, zone by zone, square by square, each from north to south and from west to east."""
     if not tiles:
         return []
@@ -35,7 +35,7 @@ def neighbourly(tiles: Sequence[PlannedTile]) -> list[int]:
     return order
 
 
-def dealt(units: Sequence[T], shards: int) -> list[T]:
+def interleaved(units: Sequence[T], shards: int) -> list[T]:
     """Units reordered so that every `shards`-th of them, from the I-th on, are the I-th run of the given order.
 
     Runs are as long as the shards are: the first ones are longer by one where it does not come out even.

@@ -29,7 +29,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunProvenance:
     """The provenance that mosaics and maps carry."""
 
     model: str
@@ -97,9 +97,9 @@ class Facts:
         }
 
 
-def gather_facts(
+def read_provenance(
     run: Run, visit: Callable[[PlannedTile, Mapping[str, Any]], None] = lambda _tile, _manifest: None
-) -> Facts:
+) -> RunProvenance:
     """Read the manifests of all tiles' embeddings, which have to be there and to fit together: each is read once.
 
     Args:
@@ -135,7 +135,7 @@ def gather_facts(
     _check_complete(run, lacking, len(tiles))
     try:
         model = first["model"]
-        return Facts(
+        return RunProvenance(
             model=str(model["name"]),
             label=str(model["label"]),
             trained=bool(model["trained"]),

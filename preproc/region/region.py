@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from infer.contract import SmaltiError
 from preproc.region.military_grid import mgrs_bounds, mgrs_cell, no_such_square
 from preproc.region.vector import read_vector
-from preproc.run.config import Region as RegionSettings
+from preproc.run.config import RegionSettings
 from preproc.run.progress import say
 
 WGS84 = pyproj.CRS.from_epsg(4326)

@@ -52,7 +52,7 @@ _YEARS = (2014, 2100)
 """Of the first radar image of Sentinel-1, and more than enough."""
 
 
-class Region(_Section):
+class RegionSettings(_Section):
     """Where and when."""
 
     geometry: Path | None = None
@@ -355,7 +355,7 @@ class Site(SiteSettings):
 class Config(_Section):
     """Everything of run.toml."""
 
-    region: Region
+    region: RegionSettings
     archive: Archive
     tiles: Tiles = Tiles()
     model: Model = Model(name="demo")

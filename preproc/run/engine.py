@@ -35,7 +35,7 @@ from preproc.run.config import Config
 from preproc.run.container import container_of, container_variable, device_arguments, weights_of
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
-from preproc.run.quality import cautions
+from preproc.run.quality import quality_warnings
 from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
 
 _HASHED_BYTES = 2**30
@@ -54,7 +54,7 @@ class InferStage:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
         known = _known_inputs(config)
         units = [_unit(run, tile.name, known) for tile in planned_tiles(run)]
-        return Session(units, lambda due: _run_engine(run, config, due), before=lambda: cautions(run))
+        return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
 def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:

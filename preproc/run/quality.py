@@ -75,7 +75,7 @@ class StackSummary:
 
 
 @dataclass(frozen=True)
-class Observed:
+class QualitySummary:
     """The fetched tiles of a run, summed up; observations are counted per pixel of the region."""
 
     tiles: int
@@ -227,7 +227,7 @@ def poor_tiles(tiles: Sequence[TileQuality]) -> tuple[str, ...]:
     return tuple(tile.name for tile in tiles if tile.stacks["s2"].median < FEW_CLEAR)
 
 
-def observed(run: Run) -> Observed:
+def summarise_quality(run: Run) -> QualitySummary:
     """Sum up what is fetched.
 
     Raises:
@@ -237,7 +237,7 @@ def observed(run: Run) -> Observed:
     tiles = tile_qualities(run, planned)
     stacks = summarise(tiles)
     s2, *radar = stacks.values()
-    return Observed(
+    return QualitySummary(
         tiles=len(tiles),
         planned=len(planned),
         pixels=sum(tile.pixels for tile in tiles),
@@ -253,12 +253,12 @@ def observed(run: Run) -> Observed:
     )
 
 
-def cautions(run: Run) -> list[str]:
+def quality_warnings(run: Run) -> list[str]:
     """What is to be said before a GPU is paid for: of the fetched tiles, or else of the plan's scenes.
 
     Raises:
         FormatError: if there is no plan, or a quality.json cannot be read.
     """
-    now = observed(run)
+    now = summarise_quality(run)
     said = [] if now.tiles == now.planned else Plan.read(run).warnings
     return [f"Warning: {text}" for text in [*said, *now.warnings()]]

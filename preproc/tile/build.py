@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from infer.contract import SmaltiError
-from preproc.tile.dates import ReadsRasters, Workshop
+from preproc.tile.dates import ReadContext, ReadsRasters
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.recipe import TileJob
 from preproc.tile.sentinel1 import add_sentinel1
@@ -40,13 +40,13 @@ def build_tiles(
     if len({job.tile.epsg for job in jobs}) > 1:
         raise ValueError("the tiles of a group lie in one zone")
     tiles = [OpenTile(job) for job in jobs]
-    shop = Workshop(reader, pool, 2 * workers, tell)
+    context = ReadContext(reader, pool, 2 * workers, tell)
     try:
         for tile in tiles:
             tile.begin()
-        add_sentinel2(tiles, shop)
-        add_sentinel1(tiles, "s1_ascending", shop)
-        add_sentinel1(tiles, "s1_descending", shop)
+        add_sentinel2(tiles, context)
+        add_sentinel1(tiles, "s1_ascending", context)
+        add_sentinel1(tiles, "s1_descending", context)
         for tile in tiles:
             tile.finish()
     finally:

@@ -28,7 +28,7 @@ class ReadsRasters(Protocol):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ReadContext:
     """Who reads."""
 
     reader: ReadsRasters
@@ -40,7 +40,7 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Part:
+class TileDate:
     """A tile's share of a date."""
 
     tile: OpenTile
@@ -53,28 +53,28 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Day:
+class StackDate:
     """One date of a stack, and the tiles that have scenes of it."""
 
     day: date
-    parts: tuple[Part, ...]
+    parts: tuple[TileDate, ...]
 
     @property
     def scenes(self) -> list[Scene]:
         """The scenes of all its tiles, in the order in which they are asked for a pixel."""
         known = {scene.id: scene for part in self.parts for scene in part.observation.scenes}
-        epsg = self.parts[0].tile.job.tile.epsg
+        epsg = self.parts[0].tile.epsg
         return sorted(known.values(), key=lambda scene: scene_order(scene, epsg))
 
 
-def days_of(tiles: Sequence[OpenTile], stack: StackName) -> list[Day]:
+def stack_dates(tiles: Sequence[OpenTile], stack: StackName) -> list[StackDate]:
     """The dates of a stack over all tiles, ascending. The tiles are of one zone."""
-    parts: dict[date, list[Part]] = {}
+    parts: dict[date, list[TileDate]] = {}
     for tile in tiles:
         if tile.alive:
             for observation in tile.observations(stack):
-                parts.setdefault(observation.day, []).append(Part(tile, observation))
-    return [Day(day, tuple(parts[day])) for day in sorted(parts)]
+                parts.setdefault(observation.day, []).append(TileDate(tile, observation))
+    return [StackDate(day, tuple(parts[day])) for day in sorted(parts)]
 
 
 def read_for(

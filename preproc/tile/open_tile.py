@@ -51,6 +51,7 @@ class OpenTile:
     def __init__(self, job: TileJob) -> None:
         self.job = job
         self.name = job.tile.name
+        self.epsg = job.tile.epsg
         self.error: SmaltiError | None = None
         size = job.tile.size
         self._shape_hw = (size, size)

@@ -17,7 +17,7 @@ from preproc.catalogue.scene import Scene
 from preproc.reader.read import BACKSCATTER
 from preproc.reader.read_pool import in_order
 from preproc.tile.date_record import FailedRead
-from preproc.tile.dates import Day, Part, Workshop, days_of, read_for
+from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import scaled_db
 from preproc.tile.same_day import add_source, copy_where, sources_used
@@ -27,7 +27,7 @@ from preproc.tile.same_day import add_source, copy_where, sources_used
 class _Date:
     """One date on one tile."""
 
-    part: Part
+    part: TileDate
     values_hwp: NDArray[np.int16]
     source_hw: NDArray[np.uint8]
     """Number of the scene that gives each pixel, from 1; 0 = none."""
@@ -40,12 +40,14 @@ class _Date:
         return self.failure is None and tile.alive and int(np.count_nonzero(self.source_hw)) < tile.region_pixels
 
 
-def add_sentinel1(tiles: Sequence[OpenTile], stack: Literal["s1_ascending", "s1_descending"], shop: Workshop) -> None:
+def add_sentinel1(
+    tiles: Sequence[OpenTile], stack: Literal["s1_ascending", "s1_descending"], context: ReadContext
+) -> None:
     """Fill one orbit's stack of a group of tiles; dates ascend, those without a value inside the region are dropped."""
-    days = days_of(tiles, stack)
-    results = in_order(shop.pool, lambda day: _read_day(shop, day), days, ahead=shop.ahead)
+    days = stack_dates(tiles, stack)
+    results = in_order(context.pool, lambda day: _read_day(context, day), days, ahead=context.ahead)
     for done, (_, dates) in enumerate(results, start=1):
-        shop.tell(f"Sentinel-1, {stack.removeprefix('s1_')}", done, len(days))
+        context.tell(f"Sentinel-1, {stack.removeprefix('s1_')}", done, len(days))
         for date in dates:
             tile, observation = date.part.tile, date.part.observation
             if not tile.alive:
@@ -58,7 +60,7 @@ def add_sentinel1(tiles: Sequence[OpenTile], stack: Literal["s1_ascending", "s1_
                 tile.add(stack, observation, sources_used(date.source_hw, observation.scenes), date.values_hwp)
 
 
-def _read_day(shop: Workshop, day: Day) -> list[_Date]:
+def _read_day(context: ReadContext, day: StackDate) -> list[_Date]:
     dates = []
     for part in day.parts:
         shape = part.tile.inside_hw.shape
@@ -66,15 +68,15 @@ def _read_day(shop: Workshop, day: Day) -> list[_Date]:
     for scene in day.scenes:
         wanting = [date for date in dates if date.open and date.part.number(scene)]
         if wanting:
-            _add_scene(shop, scene, wanting)
+            _add_scene(context, scene, wanting)
     return dates
 
 
-def _add_scene(shop: Workshop, scene: Scene, wanting: Sequence[_Date]) -> None:
+def _add_scene(context: ReadContext, scene: Scene, wanting: Sequence[_Date]) -> None:
     """Let a scene give the pixels that none before it gave."""
     planes: list[list[NDArray[np.int16]]] = [[] for _ in wanting]
     for name in SAR_BANDS:
-        placed = read_for(shop.reader, scene, name, [date.part.tile for date in wanting], BACKSCATTER)
+        placed = read_for(context.reader, scene, name, [date.part.tile for date in wanting], BACKSCATTER)
         if isinstance(placed, FailedRead):
             for date in wanting:
                 date.failure = placed

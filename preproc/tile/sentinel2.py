@@ -19,17 +19,17 @@ from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.read import REFLECTANCE, SCENE_CLASSES
 from preproc.reader.read_pool import in_order
 from preproc.tile.date_record import FailedRead
-from preproc.tile.dates import Day, Part, Workshop, days_of, read_for
+from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import clear, offset_is_gone, remove_offset
 from preproc.tile.same_day import add_source, copy_where, keeps_date, sources_used
 
 
 @dataclass
-class _Cover:
+class _ClearMask:
     """What the scene classifications of one date say of one tile."""
 
-    part: Part
+    part: TileDate
     source_hw: NDArray[np.uint8]
     """Number of the scene that gives each pixel, from 1; 0 = not clear, or outside the region."""
     clear_pixels: int = 0
@@ -58,7 +58,7 @@ class _Cover:
 
 @dataclass(frozen=True)
 class _BandTask:
-    covers: Sequence[_Cover]
+    covers: Sequence[_ClearMask]
     """Of one date; those that need this scene."""
     scene: Scene
     band: int
@@ -69,22 +69,22 @@ _BandResult = list[tuple[NDArray[np.uint16], NDArray[np.bool_] | None]] | Failed
 """For each cover the band, and where its file says that it has no value (by a mask, or a nodata value but 0)."""
 
 
-def add_sentinel2(tiles: Sequence[OpenTile], shop: Workshop) -> None:
+def add_sentinel2(tiles: Sequence[OpenTile], context: ReadContext) -> None:
     """Fill the Sentinel-2 stacks of a group of tiles; dates ascend.
 
     Pixels that are not clear are 0 in bands and mask, and so are those where a band's file declares that it has no
     value. Any other clear pixel keeps what the bands hold there, 0 included.
     """
-    _read_bands(_read_covers(tiles, shop), shop)
+    _read_bands(_read_covers(tiles, context), context)
 
 
-def _cover_day(shop: Workshop, day: Day) -> list[_Cover]:
-    covers = [_Cover(part, np.zeros(part.tile.inside_hw.shape, np.uint8)) for part in day.parts]
+def _clear_masks(context: ReadContext, day: StackDate) -> list[_ClearMask]:
+    covers = [_ClearMask(part, np.zeros(part.tile.inside_hw.shape, np.uint8)) for part in day.parts]
     for scene in day.scenes:
         wanting = [cover for cover in covers if cover.wants(scene)]
         if not wanting:
             continue
-        placed = read_for(shop.reader, scene, "SCL", [cover.part.tile for cover in wanting], SCENE_CLASSES)
+        placed = read_for(context.reader, scene, "SCL", [cover.part.tile for cover in wanting], SCENE_CLASSES)
         for index, cover in enumerate(wanting):
             if isinstance(placed, FailedRead):
                 cover.failure = placed
@@ -93,18 +93,18 @@ def _cover_day(shop: Workshop, day: Day) -> list[_Cover]:
     return covers
 
 
-def _read_covers(tiles: Sequence[OpenTile], shop: Workshop) -> list[list[_Cover]]:
+def _read_covers(tiles: Sequence[OpenTile], context: ReadContext) -> list[list[_ClearMask]]:
     """First pass: for each date the covers of the tiles that keep it."""
     kept = []
-    days = days_of(tiles, "s2")
-    results = in_order(shop.pool, lambda day: _cover_day(shop, day), days, ahead=shop.ahead)
+    days = stack_dates(tiles, "s2")
+    results = in_order(context.pool, lambda day: _clear_masks(context, day), days, ahead=context.ahead)
     for done, (_, covers) in enumerate(results, start=1):
-        shop.tell("Sentinel-2, clouds", done, len(days))
+        context.tell("Sentinel-2, clouds", done, len(days))
         kept.append([cover for cover in covers if cover.part.tile.alive and _keep(cover)])
     return kept
 
 
-def _keep(cover: _Cover) -> bool:
+def _keep(cover: _ClearMask) -> bool:
     """Whether a tile keeps a date; if not, the reason is recorded."""
     tile, observation = cover.part.tile, cover.part.observation
     if cover.failure is not None:
@@ -117,12 +117,12 @@ def _keep(cover: _Cover) -> bool:
     return False
 
 
-def _tasks(kept: Sequence[Sequence[_Cover]]) -> Iterator[_BandTask]:
+def _tasks(kept: Sequence[Sequence[_ClearMask]]) -> Iterator[_BandTask]:
     for covers in kept:
         if not covers:
             continue
         used = {id(cover): sources_used(cover.source_hw, cover.part.observation.scenes) for cover in covers}
-        for scene in Day(covers[0].part.observation.day, tuple(cover.part for cover in covers)).scenes:
+        for scene in StackDate(covers[0].part.observation.day, tuple(cover.part for cover in covers)).scenes:
             for band in range(len(BANDS)):
                 wanting = [
                     cover for cover in covers if cover.part.tile.alive and cover.part.number(scene) in used[id(cover)]
@@ -131,9 +131,9 @@ def _tasks(kept: Sequence[Sequence[_Cover]]) -> Iterator[_BandTask]:
                     yield _BandTask(wanting, scene, band)
 
 
-def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
+def _read_band(context: ReadContext, task: _BandTask) -> _BandResult:
     tiles = [cover.part.tile for cover in task.covers]
-    placed = read_for(shop.reader, task.scene, BANDS[task.band], tiles, REFLECTANCE)
+    placed = read_for(context.reader, task.scene, BANDS[task.band], tiles, REFLECTANCE)
     if isinstance(placed, FailedRead):
         return placed
     policy = task.scene.offset
@@ -141,18 +141,18 @@ def _read_band(shop: Workshop, task: _BandTask) -> _BandResult:
     return [(remove_offset(one.values_hw, policy), one.values_hw == 0 if one.gaps else None) for one in placed]
 
 
-def _read_bands(kept: Sequence[Sequence[_Cover]], shop: Workshop) -> None:
+def _read_bands(kept: Sequence[Sequence[_ClearMask]], context: ReadContext) -> None:
     """Second pass: the bands and the mask of each kept date."""
-    results = in_order(shop.pool, lambda task: _read_band(shop, task), _tasks(kept), ahead=shop.ahead)
+    results = in_order(context.pool, lambda task: _read_band(context, task), _tasks(kept), ahead=context.ahead)
     days = sum(1 for covers in kept if covers)
     by_day = groupby(results, key=lambda result: result[0].covers[0].part.observation.day)
     for done, (_, of_day) in enumerate(by_day, start=1):
         _add_day(of_day)
-        shop.tell("Sentinel-2, bands", done, days)
+        context.tell("Sentinel-2, bands", done, days)
 
 
 def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
-    covers: dict[str, _Cover] = {}
+    covers: dict[str, _ClearMask] = {}
     bands: dict[str, NDArray[np.uint16]] = {}
     failures: dict[str, FailedRead] = {}
     here: dict[tuple[str, str], NDArray[np.bool_]] = {}
@@ -189,7 +189,7 @@ def _add_day(results: Iterator[tuple[_BandTask, _BandResult]]) -> None:
                 tile.records["s2"].drop(observation, "no value inside the region")
 
 
-def _settle(cover: _Cover, numbers: Sequence[int], bands_hwb: NDArray[np.uint16]) -> None:
+def _settle(cover: _ClearMask, numbers: Sequence[int], bands_hwb: NDArray[np.uint16]) -> None:
     """Find out by their pixels what the catalogue does not reliably say of some scenes, and remove their offset."""
     for number in numbers:
         scene = cover.part.observation.scenes[number - 1]

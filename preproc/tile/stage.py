@@ -19,7 +19,7 @@ from preproc.region.region import Region, load_region
 from preproc.run.config import Config
 from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
-from preproc.run.quality import observed
+from preproc.run.quality import summarise_quality
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 from preproc.tile.build import build_tiles
 from preproc.tile.recipe import Fingerprints, TileJob
@@ -34,7 +34,7 @@ TELL_S = 10.0
 
 
 @dataclass(frozen=True)
-class _Season:
+class _RunScenes:
     """What all tiles of a run share."""
 
     config: Config
@@ -78,11 +78,11 @@ class _Season:
         )
 
 
-def _season(run: Run, config: Config) -> _Season:
+def _season(run: Run, config: Config) -> _RunScenes:
     check_coordinates()
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
-    return _Season(config, load_region(config.region), index, tiles, Fingerprints(run.root))
+    return _RunScenes(config, load_region(config.region), index, tiles, Fingerprints(run.root))
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:
@@ -127,10 +127,10 @@ class FetchStage:
 
 
 def _said_afterwards(run: Run) -> list[str]:
-    return [*observed(run).lines(), *leftover_lines(run, leftovers(run))]
+    return [*summarise_quality(run).lines(), *leftover_lines(run, leftovers(run))]
 
 
-def _build(run: Run, season: _Season, due: Due) -> Generator[Built]:
+def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
     """Fetch tiles, each together with those of its neighbours that are due as well."""
     archive = season.config.archive
     scratch = scratch_folder(season.config.site.scratch)

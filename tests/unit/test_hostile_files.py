@@ -41,7 +41,7 @@ from infer.model import build_network
 from infer.model.student import random_student
 from infer.selftest import SETTINGS
 from infer.weights import load_checkpoint
-from preproc.catalogue.items import harvest, save_items, search_scenes
+from preproc.catalogue.items import parse_items, save_items, search_scenes
 from preproc.plan.text import render_plan
 from preproc.region.region import load_region
 from preproc.run.config import load_config
@@ -114,7 +114,7 @@ def subjects(root: Path) -> dict[str, Subject]:
 
     def searched() -> None:
         items = search_scenes(config, region)
-        harvest(items, config)
+        parse_items(items, config)
         save_items(run, items)
 
     def tile() -> None:

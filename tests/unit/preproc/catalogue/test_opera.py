@@ -16,7 +16,7 @@ from rasterio.warp import transform_bounds
 from support.stac import SEASON, collection, write
 
 from infer.contract import SmaltiError
-from preproc.catalogue.items import harvest, search_scenes
+from preproc.catalogue.items import parse_items, search_scenes
 from preproc.region.region import load_region
 from preproc.run.config import Config
 
@@ -53,7 +53,7 @@ def config_for(href: Path) -> Config:
 
 def found(href: Path) -> Any:
     config = config_for(href)
-    return harvest(search_scenes(config, load_region(config.region)), config)
+    return parse_items(search_scenes(config, load_region(config.region)), config)
 
 
 def test_a_folder_of_bursts_beside_items_of_sentinel_2(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from support.service import Answer, Request, json_answer, serve, serve_folder, s
 from support.stac import ELSEWHERE, SEASON, Api, collection, item, page, write
 
 from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError
-from preproc.catalogue.items import SceneIndex, harvest, save_items, scenes_for_tile, search_scenes
+from preproc.catalogue.items import SceneIndex, parse_items, save_items, scenes_for_tile, search_scenes
 from preproc.catalogue.scene import Scene
 from preproc.catalogue.search import MAX_VERTICES, search_geometry
 from preproc.catalogue.sources import MPC_S1, MPC_S2, footprint
@@ -307,7 +307,7 @@ def test_every_kind_of_static_archive_gives_the_same_scenes(tmp_path: Path, kind
         config = config_for(source="static", href=f"{base}/{path.relative_to(tmp_path).as_posix()}")
         items = search_scenes(config, load_region(config.region))
     assert sorted(str(entry["id"]) for entry in items) == EXPECTED
-    scenes = {scene.id: scene for scene in harvest(items, config).scenes}
+    scenes = {scene.id: scene for scene in parse_items(items, config).scenes}
     inside = {"catalogue": "catalogue/{collection}/{id}/{key}.tif"}.get(kind, "{id}/{key}.tif")
     for entry in SEASON:
         scene = scenes[entry["id"]]
@@ -336,7 +336,7 @@ def test_the_recorded_items_of_planetary_computer_survive_geoparquet(tmp_path: P
                 "archive": {"source": "static", "href": str(tmp_path / name)},
             }
         )
-        scenes = harvest(search_scenes(config, region), config).scenes
+        scenes = parse_items(search_scenes(config, region), config).scenes
         results.append([(s.id, s.acquired.replace(microsecond=0), s.assets, s.offset, s.orbit, s.epsg) for s in scenes])
     assert results[0] == results[1]
     assert len(results[0]) == len(items)
@@ -502,7 +502,7 @@ def test_the_index_finds_what_touches_a_tile(boxes: list[tuple[float, float, flo
         entry = item(f"{number:02d}", "2021-06-01T10:00:00Z")
         config = config_for(source="static", href="/x/items.json")
         entry["geometry"] = json.loads(shapely.to_geojson(outline))
-        scenes.extend(harvest([entry], config, "/x/items.json").scenes)
+        scenes.extend(parse_items([entry], config, "/x/items.json").scenes)
     region = make_region(shapely.box(*BBOX), "x", source="x")
     index = SceneIndex(scenes)
     for tile in plan_tiles(region, size)[:4]:

@@ -17,7 +17,7 @@ from support.recorded import STAC_ITEMS
 
 from infer.contract import BANDS, SmaltiError
 from preproc.catalogue.declared import epsg_of
-from preproc.catalogue.items import SceneIndex, harvest, stored, within
+from preproc.catalogue.items import SceneIndex, parse_items, stored, within
 from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.scene import OffsetBasis, OffsetPolicy, Scene
 from preproc.catalogue.sources import CATALOGUES, EARTH_SEARCH_S2, MPC_S1, MPC_S2, Rejected, parse_item
@@ -616,7 +616,7 @@ def test_whatever_an_item_holds_it_becomes_a_scene_or_is_rejected_with_a_reason(
         if not within(changed, WORLD, WORLD_START, WORLD_END):
             return
         saved = stored(changed, config.archive.href or "", config.archive.folders)
-        found = harvest([saved, stored(original, config.archive.href or "", config.archive.folders)], config)
+        found = parse_items([saved, stored(original, config.archive.href or "", config.archive.folders)], config)
     except SmaltiError:
         return  # two scenes of one id, say
     SceneIndex(found.scenes)

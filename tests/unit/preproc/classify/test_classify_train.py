@@ -23,7 +23,7 @@ from preproc.classify import boost, tune
 from preproc.classify.boost import Parameters, out_of_fold
 from preproc.classify.folds import Folds, assign_folds, main_classes
 from preproc.classify.model import CLASSIFIER, load_classifier
-from preproc.classify.out_of_fold import read_oof
+from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import Samples, read_samples
@@ -292,7 +292,7 @@ def test_the_classifier_answers_like_the_model_that_was_saved(run: Run) -> None:
 
 def test_out_of_fold_predictions_are_kept_with_their_fold(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
-    samples, oof = read_samples(run), read_oof(run.model / "oof.parquet", [1, 2, 3])
+    samples, oof = read_samples(run), read_out_of_fold(run.model / "oof.parquet", [1, 2, 3])
     assert (oof.code_n == samples.code_n).all()
     assert (oof.group_n == samples.group_n).all()
     assert (oof.probabilities_nk.argmax(axis=1) + 1 == oof.predicted_n).all()

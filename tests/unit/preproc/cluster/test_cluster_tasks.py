@@ -7,7 +7,7 @@ import pytest
 from preproc.cluster.queue_table import duration, memory
 from preproc.cluster.slurm import Accounted, TaskId, parse_duration, parse_sacct, parse_squeue
 from preproc.cluster.submitted import SubmittedJob
-from preproc.cluster.tasks import LogFacts, current_tasks, explain, parse_log
+from preproc.cluster.tasks import LogRecord, current_tasks, explain, parse_log
 
 SACCT = """\
 66_0|CANCELLED by 0|0:0|0|00:30:00||1G
@@ -57,7 +57,7 @@ END = "smalti-task: end code={} stopped=no seconds=12 peak_mb=340 attempt={} at=
 
 def test_a_log_tells_the_last_attempt() -> None:
     text = START.format(0) + "infer: x\n" + END.format(75, 0) + "smalti-task: back into the queue\n"
-    assert parse_log(text) == LogFacts(1, 75, 12, 340, "infer: x")
+    assert parse_log(text) == LogRecord(1, 75, 12, 340, "infer: x")
     assert parse_log(text + START.format(1)).code is None  # it began again and has not ended
     assert parse_log(text + START.format(1) + END.format(0, 1)).code == 0
     assert parse_log(text + START.format(1) + END.format(0, 1)).attempts == 2
@@ -79,19 +79,19 @@ def account(state: str, **more: int) -> Accounted:
     [
         (None, None, "never started"),
         (None, "CANCELLED", "before it began"),
-        (LogFacts(1, 75), "CANCELLED", "was cancelled while it ran"),
-        (LogFacts(1), "TIMEOUT", "hit its time limit: ask for more ([site.jobs.infer] time)"),
-        (LogFacts(1), "OUT_OF_MEMORY", "[site.jobs.infer] memory"),
-        (LogFacts(1), "NODE_FAIL", "node failed"),
-        (LogFacts(1, last="tile 7"), "FAILED", "was killed by signal 9 or lost with its node; its last words: tile 7"),
-        (LogFacts(1), None, "was killed or lost with its node"),
-        (LogFacts(1, 2, last="no checkpoint"), None, "wrong input: running again cannot help: no checkpoint"),
-        (LogFacts(1, 1, last="no space left"), "FAILED", "some outputs failed: no space left"),
-        (LogFacts(1, 0), "COMPLETED", "ended well, yet outputs are missing"),
-        (LogFacts(1, 139), None, "exit code 139"),
+        (LogRecord(1, 75), "CANCELLED", "was cancelled while it ran"),
+        (LogRecord(1), "TIMEOUT", "hit its time limit: ask for more ([site.jobs.infer] time)"),
+        (LogRecord(1), "OUT_OF_MEMORY", "[site.jobs.infer] memory"),
+        (LogRecord(1), "NODE_FAIL", "node failed"),
+        (LogRecord(1, last="tile 7"), "FAILED", "was killed by signal 9 or lost with its node; its last words: tile 7"),
+        (LogRecord(1), None, "was killed or lost with its node"),
+        (LogRecord(1, 2, last="no checkpoint"), None, "wrong input: running again cannot help: no checkpoint"),
+        (LogRecord(1, 1, last="no space left"), "FAILED", "some outputs failed: no space left"),
+        (LogRecord(1, 0), "COMPLETED", "ended well, yet outputs are missing"),
+        (LogRecord(1, 139), None, "exit code 139"),
     ],
 )
-def test_reasons(facts: LogFacts | None, state: str | None, said: str) -> None:
+def test_reasons(facts: LogRecord | None, state: str | None, said: str) -> None:
     accounting = None if state is None else account(state, signal=9 if state == "FAILED" else 0)
     assert said in explain("infer", facts, accounting)
 

@@ -18,7 +18,7 @@ from support.stac import SEASON, Api, collection, item, page, write
 from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_model_job
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.scene import OffsetPolicy
-from preproc.plan.estimate import Season, Work, estimate, season_of
+from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.stage import PlanStage, describe_plan, dry_run
 from preproc.run.config import Config, load_config
 from preproc.run.stage import run_stage
@@ -282,7 +282,7 @@ def test_killed_in_the_middle_the_next_run_completes(run: Run) -> None:
 
 def test_the_estimate_grows_with_the_work(run: Run) -> None:
     config = load_config(run)
-    season = Season(60, 70, 100, 110, 55, "t")
+    season = SeasonCounts(60, 70, 100, 110, 55, "t")
     one = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), config)
     many = estimate(Work(1000, 512, 1000 * 512**2, season, 7_000_000, 2), config)
     for stage, costs in one.items():
@@ -296,7 +296,7 @@ def test_the_estimate_grows_with_the_work(run: Run) -> None:
 
 def test_the_estimate_is_of_the_right_order(run: Run) -> None:
     """A tile's arrays are known exactly: 21 bytes a pixel and Sentinel-2 date kept, 4 a Sentinel-1 date."""
-    season = Season(100, 100, 100, 100, 100, "t")
+    season = SeasonCounts(100, 100, 100, 100, 100, "t")
     costs = estimate(Work(1, 512, 512**2, season, 7_000_000, 2), load_config(run))
     assert costs["fetch"].written_bytes == pytest.approx(512**2 * (60 * 21 + 100 * 4), rel=0.05)
     assert costs["infer"].written_bytes == pytest.approx(512**2 * 132, rel=0.05)
@@ -305,7 +305,7 @@ def test_the_estimate_is_of_the_right_order(run: Run) -> None:
 def test_the_season_is_a_mean_over_tiles(run: Run, tmp_path: Path) -> None:
     config = plan(run)
     scenes = load_scenes(run, config)
-    season = season_of({"a": scenes, "b": [scene for scene in scenes if scene.day.day < 11]})
+    season = count_season({"a": scenes, "b": [scene for scene in scenes if scene.day.day < 11]})
     assert (season.s2_days, season.s1_days) == ((28 + 10) / 2, (10 + 4) / 2)
     assert (season.least_s2_days, season.least_tile) == (10, "b")
 

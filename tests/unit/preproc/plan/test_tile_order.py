@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer.contract import PlannedTile, Shard
-from preproc.plan.tile_order import dealt, neighbourly
+from preproc.plan.tile_order import by_neighbourhood, interleaved
 from preproc.tile.stage import group_key
 
 
@@ -20,7 +20,7 @@ def tiles_of(rows: int, columns: int, epsg: int = 32631) -> list[PlannedTile]:
 
 @given(st.integers(0, 300), st.integers(1, 400))
 def test_each_shard_is_one_run_of_the_order(count: int, shards: int) -> None:
-    units = dealt(range(count), shards)
+    units = interleaved(range(count), shards)
     assert sorted(units) == list(range(count))
     shares = [Shard(index, shards).take(units) for index in range(shards)]
     assert [unit for share in shares for unit in share] == list(range(count))
@@ -28,14 +28,14 @@ def test_each_shard_is_one_run_of_the_order(count: int, shards: int) -> None:
 
 def test_sixteen_tiles_a_shard_are_one_square_of_the_fetch() -> None:
     tiles = tiles_of(8, 12)
-    units = dealt([tiles[index] for index in neighbourly(tiles)], 6)
+    units = interleaved([tiles[index] for index in by_neighbourhood(tiles)], 6)
     squares = [{group_key(tile) for tile in Shard(index, 6).take(units)} for index in range(6)]
     assert all(len(square) == 1 for square in squares)
 
 
 def test_four_tiles_a_shard_are_two_by_two() -> None:
     tiles = tiles_of(8, 8)
-    units = dealt([tiles[index] for index in neighbourly(tiles)], 16)
+    units = interleaved([tiles[index] for index in by_neighbourhood(tiles)], 16)
     for index in range(16):
         share = Shard(index, 16).take(units)
         assert len({tile.west for tile in share}) == 2
@@ -44,6 +44,6 @@ def test_four_tiles_a_shard_are_two_by_two() -> None:
 
 def test_zones_are_not_mixed() -> None:
     tiles = [*tiles_of(3, 3, 32632), *tiles_of(3, 3)]
-    order = [tiles[index].epsg for index in neighbourly(tiles)]
+    order = [tiles[index].epsg for index in by_neighbourhood(tiles)]
     assert order == [32631] * 9 + [32632] * 9
-    assert neighbourly([]) == []
+    assert by_neighbourhood([]) == []

@@ -15,7 +15,7 @@ from support.recorded import STAC_ITEMS
 from infer.contract import SmaltiError
 from preproc.region.military_grid import mgrs_bounds
 from preproc.region.region import load_region, mgrs_square
-from preproc.run.config import Region as Settings
+from preproc.run.config import RegionSettings as Settings
 
 BANDS = "CDEFGHJKLMNPQRSTUVWX"
 

@@ -16,7 +16,7 @@ from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
 from preproc.region.region import Region, load_region, make_region, region_in, split_antimeridian
-from preproc.run.config import Region as Settings
+from preproc.run.config import RegionSettings as Settings
 
 SQUARE = shapely.box(4.0, 50.7, 4.1, 50.8)
 

@@ -23,7 +23,7 @@ from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, c
 from infer.contract import FormatError, Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from infer.contract.classification import AccuracyManifest
 from infer.contract.rasters import MappedClass
-from preproc.classify.out_of_fold import read_oof
+from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.validate import ValidateStage
 from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
 from preproc.report.inputs import read_sources
@@ -132,7 +132,7 @@ def test_tables_can_be_read_aloud(made: tuple[Run, Config]) -> None:
 def test_figures_are_those_of_the_out_of_fold_predictions(made: tuple[Run, Config]) -> None:
     run, _ = made
     page = parse(run)
-    oof = read_oof(run.model / "oof.parquet", [1, 2, 3])
+    oof = read_out_of_fold(run.model / "oof.parquet", [1, 2, 3])
     legend = {entry["code"]: entry["name"] for entry in read_manifest(run.map_manifest, "map", remedy="")["classes"]}
     right = (oof.predicted_n == oof.code_n).mean()
     assert f"Overall {100 * right:.0f}\u00a0% (" in page.text

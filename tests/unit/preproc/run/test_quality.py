@@ -13,7 +13,7 @@ from infer.contract import FormatError, Run, planned_tiles
 from preproc.cluster.run_overview import look
 from preproc.run.chain import run_one
 from preproc.run.config import Config
-from preproc.run.quality import blind_spots, cautions, observed
+from preproc.run.quality import blind_spots, quality_warnings, summarise_quality
 from preproc.run.stages import stage_named
 from preproc.run.text import percent
 
@@ -37,7 +37,7 @@ def fetched(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> tuple[Run, Con
 
 def test_tiles_are_summed_up(fetched: tuple[Run, Config, str]) -> None:
     run, config, said = fetched
-    found = observed(run)
+    found = summarise_quality(run)
     poor = max(planned_tiles(run), key=lambda tile: tile.west)
     assert (found.tiles, found.planned, found.pixels) == (2, 2, 2 * SIZE * SIZE)
     assert (found.s2_typical, found.s2_fewest, found.s2_without) == ((12 + 3) / 2, 0, 64)
@@ -48,7 +48,7 @@ def test_tiles_are_summed_up(fetched: tuple[Run, Config, str]) -> None:
     assert len(warnings) == 3
     assert "no clear Sentinel-2 observation at all: no radar saw them either" in warnings[1]
     assert all(warning in said for warning in warnings), "fetch says so at its end"
-    assert cautions(run) == [f"Warning: {warning}" for warning in warnings], "the plan's are history by now"
+    assert quality_warnings(run) == [f"Warning: {warning}" for warning in warnings], "the plan's are history by now"
     assert look(run, config).as_json()["quality"]["s2_without"] == 64
 
 
@@ -56,11 +56,11 @@ def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:
     archive = TinyArchive(tmp_path / "archive")
     archive.s2("one", "2021-07-01")
     run, config = archive.run(tmp_path / "run")
-    said = "\n".join(cautions(run))
+    said = "\n".join(quality_warnings(run))
     assert "no Sentinel-1 scene was found" in said
     assert "1 Sentinel-2 dates" in said
-    assert observed(run).lines() == []
-    assert look(run, config).quality == observed(run)
+    assert summarise_quality(run).lines() == []
+    assert look(run, config).quality == summarise_quality(run)
 
 
 def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str]) -> None:
@@ -70,7 +70,7 @@ def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str])
     del content["stacks"]["s2"]
     path.write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"quality\.json: cannot be read"):
-        observed(run)
+        summarise_quality(run)
     assert look(run, config).quality is None
 
 
@@ -80,7 +80,7 @@ def test_records_from_before_unseen_pixels_were_counted_are_read(fetched: tuple[
     content = json.loads(path.read_text())
     del content["pixels_unseen"]
     path.write_text(json.dumps(content))
-    found = observed(run)
+    found = summarise_quality(run)
     assert found.unseen is None
     assert "they rest on radar alone, or on nothing" in found.warnings()[1]
 
