@@ -138,7 +138,7 @@ def test_the_demonstration_runs_from_the_wheel(installed: Installed) -> None:
     (installed.work / "image.sif").write_bytes(b"")
     settings.write_text(f'{text}container = "../image.sif"\n[site.runtime]\nengine = "checkout"\n')
     scripts = installed("smalti", "submit", "demo", "--dry-run")
-    assert f"ENGINE={packages}\n" in scripts
+    assert f"{packages}/infer:/opt/smalti/infer" in scripts
     assert "begin() {" in scripts  # common.sh was copied in
     settings.write_text(text)
     installed("smalti", "run", "demo")

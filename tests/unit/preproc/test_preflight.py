@@ -111,10 +111,10 @@ def test_a_full_disk_is_foreseen(run: Run) -> None:
 def test_a_truth_that_the_report_would_miss_is_foreseen(run: Run) -> None:
     extra = labels(run, ["wheat", "maize"]) + '[report]\ntruth = "truth.tif"\n'
     with pytest.raises(SmaltiError, match=r"truth: .*truth\.tif: cannot be read .*correct \[report\] truth"):
-        refuse(run, settings(run, extra), {})
+        refuse(run, settings(run, extra), Plan.read(run))
     for name in ("truth.tif", "legend.json"):
         (run.root / name).write_bytes(b"")
-    refuse(run, settings(run, extra), {})
+    refuse(run, settings(run, extra), Plan.read(run))
 
 
 def test_names_that_people_take_for_one() -> None:

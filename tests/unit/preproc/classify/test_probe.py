@@ -129,7 +129,7 @@ def test_an_unknown_class_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "run `smalti sample`"), (["--folds", "1"], "--folds must be"), (["--counts", "a"], "expected whole numbers")],
+    [([], "run `smalti sample "), (["--folds", "1"], "--folds must be"), (["--counts", "a"], "expected whole numbers")],
 )
 def test_bad_input_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
