@@ -177,6 +177,7 @@ def _active(jobs: Sequence[SubmittedJob]) -> dict[slurm.TaskId, slurm.Queued]:
 
 
 def without_active(due: Due, jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> Due:
+    """What is due, less the tasks of arrays that Slurm is still busy with."""
     kinds = {job.id: job.kind for job in jobs}
     busy = {kind: {task.index for task in active if kinds[task.job] == kind} for kind in ARRAYS}
     shards = {kind: tuple(i for i in due.shards[kind] if i not in busy[kind]) for kind in ARRAYS}
@@ -230,6 +231,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
 
 
 def tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
+    """How many tasks the arrays in the queue were divided into: new ones have to divide alike. None if none is queued."""
     arrays = {job.id: job.tasks for job in jobs if job.array is not None}
     return next((arrays[task.job] for task in active if task.job in arrays), None)
 
@@ -296,6 +298,7 @@ def _submit(
 
 
 def dependency_of(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:
+    """A step's --dependency: after its predecessors, and, for what gathers, after every unfinished job of the run."""
     parts = [f"{how}:{ids[name]}" for how, name in step.after]
     if step.script.kind not in ARRAYS:
         parts += [f"afterany:{number}" for number in unfinished]
