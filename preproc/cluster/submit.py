@@ -231,7 +231,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
 
 
 def tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
-    """How many tasks the arrays in the queue were divided into: new ones have to divide alike. None if none is queued."""
+    """How many tasks the queued arrays were divided into: new ones have to divide alike. None if none is queued."""
     arrays = {job.id: job.tasks for job in jobs if job.array is not None}
     return next((arrays[task.job] for task in active if task.job in arrays), None)
 
