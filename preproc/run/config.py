@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
+from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
@@ -206,6 +207,10 @@ class Model(_Section):
     allow_source_mismatch: bool = False
     """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
+    min_clear_s2: Annotated[int, Field(ge=0, le=MOST_OBSERVED)] = 0
+    """Pixels with fewer clear Sentinel-2 observations get no embedding, since what few give does not reproduce: 15 is
+    recommended, 0 keeps all. They are nodata, with a reason in `mosaic/observations_*.tif`, on the map and in the report."""
+
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
     @field_validator("name")
@@ -224,7 +229,15 @@ class Model(_Section):
     def job(self) -> ModelJob:
         """The same for the engine (RUN/model.json)."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return ModelJob(self.name, checkpoint, self.output, self.dim, self.precision, self.allow_source_mismatch)
+        return ModelJob(
+            self.name,
+            checkpoint,
+            self.output,
+            self.dim,
+            self.precision,
+            self.allow_source_mismatch,
+            self.min_clear_s2,
+        )
 
 
 class Labels(_Section):
