@@ -333,7 +333,7 @@ class Site(SiteSettings):
     container: Path | None = None
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes of local stages; 0: as many as CPUs are allotted."""
+    """Processes that build the units of a stage side by side; 0: as many as CPUs are allotted."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
     """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
 
