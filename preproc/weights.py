@@ -1,7 +1,8 @@
 """Checkpoints on this machine: what there is, fetching one, and that none has changed since.
 
 The container has no network on most clusters: weights are fetched here, on a login node, into a folder that the GPU
-nodes read. What the first fetch got is recorded beside the file, and every later use must agree.
+nodes read. The hub's own library brings them: it knows the hub's storage, mirrors of it, tokens and how to go on
+after a broken connection. A file must be the one that the registry pins or, where it pins none, the first that came.
 """
 
 from __future__ import annotations
@@ -9,32 +10,38 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
 
 from infer.contract import (
+    EXIT_FAILED,
+    EXIT_TRY_AGAIN,
     SmaltiError,
     State,
     atomic_file,
+    one_line,
     output_state,
     read_manifest,
     sha256_file,
     write_manifest,
-    writing,
 )
 from infer.contract.registry import HUB, REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
-from preproc.reader.ranges import MissingDataError, RangeClient, UnreachableError
-from preproc.run.progress import plain_console, progress, say
+from preproc.run.progress import plain_console, say
 from preproc.run.text import human_bytes
 
 KIND = "weights"
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")
 """First bytes of a checkpoint: torch's zip archive, or the pickle of old versions."""
+_REPLACED = (
+    "its publisher may have replaced it since this smalti was made: a newer one may know it; until then download it "
+    "and name it as [model] checkpoint, under which it is a model of its own"
+)
 
 
 def record_path(name: str) -> Path:
@@ -66,17 +73,27 @@ def weights_state(name: str, *, checksums: bool = False) -> State:
 
 def list_weights() -> str:
     """All registered models and where each stands, as text."""
-    table = Table("model", "family", "trained on", "parameters", "here", title_justify="left")
+    table = Table("model", "family", "trained on", "parameters", "size", "licence", "here", title_justify="left")
     for model in REGISTRY.values():
         state = weights_state(model.name)
         millions = "" if model.parameters is None else f"{model.parameters / 1e6:,.2f} M"
         here = (
             "yes" if state.complete else f"no: {state.reason}" if state.kind == "missing" else f"BROKEN: {state.reason}"
         )
-        table.add_row(model.name, model.family, model.data_source or "", millions, here)
+        size = "" if model.size_bytes is None else human_bytes(model.size_bytes)
+        table.add_row(model.name, model.family, model.data_source or "", millions, size, model.licence, here)
     out = io.StringIO()
-    plain_console(file=out, width=140, color_system=None).print(table)
-    return f"{out.getvalue().rstrip()}\nFolder: {weights_folder()} (SMALTI_WEIGHTS names another)"
+    plain_console(file=out, width=160, color_system=None).print(table)
+    cited = [f"  {citation}: {', '.join(names)}" for citation, names in _by_citation().items()]
+    folder = f"Folder: {weights_folder()} (SMALTI_WEIGHTS names another)"
+    return "\n".join([out.getvalue().rstrip(), "To cite with what is made of them:", *cited, folder])
+
+
+def _by_citation() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for model in REGISTRY.values():
+        found.setdefault(model.citation, []).append(model.name)
+    return found
 
 
 def verify_weights() -> str:
@@ -123,20 +140,22 @@ def fetch_weights(name: str, *, mirror: str | None = None, source: Path | None =
         if source is None and weights_state(name, checksums=True).complete:
             return target
         if source is not None:
-            _take(model, source, {"file": source.name})
+            _check(model, source, f"name the right one, or use it as what it is: [model] checkpoint = '{source}'")
+            _keep(model, source, {"file": source.name}, shutil.copyfile)
         else:
-            got = weights_folder() / ".partial" / f"{name}.pt"
+            folder = weights_folder() / ".partial" / name
+            got = _download(model, mirror, folder)
             try:
-                _download(model, mirror, got)
-                _take(model, got, {"repo": model.repo, "file": model.file})
+                _check(model, got, f"fetch it again, or look at {model.repo} on the hub: {_REPLACED}")
+                _keep(model, got, {"repo": model.repo, "file": model.file}, os.replace)
             finally:
-                got.unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
     say(f"{name}: {target} ({human_bytes(target.stat().st_size)})")
     return target
 
 
-def _take(model: RegisteredModel, file: Path, origin: dict[str, str | None]) -> None:
-    """Check a file and give it its place, the record last."""
+def _check(model: RegisteredModel, file: Path, remedy: str) -> None:
+    """Refuse what is no checkpoint, or not this model's."""
     try:
         with file.open("rb") as stream:
             start = stream.read(4)
@@ -144,18 +163,29 @@ def _take(model: RegisteredModel, file: Path, origin: dict[str, str | None]) -> 
         raise SmaltiError(f"{file}: cannot be read: {error.strerror}") from error
     if not start.startswith(_MAGIC):
         raise SmaltiError(f"{file}: not a PyTorch checkpoint (an error page, perhaps?): fetch it again")
-    digest = sha256_file(file)
+    _check_hash(model, str(file), sha256_file(file), remedy)
+
+
+def _check_hash(model: RegisteredModel, what: str, digest: str, remedy: str) -> None:
     expected, why = _expected(model)
     if expected is not None and digest != expected:
+        if model.sha256 is None:
+            remedy = f"if it is meant to replace it, delete {record_path(model.name)} first"
         raise SmaltiError(
-            f"{file}: SHA-256 {digest[:12]}..., {why} {expected[:12]}...: another file than that of {model.name}; if "
-            f"it is meant to replace it, delete {record_path(model.name)} first"
+            f"{what}: SHA-256 {digest[:12]}..., {why} {expected[:12]}...: another file than that of {model.name}; "
+            f"{remedy}"
         )
+
+
+def _keep(
+    model: RegisteredModel, file: Path, origin: dict[str, str | None], bring: Callable[[Path, Path], object]
+) -> None:
+    """Give a checked file its place, the record last."""
     target, record = cache_path(model.name), record_path(model.name)
     if not (target.is_file() and file.samefile(target)):
         record.unlink(missing_ok=True)
         with atomic_file(target) as temporary:
-            shutil.copyfile(file, temporary)
+            bring(file, temporary)
     inputs = {"name": model.name, "family": model.family}
     write_manifest(record, KIND, inputs=inputs, files=[target], fields={"origin": origin})
 
@@ -177,27 +207,48 @@ def _recorded(record: Path, file: str) -> str | None:
     return None if digest is None else str(digest)
 
 
-def _download(model: RegisteredModel, mirror: str | None, path: Path) -> None:
-    """The file from the hub or a mirror of it; one's token is for the hub, not for anybody's mirror."""
-    assert model.url is not None  # the caller has looked
-    url = model.url.replace(HUB, (mirror or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
-    token = None if mirror else os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+def _download(model: RegisteredModel, mirror: str | None, folder: Path) -> Path:
+    """The file from the hub or a mirror of it, into an own folder.
+
+    One's token is for the hub, not for anybody's mirror. What the hub states of the file is looked at first: eight
+    gigabytes of another file, or more than the disk holds, are not worth waiting for.
+    """
+    import httpx2  # with huggingface_hub, which takes half a second to import
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    assert model.repo is not None  # the caller has looked
+    assert model.file is not None
+    endpoint = (mirror or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    token = False if mirror else None
+    url = hf_hub_url(model.repo, model.file, endpoint=endpoint)
     try:
-        with (
-            RangeClient(connections=1, headers=headers) as client,
-            progress(model.name, None, "bytes") as bar,
-            writing(path),
-            path.open("wb") as stream,
-        ):
-            for piece, size in client.pieces(url):
-                bar.total(size)
-                stream.write(piece)
-                bar.advance(len(piece))
-    except (MissingDataError, UnreachableError) as error:
-        reason = str(error).removeprefix(f"{url}: ")
+        stated = get_hf_file_metadata(url, token=token, endpoint=endpoint, retry_on_errors=True)
+        if stated.etag is not None and re.fullmatch(r"[0-9a-f]{64}", stated.etag):  # of large files it is their hash
+            _check_hash(model, url, stated.etag, _REPLACED)
+        _check_room(model, stated.size or model.size_bytes or 0)
+        return Path(hf_hub_download(model.repo, model.file, local_dir=folder, endpoint=endpoint, token=token))
+    except (OSError, EntryNotFoundError, httpx2.HTTPError) as error:
+        reason = _reason(error)
         remedy = f"download the file elsewhere, then run `smalti weights fetch {model.name} --from FILE`"
-        raise SmaltiError(f"{url}: cannot be fetched ({reason}): {remedy}", exit_code=error.exit_code) from error
+        code = EXIT_FAILED if isinstance(error, HfHubHTTPError) else EXIT_TRY_AGAIN
+        raise SmaltiError(f"{url}: cannot be fetched ({reason}): {remedy}", exit_code=code) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the hub's library says, and of the reason behind it."""
+    said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    behind = str(error.__cause__ or "").strip().partition("\n")[0]
+    return one_line(f"{said}: {behind}" if behind and behind not in said else said)
+
+
+def _check_room(model: RegisteredModel, size: int) -> None:
+    free = shutil.disk_usage(weights_folder()).free
+    if free < size:
+        raise SmaltiError(
+            f"{weights_folder()}: {model.name} takes {human_bytes(size)}, {human_bytes(free)} are free: make room, or "
+            f"name another folder in SMALTI_WEIGHTS"
+        )
 
 
 @contextmanager

@@ -26,6 +26,10 @@ class Encoder:
     family: str
     checkpoint: str
     """SHA-256 of its file."""
+    licence: str | None = None
+    """Of its weights (SPDX); None where it is not known: a file of the user's own."""
+    citation: str | None = None
+    """What its publisher asks to be cited."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Models by name: which family, which data they were trained on, where their weights are.
 
 Both environments read this table: the venv side fetches and verifies weights, the engine looks names up.
-Source: README of ucam-eo/tessera, November 2026. Hashes of published files are not known in advance: the first fetch
-records what it got, and every later use compares.
+Source: the geotessera organisation on the Hugging Face hub, November 2026. A hash is pinned where it is known; where it
+is not, the first fetch records what it got. Either way every later use compares.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from infer.contract.errors import SmaltiError
 
@@ -25,6 +25,10 @@ DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 
 MATRYOSHKA = (16, 32, 64, 128)
 """Leading numbers that a v2 student's embedding may be cut to."""
+
+
+_TESSERA_V1 = "Feng et al., TESSERA, arXiv:2506.20380"
+_TESSERA_V2 = "TESSERA v2, arXiv:2607.03949; Feng et al., TESSERA, arXiv:2506.20380"
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,13 @@ class RegisteredModel:
     parameters: int | None = None
     """Number of parameters as published (rounded for the students)."""
     size_bytes: int | None = None
-    """Size of the checkpoint as published (rounded)."""
+    """Size of the checkpoint as published (some rounded)."""
     note: str = ""
     """What a user has to know to get or use it."""
+    licence: str = "CC0-1.0"
+    """Of the weights, by its SPDX name."""
+    citation: str = _TESSERA_V1
+    """The paper to cite with anything made from them."""
 
     @property
     def url(self) -> str | None:
@@ -63,44 +71,77 @@ class RegisteredModel:
         return self.name == "demo"
 
 
-_DRIVE = (
-    "published on Google Drive (links in the README of github.com/ucam-eo/tessera): download it, then name the file"
-)
-
-
-def _v2(size: str, letter: str, parameters: int, size_bytes: int | None = None) -> RegisteredModel:
+def _v2(name: str, letter: str, parameters: int, size_bytes: int, sha256: str, **other: Any) -> RegisteredModel:
     return RegisteredModel(
-        name=f"tessera-v2-{size}",
-        family="v2-student",
-        normalisation="v2-student",
+        name=f"tessera-v2-{name}",
+        **{"family": "v2-student", "normalisation": "v2-student", "file": f"ckpt/student_{name}.pt", **other},
         data_source=None,
         repo=f"geotessera/TESSERA-V-2.0-2B-{letter}",
-        file=f"ckpt/student_{size}.pt",
+        sha256=sha256,
         parameters=parameters,
         size_bytes=size_bytes,
+        citation=_TESSERA_V2,
     )
 
 
+def _v1(name: str, family: Family, normalisation: str, source: DataSource, **other: Any) -> RegisteredModel:
+    return RegisteredModel(f"tessera-{name}", family, normalisation, source, **other)
+
+
 _MODELS = (
-    RegisteredModel("demo", "v2-student", "v2-student", None, note="comes with smalti"),
-    _v2("nano", "N", 1_070_000),
-    _v2("small", "S", 7_110_000),
-    _v2("medium", "M", 21_030_000, 84_000_000),
-    _v2("large", "L", 43_830_000),
     RegisteredModel(
-        "tessera-v2-teacher",
-        "v2-teacher",
-        "v2-teacher",
-        None,
-        repo="geotessera/TESSERA-V-2.0-2B-Teacher",
-        parameters=2_064_266_242,
-        size_bytes=8_260_000_000,
-        note="the file's name in its repository is not known here: look there, download it, then name the file",
+        "demo", "v2-student", "v2-student", None, note="comes with smalti", licence="MIT", citation="smalti"
     ),
-    RegisteredModel("tessera-v1.1-mpc", "v1.1", "v1.1-mpc", "mpc", note=_DRIVE),
-    RegisteredModel("tessera-v1.1-aws", "v1.1", "v1.1-aws", "aws", note=_DRIVE),
-    RegisteredModel("tessera-v1.0", "v1.0", "v1.0", "mpc", note=_DRIVE),
-    RegisteredModel("tessera-v1.0-qat", "v1.0-qat", "v1.0", "mpc", note=_DRIVE),
+    _v2("nano", "N", 1_070_000, 4_288_221, "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691"),
+    _v2("small", "S", 7_110_000, 28_000_000, "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95"),
+    _v2("medium", "M", 21_030_000, 84_000_000, "3823be7db9d9cfc93f3c2a47c7699be82821ab4e1117d4d2befdb746941ee96e"),
+    _v2("large", "L", 43_830_000, 175_000_000, "b5f20239dbb1849c01a3e407b095aafe39b0bf764300206af78cb9b85f9ec1e1"),
+    _v2(
+        "teacher",
+        "Teacher",
+        2_064_266_242,
+        8_257_134_395,
+        "bfca890a9956485edf9d6be61375fde4cd0b4cb4b47db79596f0523a289aa555",
+        family="v2-teacher",
+        normalisation="v2-teacher",
+        file="ckpt/tessera_v2_2B_teacher.pt",
+    ),
+    _v1(
+        "v1.1-mpc",
+        "v1.1",
+        "v1.1-mpc",
+        "mpc",
+        repo="geotessera/TESSERA-V-1.1",
+        file="tessera_v1_1_mpc_encoder.pt",
+        sha256="5dab0f070d5711034f7c241e841eaeedb49fef90b9355f68c8f20b9507839ec3",
+        size_bytes=230_891_229,
+    ),
+    _v1(
+        "v1.1-aws",
+        "v1.1",
+        "v1.1-aws",
+        "aws",
+        repo="geotessera/TESSERA-V-1.1",
+        file="tessera_v1_1_aws_encoder.pt",
+        size_bytes=230_000_000,
+        note="trained anew on 2026-05-03: files from before are another model",
+    ),
+    _v1(
+        "v1.0",
+        "v1.0",
+        "v1.0",
+        "mpc",
+        note="not on the hub: take the file from its publisher (links in the README of github.com/ucam-eo/tessera), "
+        "then name it",
+    ),
+    _v1(
+        "v1.0-qat",
+        "v1.0-qat",
+        "v1.0",
+        "mpc",
+        repo="geotessera/TESSERA-V-1.0",
+        file="tessera-v1.0-QAT-best.pt",
+    ),
 )
 
 REGISTRY: dict[str, RegisteredModel] = {model.name: model for model in _MODELS}

@@ -65,6 +65,7 @@ class RunProvenance:
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
+        encoder = self.encoder
         return {
             "SMALTI_SOFTWARE": SOFTWARE,
             "SMALTI_MODEL": self.model,
@@ -72,6 +73,8 @@ class RunProvenance:
             "SMALTI_MODEL_TRAINED": "yes" if self.trained else "no",
             "SMALTI_MODEL_FAMILY": self.family,
             "SMALTI_CHECKPOINT_SHA256": self.checkpoint,
+            "SMALTI_MODEL_LICENCE": encoder.licence or "not stated",
+            "SMALTI_MODEL_CITATION": encoder.citation or "not stated",
             "SMALTI_DIMENSIONS": str(self.dim),
             "SMALTI_WINDOW_START": self.window[0],
             "SMALTI_WINDOW_END": self.window[1],
@@ -83,7 +86,9 @@ class RunProvenance:
     @property
     def encoder(self) -> Encoder:
         """The model, as manifests and STAC items state it."""
-        return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint)
+        known = REGISTRY.get(self.model)
+        terms = (None, None) if known is None else (known.licence, known.citation)
+        return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint, *terms)
 
     def stated(self) -> dict[str, Any]:
         """The fields of `Provenance`."""

@@ -82,6 +82,7 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert tags["SMALTI_MODEL"] == "demo"
     assert tags["SMALTI_MODEL_TRAINED"] == "no"
     assert tags["SMALTI_CHECKPOINT_SHA256"] == "ab" * 32
+    assert (tags["SMALTI_MODEL_LICENCE"], tags["SMALTI_MODEL_CITATION"]) == ("MIT", "smalti")
     assert (tags["SMALTI_WINDOW_START"], tags["SMALTI_WINDOW_END"]) == ("2018-12-01", "2019-11-30")
     assert (tags["SMALTI_ARCHIVE"], tags["SMALTI_DATA_SOURCE"]) == ("mpc", "mpc")
     manifest = read_manifest(run.mosaic_manifest, "mosaic", remedy="")
