@@ -1,8 +1,8 @@
 """Units built in several processes ([site] workers), so that a node's cores are used by stages of one thread.
 
 Each process takes a unit, builds it and says how that went; the parent gives it the next one. A unit that fails does
-not stop the others, nor does a process that is killed: its unit has failed, and another process takes its place. When the
-parent ends, however it ends, so do they.
+not stop the others, nor does a process that is killed: its unit has failed, and another process takes its place. When
+the parent ends, however it ends, so do they.
 """
 
 from __future__ import annotations
