@@ -45,7 +45,7 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
     profile = load_profile(site or config.site.profile, run.root, config.site)
     plan = _plan(run)
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: _check_profile(run, profile),
+        lambda: check_profile(run, profile),
         machine_checks.check_checkout,
         lambda: machine_checks.check_environment(os.environ, Path.home()),
         machine_checks.check_proj,
@@ -58,10 +58,10 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
         lambda: _check_archive(run, config, profile),
         lambda: list(preflight(run, config, plan, hashes=True, elsewhere=True).items),
         lambda: _check_tiles(run),
-        lambda: _check_memory(profile, plan),
+        lambda: check_memory(profile, plan),
         lambda: _check_image(run, config, profile),
-        lambda: _check_binds(profile),
-        lambda: _check_slurm(profile),
+        lambda: check_binds(profile),
+        lambda: check_slurm(profile),
         lambda: _check_directives(run, config, profile, plan),
     ]
     groups = [check() for check in checks]
@@ -77,7 +77,7 @@ def _plan(run: Run) -> Plan | None:
         return None
 
 
-def _check_profile(run: Run, profile: Profile) -> list[Finding]:
+def check_profile(run: Run, profile: Profile) -> list[Finding]:
     unmet = unmet_needs(profile)
     if unmet:
         return [failed("profile", f"{profile.name} lacks {', '.join(unmet)}", f"set them under [site] in {run.config}")]
@@ -136,7 +136,7 @@ def _check_tiles(run: Run) -> list[Finding]:
     return [ok("data contract", f"band order right, source {next(iter(sources))}")] if sources else []
 
 
-def _check_memory(profile: Profile, plan: Plan | None) -> list[Finding]:
+def check_memory(profile: Profile, plan: Plan | None) -> list[Finding]:
     if plan is None:
         return []
     found = []
@@ -173,10 +173,10 @@ def _check_image(run: Run, config: Config, profile: Profile) -> list[Finding]:
     record = record_path(script.container.image)
     if not record.is_file():
         return [*found, ok("container", f"{script.container.image} (no record beside it: not built by smalti)")]
-    return [*found, *_check_record(script, profile, record)]
+    return [*found, *check_record(script, profile, record)]
 
 
-def _check_record(script: Script, profile: Profile, path: Path) -> list[Finding]:
+def check_record(script: Script, profile: Profile, path: Path) -> list[Finding]:
     from infer.contract import read_json
 
     assert script.container is not None
@@ -193,7 +193,7 @@ def _check_record(script: Script, profile: Profile, path: Path) -> list[Finding]
     return [ok("container", f"{script.container.image}, {record['flavour']}, sha256 {record['sha256'][:12]}")]
 
 
-def _check_binds(profile: Profile) -> list[Finding]:
+def check_binds(profile: Profile) -> list[Finding]:
     missing = [path for path in profile.runtime.binds if not Path(path.split(":")[0]).exists()]
     if missing:
         return [
@@ -202,7 +202,7 @@ def _check_binds(profile: Profile) -> list[Finding]:
     return [ok("binds", ", ".join(profile.runtime.binds) or "none besides the run")]
 
 
-def _check_slurm(profile: Profile) -> list[Finding]:
+def check_slurm(profile: Profile) -> list[Finding]:
     try:
         limits, known = slurm.configuration(), slurm.partitions()
     except SmaltiError as error:
@@ -217,11 +217,11 @@ def _check_slurm(profile: Profile) -> list[Finding]:
         if job.where == "batch" and job.partition and job.partition not in known:
             remedy = f"set [site.jobs.{kind}] partition to one of {', '.join(sorted(known))}"
             found.append(failed("partitions", f"{kind}: no partition {job.partition!r} here", remedy))
-    found += _account_findings(profile, slurm.associations())
+    found += account_findings(profile, slurm.associations())
     return found or [ok("slurm", f"arrays up to {largest - 1}, {len(known)} partitions")]
 
 
-def _account_findings(profile: Profile, known: Mapping[str, int] | None) -> list[Finding]:
+def account_findings(profile: Profile, known: Mapping[str, int] | None) -> list[Finding]:
     """Whether the account is one's own, and how many jobs it may have. Pure."""
     account = profile.job.account
     if known is None or not account:

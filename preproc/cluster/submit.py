@@ -176,7 +176,8 @@ def _active(jobs: Sequence[SubmittedJob]) -> dict[slurm.TaskId, slurm.Queued]:
     return slurm.queued(job.id for job in jobs)
 
 
-def _without_active(due: Due, jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> Due:
+def without_active(due: Due, jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> Due:
+    """What is due, less the tasks of arrays that Slurm is still busy with."""
     kinds = {job.id: job.kind for job in jobs}
     busy = {kind: {task.index for task in active if kinds[task.job] == kind} for kind in ARRAYS}
     shards = {kind: tuple(i for i in due.shards[kind] if i not in busy[kind]) for kind in ARRAYS}
@@ -225,11 +226,12 @@ def submit(run: Run, config: Config, request: Request) -> str:
         refuse(run, config, Plan.read(run), elsewhere=True)
         write_model_job(run, config.model.job())
         _fetch_here(run, config, profile, stages)
-        due = _without_active(what_is_due(run, config, profile, stages, _tasks_in_use(jobs, active)), jobs, active)
+        due = without_active(what_is_due(run, config, profile, stages, tasks_in_use(jobs, active)), jobs, active)
         return _submit(run, config, profile, due, jobs, active)
 
 
-def _tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
+def tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
+    """How many tasks the queued arrays were divided into: new ones have to divide alike. None if none is queued."""
     arrays = {job.id: job.tasks for job in jobs if job.array is not None}
     return next((arrays[task.job] for task in active if task.job in arrays), None)
 
@@ -283,7 +285,7 @@ def _submit(
     lines = []
     ids: dict[str, int] = {}
     for step in steps:
-        dependency = _dependency(step, ids, unfinished)
+        dependency = dependency_of(step, ids, unfinished)
         options = ["--kill-on-invalid-dep=yes", f"--dependency={dependency}"] if dependency else []
         ids[step.name] = slurm.sbatch(scripts[step.name], options)
         stages = step.script.stages or (step.script.kind,)
@@ -295,7 +297,8 @@ def _submit(
     return "\n".join(lines)
 
 
-def _dependency(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:
+def dependency_of(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:
+    """A step's --dependency: after its predecessors, and, for what gathers, after every unfinished job of the run."""
     parts = [f"{how}:{ids[name]}" for how, name in step.after]
     if step.script.kind not in ARRAYS:
         parts += [f"afterany:{number}" for number in unfinished]

@@ -208,8 +208,8 @@ class Model(_Section):
     """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
     min_clear_s2: Annotated[int, Field(ge=0, le=MOST_OBSERVED)] = 0
-    """Pixels with fewer clear Sentinel-2 observations get no embedding, since what few give does not reproduce: 15 is
-    recommended, 0 keeps all. They are nodata, with a reason in `mosaic/observations_*.tif`, on the map and in the report."""
+    """Pixels with fewer clear Sentinel-2 observations get no embedding (0: all that were seen get one), for what few give
+    does not reproduce: 15 is recommended. `mosaic/observations_*.tif`, the map and the report say where and how many."""
 
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
@@ -346,7 +346,7 @@ class Site(SiteSettings):
     container: Path | None = None
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes of local stages; 0: as many as CPUs are allotted."""
+    """Processes that build the units of a stage side by side; 0: as many as CPUs are allotted."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
     """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
 

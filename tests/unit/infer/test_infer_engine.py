@@ -19,6 +19,7 @@ from bench.made_tile import made_tile
 from infer.contract import SmaltiError, Tile
 from infer.device import Device, choose_device
 from infer.engine import Engine
+from infer.model.network import Network
 from infer.model.student import random_student
 from infer.quantise import quantise
 from infer.tilework import InterruptedTileError, Watch
@@ -241,10 +242,10 @@ def test_nan_in_the_output_names_the_pixel():
     assert caught.value.exit_code == 1
 
 
-def out_of_memory_above(engine: Engine, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make batches of more than `rows` rows fail as a full device does; the sizes that were tried."""
     tried: list[int] = []
-    plain = type(engine._machinery.network).encode
+    plain = Network.encode
 
     def encode(self, modality, batch):
         tried.append(len(batch.values_nc))
@@ -252,7 +253,7 @@ def out_of_memory_above(engine: Engine, rows: int, monkeypatch: pytest.MonkeyPat
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return plain(self, modality, batch)
 
-    monkeypatch.setattr(type(engine._machinery.network), "encode", encode)
+    monkeypatch.setattr(Network, "encode", encode)
     return tried
 
 
@@ -262,7 +263,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(monkeypatch):
     engine = Engine(checkpoint, on_cpu(), token_budget=4096)
     seen: list[float] = []
     try:
-        tried = out_of_memory_above(engine, 1100, monkeypatch)
+        tried = out_of_memory_above(1100, monkeypatch)
         result = engine.embed(tile, watch=Watch(advance=seen.append))
         again = engine.embed(tile)
     finally:
@@ -277,7 +278,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(monkeypatch):
 def test_too_little_memory_for_anything_is_said(monkeypatch):
     engine = Engine(student(SIZES), on_cpu())
     try:
-        out_of_memory_above(engine, 0, monkeypatch)
+        out_of_memory_above(0, monkeypatch)
         with pytest.raises(SmaltiError, match="out of memory even with"):
             engine.embed(made_tile(4, 5, 5))
     finally:

@@ -347,7 +347,7 @@ def test_a_disk_that_refuses_ends_it(tiles, tmp_path, monkeypatch, capsys):
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("infer.contract.atomic._fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert infer(tiles, tmp_path / "out") == 1
     assert "no space left on the device" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.json"))

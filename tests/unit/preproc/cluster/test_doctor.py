@@ -116,26 +116,26 @@ def test_rocm_on_lumi_is_refused(tmp_path: Path) -> None:
     lumi = merge(load_profile("lumi", Path()).model_dump(exclude_unset=True), account)
     right = Profile.model_validate(lumi)
     wrong = Profile.model_validate(merge(lumi, {"runtime": {"gpu_flag": "--rocm"}}))
-    assert worst(doctor._check_profile(Run(tmp_path), right)) is Verdict.OK
-    assert "--rocm" in doctor._check_profile(Run(tmp_path), wrong)[0].text
+    assert worst(doctor.check_profile(Run(tmp_path), right)) is Verdict.OK
+    assert "--rocm" in doctor.check_profile(Run(tmp_path), wrong)[0].text
     lacking = load_profile("lumi", Path())
-    assert "job.account" in doctor._check_profile(Run(tmp_path), lacking)[0].text
+    assert "job.account" in doctor.check_profile(Run(tmp_path), lacking)[0].text
 
 
 def test_memory_against_the_estimate() -> None:
     plan = replace(plan_of([]), estimate={"infer": Cost(1, 1, 1, 3 * 2**30, 1)})
-    assert worst(doctor._check_memory(profile(jobs={"infer": {"memory": "4G"}}), plan)) is Verdict.OK
-    assert worst(doctor._check_memory(profile(jobs={"infer": {"memory": "3G"}}), plan)) is Verdict.FAILED
+    assert worst(doctor.check_memory(profile(jobs={"infer": {"memory": "4G"}}), plan)) is Verdict.OK
+    assert worst(doctor.check_memory(profile(jobs={"infer": {"memory": "3G"}}), plan)) is Verdict.FAILED
     shared = {"memory": "32G", "gpus": 8}  # one memory for eight processes
-    assert worst(doctor._check_memory(profile(jobs={"infer": {**shared, "memory_style": "mem"}}), plan)) is Verdict.OK
-    assert worst(doctor._check_memory(profile(jobs={"infer": {**shared, "memory": "16G"}}), plan)) is Verdict.FAILED
+    assert worst(doctor.check_memory(profile(jobs={"infer": {**shared, "memory_style": "mem"}}), plan)) is Verdict.OK
+    assert worst(doctor.check_memory(profile(jobs={"infer": {**shared, "memory": "16G"}}), plan)) is Verdict.FAILED
     each = {**shared, "memory": "4G", "memory_style": "mem-per-gpu"}
-    assert worst(doctor._check_memory(profile(jobs={"infer": each}), plan)) is Verdict.OK
+    assert worst(doctor.check_memory(profile(jobs={"infer": each}), plan)) is Verdict.OK
 
 
 def test_binds_that_are_not_there(tmp_path: Path) -> None:
-    assert worst(doctor._check_binds(profile(runtime={"binds": [str(tmp_path)]}))) is Verdict.OK
-    assert worst(doctor._check_binds(profile(runtime={"binds": [str(tmp_path / "nowhere")]}))) is Verdict.FAILED
+    assert worst(doctor.check_binds(profile(runtime={"binds": [str(tmp_path)]}))) is Verdict.OK
+    assert worst(doctor.check_binds(profile(runtime={"binds": [str(tmp_path / "nowhere")]}))) is Verdict.FAILED
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def image(tmp_path: Path) -> Path:
 
 def record_check(image: Path, site: Profile) -> Finding:
     script = Script("infer", Path("/r"), Path("/p"), Path("/l"), container=Container(image, "apptainer"))
-    return doctor._check_record(script, site, record_path(image))[0]
+    return doctor.check_record(script, site, record_path(image))[0]
 
 
 def test_an_image_against_its_record(image: Path) -> None:
@@ -173,15 +173,15 @@ def test_an_image_against_its_record(image: Path) -> None:
 def test_the_account_and_how_many_jobs_it_may_have() -> None:
     site = profile(job={"account": "crops"}, limits={"max_jobs": 500})
     assert parse_associations("crops|200\nother|\n") == {"crops": 200, "other": 0}
-    assert doctor._account_findings(site, {"crops": 0}) == []
-    assert doctor._account_findings(site, None) == []
-    assert "not among yours" in doctor._account_findings(site, {"other": 0})[0].text
-    assert "may have 200 queued" in doctor._account_findings(site, {"crops": 200})[0].text
+    assert doctor.account_findings(site, {"crops": 0}) == []
+    assert doctor.account_findings(site, None) == []
+    assert "not among yours" in doctor.account_findings(site, {"other": 0})[0].text
+    assert "may have 200 queued" in doctor.account_findings(site, {"crops": 200})[0].text
 
 
 def test_no_slurm_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "not on the PATH" in doctor._check_slurm(profile())[0].text
+    assert "not on the PATH" in doctor.check_slurm(profile())[0].text
 
 
 def test_findings_for_people_and_machines() -> None:

@@ -13,7 +13,7 @@ from infer.contract import Shard, SmaltiError
 from preproc.cluster.jobs import Due, Step, build_chain, cost_lines
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
-from preproc.cluster.submit import _dependency, _tasks_in_use, _without_active
+from preproc.cluster.submit import dependency_of, tasks_in_use, without_active
 from preproc.cluster.submitted import SubmittedJob
 from preproc.run.profile import Job, Limits, Profile, load_profile
 from preproc.run.task_count import choose_tasks
@@ -119,17 +119,17 @@ def queued(*tasks: TaskId) -> dict[TaskId, Queued]:
 def test_what_is_queued_is_not_queued_again() -> None:
     jobs = [SubmittedJob(7, "fetch", ("fetch",), "0-3", 4), SubmittedJob(8, "infer", ("infer",), "0-3", 4)]
     active = queued(TaskId(7, 2), TaskId(8, 2), TaskId(8, 3))
-    left = _without_active(due((1, 2), (0, 1, 2, 3)), jobs, active)
+    left = without_active(due((1, 2), (0, 1, 2, 3)), jobs, active)
     assert left.shards == {"fetch": (1,), "infer": (0, 1)}
-    assert _tasks_in_use(jobs, active) == 4
-    assert _tasks_in_use(jobs, {}) is None
+    assert tasks_in_use(jobs, active) == 4
+    assert tasks_in_use(jobs, {}) is None
 
 
 def test_what_gathers_waits_for_older_jobs_too() -> None:
     stitch = Step("stitch", replace(COMMON, kind="stitch"), (("afterany", "infer"),))
-    assert _dependency(stitch, {"infer": 9}, [5, 6]) == "afterany:9,afterany:5,afterany:6"
+    assert dependency_of(stitch, {"infer": 9}, [5, 6]) == "afterany:9,afterany:5,afterany:6"
     infer = Step("infer", replace(COMMON, kind="infer", array="0"), (("aftercorr", "fetch"),))
-    assert _dependency(infer, {"fetch": 3}, [5, 6]) == "aftercorr:3"
+    assert dependency_of(infer, {"fetch": 3}, [5, 6]) == "aftercorr:3"
 
 
 def test_cost_is_said_in_the_sites_units() -> None:
