@@ -208,8 +208,8 @@ class Model(_Section):
     """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
     min_clear_s2: Annotated[int, Field(ge=0, le=MOST_OBSERVED)] = 0
-    """Pixels with fewer clear Sentinel-2 observations get no embedding (0: all that were seen get one), for what few give
-    does not reproduce: 15 is recommended. `mosaic/observations_*.tif`, the map and the report say where and how many."""
+    """Pixels with fewer clear Sentinel-2 observations get no embedding, for what few give does not reproduce: 15 is
+    recommended, 0 refuses none. `mosaic/observations_*.tif`, the map and the report say where and how many."""
 
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
