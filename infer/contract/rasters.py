@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,10 @@ class Provenance(Record):
     archive: str
     """[archive] source of the plan."""
     window: Window
+    min_clear_s2: int = 0
+    """Pixels with fewer clear Sentinel-2 observations have no embedding; 0: all that were seen have one."""
+    without: Mapping[str, int] = field(default_factory=dict)
+    """Why pixels of the tiles have no embedding -> how many; empty where that was not counted."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class MosaicZone:
     """Of int8 codes."""
     item: str
     preview: str
+    observations: str | None = None
+    """Observations a pixel; None in mosaics of older versions."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class MapZone:
     style: str
     item: str
     picture: str
+    reasons: str | None = None
+    """Why a pixel is not mapped, where [model] min_clear_s2 refused any; None elsewhere."""
 
 
 @dataclass(frozen=True)

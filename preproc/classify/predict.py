@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from preproc.classify.tile_map import combine, prediction_paths, write_predictio
 from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.run.config import Config
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
+from preproc.run.workers import side_by_side, worker_count
 
 _PIXELS = 1 << 15
 """Pixels classified at a time: 16 MiB of 128 float32 numbers."""
@@ -42,7 +44,6 @@ class PredictStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The tiles in the order of the plan, then the map."""
-        del config  # what decides is in the classifier and the embeddings
         embeddings: dict[str, str] = {}
 
         def note(tile: PlannedTile, manifest: Mapping[str, Any]) -> None:
@@ -62,7 +63,8 @@ class PredictStage:
             for name, digest in embeddings.items()
         ]
         return Session(
-            [*units, Unit("map", run.map_manifest, MapManifest.kind, inputs)], lambda due: _build(run, facts, due)
+            [*units, Unit("map", run.map_manifest, MapManifest.kind, inputs)],
+            lambda due: _build(run, config, facts, due),
         )
 
 
@@ -78,17 +80,32 @@ class PredictTilesStage(PredictStage):
         return replace(session, units=[unit for unit in session.units if unit.kind == TILE_KIND])
 
 
-def _build(run: Run, facts: RunProvenance, due: Due) -> Generator[Built]:
-    classifier = _fitting_classifier(run, facts)
+def _build(run: Run, config: Config, facts: RunProvenance, due: Due) -> Generator[Built]:
     tiles = {tile.name: tile for tile in planned_tiles(run)}
+    predicted = [unit for unit in due.units if unit.kind == TILE_KIND]
+    if predicted:
+        _fitting_classifier(run, facts)  # said once, and not by every process
+        pixels = sum(tiles[unit.name].size ** 2 for unit in predicted)
+        make = _TileMaker(run, facts, {unit.name: tiles[unit.name] for unit in predicted})
+        yield from side_by_side(predicted, make, worker_count(config, pixels))
+    joined = [unit for unit in due.units if unit.kind == MapManifest.kind]
+    yield from one_by_one(joined, lambda unit: build_map(run, ClassifierManifest.read(run).classes, facts, unit))
 
-    def make(unit: Unit) -> None:
-        if unit.kind == MapManifest.kind:
-            build_map(run, classifier.classes, facts, unit)
-        else:
-            _predict_tile(run, classifier, tiles[unit.name], unit)
 
-    yield from one_by_one(due.units, make)
+@dataclass
+class _TileMaker:
+    """Predicts tiles; each process loads the classifier once."""
+
+    run: Run
+    facts: RunProvenance
+    tiles: Mapping[str, PlannedTile]
+
+    def __call__(self, unit: Unit) -> None:
+        _predict_tile(self.run, self._classifier, self.tiles[unit.name], unit)
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return _fitting_classifier(self.run, self.facts)
 
 
 def _fitting_classifier(run: Run, facts: RunProvenance) -> Classifier:

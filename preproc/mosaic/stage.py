@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, PixelSample, principal_components, sample_limit
 from preproc.mosaic.quantise import to_codes
 from preproc.raster.cog import CogWriter, Layer, cog_writer, scratch_bytes
+from preproc.raster.observations import observation_layer, observation_values, reason_classes, tally
 from preproc.raster.preview import picture, write_png
 from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
@@ -70,6 +72,8 @@ class _ZoneFiles:
     scales_layer: Layer
     item: Path
     preview: Path
+    observations: Path
+    observations_layer: Layer
 
     @property
     def rasters(self) -> list[Path]:
@@ -88,10 +92,11 @@ def build_mosaic(run: Run, config: Config, facts: RunProvenance, unit: Unit) -> 
     _check_space(run.mosaic, zones)
     unit.manifest.unlink(missing_ok=True)
     counts = {"pixels": 0, "codes_clipped": 0}
+    without: Counter[str] = Counter()
     sample = PixelSample(sample_limit(facts.dim))
     with progress("stitch", sum(len(zone.grid.tiles) for zone in zones), "tiles") as bar:
         for zone in zones:
-            _write_zone(run, zone, sample, counts, bar)
+            _write_zone(run, zone, sample, counts, without, bar)
     if not counts["pixels"]:
         raise SmaltiError(
             f"{run.embeddings}: no pixel of any tile has an embedding: look at `smalti status {run.quoted}`"
@@ -101,9 +106,10 @@ def build_mosaic(run: Run, config: Config, facts: RunProvenance, unit: Unit) -> 
         _write_preview(zone, components)
         properties = _properties(facts, zone.grid)
         write_item(zone.item, zone.grid, facts.window, _assets(zone, facts), properties, of=(facts.region, facts.model))
-    files = [path for zone in zones for path in (*zone.rasters, zone.item, zone.preview)]
+    files = [path for zone in zones for path in (*zone.rasters, zone.observations, zone.item, zone.preview)]
     made = MosaicManifest(
         **facts.stated(),
+        without=dict(sorted(without.items())),
         pixels=counts["pixels"],
         codes_clipped=counts["codes_clipped"],
         dtype=dtype,
@@ -136,6 +142,8 @@ def _zone_files(folder: Path, grid: ZoneGrid, facts: RunProvenance, dtype: Liter
         scales_layer=Layer("float32", float("nan"), ("scale",), "nearest", scales_tags),
         item=folder / f"{stem}.json",
         preview=folder / f"preview_{grid.label}.png",
+        observations=folder / f"observations_{grid.label}.tif",
+        observations_layer=observation_layer(facts),
     )
 
 
@@ -151,17 +159,23 @@ def _check_space(folder: Path, zones: list[_ZoneFiles]) -> None:
         )
 
 
-def _write_zone(run: Run, zone: _ZoneFiles, sample: PixelSample, counts: dict[str, int], bar: Bar) -> None:
+def _write_zone(
+    run: Run, zone: _ZoneFiles, sample: PixelSample, counts: dict[str, int], without: Counter[str], bar: Bar
+) -> None:
     def tell(text: str) -> None:
         bar.advance(0, note=text)
 
     with ExitStack() as stack:
         pixels = stack.enter_context(cog_writer(zone.pixels, zone.grid, zone.layer, tell=tell))
+        observed = stack.enter_context(cog_writer(zone.observations, zone.grid, zone.observations_layer, tell=tell))
         scales = None
         if zone.scales is not None:
             scales = stack.enter_context(cog_writer(zone.scales, zone.grid, zone.scales_layer, tell=tell))
         for tile in zone.grid.tiles:
             embedding = _open(run, tile)
+            seen_hwc = observation_values(embedding)
+            observed.write(*zone.grid.place(tile), seen_hwc)
+            tally(without, seen_hwc[..., -1])
             for top in range(0, tile.size, _ROWS):
                 rows = slice(top, min(top + _ROWS, tile.size))
                 values_hwc = embedding.window(rows, slice(None))
@@ -207,6 +221,10 @@ def _assets(zone: _ZoneFiles, facts: RunProvenance) -> list[AssetRecord]:
     assets = [AssetRecord("embeddings", zone.pixels, _capital(facts.content), "data", zone.layer)]
     if zone.scales is not None:
         assets.append(AssetRecord("scales", zone.scales, "Scale of each pixel's codes", "data", zone.scales_layer))
+    classes = {"reason": reason_classes()}
+    title = "Observations a pixel, and why it has no embedding"
+    observed = zone.observations, title, "metadata", zone.observations_layer
+    assets.append(AssetRecord("observations", *observed, band_classes=classes))
     assets.append(AssetRecord("preview", zone.preview, "First three principal components as colours", "overview"))
     return assets
 
@@ -235,12 +253,13 @@ def _zone(zone: _ZoneFiles) -> MosaicZone:
         scales=zone.scales.name if zone.scales else None,
         item=zone.item.name,
         preview=zone.preview.name,
+        observations=zone.observations.name,
     )
 
 
 def _remove_others(folder: Path, files: list[Path]) -> None:
     """Files of an earlier mosaic (another dtype, another zone) would be taken for part of this one."""
     for path in folder.iterdir():
-        ours = path.name.startswith(("embeddings_", "preview_")) and path.suffix in (".tif", ".json", ".png")
-        if ours and path not in files:
+        ours = path.name.startswith(("embeddings_", "observations_", "preview_"))
+        if ours and path.suffix in (".tif", ".json", ".png") and path not in files:
             path.unlink()

@@ -55,6 +55,8 @@ class RunProvenance:
     """Its name."""
     fingerprint: str
     """SHA-256 over the checksums of all embeddings."""
+    min_clear_s2: int = 0
+    """Pixels with fewer clear Sentinel-2 observations have no embedding."""
 
     @property
     def content(self) -> str:
@@ -81,6 +83,7 @@ class RunProvenance:
             "SMALTI_ARCHIVE": self.archive,
             "SMALTI_DATA_SOURCE": ", ".join(self.data_sources) or "not stated",
             "SMALTI_EMBEDDINGS": "int8 codes and scales" if self.int8 else "float32",
+            "SMALTI_MIN_CLEAR_S2": str(self.min_clear_s2),
         }
 
     @property
@@ -98,6 +101,7 @@ class RunProvenance:
             "embeddings_as": "int8" if self.int8 else "float32",
             "data_sources": self.data_sources,
             "archive": self.archive,
+            "min_clear_s2": self.min_clear_s2,
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
@@ -153,6 +157,7 @@ def read_provenance(
             window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
             region=plan.region.name,
             fingerprint=digest.hexdigest(),
+            min_clear_s2=int(first.get("min_clear_s2", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         where = embedding_paths(run.embeddings, tiles[0].name)[2]
@@ -177,6 +182,7 @@ def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other:
             "checkpoint": (one["inputs"].get("checkpoint"), other["inputs"].get("checkpoint")),
             "dimensions": (_dim(first, one), _dim(name, other)),
             "output": (_is_int8(first, one), _is_int8(name, other)),
+            "min_clear_s2": (one.get("min_clear_s2", 0), other.get("min_clear_s2", 0)),
         }.items()
         if a != b
     ]

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
+from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
@@ -206,6 +207,10 @@ class Model(_Section):
     allow_source_mismatch: bool = False
     """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
+    min_clear_s2: Annotated[int, Field(ge=0, le=MOST_OBSERVED)] = 0
+    """Pixels with fewer clear Sentinel-2 observations get no embedding, for what few give does not reproduce: 15 is
+    recommended, 0 refuses none. `mosaic/observations_*.tif`, the map and the report say where and how many."""
+
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
     @field_validator("name")
@@ -224,7 +229,15 @@ class Model(_Section):
     def job(self) -> ModelJob:
         """The same for the engine (RUN/model.json)."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return ModelJob(self.name, checkpoint, self.output, self.dim, self.precision, self.allow_source_mismatch)
+        return ModelJob(
+            self.name,
+            checkpoint,
+            self.output,
+            self.dim,
+            self.precision,
+            self.allow_source_mismatch,
+            self.min_clear_s2,
+        )
 
 
 class Labels(_Section):
@@ -333,7 +346,7 @@ class Site(SiteSettings):
     container: Path | None = None
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes of local stages; 0: as many as CPUs are allotted."""
+    """Processes that build the units of a stage side by side; 0: as many as CPUs are allotted."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
     """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
 

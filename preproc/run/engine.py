@@ -67,7 +67,7 @@ def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
 def _known_inputs(config: Config) -> dict[str, Any]:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
-    known: dict[str, Any] = {"output": model.output, "dim": model.dim}
+    known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}
     if model.precision != "auto":
         known["precision"] = model.precision
     path = model.checkpoint if model.name is None else cache_path(model.name)

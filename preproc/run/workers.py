@@ -1,0 +1,177 @@
+"""Units built in several processes ([site] workers), so that a node's cores are used by stages of one thread.
+
+Each process takes a unit, builds it and says how that went; the parent gives it the next one. A unit that fails does
+not stop the others, nor does a process that is killed: its unit has failed, and another process takes its place. When
+the parent ends, however it ends, so do they.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from infer.contract import SmaltiError
+from preproc.run.config import Config
+from preproc.run.stage import Built, Unit, one_by_one
+
+_PATIENCE_S = 10.0
+"""For a process to tidy up after it was asked to end."""
+
+Make = Callable[[Unit], None]
+"""Builds a unit, or raises a SmaltiError. Sent to other processes once each, so it is picklable and may keep things."""
+
+
+_WORTHWHILE = 512 * 512
+"""Pixels for which a process is worth the second that it takes to start."""
+
+
+def worker_count(config: Config, pixels: int | None = None) -> int:
+    """[site] workers, or the cores that this process is allowed; fewer where there is little to do.
+
+    Args:
+        config: of the run.
+        pixels: that the work is about, if it is told.
+    """
+    allowed = config.site.workers or len(os.sched_getaffinity(0))
+    return allowed if pixels is None else min(allowed, -(-pixels // _WORTHWHILE))
+
+
+def side_by_side(units: Sequence[Unit], make: Make, workers: int) -> Generator[Built]:
+    """Build units in up to `workers` processes, which share the cores; see `Session.build`.
+
+    Args:
+        units: that are due. With one of them, or one worker, this process builds them itself.
+        make: builds one.
+        workers: processes.
+
+    Returns:
+        What became of each unit, in the order in which they end.
+    """
+    workers = min(workers, len(units))
+    if workers < 2:
+        yield from one_by_one(units, make)
+        return
+    waiting = list(reversed(units))
+    crew: list[_Worker] = []
+    try:
+        crew += [_start(make, member, workers) for member in range(workers)]
+        for worker in crew:
+            worker.give(waiting.pop())
+        while any(worker.unit for worker in crew):
+            ready = wait([worker.ours for worker in crew if worker.unit])
+            for place, worker in enumerate(crew):
+                if worker.ours not in ready:
+                    continue
+                built, alive = worker.take()
+                if not alive and waiting:
+                    crew[place] = worker = _start(make, place, workers)
+                if waiting:
+                    worker.give(waiting.pop())
+                yield built
+    finally:
+        _end(crew)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    ours: Connection
+    """The parent's end."""
+    unit: Unit | None = None
+    """What it builds."""
+
+    def give(self, unit: Unit) -> None:
+        self.unit = unit
+        with suppress(OSError):  # it is gone, which `take` will find
+            self.ours.send(unit)
+
+    def take(self) -> tuple[Built, bool]:
+        """What became of its unit, and whether it can build another."""
+        unit, self.unit = self.unit, None
+        assert unit is not None
+        try:
+            error, bug = self.ours.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return Built(unit, SmaltiError(f"its process was ended ({_cause(self.process.exitcode)})")), False
+        if bug:
+            raise RuntimeError(f"{unit.name}: {bug}")
+        return Built(unit, error), True
+
+
+def _cause(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "killed: perhaps for want of memory: set [site] workers lower"
+    return f"by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _start(make: Make, member: int, members: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # a fork would copy GDAL's and CatBoost's locks as they stand
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, make), name=f"worker {member}", daemon=True)
+    with _cores(member, members):
+        process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+@contextmanager
+def _cores(member: int, members: int) -> Iterator[None]:
+    """What is started inside has a share of the cores: libraries that start a thread a core then start few."""
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, allowed[member::members] or [allowed[member % len(allowed)]])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _end(crew: Sequence[_Worker]) -> None:
+    for worker in crew:
+        worker.ours.close()  # who waits for a unit ends
+        if worker.unit is not None:
+            worker.process.terminate()
+    for worker in crew:
+        worker.process.join(_PATIENCE_S)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _work(theirs: Connection, make: Make) -> None:
+    """The process: build what comes, until nothing more does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says when to end
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            unit = theirs.recv()
+        except (EOFError, OSError):
+            return
+        error, bug = None, ""
+        try:
+            make(unit)
+        except SmaltiError as problem:
+            error = SmaltiError(str(problem), exit_code=problem.exit_code)
+        except Exception:  # noqa: BLE001  # raised by the parent
+            bug = traceback.format_exc()
+        theirs.send((error, bug))
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    raise SystemExit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)  # killed as it was: what is half made is recognised later by its name
