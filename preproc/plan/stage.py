@@ -98,8 +98,8 @@ class PlanStage:
 def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
     """What the plan depends on. The items found are not part of it: a search is repeated when it is asked for.
 
-    A local item collection counts with its contents, so that a changed archive is searched again: wherever a copy of the
-    run sees it, the same contents are the same archive. Where it is no longer there, the plan made from it stays valid.
+    A local item collection counts with its contents, so that a changed archive is searched again, and a copy of the run
+    elsewhere still has the same one. Where it is no longer there, the plan made from it stays valid.
     """
     archive = config.archive
     href = None if archive.href is None else portable(archive.href, run.root, run.root)

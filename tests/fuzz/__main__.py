@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python -m fuzz --minutes 60
 
-Whatever a file holds, a command gives its result or one clear line within 20 seconds and 1 GiB, without a traceback, and
-no byte changes outside the run. Everything that breaks this is listed at the end, with the seed that repeats it.
+Whatever a file holds, a command gives its result or one clear line within 20 seconds and 1 GiB, without a traceback,
+and no byte changes outside the run. Everything that breaks this is told with the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="instead of a time: how many")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="smalti-fuzz-") as folder:
-        campaign = Campaign(finished_run(Path(folder) / "world"))
+        finished, work = Path(folder) / "finished", Path(folder) / "work"
+        work.mkdir()
+        campaign = Campaign(finished_run(finished), work)
         end = time.monotonic() + 60 * given.minutes
         seed, codes, findings = given.seed, Counter[str](), []
         while (seed < given.seed + given.cases) if given.cases else (time.monotonic() < end):

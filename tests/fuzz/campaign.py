@@ -9,14 +9,18 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.mutations import mutated_bytes, mutated_json
-from support.runs import RUN_TOML, STAGES, make_archive, make_run, smalti
+from support.runs import RUN_TOML, make_archive, make_run, smalti
 from support.simulated import tree
 
+from preproc.cli import main
+
 LONGEST_S = 20.0
+"""Of computing, or six times that of waiting: a busy machine is no fault."""
 LARGEST_BYTES = 1 << 30
 COMMANDS = (
     ("status",),
@@ -39,26 +43,12 @@ COMMANDS = (
 CODES = (0, 1, 2, 75)
 
 
-@dataclass(frozen=True)
-class World:
-    """A run whose stages are all done, its archive, and a folder that is none of a run's business."""
-
-    root: Path
-    run: Path
-    archive: Path
-    canary: Path
-
-
-def finished_run(root: Path) -> World:
-    """A small world with all stages done; its tiles' quality, labels and archive beside it."""
-    archive = make_archive(root / "archive")
-    run = make_run(root / "finished", archive, RUN_TOML.replace("trials = 2", "trials = 1"))
-    for stage in STAGES:
-        smalti(stage, run)
-    canary = root / "canary"
-    canary.mkdir()
-    (canary / "x.json").write_text("{}")
-    return World(root, run, archive, canary)
+def finished_run(folder: Path) -> Path:
+    """A folder with a small archive and a run beside it, all stages done."""
+    make_archive(folder / "archive")
+    run = make_run(folder / "run", folder / "archive", RUN_TOML.replace("{archive}", "../archive"))
+    smalti("run", run)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -76,44 +66,44 @@ class Result:
 
     def __str__(self) -> str:
         told = self.said.strip().splitlines()[-1:] or [""]
-        return f"{self.fault}: smalti {self.command} after {self.changed} {self.how} ({self.seconds:.1f} s): {told[0][:300]}"
+        what = f"smalti {self.command} after {self.changed} {self.how} ({self.seconds:.1f} s)"
+        return f"{self.fault}: {what}: {told[0][:300]}"
 
 
 class Campaign:
     """Cases on one finished run. A case is told by its seed alone."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, finished: Path, work: Path) -> None:
+        """Args are a folder with run/ and archive/, which is only read, and an empty one."""
+        self._finished, self._work = finished, work
+        self._canary = work / "canary.json"
+        self._canary.write_text("{}")
         self._outside = self._look()
         self._files = sorted(
-            path.relative_to(world.root)
-            for folder in (world.run, world.archive)
-            for path in folder.rglob("*")
+            path.relative_to(finished)
+            for path in finished.rglob("*")
             if path.is_file() and "logs" not in path.parts and path.suffix not in (".png", ".html", ".lock")
         )
 
     def case(self, seed: int) -> Result:
         """Change one file, run one command, look."""
         rng = random.Random(seed)
-        place = self._world.root / "case"
+        place = self._work / "case"
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(self._world.run, place / "finished", symlinks=True)
-        shutil.copytree(self._world.archive, place / "archive")
-        settings = place / "finished" / "run.toml"
-        settings.write_text(settings.read_text().replace(str(self._world.archive), str(place / "archive")))
-        kinds = sorted({path.suffix for path in self._files})
-        kind = rng.choice(kinds)  # each kind of file as often, however many there are
+        shutil.copytree(self._finished, place, symlinks=True)
+        kind = rng.choice(sorted({path.suffix for path in self._files}))  # each as often, however many there are
         changed = rng.choice([path for path in self._files if path.suffix == kind])
-        how = change(place / changed, rng, self._world.canary)
+        how = change(place / changed, rng, self._canary)
         command = rng.choice(COMMANDS)
-        code, seconds, peak, said = ask([command[0], str(place / "finished"), *command[1:]], self._world.root / "said.txt")
-        fault = self._fault(code, seconds, peak, said)
+        arguments = [command[0], str(place / "run"), *command[1:]]
+        code, seconds, computed, peak, said = ask(arguments, self._work / "said.txt")
+        fault = self._fault(code, seconds, computed, peak, said)
         return Result(" ".join(command), str(changed), how, code, seconds, peak, said, fault)
 
-    def _fault(self, code: int, seconds: float, peak: int, said: str) -> str:
+    def _fault(self, code: int, seconds: float, computed: float, peak: int, said: str) -> str:
         if "Traceback" in said:
             return "a traceback"
-        if seconds > LONGEST_S:
+        if seconds > 6 * LONGEST_S or computed > LONGEST_S:
             return "a hang"
         if peak > LARGEST_BYTES:
             return f"{peak >> 20} MiB"
@@ -127,7 +117,7 @@ class Campaign:
         return ""
 
     def _look(self) -> dict[str, str]:
-        return {**tree(self._world.canary), **tree(self._world.archive)}
+        return {**tree(self._finished), "canary": self._canary.read_text()}
 
 
 def change(path: Path, rng: random.Random, canary: Path) -> str:
@@ -148,7 +138,7 @@ def change(path: Path, rng: random.Random, canary: Path) -> str:
         return "is /dev/zero"
     if kind < 0.08:
         path.unlink()
-        path.symlink_to(canary / "x.json")
+        path.symlink_to(canary)
         return "is another's file"
     if kind < 0.1:
         path.write_bytes(b"")
@@ -167,19 +157,17 @@ def change(path: Path, rng: random.Random, canary: Path) -> str:
     return "has other bytes"
 
 
-def ask(arguments: list[str], spoken: Path) -> tuple[int, float, int, str]:
+def ask(arguments: list[str], spoken: Path) -> tuple[int, float, float, int, str]:
     """Run the command line in a child of this process, where everything is imported already.
 
     Returns:
-        Exit code, seconds, peak memory above this process's own in bytes, what it said.
+        Exit code, seconds, of those computing, peak memory above this process's own in bytes, what it said.
     """
-    import preproc.cli  # noqa: PLC0415  # once, before the first child
-
     before = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_smalti(preproc.cli.main, arguments, spoken)
-    while time.monotonic() - before <= LONGEST_S:
+        _be_smalti(arguments, spoken)
+    while time.monotonic() - before <= 6 * LONGEST_S:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
@@ -190,10 +178,10 @@ def ask(arguments: list[str], spoken: Path) -> tuple[int, float, int, str]:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = max(0, usage.ru_maxrss - own) * 1024
     said = spoken.read_text(errors="replace") if spoken.exists() else ""
-    return os.waitstatus_to_exitcode(status), time.monotonic() - before, peak, said
+    return os.waitstatus_to_exitcode(status), time.monotonic() - before, usage.ru_utime + usage.ru_stime, peak, said
 
 
-def _be_smalti(main: object, arguments: list[str], spoken: Path) -> None:
+def _be_smalti(arguments: list[str], spoken: Path) -> None:
     """Never returns."""
     os.setpgid(0, 0)
     code = 99
@@ -202,14 +190,11 @@ def _be_smalti(main: object, arguments: list[str], spoken: Path) -> None:
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.argv = ["smalti", *arguments]
-        assert callable(main)
         main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:  # noqa: BLE001  # what a user would see as a traceback
-        import traceback  # noqa: PLC0415
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
