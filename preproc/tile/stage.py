@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, child, planned_tiles, scratch_folder
 from infer.contract.imported import imported_tiles
-from preproc.catalogue.items import SceneIndex, load_scenes
+from preproc.catalogue.items import SceneIndex, archive_moved, load_scenes
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.reader.ranges import RangeClient
 from preproc.reader.read import Reader
@@ -83,7 +83,8 @@ def _season(run: Run, config: Config) -> _RunScenes:
     check_coordinates()
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
-    return _RunScenes(config, load_region(config.region), index, tiles, Fingerprints(run.root))
+    fingerprints = Fingerprints(run.root, archive_moved(run, config))
+    return _RunScenes(config, load_region(config.region), index, tiles, fingerprints)
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:

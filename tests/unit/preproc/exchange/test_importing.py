@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import zarr
 from support.embedded import plan_of
 from support.published import made_npy, made_store, place_codes, place_scales
@@ -16,6 +17,7 @@ from support.range_server import RangeServer, serve_folder
 from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest, write_embedding
 from infer.contract.imported import imported_tiles
 from preproc.exchange.importing import import_embeddings
+from preproc.mosaic.stage import StitchStage
 from preproc.raster.provenance import read_provenance
 from preproc.region.grid import region_mask, zone_epsg
 from preproc.region.region import load_region
@@ -110,6 +112,10 @@ def test_again_is_nothing_to_do_and_the_engine_is_not_asked(tmp_path: Path, caps
     assert "4 already complete" in capsys.readouterr().err
     outcome = run_stage(InferStage(), run, config)  # there are no weights of this model here
     assert outcome.complete_before == 4
+    run_stage(StitchStage(), run, config)
+    with rasterio.open(run.mosaic / "observations_31N.tif") as raster:
+        assert set(np.unique(raster.read(4))) == {1}, "every pixel says that it was imported"
+        assert raster.tags()["SMALTI_IMPORTED_FROM"] == "TESSERA 1.1 from store"
     (run.embeddings / "t00.json").unlink()
     with pytest.raises(SmaltiError, match=r"t00.*run `smalti import .* SOURCE` again"):
         run_stage(InferStage(), run, config)
