@@ -32,6 +32,7 @@ from infer.contract import (
     scratch_folder,
     stage_lock,
 )
+from infer.contract.imported import imported_tiles
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
@@ -108,7 +109,12 @@ def _scratch(arguments: argparse.Namespace) -> Path | None:
 def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
-    tasks = [TileTask(tile.name, run.tiles / tile.name, True, tile) for tile in planned_tiles(run)]
+    imported = imported_tiles(run)  # `smalti import` took their embeddings from others
+    tasks = [
+        TileTask(tile.name, run.tiles / tile.name, True, tile)
+        for tile in planned_tiles(run)
+        if tile.name not in imported
+    ]
     job = read_model_job(run)
     settings = Settings(
         run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)

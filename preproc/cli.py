@@ -61,6 +61,7 @@ def _options(
 
 _STAGES = "Stages, in order"
 _CLUSTER = "On a cluster"
+_EXCHANGE = "In and out"
 _START = "Start here"
 _LOOK = "Look"
 
@@ -204,6 +205,27 @@ def validate(run: RunArgument, force: ForceOption = False) -> None:
 def report(run: RunArgument, force: ForceOption = False) -> None:
     """Write one self-contained page with maps, accuracy and provenance."""
     _stage("report", run, force=force)
+
+
+@app.command("import", rich_help_panel=_EXCHANGE)
+def import_command(
+    run: RunArgument,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A geotessera Zarr store, or its npy tiles.")],
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Leave tiles that are not whole there to `smalti fetch` and `smalti infer`.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take all tiles again, those of the engine too.")] = False,
+) -> None:
+    """Take published embeddings into a planned run, instead of computing them.
+
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
+    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with, and the
+    season a calendar year. Afterwards sample, train, predict, validate and report work as ever, without a GPU.
+    """
+    from preproc.exchange.importing import import_embeddings
+    from preproc.run.config import load_config
+
+    import_embeddings(Run(run), load_config(Run(run)), source, fill=fill, force=force)
 
 
 @app.command(rich_help_panel=_CLUSTER)

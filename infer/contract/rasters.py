@@ -29,6 +29,8 @@ class Provenance(Record):
     window: Window
     min_clear_s2: int = 0
     """Pixels with fewer clear Sentinel-2 observations have no embedding; 0: all that were seen have one."""
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """Where imported embeddings came from -> tiles; the others were computed in this run."""
     without: Mapping[str, int] = field(default_factory=dict)
     """Why pixels of the tiles have no embedding -> how many; empty where that was not counted."""
 

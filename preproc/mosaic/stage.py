@@ -19,7 +19,14 @@ from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, PixelSample, principal_components, sample_limit
 from preproc.mosaic.quantise import to_codes
 from preproc.raster.cog import CogWriter, Layer, cog_writer, scratch_bytes
-from preproc.raster.observations import observation_layer, observation_values, reason_classes, tally
+from preproc.raster.observations import (
+    BANDS,
+    observation_layer,
+    observation_values,
+    origin_classes,
+    reason_classes,
+    tally,
+)
 from preproc.raster.preview import picture, write_png
 from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
@@ -175,7 +182,7 @@ def _write_zone(
             embedding = _open(run, tile)
             seen_hwc = observation_values(embedding)
             observed.write(*zone.grid.place(tile), seen_hwc)
-            tally(without, seen_hwc[..., -1])
+            tally(without, seen_hwc[..., BANDS.index("reason")])
             for top in range(0, tile.size, _ROWS):
                 rows = slice(top, min(top + _ROWS, tile.size))
                 values_hwc = embedding.window(rows, slice(None))
@@ -221,7 +228,7 @@ def _assets(zone: _ZoneFiles, facts: RunProvenance) -> list[AssetRecord]:
     assets = [AssetRecord("embeddings", zone.pixels, _capital(facts.content), "data", zone.layer)]
     if zone.scales is not None:
         assets.append(AssetRecord("scales", zone.scales, "Scale of each pixel's codes", "data", zone.scales_layer))
-    classes = {"reason": reason_classes()}
+    classes = {"reason": reason_classes(), "origin": origin_classes()}
     title = "Observations a pixel, and why it has no embedding"
     observed = zone.observations, title, "metadata", zone.observations_layer
     assets.append(AssetRecord("observations", *observed, band_classes=classes))

@@ -162,7 +162,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     _check_scenes(yielded, config)
     index = SceneIndex(yielded.scenes)
     season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
-    pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
+    pixels = max(1, round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100))
     work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
     plan = Plan(
         tile_size=config.tiles.size,

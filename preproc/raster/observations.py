@@ -16,7 +16,7 @@ from infer.contract.embedding import OBSERVED
 from preproc.raster.cog import Layer
 from preproc.raster.provenance import RunProvenance
 
-BANDS = ("clear_s2", "s1", "reason")
+BANDS = ("clear_s2", "s1", "reason", "origin")
 NODATA = 255
 EMBEDDED, UNSEEN, TOO_FEW = 0, 1, 2
 REASONS = {
@@ -25,6 +25,9 @@ REASONS = {
     TOO_FEW: "too few clear Sentinel-2 observations",
 }
 """Value of the band `reason` -> what it means."""
+COMPUTED, IMPORTED = 0, 1
+ORIGINS = {COMPUTED: "computed in this run", IMPORTED: "imported"}
+"""Value of the band `origin` -> what it means; the manifest has where from."""
 
 
 def reason_codes(embedding: Embedding) -> NDArray[np.uint8]:
@@ -37,20 +40,27 @@ def reason_codes(embedding: Embedding) -> NDArray[np.uint8]:
 
 
 def observation_values(embedding: Embedding) -> NDArray[np.uint8]:
-    """(H, W, 3) in the order of BANDS; counts are NODATA where they were not kept (embeddings of older versions)."""
+    """(H, W, 4) in the order of BANDS; counts are NODATA where they were not kept (embeddings of older versions)."""
     codes_hw = reason_codes(embedding)
     values_hwc = np.full((*codes_hw.shape, len(BANDS)), NODATA, dtype=np.uint8)
     if embedding.observations_hwm is not None:
         values_hwc[..., : len(OBSERVED)] = embedding.observations_hwm
-    values_hwc[..., -1] = codes_hw
+    values_hwc[..., BANDS.index("reason")] = codes_hw
+    values_hwc[..., BANDS.index("origin")] = IMPORTED if "origin" in embedding.manifest else COMPUTED
     return values_hwc
 
 
 def observation_layer(facts: RunProvenance) -> Layer:
     """What the GeoTIFF holds."""
     meaning = {f"SMALTI_REASON_{code}": text for code, text in REASONS.items()}
+    meaning |= {f"SMALTI_ORIGIN_{code}": text for code, text in ORIGINS.items()}
     content = {"SMALTI_CONTENT": "observations a pixel (254: so many or more), and why it has no embedding (reason)"}
     return Layer("uint8", NODATA, BANDS, "nearest", {**facts.tags(), **content, **meaning})
+
+
+def origin_classes() -> list[dict[str, Any]]:
+    """classification:classes of the band `origin`."""
+    return [{"value": code, "name": text.split()[0], "description": text} for code, text in ORIGINS.items()]
 
 
 def reason_classes() -> list[dict[str, Any]]:

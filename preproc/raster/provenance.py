@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -57,6 +58,8 @@ class RunProvenance:
     """SHA-256 over the checksums of all embeddings."""
     min_clear_s2: int = 0
     """Pixels with fewer clear Sentinel-2 observations have no embedding."""
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """Where imported embeddings came from -> tiles."""
 
     @property
     def content(self) -> str:
@@ -83,6 +86,7 @@ class RunProvenance:
             "SMALTI_ARCHIVE": self.archive,
             "SMALTI_DATA_SOURCE": ", ".join(self.data_sources) or "not stated",
             "SMALTI_EMBEDDINGS": "int8 codes and scales" if self.int8 else "float32",
+            "SMALTI_IMPORTED_FROM": "; ".join(self.origins) or "nowhere: all were computed in this run",
             "SMALTI_MIN_CLEAR_S2": str(self.min_clear_s2),
         }
 
@@ -102,6 +106,7 @@ class RunProvenance:
             "data_sources": self.data_sources,
             "archive": self.archive,
             "min_clear_s2": self.min_clear_s2,
+            "origins": dict(self.origins),
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
@@ -140,6 +145,7 @@ def read_provenance(
     lacking: dict[str, str] = {}
     digest = hashlib.sha256()
     sources = set()
+    origins: Counter[str] = Counter()
     for tile in tiles:  # there may be a million: nothing is kept of them
         path = embedding_paths(run.embeddings, tile.name)[2]
         try:
@@ -154,6 +160,8 @@ def read_provenance(
         digest.update(sha256_json([tile.name, manifest["files"]]).encode())
         if manifest.get("data_source"):
             sources.add(str(manifest["data_source"]))
+        if "origin" in manifest:
+            origins[f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"] += 1
         visit(tile, manifest)
     _check_complete(run, lacking, len(tiles))
     try:
@@ -171,6 +179,7 @@ def read_provenance(
             window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
             region=plan.region.name,
             fingerprint=digest.hexdigest(),
+            origins=dict(sorted(origins.items())),
             min_clear_s2=int(first.get("min_clear_s2", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -76,7 +76,9 @@ class RegionSettings(_Section):
     def _date(cls, value: Any) -> Any:
         if isinstance(value, str):
             try:
-                return date.fromisoformat(value)
+                if not re.fullmatch(r"\d{4}-\d\d-\d\d", value.strip()):
+                    raise ValueError(value)  # Python takes 2024-W52 for a Monday
+                return date.fromisoformat(value.strip())
             except ValueError as error:
                 raise ValueError(f"{value!r} is not a date: write YYYY-MM-DD") from error
         return value

@@ -29,9 +29,14 @@ def test_a_copy_elsewhere_is_complete_as_long_as_the_archive_holds_the_same(tmp_
     shutil.copytree(archive, place / "archive")
     root = make_run(place / "run", place / "archive", RUN_TOML.split("[labels]")[0])
     smalti("plan", root)
+    smalti("fetch", root)
     copy = tmp_path / "elsewhere" / "deeper" / "run"
     shutil.copytree(root, copy)
     assert "already complete" in smalti("plan", copy).stderr
+    tile = next(path for path in (copy / "tiles").iterdir() if path.is_dir())
+    shutil.rmtree(tile)
+    assert "fetch: 1 built" in smalti("fetch", copy).stderr
+    assert (tile / "tile.json").read_bytes() == (root / "tiles" / tile.name / "tile.json").read_bytes()
     items = place / "archive" / "items.json"
     items.write_text(items.read_text() + " ")
     assert " built" in smalti("plan", copy).stderr

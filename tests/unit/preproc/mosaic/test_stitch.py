@@ -292,7 +292,7 @@ def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> N
     embed_crops(run, min_clear_s2=12)
     run_stage(StitchStage(), run, config(run))
     with rasterio.open(run.mosaic / "observations_31N.tif") as raster:
-        assert raster.descriptions == ("clear_s2", "s1", "reason")
+        assert raster.descriptions == ("clear_s2", "s1", "reason", "origin")
         assert raster.tags()["SMALTI_MIN_CLEAR_S2"] == "12"
         values = np.moveaxis(raster.read(), 0, 2)
     seen = looks(32)
