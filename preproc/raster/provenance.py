@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from infer.contract import (
@@ -102,61 +103,122 @@ class RunProvenance:
         }
 
 
-def read_provenance(
-    run: Run, visit: Callable[[PlannedTile, Mapping[str, Any]], None] = lambda _tile, _manifest: None
-) -> RunProvenance:
-    """Read the manifests of all tiles' embeddings, which have to be there and to fit together: each is read once.
+@dataclass(frozen=True)
+class _Stated:
+    """What a tile's embedding states; equal ones are kept once."""
 
-    Args:
-        run: the run directory.
-        visit: shown every tile with its manifest, for who wants more of them.
+    model: tuple[str, str, bool, str]
+    """Name, label, trained, family."""
+    checkpoint: str
+    dim: int
+    int8: bool
 
-    Raises:
-        SmaltiError: if tiles lack a valid embedding (how many, and the first few), or were made by different models.
-    """
-    plan = Plan.read(run)
-    tiles = plan.tiles
-    if not tiles:
-        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
-    first: dict[str, Any] = {}
-    lacking: dict[str, str] = {}
-    digest = hashlib.sha256()
-    sources = set()
-    for tile in tiles:  # there may be a million: nothing is kept of them
-        path = embedding_paths(run.embeddings, tile.name)[2]
-        try:
-            manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-            verify_files(path, manifest, checksums=False, remedy=_REMEDY)
-        except FormatError:
-            lacking[tile.name] = "broken" if path.exists() else "missing"
-        if lacking:
-            continue
-        first = first or manifest
-        _check_alike(run, tiles[0].name, first, tile.name, manifest)
-        digest.update(sha256_json([tile.name, manifest["files"]]).encode())
-        if manifest.get("data_source"):
-            sources.add(str(manifest["data_source"]))
-        visit(tile, manifest)
-    _check_complete(run, lacking, len(tiles))
-    try:
-        model = first["model"]
+
+@dataclass
+class Embeddings:
+    """The embeddings of a run, asked for by tiles: each manifest is read once, and only those that are asked for."""
+
+    run: Run
+    archive: str
+    """[archive] source of the plan."""
+    window: tuple[str, str]
+    """First and last day, inclusive."""
+    region: str
+    """Its name."""
+    _seen: dict[str, tuple[str, str, _Stated]] = field(default_factory=dict, repr=False)
+    """Tile -> digest of its files, archive of its scenes, what it states."""
+    _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_run(cls, run: Run, plan: Plan) -> Embeddings:
+        """Of a planned run; nothing is read yet.
+
+        Raises:
+            SmaltiError: if the plan has no tiles.
+        """
+        if not plan.tiles:
+            raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
+        return cls(run, plan.source, (plan.window[0].isoformat(), plan.window[1].isoformat()), plan.region.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": {}, "_alike": {}}  # another process reads what it needs
+
+    def digest(self, tile: PlannedTile) -> str:
+        """SHA-256 of the files of one tile's embedding.
+
+        Raises:
+            SmaltiError: if it has no valid one.
+        """
+        return self._tile(tile)[0]
+
+    def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
+        """What some tiles have in common; they have to be there and to fit together.
+
+        Raises:
+            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models.
+        """
+        lacking: dict[str, str] = {}
+        digest = hashlib.sha256()
+        sources = set()
+        first: _Stated | None = None
+        for tile in tiles:
+            try:
+                files, source, stated = self._tile(tile)
+            except _LackingError as error:
+                lacking[tile.name] = str(error)
+            if lacking:
+                continue
+            first = first or stated
+            _check_alike(self.run, tiles[0].name, first, tile.name, stated)
+            digest.update(sha256_json([tile.name, files]).encode())
+            sources.add(source)
+        _check_complete(self.run, lacking, len(tiles))
+        assert first is not None, "no tiles"
+        name, label, trained, family = first.model
         return RunProvenance(
-            model=str(model["name"]),
-            label=str(model["label"]),
-            trained=bool(model["trained"]),
-            family=str(model["family"]),
-            checkpoint=str(first["inputs"]["checkpoint"]),
-            dim=_dim(tiles[0].name, first),
-            int8=_is_int8(tiles[0].name, first),
-            data_sources=tuple(sorted(sources)),
-            archive=plan.source,
-            window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
-            region=plan.region.name,
+            model=name,
+            label=label,
+            trained=trained,
+            family=family,
+            checkpoint=first.checkpoint,
+            dim=first.dim,
+            int8=first.int8,
+            data_sources=tuple(sorted(sources - {""})),
+            archive=self.archive,
+            window=self.window,
+            region=self.region,
             fingerprint=digest.hexdigest(),
         )
+
+    def _tile(self, tile: PlannedTile) -> tuple[str, str, _Stated]:
+        if tile.name not in self._seen:
+            path = embedding_paths(self.run.embeddings, tile.name)[2]
+            try:
+                manifest = read_manifest(path, "embedding", remedy=_REMEDY)
+                verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+            except FormatError as error:
+                raise _LackingError("broken" if path.exists() else "missing") from error
+            stated = _stated(path, tile.name, manifest)
+            source = str(manifest.get("data_source") or "")
+            self._seen[tile.name] = sha256_json(manifest["files"]), source, self._alike.setdefault(stated, stated)
+        return self._seen[tile.name]
+
+
+class _LackingError(SmaltiError):
+    """A tile has no valid embedding."""
+
+
+def _stated(path: Path, name: str, manifest: Mapping[str, Any]) -> _Stated:
+    try:
+        model = manifest["model"]
+        return _Stated(
+            model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
+            checkpoint=str(manifest["inputs"]["checkpoint"]),
+            dim=int(manifest["files"][f"{name}.npy"]["shape"][2]),
+            int8=f"{name}_scales.npy" in manifest["files"],
+        )
     except (KeyError, TypeError, ValueError) as error:
-        where = embedding_paths(run.embeddings, tiles[0].name)[2]
-        raise FormatError(f"{where}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
 def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
@@ -169,14 +231,16 @@ def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
         )
 
 
-def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:
+def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) -> None:
     """Embeddings of different models, or cut to different lengths, are not comparable."""
+    if one is other:
+        return
     differing = [
         what
         for what, (a, b) in {
-            "checkpoint": (one["inputs"].get("checkpoint"), other["inputs"].get("checkpoint")),
-            "dimensions": (_dim(first, one), _dim(name, other)),
-            "output": (_is_int8(first, one), _is_int8(name, other)),
+            "checkpoint": (one.checkpoint, other.checkpoint),
+            "dimensions": (one.dim, other.dim),
+            "output": (one.int8, other.int8),
         }.items()
         if a != b
     ]
@@ -185,11 +249,3 @@ def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other:
             f"{run.embeddings}: {first} and {name} differ in {', '.join(differing)} and do not belong in one mosaic: "
             f"run `smalti infer {run.quoted}`"
         )
-
-
-def _dim(name: str, manifest: Mapping[str, Any]) -> int:
-    return int(manifest["files"][f"{name}.npy"]["shape"][2])
-
-
-def _is_int8(name: str, manifest: Mapping[str, Any]) -> bool:
-    return f"{name}_scales.npy" in manifest["files"]

@@ -41,7 +41,14 @@ STAGES = (
     StageEntry("plan", "preproc.plan.stage:PlanStage", needs=(), gathers=False, needs_labels=False, cheap=True),
     StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, needs_labels=False),
     StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, needs_labels=False),
-    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, needs_labels=False),
+    StageEntry(
+        "stitch",
+        "preproc.mosaic.stage:StitchStage",
+        needs=("infer",),
+        gathers=True,
+        needs_labels=False,
+        in_shards="preproc.mosaic.stage:StitchSheetsStage",
+    ),
     StageEntry(
         "sample",
         "preproc.classify.sample:SampleStage",
