@@ -32,6 +32,7 @@ from infer.contract import (
     scratch_folder,
     stage_lock,
 )
+from infer.contract.imported import imported_tiles
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     folder.add_argument(
         "--heads", type=int, help="attention heads, for v1.0 checkpoints of another size than published"
+    )
+    folder.add_argument(
+        "--min-clear-s2", type=int, default=0, metavar="N", help="leave pixels with fewer clear observations as nodata"
     )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
@@ -105,7 +109,12 @@ def _scratch(arguments: argparse.Namespace) -> Path | None:
 def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
-    tasks = [TileTask(tile.name, run.tiles / tile.name, True, tile) for tile in planned_tiles(run)]
+    imported = imported_tiles(run)  # `smalti import` took their embeddings from others
+    tasks = [
+        TileTask(tile.name, run.tiles / tile.name, True, tile)
+        for tile in planned_tiles(run)
+        if tile.name not in imported
+    ]
     job = read_model_job(run)
     settings = Settings(
         run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)
@@ -125,7 +134,14 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     if not inside:
         raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
     tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
-    job = ModelJob(None, arguments.checkpoint, arguments.output, arguments.dim, arguments.precision)
+    job = ModelJob(
+        None,
+        arguments.checkpoint,
+        arguments.output,
+        arguments.dim,
+        arguments.precision,
+        min_clear_s2=arguments.min_clear_s2,
+    )
     settings = Settings(
         arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch, _scratch(arguments)
     )
@@ -154,6 +170,7 @@ def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
             work.checkpoint(),
             choose_device(device, work.job.precision, index),
             compile_kernels=work.compile_kernels,
+            min_clear_s2=work.job.min_clear_s2,
         )
         try:
             if stop.is_set():

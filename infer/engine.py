@@ -43,6 +43,8 @@ class TileResult:
     """How often the token budget was halved because the device was out of memory."""
     tokens: int
     """Distinct tokens computed."""
+    observations_hwm: NDArray[np.uint8]
+    """(H, W, 2) observations of every pixel, embedded or not; see infer.contract.embedding."""
 
     @property
     def values_hwc(self) -> NDArray[Any]:
@@ -60,7 +62,13 @@ class Engine:
     """A network on a device, ready for tile after tile."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: Device, *, token_budget: int | None = None, compile_kernels: bool = False
+        self,
+        checkpoint: Checkpoint,
+        device: Device,
+        *,
+        token_budget: int | None = None,
+        compile_kernels: bool = False,
+        min_clear_s2: int = 0,
     ) -> None:
         """Build the network.
 
@@ -69,12 +77,14 @@ class Engine:
             device: where and how.
             token_budget: tokens of a batch, to override the device's.
             compile_kernels: fuse what stands between products by torch.compile, where that works.
+            min_clear_s2: leave pixels with fewer clear Sentinel-2 observations without an embedding.
 
         Raises:
             FormatError: if the checkpoint's parameters do not fit its network.
         """
         self.checkpoint = checkpoint
         self.device = device
+        self.min_clear_s2 = min_clear_s2
         if device.on_cpu:
             arrange_host_memory()
         device.activate()
@@ -102,7 +112,8 @@ class Engine:
 
     def load(self, tile: Tile) -> LoadedTile:
         """Bring a tile to the device. One thread may load the next tile while another embeds."""
-        return load_tile(tile, self.checkpoint.normalisation, self._transfer, self.device.torch_device)
+        place = self._transfer, self.device.torch_device
+        return load_tile(tile, self.checkpoint.normalisation, *place, min_clear_s2=self.min_clear_s2)
 
     def embed(
         self, tile: Tile | LoadedTile, *, output: Output = "float32", dim: int = 0, watch: Watch | None = None
@@ -153,6 +164,7 @@ class Engine:
             int((~loaded.active_p).sum()),
             halvings,
             work.tokens,
+            loaded.observations_hwm,
         )
 
 

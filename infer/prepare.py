@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from infer import draw
 from infer.contract import BANDS, SAR_BANDS, SmaltiError, Tile
+from infer.contract.embedding import MOST_OBSERVED, OBSERVED
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
 from infer.sequence import MAX_BIN, Rule, padded_rows, unique_form
@@ -127,17 +128,26 @@ class LoadedTile:
     counts: dict[Modality, NDArray[np.int16]]
     """(H * W,) number of observations."""
     active_p: NDArray[np.bool_]
-    """(H * W,) pixels with any observation; the others are nodata."""
+    """(H * W,) pixels with any observation, and enough of them; the others are nodata."""
+
+    @property
+    def observations_hwm(self) -> NDArray[np.uint8]:
+        """(H, W, 2) observations a pixel as they are kept; see infer.contract.embedding."""
+        counts_pm = np.stack([self.counts[modality] for modality in OBSERVED], axis=-1)
+        return np.minimum(counts_pm, MOST_OBSERVED).astype(np.uint8).reshape(*self.tile.shape_hw, len(OBSERVED))
 
 
-def load_tile(tile: Tile, normalisation: Normalisation, transfer: Transfer, device: torch.device) -> LoadedTile:
+def load_tile(
+    tile: Tile, normalisation: Normalisation, transfer: Transfer, device: torch.device, *, min_clear_s2: int = 0
+) -> LoadedTile:
     """Bring a tile to the device; may run in another thread than the computation."""
     with torch.inference_mode(), transfer.loading():
         s2, s1 = _load_modalities(tile, normalisation, transfer, device)
         for data in (s2, s1):
             transfer.hand_over(*data.stacks_xc, data.valid_tp, data.days_t, data.mean_tc, data.std_tc)
         counts = {data.modality: data.valid_tp.sum(dim=0, dtype=torch.int16).cpu().numpy() for data in (s2, s1)}
-    return LoadedTile(tile, {"s2": s2, "s1": s1}, counts, (counts["s2"] > 0) | (counts["s1"] > 0))
+    active_p = ((counts["s2"] > 0) | (counts["s1"] > 0)) & (counts["s2"] >= min_clear_s2)
+    return LoadedTile(tile, {"s2": s2, "s1": s1}, counts, active_p)
 
 
 class Multiplicities:

@@ -140,6 +140,7 @@ class TileRunner:
             "dim": self._settings.dim,
             "precision": self._engine.device.precision,
             "engine": SEMANTICS,
+            **({"min_clear_s2": self._engine.min_clear_s2} if self._engine.min_clear_s2 else {}),
         }
 
     def run(self, tasks: Sequence[TileTask]) -> Report:
@@ -254,7 +255,9 @@ class TileRunner:
         fields = manifest_fields(self._engine, tile, result)
         with self._device_failures(tile.name):
             values, scales = result.values_hwc, result.scales_hw
-        write_embedding(self._settings.out, tile.name, values, scales, inputs=inputs, fields=fields)
+        counts = result.observations_hwm
+        folder = self._settings.out
+        write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, fields=fields)
 
 
 def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str, Any]:
@@ -281,6 +284,8 @@ def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str,
         "observations": result.observations,
         "nodata_pixels": result.nodata_pixels,
     }
+    if engine.min_clear_s2:
+        fields["min_clear_s2"] = engine.min_clear_s2
     if engine.architecture.rule is None:
         fields["draw"] = draw.SEED_RULE
     for key in ("grid", "data_source", "window"):

@@ -61,17 +61,21 @@ def _options(
 
 _STAGES = "Stages, in order"
 _CLUSTER = "On a cluster"
+_EXCHANGE = "In and out"
 _START = "Start here"
 _LOOK = "Look"
 
 
-def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False) -> None:
+def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False, model: Path | None = None) -> None:
     from preproc.run.chain import run_one
     from preproc.run.config import load_config
     from preproc.run.stages import stage_named
 
     directory = Run(run)
-    run_one(stage_named(name), directory, load_config(directory), shard=Shard.parse(shard), force=force)
+    config = load_config(directory)
+    if model is not None:
+        config = config.mapped_by(model)
+    run_one(stage_named(name), directory, config, shard=Shard.parse(shard), force=force)
 
 
 @app.command(rich_help_panel=_START)
@@ -174,9 +178,21 @@ def train(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def predict(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+def predict(
+    run: RunArgument,
+    shard: ShardOption = "0/1",
+    force: ForceOption = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help=r"A classifier trained elsewhere: its model/, or a copy. As \[predict] model.",
+        ),
+    ] = None,
+) -> None:
     """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
-    _stage("predict", run, shard, force)
+    _stage("predict", run, shard, force, model)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -189,6 +205,27 @@ def validate(run: RunArgument, force: ForceOption = False) -> None:
 def report(run: RunArgument, force: ForceOption = False) -> None:
     """Write one self-contained page with maps, accuracy and provenance."""
     _stage("report", run, force=force)
+
+
+@app.command("import", rich_help_panel=_EXCHANGE)
+def import_command(
+    run: RunArgument,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A geotessera Zarr store, or its npy tiles.")],
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Leave tiles that are not whole there to `smalti fetch` and `smalti infer`.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take all tiles again, those of the engine too.")] = False,
+) -> None:
+    """Take published embeddings into a planned run, instead of computing them.
+
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
+    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with, and the
+    season a calendar year. Afterwards sample, train, predict, validate and report work as ever, without a GPU.
+    """
+    from preproc.exchange.importing import import_embeddings
+    from preproc.run.config import load_config
+
+    import_embeddings(Run(run), load_config(Run(run)), source, fill=fill, force=force)
 
 
 @app.command(rich_help_panel=_CLUSTER)
@@ -290,6 +327,20 @@ def status(
         overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
     if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
+
+
+model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
+app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
+
+
+@model_app.command("show")
+def model_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's model/, a copy of it, or the run.")],
+) -> None:
+    """Tell what a classifier was trained on, how well it does and where it may be used; every checksum is verified."""
+    from preproc.classify.card import show
+
+    print(show(folder))
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")

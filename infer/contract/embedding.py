@@ -1,7 +1,8 @@
 """Embeddings on disk: `<tile>.npy` (float32, or int8 with `<tile>_scales.npy`) and the manifest `<tile>.json`.
 
 float32: NaN where neither modality has an observation. int8: value = code * scale, code in -127..127 (v1.x: from -128);
-nodata has code 0 and scale NaN.
+nodata has code 0 and scale NaN. `<tile>_observations.npy` says how many observations each pixel had: it outlives the
+time series, which may be released once they are embedded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,10 @@ from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files, write_manifest
 from infer.contract.names import brief_name, child
 
+OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
+"""Last axis of `<tile>_observations.npy`: clear Sentinel-2 observations, and Sentinel-1's of both orbits."""
+MOST_OBSERVED = 254
+"""Counts end there: it means so many or more, and leaves rasters a value for nodata."""
 _REMEDY = "run `smalti infer` again for this tile"
 
 
@@ -36,6 +41,8 @@ class Embedding:
     scales_hw: NDArray[np.float32] | None
     """(H, W) float32 scale of int8 codes, NaN = nodata."""
     manifest: Mapping[str, Any]
+    observations_hwm: NDArray[np.uint8] | None = None
+    """(H, W, 2) observations a pixel, in the order of OBSERVED; None where that was not kept."""
 
     @property
     def shape_hwc(self) -> tuple[int, int, int]:
@@ -63,12 +70,18 @@ def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return stem.with_name(f"{name}.npy"), stem.with_name(f"{name}_scales.npy"), stem.with_name(f"{name}.json")
 
 
+def observations_path(folder: Path, name: str) -> Path:
+    """Path of the counts of a tile's observations."""
+    return child(folder, name).with_name(f"{name}_observations.npy")
+
+
 def write_embedding(
     folder: Path,
     name: str,
     values_hwc: NDArray[Any],
     scales_hw: NDArray[np.float32] | None,
     *,
+    observations_hwm: NDArray[np.uint8] | None = None,
     inputs: Mapping[str, Any],
     fields: Mapping[str, Any],
 ) -> None:
@@ -79,6 +92,7 @@ def write_embedding(
         name: the tile's name.
         values_hwc: (H, W, C) float32, or int8 codes together with `scales_hw`.
         scales_hw: (H, W) float32 or None.
+        observations_hwm: (H, W, 2) uint8 in the order of OBSERVED, at most MOST_OBSERVED; None where it is not known.
         inputs: fingerprint: tile, checkpoint, output, dimensions, precision.
         fields: model, device, versions, observation counts ... for the manifest.
     """
@@ -98,6 +112,16 @@ def write_embedding(
         with atomic_file(scales_path) as temporary:
             write_npy(temporary, scales_hw)
         files.append(scales_path)
+    counts_path = observations_path(folder, name)
+    if observations_hwm is None:
+        counts_path.unlink(missing_ok=True)
+    else:
+        if observations_hwm.dtype != np.uint8 or observations_hwm.shape != (*values_hwc.shape[:2], len(OBSERVED)):
+            found = f"{observations_hwm.dtype} {observations_hwm.shape}"
+            raise ValueError(f"observations of {name}: {found}, expected uint8 (H, W, {len(OBSERVED)})")
+        with atomic_file(counts_path) as temporary:
+            write_npy(temporary, observations_hwm)
+        files.append(counts_path)
     write_manifest(manifest_path, "embedding", inputs=inputs, files=files, fields={**fields, "tile": name})
 
 
@@ -124,4 +148,8 @@ def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedd
         raise FormatError(f"{scales_path}: {scales.dtype} {scales.shape} does not fit the codes: {_REMEDY}")
     if scales is not None and checksums and np.isinf(scales).any():
         raise FormatError(f"{scales_path}: holds infinite scales (NaN is nodata): {_REMEDY}")
-    return Embedding(name, values, scales, manifest)
+    counts_path = observations_path(folder, name)
+    counts = open_npy(counts_path, _REMEDY) if counts_path.name in manifest["files"] else None
+    if counts is not None and (counts.dtype != np.uint8 or counts.shape != (*values.shape[:2], len(OBSERVED))):
+        raise FormatError(f"{counts_path}: {counts.dtype} {counts.shape} does not fit the embedding: {_REMEDY}")
+    return Embedding(name, values, scales, manifest, counts)

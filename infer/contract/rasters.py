@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from infer.contract.classification import ClassEntry
+from infer.contract.provenance import Encoder as Encoder
+from infer.contract.provenance import Window as Window
 from infer.contract.record import Record
 from infer.contract.run import Run
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The model that made the embeddings."""
-
-    name: str
-    """Registered name or file name."""
-    label: str
-    """What to call it in front of people."""
-    trained: bool
-    """False for a model whose weights were never trained: its embeddings mean nothing."""
-    family: str
-    checkpoint: str
-    """SHA-256 of its file."""
-    licence: str | None = None
-    """Of its weights (SPDX); None where it is not known: a file of the user's own."""
-    citation: str | None = None
-    """What its publisher asks to be cited."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """First and last day, inclusive."""
-
-    start: date
-    end: date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +27,12 @@ class Provenance(Record):
     archive: str
     """[archive] source of the plan."""
     window: Window
+    min_clear_s2: int = 0
+    """Pixels with fewer clear Sentinel-2 observations have no embedding; 0: all that were seen have one."""
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """Where imported embeddings came from -> tiles; the others were computed in this run."""
+    without: Mapping[str, int] = field(default_factory=dict)
+    """Why pixels of the tiles have no embedding -> how many; empty where that was not counted."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +50,10 @@ class MosaicZone:
     scales: str | None
     """Of int8 codes, likewise."""
     item: str
-    """STAC item of the zone."""
+    """STAC item of the zone, or the collection of its sheets' items."""
     preview: str
+    observations: str | None = None
+    """Observations a pixel, likewise; None in mosaics of older versions."""
     group: str | None = None
     """Of the store; None without one."""
     sheets: Mapping[str, str] = field(default_factory=dict)
@@ -149,6 +131,8 @@ class MapZone:
     style: str
     item: str
     picture: str
+    reasons: str | None = None
+    """Why a pixel is not mapped, where [model] min_clear_s2 refused any; None elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if kind is date:
         return _day(value, name)
     fits = type(value) is kind or (kind is float and type(value) is int)
-    if not fits or (kind in (int, float) and not (math.isfinite(value) and abs(value) < _MOST)):
+    if not fits or (kind in (int, float) and not (abs(value) < _MOST and math.isfinite(value))):
         raise _misfit(name, value, _NAMES[kind])
     if kind is str and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise _misfit(name, value, _NAMES[str])  # half a character cannot be written anywhere

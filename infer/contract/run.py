@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from infer.contract.atomic import read_json, write_json
+from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.errors import BusyError, FormatError, SmaltiError, writing
 from infer.contract.manifest import FORMAT_VERSION
 from infer.contract.names import brief_name, name_problem
@@ -137,6 +138,8 @@ class ModelJob:
     precision: Literal["auto", "float32", "bfloat16"]
     allow_source_mismatch: bool = False
     """Run a checkpoint on tiles of another data source than it was trained on."""
+    min_clear_s2: int = 0
+    """Pixels with fewer clear Sentinel-2 observations get no embedding."""
 
 
 def write_model_job(run: Run, job: ModelJob) -> None:
@@ -170,6 +173,7 @@ def read_model_job(run: Run) -> ModelJob:
         "dim": type(job.dim) is int and 0 <= job.dim < 2**20,
         "precision": job.precision in ("auto", "float32", "bfloat16"),
         "allow_source_mismatch": isinstance(job.allow_source_mismatch, bool),
+        "min_clear_s2": type(job.min_clear_s2) is int and 0 <= job.min_clear_s2 <= MOST_OBSERVED,
     }
     wrong = [key for key, good in fits.items() if not good]
     if wrong:

@@ -182,21 +182,40 @@ def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
     return {**item, "assets": assets}
 
 
-def load_items(run: Run) -> list[Item]:
+def load_items(run: Run, config: Config) -> list[Item]:
     """The items that the plan saved, verified against it, hrefs absolute."""
     remedy = f"run `smalti plan {run.quoted}` again"
     plan = Plan.read(run).verify(run)
+    moved = archive_moved(run, config)
     items: list[Item] = []
     for name in sorted(plan.files):
         path = run.root / name
         features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
-        items += [_with_hrefs(item, partial(_loaded, base=str(path))) for item in features]
+        items += [_with_hrefs(item, partial(_loaded, base=str(path), moved=moved)) for item in features]
     return items
 
 
-def _loaded(href: str, base: str) -> str:
+def archive_moved(run: Run, config: Config) -> tuple[Path, Path] | None:
+    """The folder of the archive as the plan names it, seen from this run, and as run.toml does; None if they agree.
+
+    They differ in a copy of a run that was planned beside its archive: what the plan says of places is relative to it.
+    """
+    known = (Plan.read(run).inputs.get("archive") or {}).get("href")
+    if not isinstance(known, str) or is_url(known) or config.archive.href is None or is_url(config.archive.href):
+        return None
+    planned = Path(absolute(known, str(run.root / "x"))).parent
+    now = Path(config.archive.href).parent
+    return None if planned == now else (planned, now)
+
+
+def _loaded(href: str, base: str, moved: tuple[Path, Path] | None) -> str:
     """An href of a saved item: what is an address stays what it was when it was saved."""
-    return href if is_url(href) else absolute(href, base)
+    if is_url(href):
+        return href
+    found = absolute(href, base)
+    if moved is None or not Path(found).is_relative_to(moved[0]):
+        return found
+    return str(moved[1] / Path(found).relative_to(moved[0]))
 
 
 def load_scenes(run: Run, config: Config) -> list[Scene]:
@@ -205,7 +224,7 @@ def load_scenes(run: Run, config: Config) -> list[Scene]:
     Raises:
         FormatError: if there is no plan, or its items are not those it was made with.
     """
-    return list(parse_items(load_items(run), config).scenes)
+    return list(parse_items(load_items(run, config), config).scenes)
 
 
 class SceneIndex:

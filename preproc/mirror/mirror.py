@@ -124,7 +124,7 @@ def mirror(run: Run, config: Config, target: str | None, *, whole: bool = False,
 
 def _wanted(run: Run, config: Config, whole: bool) -> list[_Asset]:
     """The assets of all scenes that touch a tile, item by item in a fixed order."""
-    items = load_items(run)
+    items = load_items(run, config)
     scenes = parse_items(items, config).scenes
     index = SceneIndex(scenes)
     tiles: defaultdict[tuple[str, str], list[PlannedTile]] = defaultdict(list)

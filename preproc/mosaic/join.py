@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, principal_components
 from preproc.mosaic.sheet import SheetFiles, codes_layer, scales_layer, small_values, values_layer
 from preproc.mosaic.store import STORE, depths_of, group_of, write_metadata
+from preproc.raster.observations import observation_layer, origin_classes, reason_classes
 from preproc.raster.preview import framed, write_png
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.stac import COLLECTION, AssetRecord, write_collection, write_item
@@ -61,16 +62,16 @@ def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequenc
             preview = run.mosaic / f"preview_{zone.grid.label}.png"
             write_png(preview, _preview(run.mosaic, zone, components))
             files.append(preview)
-            if "cog" in settings.formats:
-                for sheet in zone.sheets:
-                    items.append(_write_item(run.mosaic, settings, facts, zone, sheet, made[sheet.name]))
-                    bar.advance(note=sheet.name)
-                files += _write_vrts(run.mosaic, settings, facts, zone)
+            for sheet in zone.sheets:
+                items.append(_write_item(run.mosaic, settings, facts, zone, sheet, made[sheet.name]))
+                bar.advance(note=sheet.name)
+            files += _write_vrts(run.mosaic, settings, facts, zone)
             described[zone.grid.label] = _zone(settings, zone)
     grids = [zone.grid for zone in zones]
     files += [*items, write_collection(run.mosaic, items, grids, facts, STORE if "zarr" in settings.formats else None)]
     about = MosaicManifest(
         **facts.stated(),
+        without=dict(sum((Counter(sheet.without) for sheet in made.values()), Counter())),
         pixels=sum(sheet.pixels for sheet in made.values()),
         codes_clipped=sum(sheet.codes_clipped for sheet in made.values()),
         dtype=settings.dtype,
@@ -103,13 +104,21 @@ def _preview(folder: Path, zone: ZoneSheets, components: Components) -> NDArray[
     return framed(rgba_hwc, grid, step).rgba_hwc
 
 
-def _layers(settings: Stitch, facts: RunProvenance, files: SheetFiles) -> list[tuple[str, Path, str, Any]]:
-    """Key, path, title and layer of the GeoTIFFs of a sheet."""
+def _layers(settings: Stitch, facts: RunProvenance, files: SheetFiles) -> list[AssetRecord]:
+    """The GeoTIFFs of a sheet."""
+    title = "Observations a pixel, and why it has no embedding"
+    classes = {"reason": reason_classes(), "origin": origin_classes()}
+    layer = observation_layer(facts)
+    observed = AssetRecord("observations", files.observations, title, "metadata", layer, band_classes=classes)
+    if "cog" not in settings.formats:
+        return [observed]
     if settings.dtype == "float32":
-        return [("embeddings", files.raster, _capital(facts.content), values_layer(facts))]
+        return [AssetRecord("embeddings", files.raster, _capital(facts.content), "data", values_layer(facts)), observed]
+    scales = scales_layer(facts, files.stem)
     return [
-        ("embeddings", files.raster, _capital(facts.content), codes_layer(facts, files.stem)),
-        ("scales", files.scales, "Scale of each pixel's codes", scales_layer(facts, files.stem)),
+        AssetRecord("embeddings", files.raster, _capital(facts.content), "data", codes_layer(facts, files.stem)),
+        AssetRecord("scales", files.scales, "Scale of each pixel's codes", "data", scales),
+        observed,
     ]
 
 
@@ -117,10 +126,7 @@ def _write_item(
     folder: Path, settings: Stitch, facts: RunProvenance, zone: ZoneSheets, sheet: Sheet, made: MosaicSheet
 ) -> Path:
     files = SheetFiles(folder, sheet.name)
-    assets = [
-        AssetRecord(key, path, title, "data", layer, recorded=made.files[path.name])
-        for key, path, title, layer in _layers(settings, facts, files)
-    ]
+    assets = [replace(layer, recorded=made.files[layer.path.name]) for layer in _layers(settings, facts, files)]
     if len(zone.sheets) == 1:
         preview = folder / f"preview_{zone.grid.label}.png"
         assets.append(AssetRecord("preview", preview, "First three principal components as colours", "overview"))
@@ -141,12 +147,13 @@ def _write_vrts(folder: Path, settings: Stitch, facts: RunProvenance, zone: Zone
     """One raster of a zone's sheets, where it has several."""
     if len(zone.sheets) == 1:
         return []
-    whole = SheetFiles(folder, zone.grid.label)
+    parts = {sheet.name: _layers(settings, facts, SheetFiles(folder, sheet.name)) for sheet in zone.sheets}
     paths = []
-    for number, (_, path, _, layer) in enumerate(_layers(settings, facts, whole)):
-        parts = [(sheet, SheetFiles(folder, sheet.name).rasters(settings.dtype)[number]) for sheet in zone.sheets]
-        paths.append(path.with_suffix(".vrt"))
-        write_vrt(paths[-1], zone.grid, layer, parts)
+    for number, record in enumerate(_layers(settings, facts, SheetFiles(folder, zone.grid.label))):
+        paths.append(record.path.with_suffix(".vrt"))
+        assert record.layer is not None
+        files = [(sheet, parts[sheet.name][number].path) for sheet in zone.sheets]
+        write_vrt(paths[-1], zone.grid, record.layer, files)
     return paths
 
 
@@ -162,8 +169,9 @@ def _zone(settings: Stitch, zone: ZoneSheets) -> MosaicZone:
         tiles=len(grid.tiles),
         raster=f"embeddings_{grid.label}{suffix}" if cog else None,
         scales=f"embeddings_{grid.label}_scales{suffix}" if cog and settings.dtype == "int8" else None,
-        item=f"embeddings_{grid.label}.json" if cog and alone else f"{COLLECTION}.json",
+        item=f"embeddings_{grid.label}.json" if alone else f"{COLLECTION}.json",
         preview=f"preview_{grid.label}.png",
+        observations=f"observations_{grid.label}{suffix}",
         group=group_of(grid) if "zarr" in settings.formats else None,
         sheets={sheet.name: f"sheet_{sheet.name}.json" for sheet in zone.sheets},
     )
@@ -178,7 +186,7 @@ def _remove_others(folder: Path, files: Sequence[Path], names: Sequence[str], ma
     keep = {*files, *(SheetFiles(folder, name).manifest for name in names)}
     keep |= {folder / name for sheet in made.values() for name in sheet.files}
     for path in folder.iterdir():
-        ours = path.name.startswith(("embeddings_", "preview_", "sheet_", COLLECTION))
+        ours = path.name.startswith(("embeddings_", "observations_", "preview_", "sheet_", COLLECTION))
         if ours and path.is_file() and path.suffix in (".tif", ".json", ".png", ".vrt") and path not in keep:
             path.unlink()
     for inner in (folder / STORE, folder / "previews"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from infer.contract.rasters import MosaicSheet
 from preproc.mosaic.quantise import CODES_NODATA, to_codes, without_nodata
 from preproc.mosaic.store import STORE, arrays_of, shard_writers
 from preproc.raster.cog import Layer, cog_writer
+from preproc.raster.observations import BANDS, NODATA, observation_layer, observation_values, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
 from preproc.raster.zones import Overlap, Sheet
 from preproc.run.config import Stitch
@@ -38,23 +41,35 @@ class Strip:
     """(h, W): finite where there is an embedding, NaN where its tile says that there is none, inf outside of tiles."""
     values_hwc: NDArray[np.float32] | None
     """(h, W, C) NaN = nodata, where asked for: not the codes' values, if the embeddings are kept as float32."""
+    observed_hwc: NDArray[np.uint8]
+    """(h, W, 4) as in `preproc.raster.observations`."""
 
-    def put(self, part: Overlap, embedding: Embedding, *, over: bool) -> None:
+    def put(self, part: Overlap, tile: _OpenTile, *, over: bool) -> None:
         """Put what a tile has of it.
 
         Args:
             part: where it overlaps the strip.
-            embedding: of the tile.
+            tile: which.
             over: another tile may have been there before it; its valid pixels stay.
         """
         height, width = part.rows.stop - part.rows.start, part.columns.stop - part.columns.start
         place = slice(part.top, part.top + height), slice(part.left, part.left + width)
-        codes_hwc, scales_hw = to_codes(embedding, part.rows, part.columns)
+        codes_hwc, scales_hw = to_codes(tile.embedding, part.rows, part.columns)
         wanted_hw: NDArray[np.bool_] | slice = ~np.isfinite(self.scales_hw[place]) if over else slice(None)
         self.codes_hwc[place][wanted_hw] = codes_hwc[wanted_hw]
         self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
         if self.values_hwc is not None:
-            self.values_hwc[place][wanted_hw] = embedding.window(part.rows, part.columns)[wanted_hw]
+            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns)[wanted_hw]
+        self.observed_hwc[place][wanted_hw] = tile.observed_hwc[part.rows, part.columns][wanted_hw]
+
+
+@dataclass
+class _OpenTile:
+    embedding: Embedding
+
+    @cached_property
+    def observed_hwc(self) -> NDArray[np.uint8]:
+        return observation_values(self.embedding)
 
 
 def strips(run: Run, sheet: Sheet, dim: int, *, values: bool = False) -> Iterator[Strip]:
@@ -70,17 +85,19 @@ def strips(run: Run, sheet: Sheet, dim: int, *, values: bool = False) -> Iterato
         SmaltiError: if an embedding is damaged, or not as the plan says.
     """
     grid = sheet.grid
-    opened: dict[str, Embedding] = {}
+    opened: dict[str, _OpenTile] = {}
     for top in range(0, grid.height, ROWS):
         height = min(ROWS, grid.height - top)
         codes_hwc = np.zeros((height, grid.width, dim), dtype=np.int8)
         scales_hw = np.full((height, grid.width), np.inf, dtype=np.float32)
-        strip = Strip(top, codes_hwc, scales_hw, np.full(codes_hwc.shape, np.nan, dtype=np.float32) if values else None)
-        needed: dict[str, Embedding] = {}
+        values_hwc = np.full(codes_hwc.shape, np.nan, dtype=np.float32) if values else None
+        observed_hwc = np.full((height, grid.width, len(BANDS)), NODATA, dtype=np.uint8)
+        strip = Strip(top, codes_hwc, scales_hw, values_hwc, observed_hwc)
+        needed: dict[str, _OpenTile] = {}
         for tile in grid.tiles:
             part = _within(grid.overlap(tile), top, height)
             if part is not None:
-                needed[tile.name] = opened.get(tile.name) or open_embedding(run, tile)
+                needed[tile.name] = opened.get(tile.name) or _OpenTile(open_embedding(run, tile))
                 strip.put(part, needed[tile.name], over=grid.mixed)
         opened = needed
         yield strip
@@ -176,8 +193,13 @@ class SheetFiles:
         """Of all of them."""
         return self.folder / f"sheet_{self.name}.json"
 
+    @property
+    def observations(self) -> Path:
+        """How often each pixel was seen, as a GeoTIFF."""
+        return self.folder / f"observations_{self.name}.tif"
+
     def rasters(self, dtype: str) -> list[Path]:
-        """The GeoTIFFs."""
+        """The GeoTIFFs of the embeddings."""
         return [self.raster, self.scales] if dtype == "int8" else [self.raster]
 
 
@@ -203,7 +225,8 @@ class SheetMaker:
         facts = self.embeddings.provenance(sheet.grid.tiles)
         files = SheetFiles(self.run.mosaic, sheet.name)
         unit.manifest.unlink(missing_ok=True)
-        made = [files.small_codes, files.small_scales]
+        made = [files.small_codes, files.small_scales, files.observations]
+        without: Counter[str] = Counter()
         with ExitStack() as stack:
             takers: list[Callable[[Strip], int]] = []
             if "zarr" in self.settings.formats:
@@ -216,15 +239,19 @@ class SheetMaker:
                 takers.append(_cog_taker(stack, files, sheet, facts, self.settings.dtype))
                 made += files.rasters(self.settings.dtype)
             floats = "cog" in self.settings.formats and self.settings.dtype == "float32"
+            observed = stack.enter_context(cog_writer(files.observations, sheet.grid, observation_layer(facts)))
             small = _Small(sheet, self.steps[sheet.zone])
             pixels = clipped = 0
             for strip in strips(self.run, sheet, facts.dim, values=floats):
                 clipped += sum(take(strip) for take in takers)
                 small.take(strip)
+                observed.write(strip.top, 0, strip.observed_hwc)
+                tally(without, strip.observed_hwc[..., BANDS.index("reason")])
                 pixels += int(np.count_nonzero(np.isfinite(strip.scales_hw)))
         small.write(files)
         about = MosaicSheet(
             **facts.stated(),
+            without=dict(sorted(without.items())),
             zone=sheet.zone,
             row=sheet.row,
             column=sheet.column,

@@ -98,8 +98,8 @@ class PlanStage:
 def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
     """What the plan depends on. The items found are not part of it: a search is repeated when it is asked for.
 
-    A local item collection counts with its contents, so that a changed archive is searched again; where it is no longer
-    there, the plan made from it stays valid.
+    A local item collection counts with its contents, so that a changed archive is searched again, and a copy of the run
+    elsewhere still has the same one. Where it is no longer there, the plan made from it stays valid.
     """
     archive = config.archive
     href = None if archive.href is None else portable(archive.href, run.root, run.root)
@@ -112,13 +112,13 @@ def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
     if archive.also:
         inputs["archive"]["also"] = [portable(str(path), run.root, run.root) for path in archive.also]
     if archive.href is not None and not is_url(archive.href):
-        path = Path(archive.href)
+        path, known = Path(archive.href), _archive_of(run)
         if path.is_file():
             inputs["archive"]["sha256"] = sha256_file(path)
-        else:
-            known = _archive_of(run)
-            if known.get("href") == href and "sha256" in known:
-                inputs["archive"]["sha256"] = known["sha256"]
+            if inputs["archive"]["sha256"] == known.get("sha256"):
+                inputs["archive"]["href"] = known.get("href")
+        elif known.get("href") == href and "sha256" in known:
+            inputs["archive"]["sha256"] = known["sha256"]
     return inputs
 
 
@@ -162,7 +162,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     _check_scenes(yielded, config)
     index = SceneIndex(yielded.scenes)
     season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
-    pixels = round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100)
+    pixels = max(1, round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100))
     work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
     plan = Plan(
         tile_size=config.tiles.size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -22,7 +23,7 @@ from infer.contract import (
     sha256_json,
     verify_files,
 )
-from infer.contract.rasters import Encoder, Window
+from infer.contract.provenance import Embedded, Encoder, Window
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
@@ -56,6 +57,10 @@ class RunProvenance:
     """Its name."""
     fingerprint: str
     """SHA-256 over the checksums of all embeddings."""
+    min_clear_s2: int = 0
+    """Pixels with fewer clear Sentinel-2 observations have no embedding."""
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """Where imported embeddings came from -> tiles."""
 
     @property
     def content(self) -> str:
@@ -82,6 +87,8 @@ class RunProvenance:
             "SMALTI_ARCHIVE": self.archive,
             "SMALTI_DATA_SOURCE": ", ".join(self.data_sources) or "not stated",
             "SMALTI_EMBEDDINGS": "int8 codes and scales" if self.int8 else "float32",
+            "SMALTI_IMPORTED_FROM": "; ".join(self.origins) or "nowhere: all were computed in this run",
+            "SMALTI_MIN_CLEAR_S2": str(self.min_clear_s2),
         }
 
     @property
@@ -99,8 +106,24 @@ class RunProvenance:
             "embeddings_as": "int8" if self.int8 else "float32",
             "data_sources": self.data_sources,
             "archive": self.archive,
+            "min_clear_s2": self.min_clear_s2,
+            "origins": dict(self.origins),
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
+
+
+def embedded(facts: RunProvenance, plan: Plan) -> Embedded:
+    """The same as samples and classifiers state it."""
+    return Embedded(
+        region=facts.region,
+        bbox=plan.region.bbox,
+        model=facts.encoder,
+        embeddings_as="int8" if facts.int8 else "float32",
+        data_sources=facts.data_sources,
+        archive=facts.archive,
+        window=Window(*plan.window),
+        min_clear_s2=facts.min_clear_s2,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,7 @@ class _Stated:
     checkpoint: str
     dim: int
     int8: bool
+    min_clear_s2: int
 
 
 @dataclass
@@ -125,8 +149,8 @@ class Embeddings:
     """First and last day, inclusive."""
     region: str
     """Its name."""
-    _seen: dict[str, tuple[str, str, _Stated]] = field(default_factory=dict, repr=False)
-    """Tile -> digest of its files, archive of its scenes, what it states."""
+    _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
+    """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
     _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -160,10 +184,11 @@ class Embeddings:
         lacking: dict[str, str] = {}
         digest = hashlib.sha256()
         sources = set()
+        origins: Counter[str] = Counter()
         first: _Stated | None = None
         for tile in tiles:
             try:
-                files, source, stated = self._tile(tile)
+                files, source, origin, stated = self._tile(tile)
             except _LackingError as error:
                 lacking[tile.name] = str(error)
             if lacking:
@@ -172,6 +197,8 @@ class Embeddings:
             _check_alike(self.run, tiles[0].name, first, tile.name, stated)
             digest.update(sha256_json([tile.name, files]).encode())
             sources.add(source)
+            if origin:
+                origins[origin] += 1
         _check_complete(self.run, lacking, len(tiles))
         assert first is not None, "no tiles"
         name, label, trained, family = first.model
@@ -188,9 +215,11 @@ class Embeddings:
             window=self.window,
             region=self.region,
             fingerprint=digest.hexdigest(),
+            min_clear_s2=first.min_clear_s2,
+            origins=dict(sorted(origins.items())),
         )
 
-    def _tile(self, tile: PlannedTile) -> tuple[str, str, _Stated]:
+    def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
         if tile.name not in self._seen:
             path = embedding_paths(self.run.embeddings, tile.name)[2]
             try:
@@ -200,7 +229,8 @@ class Embeddings:
                 raise _LackingError("broken" if path.exists() else "missing") from error
             stated = _stated(path, tile.name, manifest)
             source = str(manifest.get("data_source") or "")
-            self._seen[tile.name] = sha256_json(manifest["files"]), source, self._alike.setdefault(stated, stated)
+            digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
+            self._seen[tile.name] = digest, source, _origin(path, manifest), alike
         return self._seen[tile.name]
 
 
@@ -216,9 +246,25 @@ def _stated(path: Path, name: str, manifest: Mapping[str, Any]) -> _Stated:
             checkpoint=str(manifest["inputs"]["checkpoint"]),
             dim=int(manifest["files"][f"{name}.npy"]["shape"][2]),
             int8=f"{name}_scales.npy" in manifest["files"],
+            min_clear_s2=int(manifest.get("min_clear_s2", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+
+
+def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
+    if "origin" not in manifest:
+        return ""
+    try:
+        return f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+
+
+def read_provenance(run: Run) -> RunProvenance:
+    """What all tiles of a run have in common; see `Embeddings.provenance`."""
+    plan = Plan.read(run)
+    return Embeddings.of_run(run, plan).provenance(plan.tiles)
 
 
 def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
@@ -241,6 +287,7 @@ def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) 
             "checkpoint": (one.checkpoint, other.checkpoint),
             "dimensions": (one.dim, other.dim),
             "output": (one.int8, other.int8),
+            "min_clear_s2": (one.min_clear_s2, other.min_clear_s2),
         }.items()
         if a != b
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class AssetRecord:
     """classification:classes of a class map."""
     recorded: Mapping[str, Any] | None = None
     """Its bytes and SHA-256, where a manifest has them already."""
+    band_classes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Band -> classification:classes, of a file whose other bands have none."""
 
 
 def write_item(
@@ -179,11 +181,18 @@ def _describe(item: pystac.Item, asset: pystac.Asset, record: AssetRecord) -> No
         for _ in layer.bands
     ]
     RasterExtension.ext(asset, add_if_missing=True).apply(bands)
-    asset.extra_fields["bands"] = [{"name": name} for name in layer.bands]  # STAC 1.1
+    asset.extra_fields["bands"] = [_band(name, record.band_classes) for name in layer.bands]  # STAC 1.1
     if record.classes:
         asset.extra_fields["classification:classes"] = [dict(entry) for entry in record.classes]
-        if _CLASSIFICATION not in item.stac_extensions:
-            item.stac_extensions.append(_CLASSIFICATION)
+    if (record.classes or record.band_classes) and _CLASSIFICATION not in item.stac_extensions:
+        item.stac_extensions.append(_CLASSIFICATION)
+
+
+def _band(name: str, classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name}
+    if name in classes:
+        found["classification:classes"] = [dict(entry) for entry in classes[name]]
+    return found
 
 
 def footprint(grid: ZoneGrid) -> tuple[dict[str, Any], list[float]]:

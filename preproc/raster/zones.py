@@ -50,7 +50,8 @@ class ZoneGrid:
     height: int
     """Rows."""
     tiles: tuple[PlannedTile, ...]
-    """Its tiles from north to south, then from west to east, whatever the order of the plan."""
+    """Its tiles from north to south, then from west to east, whatever the order of the plan; southern ones before
+    northern ones, since they reach beyond the equator and nothing of theirs is there."""
 
     @property
     def label(self) -> str:
@@ -139,7 +140,7 @@ def zone_grids(tiles: Sequence[PlannedTile]) -> list[ZoneGrid]:
 def _grid(tiles: Sequence[PlannedTile]) -> ZoneGrid:
     epsg = min(tile.epsg for tile in tiles)
     bare = ZoneGrid(epsg, 0, 0, 0, 0, ())
-    ordered = tuple(sorted(tiles, key=lambda tile: (tile.epsg, -tile.north, tile.west)))
+    ordered = tuple(sorted(tiles, key=lambda tile: (-tile.epsg, -tile.north, tile.west)))
     bounds = [bare.tile_bounds(tile) for tile in ordered]
     west, north = min(b[0] for b in bounds), max(b[3] for b in bounds)
     east, south = max(b[2] for b in bounds), min(b[1] for b in bounds)

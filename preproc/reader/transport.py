@@ -8,7 +8,6 @@ and `Retry-After`). What an answer means is its caller's business.
 from __future__ import annotations
 
 import functools
-import gzip
 import os
 import random
 import re
@@ -30,6 +29,7 @@ from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError
 
 from infer.contract import EXIT_TRY_AGAIN, SOFTWARE, SmaltiError
+from infer.contract.regular import MAX_DOCUMENT_BYTES
 
 ATTEMPTS = 8
 """Tries of one request; with the waits below half a minute to a minute, and what the server asks for."""
@@ -165,6 +165,10 @@ class Transport(Protocol):
         """Close all connections."""
 
 
+class _TooLargeError(Exception):
+    """A whole answer, or what it says when unpacked, is larger than any document."""
+
+
 class HttpTransport:
     """Transport by urllib3, whose requests cost a millisecond less than those of the requests package.
 
@@ -218,6 +222,9 @@ class HttpTransport:
                 raise
             finally:
                 raw.release_conn()
+        except _TooLargeError:
+            limit = f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB"
+            raise SmaltiError(f"{_without_query(url)}: {limit}: not a document that smalti reads") from None
         except (HTTPError, OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: an address that is none
             raise TransientError(_without_query(brief(error))) from error
         if may_pass(answer.status):
@@ -277,6 +284,8 @@ class HttpTransport:
                 raise TransientError(f"the answer was cut off after {received} of {wanted} bytes")
             pieces.append(piece)
             received += len(piece)
+            if part is None and received > MAX_DOCUMENT_BYTES:
+                raise _TooLargeError
             now = time.monotonic()
             if now > deadline:
                 if received - mark < SLOWEST:
@@ -285,7 +294,7 @@ class HttpTransport:
         if part is not None and answer.length_remaining != 0:
             answer.close()  # more came than was asked for
         content = b"".join(pieces)
-        return gzip.decompress(content) if part is None and _gzipped(answer) else content
+        return _gunzip(content) if part is None and _gzipped(answer) else content
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
@@ -305,6 +314,17 @@ class HttpTransport:
             scheme = proxy.partition("://")[0]
             advice = "set http_proxy and https_proxy (and unset all_proxy) to http://host:port, or to nothing"
             raise SmaltiError(f"the environment's {scheme} proxy cannot be used: {advice}") from error
+
+
+def _gunzip(content: bytes) -> bytes:
+    """A few kilobytes may claim to be gigabytes."""
+    unpacking = zlib.decompressobj(wbits=31)
+    plain = unpacking.decompress(content, MAX_DOCUMENT_BYTES)
+    if unpacking.unconsumed_tail:
+        raise _TooLargeError
+    if not unpacking.eof:
+        raise EOFError("the compressed answer was cut off")
+    return plain
 
 
 def fetch_bytes(transport: Transport, url: str, what: str, *, attempts: int = ATTEMPTS) -> bytes:

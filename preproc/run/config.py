@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
+from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
@@ -75,7 +76,9 @@ class RegionSettings(_Section):
     def _date(cls, value: Any) -> Any:
         if isinstance(value, str):
             try:
-                return date.fromisoformat(value)
+                if not re.fullmatch(r"\d{4}-\d\d-\d\d", value.strip()):
+                    raise ValueError(value)  # Python takes 2024-W52 for a Monday
+                return date.fromisoformat(value.strip())
             except ValueError as error:
                 raise ValueError(f"{value!r} is not a date: write YYYY-MM-DD") from error
         return value
@@ -206,6 +209,10 @@ class Model(_Section):
     allow_source_mismatch: bool = False
     """Use a checkpoint on another archive's data than it was trained on; otherwise that is refused."""
 
+    min_clear_s2: Annotated[int, Field(ge=0, le=MOST_OBSERVED)] = 0
+    """Pixels with fewer clear Sentinel-2 observations get no embedding, for what few give does not reproduce: 15 is
+    recommended, 0 refuses none. `mosaic/observations_*.tif`, the map and the report say where and how many."""
+
     _resolve = field_validator("checkpoint", mode="before")(_absolute)
 
     @field_validator("name")
@@ -224,7 +231,15 @@ class Model(_Section):
     def job(self) -> ModelJob:
         """The same for the engine (RUN/model.json)."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return ModelJob(self.name, checkpoint, self.output, self.dim, self.precision, self.allow_source_mismatch)
+        return ModelJob(
+            self.name,
+            checkpoint,
+            self.output,
+            self.dim,
+            self.precision,
+            self.allow_source_mismatch,
+            self.min_clear_s2,
+        )
 
 
 class Labels(_Section):
@@ -267,6 +282,15 @@ class Classify(_Section):
     @classmethod
     def _float(cls, value: Any) -> Any:
         return float(value) if type(value) is int else value
+
+
+class Predict(_Section):
+    """Which classifier maps the run."""
+
+    model: Path | None = None
+    """Folder of a classifier that another run trained (its model/, or a copy); None: trained here, from [labels]."""
+
+    _resolve = field_validator("model", mode="before")(_absolute)
 
 
 class Validate(_Section):
@@ -372,10 +396,32 @@ class Config(_Section):
     model: Model = Model(name="demo")
     labels: Labels | None = None
     classify: Classify = Classify()
+    predict: Predict = Predict()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @property
+    def trains(self) -> bool:
+        """Whether a classifier is trained in this run."""
+        return self.labels is not None and self.predict.model is None
+
+    @property
+    def maps(self) -> bool:
+        """Whether this run ends with a map of classes, and not with embeddings."""
+        return self.labels is not None or self.predict.model is not None
+
+    def mapped_by(self, folder: Path) -> Config:
+        """The same, but that a classifier trained elsewhere maps it."""
+        update = {"predict": Predict(model=folder.absolute()), "labels": None}
+        return self.model_copy(update=update)
+
+    @model_validator(mode="after")
+    def _one_classifier(self) -> Self:
+        if self.labels is not None and self.predict.model is not None:
+            raise ValueError("[predict] model names a classifier, and from [labels] another is trained: leave one out")
+        return self
 
 
 def _message(error: Any) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from infer.contract import (
     sha256_file,
     write_model_job,
 )
+from infer.contract.imported import imported_tiles
 from infer.contract.registry import cache_path
 from preproc.run.config import Config
 from preproc.run.container import container_of, container_variable, device_arguments, weights_of
@@ -52,22 +54,30 @@ class InferStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
-        known = _known_inputs(config)
-        units = [_unit(run, tile.name, known) for tile in planned_tiles(run)]
+        known, imported = _known_inputs(config), imported_tiles(run)
+        units = [_unit(run, tile.name, known, imported) for tile in planned_tiles(run)]
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
-def _unit(run: Run, name: str, known: Mapping[str, Any]) -> Unit:
+def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
+    if name in imported:
+        return _imported_unit(run, name, imported[name], known)
     source = run.tiles / name / TILE_MANIFEST
     # people remove the time series once the embeddings are made: those are none the worse for it
     inputs = {**known, "tile": sha256_file(source)} if source.is_file() else known
     return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
 
 
+def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
+    """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
+    inputs = {"import": identity, "output": known["output"], "dim": known["dim"]}
+    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+
+
 def _known_inputs(config: Config) -> dict[str, Any]:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
-    known: dict[str, Any] = {"output": model.output, "dim": model.dim}
+    known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}
     if model.precision != "auto":
         known["precision"] = model.precision
     path = model.checkpoint if model.name is None else cache_path(model.name)
@@ -137,6 +147,14 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
     Raises:
         SmaltiError: if the engine could not start, refused its input or was interrupted (exit code 75).
     """
+    imported = [unit for unit in due.units if "import" in unit.inputs]
+    for unit in imported:
+        state = unit.state()
+        remedy = f"run `smalti import {run.quoted} SOURCE` again"
+        yield Built(unit, None if state.complete else SmaltiError(f"{state.reason}: {remedy}"), anew=False)
+    if len(imported) == len(due.units):
+        return  # neither weights nor torch are asked for
+    due = replace(due, units=[unit for unit in due.units if "import" not in unit.inputs])
     write_model_job(run, config.model.job())
     before = {unit.name: _written(unit) for unit in due.units}
     command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])

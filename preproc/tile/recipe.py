@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infer.contract import PlannedTile, sha256_json
 from preproc.catalogue.scene import Scene
-from preproc.reader.hrefs import portable
+from preproc.reader.hrefs import is_url, portable
 from preproc.tile.date_record import OnMissing
 
 
@@ -45,13 +45,13 @@ def data_source(scenes: Sequence[Scene]) -> str:
     return sources.pop() if len(sources) == 1 else "other"
 
 
-def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
-    """What of a scene decides a tile's pixels."""
+def scene_record(scene: Scene, place: Callable[[str], str]) -> dict[str, Any]:
+    """What of a scene decides a tile's pixels; `place` says by what an absolute href counts."""
     copy = {} if scene.copy is None else {"copy": [scene.copy.granule, scene.copy.number]}
     return {
         "id": scene.id,
         "acquired": scene.acquired.isoformat(),
-        "assets": {name: portable(href, root, root) for name, href in scene.assets.items()},
+        "assets": {name: place(href) for name, href in scene.assets.items()},
         "epsg": scene.epsg,
         "orbit": scene.orbit,
         "offset": scene.offset.value,
@@ -63,9 +63,14 @@ def scene_record(scene: Scene, root: Path) -> dict[str, Any]:
 class Fingerprints:
     """Fingerprints of lists of scenes; each scene is hashed once, however many tiles it touches."""
 
-    def __init__(self, root: Path) -> None:
-        """Fingerprints for the run in `root`; files beside it count by their place relative to it."""
-        self._root = root
+    def __init__(self, root: Path, moved: tuple[Path, Path] | None = None) -> None:
+        """Fingerprints for the run in `root`; files beside it count by their place relative to it.
+
+        Args:
+            root: the run.
+            moved: see `preproc.catalogue.items.archive_moved`: files count by the place that they were planned in.
+        """
+        self._root, self._moved = root, moved
         self._known: dict[tuple[str, str], str] = {}
 
     def of(self, scenes: Sequence[Scene]) -> str:
@@ -75,5 +80,10 @@ class Fingerprints:
     def _one(self, scene: Scene) -> str:
         key = (scene.modality, scene.id)
         if key not in self._known:
-            self._known[key] = sha256_json(scene_record(scene, self._root))
+            self._known[key] = sha256_json(scene_record(scene, self._place))
         return self._known[key]
+
+    def _place(self, href: str) -> str:
+        if self._moved is not None and not is_url(href) and Path(href).is_relative_to(self._moved[1]):
+            href = str(self._moved[0] / Path(href).relative_to(self._moved[1]))
+        return portable(href, self._root, self._root)

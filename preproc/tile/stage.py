@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, child, planned_tiles, scratch_folder
-from preproc.catalogue.items import SceneIndex, load_scenes
+from infer.contract.imported import imported_tiles
+from preproc.catalogue.items import SceneIndex, archive_moved, load_scenes
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.reader.ranges import RangeClient
 from preproc.reader.read import Reader
@@ -82,7 +83,8 @@ def _season(run: Run, config: Config) -> _RunScenes:
     check_coordinates()
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
-    return _RunScenes(config, load_region(config.region), index, tiles, Fingerprints(run.root))
+    fingerprints = Fingerprints(run.root, archive_moved(run, config))
+    return _RunScenes(config, load_region(config.region), index, tiles, fingerprints)
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:
@@ -116,13 +118,14 @@ class FetchStage:
     apart = False
 
     def open(self, run: Run, config: Config) -> Session:
-        """One unit a planned tile, in plan order.
+        """One unit a planned tile, in plan order; none of those whose embeddings were imported.
 
         Raises:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
+        imported = imported_tiles(run)  # their embeddings are there: nobody will read their scenes
         season = _season(run, config)
-        units = [season.unit(run, tile) for tile in season.tiles.values()]
+        units = [season.unit(run, tile) for tile in season.tiles.values() if tile.name not in imported]
         return Session(units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.campaign import Campaign
 from support.runs import RUN_TOML, digest, make_run, smalti
 
 from infer.contract import Run, planned_tiles, stage_lock, write_manifest
@@ -441,3 +442,8 @@ def test_a_read_only_run(complete: Path, small_disk: Callable[[str], Path]) -> N
     assert done.returncode == 1
     assert "read-only" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_whatever_a_file_holds_a_command_answers(complete: Path, tmp_path: Path) -> None:
+    campaign = Campaign(complete, tmp_path)
+    assert [str(result) for result in map(campaign.case, range(1000, 1010)) if result.fault] == []

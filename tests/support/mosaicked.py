@@ -21,19 +21,11 @@ from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
-from support.embedded import plan_of, write_vector
+from support.embedded import MODEL, plan_of, write_vector
 
 EPSG = 32631
 WEST, NORTH = 573_440, 5_626_880
 WINDOW = ["2018-12-01", "2019-11-30"]
-MODEL = {
-    "name": "demo",
-    "label": "untrained demonstration model",
-    "trained": False,
-    "family": "v2-student",
-    "data_source": None,
-    "normalisation": "v2-student",
-}
 
 TOML = """\
 [region]
@@ -100,6 +92,8 @@ def write_tile(
     int8: bool = False,
     model: dict[str, Any] | None = None,
     checkpoint: str = "ab" * 32,
+    observations_hwm: NDArray[np.uint8] | None = None,
+    min_clear_s2: int = 0,
 ) -> NDArray[np.float32]:
     """Write one embedding as the engine does; what a reader should get for it."""
     fields = {
@@ -108,13 +102,17 @@ def write_tile(
         "window": {"start": WINDOW[0], "end": WINDOW[1]},
         "nodata_pixels": int(np.isnan(values_hwc[..., 0]).sum()),
     }
-    inputs = {"checkpoint": checkpoint}
+    if min_clear_s2:
+        fields["min_clear_s2"] = min_clear_s2
+    inputs, counts = {"checkpoint": checkpoint}, observations_hwm
     if not int8:
-        write_embedding(run.embeddings, tile.name, values_hwc, None, inputs=inputs, fields=fields)
+        write_embedding(
+            run.embeddings, tile.name, values_hwc, None, observations_hwm=counts, inputs=inputs, fields=fields
+        )
         return values_hwc
     scales = (np.abs(values_hwc).max(axis=2) / 127).astype(np.float32)
     codes = np.nan_to_num(np.rint(values_hwc / scales[..., None])).astype(np.int8)
-    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields=fields)
+    write_embedding(run.embeddings, tile.name, codes, scales, observations_hwm=counts, inputs=inputs, fields=fields)
     return codes.astype(np.float32) * scales[..., None]
 
 
@@ -128,12 +126,30 @@ def crops(tile: PlannedTile, *, side: int = 8) -> NDArray[np.int64]:
     return (columns[None, :] * 7 + rows[:, None] * 5 + columns[None, :] * rows[:, None]) % 3
 
 
-def embed_crops(run: Run, *, noise: float = 0.5, int8: bool = True, model: dict[str, Any] | None = None) -> None:
-    """Embeddings of 6 numbers that tell the classes of `crops` apart up to noise; one corner is nodata."""
+def looks(size: int) -> NDArray[np.uint8]:
+    """(size, size, 2) made counts: clear looks from 20 in the west to fewer in the east, none in the first corner."""
+    counts = np.empty((size, size, 2), np.uint8)
+    counts[..., 0] = 20 - np.arange(size) * 12 // size
+    counts[..., 1] = 30
+    counts[:3, :3] = 0
+    return counts
+
+
+def embed_crops(
+    run: Run, *, noise: float = 0.5, int8: bool = True, model: dict[str, Any] | None = None, min_clear_s2: int = 0
+) -> None:
+    """Embeddings of 6 numbers that tell the classes of `crops` apart up to noise; one corner is nodata.
+
+    With `min_clear_s2` they come with the counts of `looks`, and are nodata where those are too few.
+    """
     for index, tile in enumerate(planned_tiles(run)):
         values = CENTRES[crops(tile)] + np.random.default_rng(index).normal(size=(tile.size, tile.size, 6)) * noise
         values[:3, :3] = np.nan
-        write_tile(run, tile, values.astype(np.float32), int8=int8, model=model)
+        counts = looks(tile.size) if min_clear_s2 else None
+        if counts is not None:
+            values[counts[..., 0] < min_clear_s2] = np.nan
+        kept = {"observations_hwm": counts, "min_clear_s2": min_clear_s2}
+        write_tile(run, tile, values.astype(np.float32), int8=int8, model=model, **kept)
 
 
 CHAIN = """

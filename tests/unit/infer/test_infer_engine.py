@@ -303,3 +303,23 @@ def test_each_distinct_observation_is_computed_once():
     s2 = tile.masks_thw.astype(int).sum()
     s1 = sum(int((stack != 0).any(axis=-1).sum()) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp))
     assert embed(student(SIZES), tile).tokens == s2 + s1
+
+
+@pytest.mark.parametrize("case", ["student", "v1.1"])
+def test_pixels_with_too_few_clear_looks_are_left_out_and_the_others_are_as_before(case, cases):
+    tile = made_tile(12, 30, 20)
+    masks = np.array(tile.masks_thw)
+    masks[9:, :3] = 0
+    tile = replace(tile, masks_thw=masks)
+    engines = [Engine(cases(case), on_cpu(), min_clear_s2=least) for least in (0, 12)]
+    whole, few = (engine.embed(tile) for engine in engines)
+    for engine in engines:
+        engine.close()
+    clear = masks.sum(axis=0)
+    radar = sum((stack != 0).any(axis=3).sum(axis=0) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp))
+    np.testing.assert_array_equal(few.observations_hwm, np.stack([clear, radar], axis=-1))
+    refused = clear < 12
+    assert refused.any()
+    assert not refused.all()
+    np.testing.assert_array_equal(np.isnan(few.values_hwc[..., 0]), np.isnan(whole.values_hwc[..., 0]) | refused)
+    np.testing.assert_allclose(few.values_hwc[~refused], whole.values_hwc[~refused], atol=TOLERANCE)

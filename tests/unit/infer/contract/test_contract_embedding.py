@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.contract import FormatError, output_state, read_embedding, write_embedding
+from infer.contract import FormatError, output_state, read_embedding, write_embedding, write_manifest
 
 
 def _codes() -> tuple[np.ndarray, np.ndarray]:
@@ -77,3 +77,20 @@ def test_infinite_scales_and_another_tiles_embedding_are_refused(tmp_path: Path)
     (tmp_path / "u.json").write_text((tmp_path / "u.json").read_text().replace('"t_scales.npy"', '"u_scales.npy"'))
     with pytest.raises(FormatError, match=r"u\.json: the embedding of 't' under this tile's name"):
         read_embedding(tmp_path, "u")
+
+
+def test_counts_of_observations_stay_with_the_embedding(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    counts = np.full((*scales.shape, 2), 7, np.uint8)
+    write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts, inputs={}, fields={})
+    found = read_embedding(tmp_path, "t").observations_hwm
+    assert found is not None
+    np.testing.assert_array_equal(found, counts)
+    with pytest.raises(ValueError, match="observations of t: uint8 "):
+        write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts[..., :1], inputs={}, fields={})
+    np.save(tmp_path / "t_observations.npy", counts[:1])
+    write_manifest(tmp_path / "t.json", "embedding", inputs={}, files=sorted(tmp_path.glob("*.npy")), fields={})
+    with pytest.raises(FormatError, match=r"t_observations\.npy: uint8 .* does not fit the embedding"):
+        read_embedding(tmp_path, "t")
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    assert not (tmp_path / "t_observations.npy").exists(), "of an older embedding"

@@ -12,9 +12,10 @@ import pystac
 import pytest
 import rasterio
 from catboost import CatBoostClassifier
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
-from support.mosaicked import CENTRES, config, crops, embed_crops, planned_run, write_tile
+from support.mosaicked import CENTRES, config, crops, embed_crops, looks, planned_run, write_tile
 
 from infer.contract import Embedding, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
 from infer.contract.classification import ClassEntry, ClassifierManifest, FoldsUsed, Tuning
@@ -67,7 +68,7 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 def test_every_pixel_has_the_class_and_confidence_of_its_embedding(run: Run) -> None:
     run_stage(PredictStage(), run, config(run))
-    classifier = load_classifier(run)
+    classifier = load_classifier(run.model)
     classes, confidence = read(run.map / "classes_31N.tif"), read(run.map / "confidence_31N.tif")
     assert classes.shape == (64, 64)
     origin = (573_440, 5_626_880)
@@ -213,3 +214,26 @@ def test_confidence_of_a_valid_pixel_is_never_nodata() -> None:
     valid = np.array([[True, False, True]])
     found = combine(valid, np.array([3, 4], np.uint8), np.array([0.0001, 1.0]))
     assert found.tolist() == [[[3, 1], [0, 0], [4, 100]]]
+
+
+def test_pixels_that_were_refused_are_told_from_those_that_were_not_seen(tmp_path: Path) -> None:
+    """[model] min_clear_s2: nodata in the classes, a reason beside them, counts and a grey of their own."""
+    run = planned_run(tmp_path / "run", CELLS)
+    embed_crops(run, min_clear_s2=15)
+    train(run)
+    run_stage(PredictStage(), run, config(run))
+    classes, reasons = (read(run.map / f"{name}_32N.tif") for name in ("classes", "reasons"))
+    few = looks(32)[..., 0] < 15
+    few[:3, :3] = False
+    np.testing.assert_array_equal(reasons == 2, few)
+    assert (reasons[:3, :3] == 1).all()
+    np.testing.assert_array_equal(reasons != 0, classes == 0)
+    without = read_manifest(run.map_manifest, "map", remedy="")["without"]
+    assert without == {
+        "not observed, or outside the region": 4 * 9,
+        "too few clear Sentinel-2 observations": 4 * int(few.sum()),
+    }
+    picture = (imread(run.map / "map_32N.png")[..., :3] * 255).round().astype(int)
+    assert (picture == [0xB9, 0xB3, 0xA9]).all(axis=2).sum() > 1000
+    asset = pystac.Item.from_file(run.map / "map_32N.json").assets["reasons"]
+    assert [entry["value"] for entry in asset.extra_fields["classification:classes"]] == [0, 1, 2]

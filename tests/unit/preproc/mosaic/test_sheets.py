@@ -99,12 +99,13 @@ def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
         for name, array in root["utm31"].arrays()  # type: ignore[union-attr]
         if array.ndim > 1
     }
+    cube, d16, d4 = (("time", band, "y", "x") for band in ("band", "band_d16", "band_d4"))
     assert layout == {
-        "embeddings": ((1, 128, 32, 32), (1, 128, 32, 32), (1, 128, 4096, 4096), "int8", ("time", "band", "y", "x")),
-        "embeddings_d16": ((1, 16, 32, 32), (1, 16, 64, 64), (1, 16, 4096, 4096), "int8", ("time", "band_d16", "y", "x")),
-        "embeddings_d4": ((1, 4, 32, 32), (1, 4, 128, 128), (1, 4, 4096, 4096), "int8", ("time", "band_d4", "y", "x")),
+        "embeddings": ((1, 128, 32, 32), (1, 128, 32, 32), (1, 128, 4096, 4096), "int8", cube),
+        "embeddings_d16": ((1, 16, 32, 32), (1, 16, 64, 64), (1, 16, 4096, 4096), "int8", d16),
+        "embeddings_d4": ((1, 4, 32, 32), (1, 4, 128, 128), (1, 4, 4096, 4096), "int8", d4),
         "scales": ((1, 32, 32), (1, 32, 32), (1, 4096, 4096), "float32", ("time", "y", "x")),
-    }  # fmt: skip
+    }
     attributes = dict(root.attrs)
     assert attributes["geoemb:depths"] == [
         {"dimensions": 4, "array": "embeddings_d4"},

@@ -15,7 +15,7 @@ import rasterio
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
-from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
+from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from preproc.mosaic.quantise import to_codes, without_nodata
@@ -102,7 +102,7 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert manifest["pixels"] == 4 * (32 * 32 - 8 * 10)
     assert listed(run) == files_of(run)
     item = pystac.Item.from_file(str(run.mosaic / "embeddings_31N.json"))
-    assert set(item.assets) == {"embeddings", "scales", "preview"}
+    assert set(item.assets) == {"embeddings", "scales", "observations", "preview"}
     assert item.properties["smalti:model"]["label"] == "untrained demonstration model"
     assert item.properties["proj:code"] == "EPSG:32631"
     assert tags["SMALTI_CONTENT"].startswith("embeddings of untrained demonstration model")
@@ -155,7 +155,7 @@ def test_another_type_or_embedding_makes_the_mosaic_anew(run: Run) -> None:
     run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["cog"]'))
     assert not (run.mosaic / "embeddings.zarr").exists()
     run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
-    assert not list(run.mosaic.glob("*.tif"))
+    assert not list(run.mosaic.glob("embeddings*.tif"))
     run_stage(StitchStage(), run, config(run))
     assert digest(run) == before
     tile = planned_tiles(run)[0]
@@ -304,3 +304,30 @@ def test_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     run_stage(StitchStage(), run, config(run))
     assert seen[-1] == files_of(run) - {"mosaic.json"}
     assert {"sheet_31N.json", "sheet_32N.json"} & seen[0] == set()
+
+
+def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> None:
+    embed_crops(run, min_clear_s2=12)
+    run_stage(StitchStage(), run, config(run))
+    with rasterio.open(run.mosaic / "observations_31N.tif") as raster:
+        assert raster.descriptions == ("clear_s2", "s1", "reason", "origin")
+        assert raster.tags()["SMALTI_MIN_CLEAR_S2"] == "12"
+        values = np.moveaxis(raster.read(), 0, 2)
+    seen = looks(32)
+    np.testing.assert_array_equal(values[:32, :32, :2], seen)
+    np.testing.assert_array_equal(values[:32, :32, 2] == 2, (seen[..., 0] < 12) & seen.any(axis=2))
+    assert (values[32:, :32] == 255).all(), "where there is no tile"
+    np.testing.assert_array_equal(values[..., 2] == 0, ~np.isnan(mosaic(run, "31N", int8=True)[..., 0]))
+    assert cog_validate(run.mosaic / "observations_31N.tif", strict=True) == (True, [], [])
+    item = pystac.Item.from_file(run.mosaic / "embeddings_31N.json")
+    reason = item.assets["observations"].extra_fields["bands"][2]
+    assert [entry["name"] for entry in reason["classification:classes"]] == ["embedded", "unseen", "too-few"]
+
+
+def test_embeddings_of_older_versions_have_no_counts(run: Run) -> None:
+    embed_places(run)
+    run_stage(StitchStage(), run, config(run))
+    with rasterio.open(run.mosaic / "observations_32N.tif") as raster:
+        values = raster.read()
+    assert (values[:2] == 255).all()
+    assert set(np.unique(values[2])) == {0, 1}

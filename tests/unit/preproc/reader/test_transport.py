@@ -25,6 +25,19 @@ def test_documents_travel_compressed_and_name_who_asks() -> None:
     assert request.headers["User-Agent"] == SOFTWARE.replace(" ", "/")
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_answer_without_an_end_is_refused(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preproc.reader.transport.MAX_DOCUMENT_BYTES", 1 << 20)
+    body = bytes(5 << 20)
+    answer = Answer(200, gzip.compress(body), {"Content-Encoding": "gzip"}) if packed else Answer(200, body)
+    with (
+        serve(lambda _: answer) as service,
+        HttpTransport() as transport,
+        pytest.raises(SmaltiError, match=r"http://[^?]*: larger than 1 MiB"),
+    ):
+        fetch_bytes(transport, f"{service.url}?sig=secret", "a page")
+
+
 @pytest.mark.parametrize("body", [gzip.compress(b"{}" * 500)[:-9], b"no gzip"], ids=["cut", "no gzip"])
 def test_a_damaged_encoding_may_pass(body: bytes) -> None:
     with (

@@ -119,6 +119,7 @@ BAD = {
         r"\[region\] end: '31.12.2021' is not a date: write YYYY-MM-DD",
     ),
     "no such date": (replaced("2021-12-31", "2021-02-30"), r"\[region\] end: '2021-02-30' is not a date"),
+    "a week": (replaced("2021-12-31", "2021-W52"), r"\[region\] end: '2021-W52' is not a date: write YYYY-MM-DD"),
     "a time": (replaced('"2021-12-31"', "2021-12-31T10:00:00Z"), r"\[region\] end: "),
     "a year": (replaced('"2021-12-31"', "2021"), r"\[region\] end: "),
     "bbox of three": (replaced(GEOMETRY, "bbox = [4, 50, 5]"), r"\[region\] bbox: \[4, 50, 5\]: give four numbers"),

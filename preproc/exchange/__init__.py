@@ -1,0 +1,1 @@
+"""Embeddings that others published, into a run; and those of a run out to others, in their formats."""

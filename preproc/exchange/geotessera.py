@@ -1,0 +1,279 @@
+"""Published embeddings as geotessera lays them out: its Zarr v3 stores, and its older npy tiles of 0.1 degree."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.errors import RasterioError
+
+from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError, sha256_file, sha256_json
+from infer.contract.arrays import open_npy
+from preproc.exchange.placement import SOUTH, Patch
+from preproc.reader.buckets import first_line, open_bucket
+from preproc.region.grid import tile_footprint
+
+if TYPE_CHECKING:
+    import zarr
+
+METADATA = "tessera_metadata.json"
+NPY_FOLDER = "global_0.1_degree_representation"
+MASK_FOLDER = "global_0.1_degree_tiff_all"
+_MOST = 4096
+"""Numbers a pixel that are believed."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a source says of its embeddings; those of different datasets do not mix."""
+
+    version: str
+    """Of the model: "1.1"."""
+    variant: str
+    """Which run of it; empty where the source does not say."""
+    dim: int
+    fingerprint: str
+    """Of what the source says of itself."""
+    checkpoint: str | None = None
+    """SHA-256 of the encoder's file, where the source states it: smalti's own stores do."""
+
+    def __str__(self) -> str:
+        return f"TESSERA {self.version} {self.variant}".rstrip()
+
+
+class Published(Protocol):
+    """A source of embeddings for one year."""
+
+    dataset: Dataset
+
+    def patches(self, tile: PlannedTile) -> list[Patch]:
+        """What may have pixels of a tile, in order of preference."""
+
+
+def open_published(source: str, year: int) -> Published:
+    """Open a Zarr store (folder or address) or a folder of npy tiles.
+
+    Raises:
+        SmaltiError: if it is neither, or does not have the year.
+    """
+    folder = Path(source)
+    if "://" not in source:
+        if (folder / NPY_FOLDER).is_dir() or (folder / METADATA).is_file():
+            return NpyTiles(folder, year)
+        if not (folder / "zarr.json").is_file():
+            raise SmaltiError(
+                f"{source}: neither a Zarr v3 store (zarr.json) nor geotessera's npy tiles ({NPY_FOLDER}/): name one"
+            )
+    return ZarrStore(source, year)
+
+
+class ZarrStore:
+    """A store with a group a UTM zone."""
+
+    def __init__(self, source: str, year: int) -> None:
+        self._source = source
+        self._root = _open_group(source)
+        attributes = dict(self._root.attrs)
+        dim, kind = attributes.get("geoemb:dimensions"), attributes.get("geoemb:data_type")
+        model = attributes.get("geoemb:model")
+        if not isinstance(model, str) or type(dim) is not int or not 0 < dim <= _MOST or kind != "int8":
+            raise SmaltiError(f"{source}: its geoemb: attributes do not say int8 embeddings of a model: name another")
+        checkpoint = attributes.get("smalti:checkpoint")
+        self.dataset = Dataset(
+            version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v"),
+            variant="",
+            dim=dim,
+            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version")]),
+            checkpoint=checkpoint if isinstance(checkpoint, str) else None,
+        )
+        self._year = year
+        self._zones: dict[int, Patch | None] = {}
+
+    def patches(self, tile: PlannedTile) -> list[Patch]:
+        """The tile's own zone first, then its neighbours, in whose group a tile on the seam may be."""
+        own = tile.epsg % 100
+        zones = (own, (own - 2) % 60 + 1, own % 60 + 1)
+        return [patch for patch in map(self._zone, zones) if patch is not None]
+
+    def _zone(self, zone: int) -> Patch | None:
+        if zone not in self._zones:
+            name = f"utm{zone:02d}"
+            self._zones[zone] = self._open_zone(name, zone) if name in self._root else None
+        return self._zones[zone]
+
+    def _open_zone(self, name: str, zone: int) -> Patch:
+        where = f"{self._source}/{name}"
+        try:
+            group: Any = self._root[name]
+            codes, scales = group["embeddings"], group["scales"]
+            years = np.asarray(group["time"][:]).tolist()
+            a, b, west, d, e, north = (float(value) for value in group.attrs["spatial:transform"][:6])
+        except (KeyError, ValueError, TypeError) as error:
+            raise SmaltiError(f"{where}: not a zone of geotessera's layout ({error!r}): name another store") from error
+        if (a, b, d, e) != (PIXEL_SIZE, 0.0, 0.0, -PIXEL_SIZE):
+            raise SmaltiError(f"{where}: its pixels are {a} x {e} metres, those of runs {PIXEL_SIZE}: name another")
+        height, width = scales.shape[1:]
+        if codes.dtype != np.int8 or scales.dtype != np.float32 or codes.shape[2:] != (height, width):
+            raise SmaltiError(f"{where}: codes {codes.dtype} {codes.shape} and scales {scales.dtype} do not fit")
+        if self._year not in years:
+            raise SmaltiError(
+                f"{where}: has {', '.join(map(str, years))}, not {self._year}: change [region] start, end"
+            )
+        index = years.index(self._year)
+
+        def read(rows: slice, columns: slice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+            try:
+                found = np.asarray(scales[index, rows, columns])
+                if not np.isfinite(found).any():  # then the codes are not asked for
+                    return np.zeros((*found.shape, self.dataset.dim), np.int8), found
+                return np.moveaxis(np.asarray(codes[index, :, rows, columns]), 0, -1), found
+            except _store_errors() as error:
+                raise SmaltiError(
+                    f"{where}: cannot be read ({first_line(error)}): run the same command again",
+                    exit_code=EXIT_TRY_AGAIN,
+                ) from error
+
+        return Patch(name, zone, west, north, (height, width), read)
+
+
+def _open_group(source: str) -> zarr.Group:
+    import zarr
+    from zarr.storage import LocalStore, ObjectStore
+
+    store = ObjectStore(open_bucket(source), read_only=True) if "://" in source else LocalStore(source, read_only=True)
+    try:
+        return zarr.open_group(store, mode="r", zarr_format=3)
+    except _store_errors() as error:
+        said = first_line(error)
+        raise SmaltiError(f"{source}: not a Zarr v3 store that can be read ({said}): check the address") from error
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged or unreachable store raises."""
+    found: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError)
+    if importlib.util.find_spec("obstore") is None:
+        return found
+    import obstore
+
+    return (*found, obstore.exceptions.BaseError)
+
+
+class NpyTiles:
+    """geotessera's tiles: codes and scales a tile of 0.1 degree, where they are told by their name."""
+
+    def __init__(self, folder: Path, year: int) -> None:
+        self._folder = folder
+        path = folder / METADATA
+        try:
+            stated = json.loads(path.read_bytes())
+            version, variant = str(stated["dataset_version"]), str(stated["dataset_variant"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            what = '{"dataset_version": "1.1", "dataset_variant": "..."}'
+            raise SmaltiError(f"{path}: does not say which dataset this is ({error!r}): write {what} there") from error
+        self._years = folder / NPY_FOLDER / str(year)
+        if not self._years.is_dir():
+            raise SmaltiError(f"{self._years}: no such folder: it does not have {year}; change [region] start and end")
+        version = version.removeprefix("v") + (".0" if "." not in version else "")
+        self.dataset = Dataset(version, variant, 128, sha256_json([version, variant]))
+
+    def patches(self, tile: PlannedTile) -> list[Patch]:
+        """Its tiles that may touch this one, the nearest first."""
+        found = []
+        for name, longitude, latitude in _grid_names(tile):
+            if (self._years / name / f"{name}.npy").is_file():
+                found.append(self._patch(name, longitude, latitude))
+        zone, south = tile.epsg % 100, SOUTH if tile.epsg > 32700 else 0
+        middle_x, middle_y = tile.west + tile.size * 5, tile.north - tile.size * 5 - south
+
+        def distance(patch: Patch) -> tuple[bool, float]:
+            height, width = patch.shape_hw
+            x, y = patch.west + width * 5, patch.north - height * 5
+            return patch.zone != zone, math.hypot(x - middle_x, y - middle_y)
+
+        return sorted(found, key=distance)
+
+    def _patch(self, name: str, longitude: float, latitude: float) -> Patch:
+        remedy = "fetch this tile with geotessera again"
+        stem = self._years / name / name
+        codes = open_npy(stem.with_name(f"{name}.npy"), remedy)
+        scales = open_npy(stem.with_name(f"{name}_scales.npy"), remedy)
+        if codes.dtype != np.int8 or codes.ndim != 3 or codes.shape[2] != self.dataset.dim:
+            raise SmaltiError(f"{stem}.npy: {codes.dtype} {codes.shape}, expected int8 (H, W, 128): {remedy}")
+        if scales.dtype != np.float32 or scales.shape != codes.shape[:2]:
+            raise SmaltiError(f"{stem}_scales.npy: {scales.dtype} {scales.shape} does not fit the codes: {remedy}")
+        land = self._land(name, (int(scales.shape[0]), int(scales.shape[1])))
+        zone, west, north = _corner(longitude, latitude)
+
+        def read(rows: slice, columns: slice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+            found = np.array(scales[rows, columns])
+            if land is not None:
+                found[~land[rows, columns]] = np.nan
+            return np.asarray(codes[rows, columns]), found
+
+        return Patch(name, zone, west, north, (int(scales.shape[0]), int(scales.shape[1])), read)
+
+    def _land(self, name: str, shape_hw: tuple[int, int]) -> NDArray[np.bool_] | None:
+        path = self._folder / MASK_FOLDER / f"{name}.tiff"
+        if not path.is_file():
+            return None
+        try:
+            with rasterio.open(path) as source:
+                if (source.height, source.width) != shape_hw:
+                    raise SmaltiError(f"{path}: {source.height} x {source.width} pixels, its tile has {shape_hw}")
+                mask: NDArray[np.bool_] = source.read(1) != 0
+        except RasterioError as error:
+            raise SmaltiError(f"{path}: cannot be read ({error}): fetch it again") from error
+        return mask
+
+
+def _grid_names(tile: PlannedTile) -> Iterator[tuple[str, float, float]]:
+    """Name, longitude and latitude of the 0.1-degree cells that a tile touches."""
+    seen = set()
+    for part in tile_footprint(tile, margin=PIXEL_SIZE).geoms:
+        west, south, east, north = part.bounds
+        for column in range(math.floor(west * 10), math.floor(east * 10) + 1):
+            for row in range(math.floor(south * 10), math.floor(north * 10) + 1):
+                seen.add((column, row))
+    for column, row in sorted(seen):
+        longitude, latitude = round(column / 10 + 0.05, 2), round(row / 10 + 0.05, 2)
+        yield f"grid_{longitude:.2f}_{latitude:.2f}", longitude, latitude
+
+
+def _corner(longitude: float, latitude: float) -> tuple[int, float, float]:
+    """Zone, west and north of a tile of 0.1 degree around a centre.
+
+    Its pixels lie on multiples of 10 m although the transform that travels with it states the unsnapped corner
+    (geotessera issue 429).
+    """
+    zone = int((longitude + 180) // 6) % 60 + 1
+    move = Transformer.from_crs(4326, 32600 + zone, always_xy=True)
+    x, y = move.transform(
+        [longitude - 0.05, longitude + 0.05, longitude - 0.05], [latitude + 0.05, latitude + 0.05, latitude - 0.05]
+    )
+    west, north = min(x[0], x[2]), max(y[0], y[1])
+    return zone, math.floor(west / PIXEL_SIZE) * PIXEL_SIZE, math.ceil(north / PIXEL_SIZE) * PIXEL_SIZE
+
+
+def identity(published: Published, source: str, year: int) -> str:
+    """Fingerprint of what is taken from where."""
+    root = Path(source) / "zarr.json"
+    stated = sha256_file(root) if "://" not in source and root.is_file() else shown(source)
+    return sha256_json([str(published.dataset), published.dataset.fingerprint, stated, year])
+
+
+def shown(source: str) -> str:
+    """An address without keys, a folder by its name: outputs do not name the machine that made them."""
+    if "://" not in source:
+        return source.rstrip("/").rpartition("/")[2]
+    parts = urlsplit(source)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
