@@ -67,13 +67,16 @@ _LOOK = "Look"
 _EXPLORE = "Explore without labels"
 
 
-def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False) -> None:
+def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False, model: Path | None = None) -> None:
     from preproc.run.chain import run_one
     from preproc.run.config import load_config
     from preproc.run.stages import stage_named
 
     directory = Run(run)
-    run_one(stage_named(name), directory, load_config(directory), shard=Shard.parse(shard), force=force)
+    config = load_config(directory)
+    if model is not None:
+        config = config.mapped_by(model)
+    run_one(stage_named(name), directory, config, shard=Shard.parse(shard), force=force)
 
 
 @app.command(rich_help_panel=_START)
@@ -176,9 +179,21 @@ def train(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def predict(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+def predict(
+    run: RunArgument,
+    shard: ShardOption = "0/1",
+    force: ForceOption = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help=r"A classifier trained elsewhere: its model/, or a copy. As \[predict] model.",
+        ),
+    ] = None,
+) -> None:
     """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
-    _stage("predict", run, shard, force)
+    _stage("predict", run, shard, force, model)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -315,6 +330,7 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
+<<<<<<< HEAD
 @app.command(rich_help_panel=_EXPLORE)
 def cluster(
     run: RunArgument,
@@ -349,6 +365,20 @@ def similar(
 
     here, there = parse_places(at, "--at"), parse_places(unlike or [], "--not")
     find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
+=======
+model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
+app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
+
+
+@model_app.command("show")
+def model_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's model/, a copy of it, or the run.")],
+) -> None:
+    """Tell what a classifier was trained on, how well it does and where it may be used; every checksum is verified."""
+    from preproc.classify.card import show
+
+    print(show(folder))
+>>>>>>> main
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")
