@@ -330,7 +330,6 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
-<<<<<<< HEAD
 @app.command(rich_help_panel=_EXPLORE)
 def cluster(
     run: RunArgument,
@@ -365,7 +364,8 @@ def similar(
 
     here, there = parse_places(at, "--at"), parse_places(unlike or [], "--not")
     find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
-=======
+
+
 model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
 app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
 
@@ -378,7 +378,6 @@ def model_show(
     from preproc.classify.card import show
 
     print(show(folder))
->>>>>>> main
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")
