@@ -64,6 +64,7 @@ _CLUSTER = "On a cluster"
 _EXCHANGE = "In and out"
 _START = "Start here"
 _LOOK = "Look"
+_EXPLORE = "Explore without labels"
 
 
 def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False, model: Path | None = None) -> None:
@@ -327,6 +328,42 @@ def status(
         overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
     if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(rich_help_panel=_EXPLORE)
+def cluster(
+    run: RunArgument,
+    groups: Annotated[int, typer.Option("--groups", "-k", help="How many groups, 2 to 254.")] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed is another start of the search.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels."""
+    from preproc.explore.groups import cluster
+    from preproc.run.config import load_config
+
+    cluster(Run(run), load_config(Run(run)), groups, seed, force=force)
+
+
+@app.command(rich_help_panel=_EXPLORE)
+def similar(
+    run: RunArgument,
+    at: Annotated[list[str], typer.Option("--at", metavar="LON,LAT", help="An example, in degrees; may be repeated.")],
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="LON,LAT", help="What is nearer to this than to any example is left out."),
+    ] = None,
+    places: Annotated[int, typer.Option(min=1, max=100_000, help="Points to list: the best, 100 m apart.")] = 100,
+    force: ForceOption = False,
+) -> None:
+    """Find every place like some given ones: RUN/similar, a raster of similarity and the best places as points.
+
+    Example: [bold]smalti similar RUN --at 4.05,50.75 --at 4.07,50.71 --not 4.01,50.70[/]
+    """
+    from preproc.explore.similar import find_similar, parse_places
+    from preproc.run.config import load_config
+
+    here, there = parse_places(at, "--at"), parse_places(unlike or [], "--not")
+    find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
 
 
 model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
