@@ -64,15 +64,19 @@ _CLUSTER = "On a cluster"
 _EXCHANGE = "In and out"
 _START = "Start here"
 _LOOK = "Look"
+_EXPLORE = "Explore without labels"
 
 
-def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False) -> None:
+def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False, model: Path | None = None) -> None:
     from preproc.run.chain import run_one
     from preproc.run.config import load_config
     from preproc.run.stages import stage_named
 
     directory = Run(run)
-    run_one(stage_named(name), directory, load_config(directory), shard=Shard.parse(shard), force=force)
+    config = load_config(directory)
+    if model is not None:
+        config = config.mapped_by(model)
+    run_one(stage_named(name), directory, config, shard=Shard.parse(shard), force=force)
 
 
 @app.command(rich_help_panel=_START)
@@ -175,9 +179,21 @@ def train(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def predict(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+def predict(
+    run: RunArgument,
+    shard: ShardOption = "0/1",
+    force: ForceOption = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help=r"A classifier trained elsewhere: its model/, or a copy. As \[predict] model.",
+        ),
+    ] = None,
+) -> None:
     """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
-    _stage("predict", run, shard, force)
+    _stage("predict", run, shard, force, model)
 
 
 ReferenceFileOption = Annotated[
@@ -346,6 +362,56 @@ def status(
         overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
     if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(rich_help_panel=_EXPLORE)
+def cluster(
+    run: RunArgument,
+    groups: Annotated[int, typer.Option("--groups", "-k", help="How many groups, 2 to 254.")] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed is another start of the search.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels."""
+    from preproc.explore.groups import cluster
+    from preproc.run.config import load_config
+
+    cluster(Run(run), load_config(Run(run)), groups, seed, force=force)
+
+
+@app.command(rich_help_panel=_EXPLORE)
+def similar(
+    run: RunArgument,
+    at: Annotated[list[str], typer.Option("--at", metavar="LON,LAT", help="An example, in degrees; may be repeated.")],
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="LON,LAT", help="What is nearer to this than to any example is left out."),
+    ] = None,
+    places: Annotated[int, typer.Option(min=1, max=100_000, help="Points to list: the best, 100 m apart.")] = 100,
+    force: ForceOption = False,
+) -> None:
+    """Find every place like some given ones: RUN/similar, a raster of similarity and the best places as points.
+
+    Example: [bold]smalti similar RUN --at 4.05,50.75 --at 4.07,50.71 --not 4.01,50.70[/]
+    """
+    from preproc.explore.similar import find_similar, parse_places
+    from preproc.run.config import load_config
+
+    here, there = parse_places(at, "--at"), parse_places(unlike or [], "--not")
+    find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
+
+
+model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
+app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
+
+
+@model_app.command("show")
+def model_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's model/, a copy of it, or the run.")],
+) -> None:
+    """Tell what a classifier was trained on, how well it does and where it may be used; every checksum is verified."""
+    from preproc.classify.card import show
+
+    print(show(folder))
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")

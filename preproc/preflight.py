@@ -15,11 +15,13 @@ import shapely
 from infer.contract import Plan, Run, Shard, SmaltiError, embedding_paths, sha256_file
 from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
 from preproc.catalogue.sources import CATALOGUES
+from preproc.classify.elsewhere import described
 from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.region.grid import utm_zones
 from preproc.region.region import Region, load_region, region_in
 from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
+from preproc.run.classifier import verified
 from preproc.run.config import Archive, Config
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
@@ -32,7 +34,7 @@ _NAMED = 5
 def preflight(
     run: Run, config: Config, plan: Plan | None, *, hashes: bool = False, elsewhere: bool = False
 ) -> Findings:
-    """Check labels, truth, model, engine and disk.
+    """Check labels, classifier, truth, model, engine and disk.
 
     Args:
         run: the run directory.
@@ -41,7 +43,8 @@ def preflight(
         hashes: read the whole checkpoint and compare it with what was published.
         elsewhere: a container will be run on other nodes, which may have what is not here.
     """
-    found = [*check_labels(config), *check_truth(config), *check_model(config, hashes=hashes)]
+    found = [*check_labels(config), *check_classifier(config), *check_truth(config)]
+    found += check_model(config, hashes=hashes)
     if not (elsewhere and contained(run, config)):
         found += check_engine(run, config)
     return Findings((*found, *check_space(run, plan)))
@@ -102,9 +105,33 @@ def names_alike(names: list[str]) -> list[list[str]]:
     return [same for same in seen.values() if len(same) > 1]
 
 
+def check_classifier(config: Config) -> list[Finding]:
+    """Whether a classifier trained elsewhere is whole, and of the embeddings that this run will make."""
+    folder = config.predict.model
+    if folder is None:
+        return []
+    try:
+        about = verified(folder)
+    except SmaltiError as error:
+        return [failed("classifier", *error_text(error))]
+    if not about.trained_on:
+        text, remedy = f"{folder}: does not say what embeddings it was trained on", "train it again"
+        return [failed("classifier", text, remedy)]
+    known = about.trained_on[0].embedded
+    wanted = {"name": known.model.name, "dim": about.dim, "output": known.embeddings_as}
+    asked = {"name": config.model.name or known.model.name, "dim": config.model.dim, "output": config.model.output}
+    differing = [f"{key} {wanted[key]}, not {asked[key]}" for key in wanted if wanted[key] != asked[key]]
+    if differing:
+        text = f"{folder}: trained on embeddings of {'; '.join(differing)}"
+        return [failed("classifier", text, "set [model] alike, or take another classifier")]
+    return [
+        ok("classifier", f"{folder}: {len(about.classes)} classes, trained on {'; '.join(described(about.trained_on))}")
+    ]
+
+
 def check_truth(config: Config) -> list[Finding]:
     """Whether the map that the report is to compare with is there: the last stage reads it."""
-    if config.report.truth is None or config.labels is None:
+    if config.report.truth is None or not config.maps:
         return []
     try:
         truth_fingerprint(config.report.truth)

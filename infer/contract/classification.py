@@ -10,6 +10,7 @@ from typing import Any
 
 from infer.contract.atomic import sha256_json
 from infer.contract.names import brief_name
+from infer.contract.provenance import Embedded
 from infer.contract.record import Record, to_json
 from infer.contract.run import Run
 
@@ -63,6 +64,8 @@ class SamplesManifest(Record):
     """By ascending code."""
     counts: Mapping[str, int]
     """What was read and what was dropped, by reason."""
+    embedded: Embedded | None = None
+    """What the embeddings are; None in tables of older versions."""
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -111,6 +114,15 @@ class Tuning:
     """What choosing the best adds to its score."""
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """Samples of one run that a classifier was trained on."""
+
+    rows: int
+    groups: int
+    embedded: Embedded
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierManifest(Record):
     """model/model.json."""
@@ -129,6 +141,8 @@ class ClassifierManifest(Record):
     left_out: tuple[LeftOutClass, ...]
     rows: int
     """Samples it was trained on."""
+    trained_on: tuple[TrainedOn, ...] = ()
+    """Where they come from; empty in models of older versions, which map their own run only."""
 
     @classmethod
     def path(cls, run: Run) -> Path:

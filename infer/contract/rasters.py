@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from infer.contract.classification import ClassEntry
+from infer.contract.provenance import Encoder as Encoder
+from infer.contract.provenance import Window as Window
 from infer.contract.record import Record
 from infer.contract.run import Run
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The model that made the embeddings."""
-
-    name: str
-    """Registered name or file name."""
-    label: str
-    """What to call it in front of people."""
-    trained: bool
-    """False for a model whose weights were never trained: its embeddings mean nothing."""
-    family: str
-    checkpoint: str
-    """SHA-256 of its file."""
-    licence: str | None = None
-    """Of its weights (SPDX); None where it is not known: a file of the user's own."""
-    citation: str | None = None
-    """What its publisher asks to be cited."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """First and last day, inclusive."""
-
-    start: date
-    end: date
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""The classifier on disk, RUN/model/: model.json (manifest) and classifier.cbm; saved, verified, loaded, applied."""
+"""The classifier on disk, RUN/model/ or a copy of it: saved, verified, loaded, applied.
+
+The folder needs nothing beside it: model.json (manifest with legend, recipe and checksums), classifier.cbm,
+oof.parquet, trials.jsonl, legend.csv and the card.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,9 @@ import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, writing
+from infer.contract import FormatError, writing
 from infer.contract.classification import ClassEntry, ClassifierManifest
+from preproc.run.classifier import MANIFEST, file_of, verified
 
 CLASSIFIER = "classifier.cbm"
 OUT_OF_FOLD = "oof.parquet"
@@ -83,7 +88,7 @@ def save_classifier(
     metadata["model_guid"] = ""
     path = folder / CLASSIFIER
     _save(path, model)
-    about.write(folder / ClassifierManifest.path(Run(folder)).name, inputs=inputs, files=[path, *files])
+    about.write(folder / MANIFEST, inputs=inputs, files=[path, *files])
 
 
 def _save(path: Path, model: CatBoostClassifier) -> None:
@@ -95,24 +100,25 @@ def _save(path: Path, model: CatBoostClassifier) -> None:
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def load_classifier(run: Run) -> Classifier:
-    """Read RUN/model after its manifest and every checksum have been verified.
+def load_classifier(folder: Path) -> Classifier:
+    """Read a classifier's folder after its manifest and every checksum have been verified.
 
     Raises:
-        FormatError: one line that names the file and what is wrong with it.
+        SmaltiError: one line that names the file and what is wrong with it.
     """
-    about = ClassifierManifest.read(run).verify(run)
+    about = verified(folder)
+    path, manifest = file_of(folder, CLASSIFIER), file_of(folder, MANIFEST)
     if CLASSIFIER not in about.files:
-        raise FormatError(f"{run.model_manifest}: does not list {CLASSIFIER}: {_REMEDY}")
+        raise FormatError(f"{manifest}: does not list {CLASSIFIER}: {_REMEDY}")
     model = CatBoostClassifier()
     try:
-        model.load_model(str(run.model / CLASSIFIER), format="cbm")
+        model.load_model(str(path), format="cbm")
     except CatBoostError as error:
-        raise FormatError(f"{run.model / CLASSIFIER}: not a CatBoost model ({error}): {_REMEDY}") from error
+        raise FormatError(f"{path}: not a CatBoost model ({error}): {_REMEDY}") from error
     codes = [int(code) for code in model.classes_]
     if codes != [entry.code for entry in about.classes] or len(model.feature_names_) != about.dim:
         raise FormatError(
-            f"{run.model_manifest}: its classes or dimensions are not those of {CLASSIFIER} "
+            f"{manifest}: its classes or dimensions are not those of {CLASSIFIER} "
             f"(codes {codes}, {len(model.feature_names_)} dimensions): {_REMEDY}"
         )
     return Classifier(about.classes, about.dim, model)

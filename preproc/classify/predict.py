@@ -19,14 +19,16 @@ from infer.contract import (
     read_embedding,
     sha256_json,
 )
-from infer.contract.classification import ClassifierManifest
 from infer.contract.rasters import MapManifest
 from preproc.classify.class_map import build_map
+from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
 from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.run.classifier import about_classifier, model_folder
 from preproc.run.config import Config
+from preproc.run.progress import say
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 from preproc.run.workers import side_by_side, worker_count
 
@@ -50,7 +52,10 @@ class PredictStage:
             embeddings[tile.name] = sha256_json(manifest["files"])
 
         facts = read_provenance(run, note)
-        classifier = ClassifierManifest.read(run).fingerprint
+        about = about_classifier(run, config)
+        classifier = about.fingerprint
+        if config.predict.model is not None:
+            refuse_other_embeddings(config.predict.model, about, facts)
         inputs = {
             "classifier": classifier,
             "embeddings": facts.fingerprint,
@@ -84,12 +89,15 @@ def _build(run: Run, config: Config, facts: RunProvenance, due: Due) -> Generato
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     predicted = [unit for unit in due.units if unit.kind == TILE_KIND]
     if predicted:
-        _fitting_classifier(run, facts)  # said once, and not by every process
+        _fitting_classifier(run, config, facts)  # said once, and not by every process
+        if config.predict.model is not None:
+            for line in remarks(about_classifier(run, config), facts):
+                say(f"predict: {line}")
         pixels = sum(tiles[unit.name].size ** 2 for unit in predicted)
-        make = _TileMaker(run, facts, {unit.name: tiles[unit.name] for unit in predicted})
+        make = _TileMaker(run, config, facts, {unit.name: tiles[unit.name] for unit in predicted})
         yield from side_by_side(predicted, make, worker_count(config, pixels))
     joined = [unit for unit in due.units if unit.kind == MapManifest.kind]
-    yield from one_by_one(joined, lambda unit: build_map(run, ClassifierManifest.read(run).classes, facts, unit))
+    yield from one_by_one(joined, lambda unit: build_map(run, about_classifier(run, config).classes, facts, unit))
 
 
 @dataclass
@@ -97,6 +105,7 @@ class _TileMaker:
     """Predicts tiles; each process loads the classifier once."""
 
     run: Run
+    config: Config
     facts: RunProvenance
     tiles: Mapping[str, PlannedTile]
 
@@ -105,11 +114,11 @@ class _TileMaker:
 
     @cached_property
     def _classifier(self) -> Classifier:
-        return _fitting_classifier(self.run, self.facts)
+        return _fitting_classifier(self.run, self.config, self.facts)
 
 
-def _fitting_classifier(run: Run, facts: RunProvenance) -> Classifier:
-    classifier = load_classifier(run)
+def _fitting_classifier(run: Run, config: Config, facts: RunProvenance) -> Classifier:
+    classifier = load_classifier(model_folder(run, config))
     if facts.dim != classifier.dim:
         raise SmaltiError(
             f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "

@@ -15,6 +15,7 @@ from infer.contract import (
     PIXEL_SIZE,
     Embedding,
     FormatError,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
@@ -29,6 +30,7 @@ from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
 from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
+from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
@@ -193,7 +195,11 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
             writer.close()
         run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
     about = SamplesManifest(
-        rows=len(drawn.chosen.tile_n), dim=drawn.dim, classes=tuple(_legend(drawn)), counts=drawn.counts
+        rows=len(drawn.chosen.tile_n),
+        dim=drawn.dim,
+        classes=tuple(_legend(drawn)),
+        counts=drawn.counts,
+        embedded=embedded(read_provenance(run), Plan.read(run)),
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
     _tell(about)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, atomic_dir, sha256_json
+from infer.contract import Run, SmaltiError, atomic_dir, sha256_json, write_bytes, write_json
 from infer.contract.classification import (
     AbsentClasses,
     ClassEntry,
@@ -19,22 +19,26 @@ from infer.contract.classification import (
     FoldsUsed,
     LeftOutClass,
     SamplesManifest,
+    TrainedOn,
     Tuning,
 )
 from preproc.classify.boost import Parameters, fit, out_of_fold
+from preproc.classify.card import CARD, CARD_TEXT, card, card_text
 from preproc.classify.folds import Folds, assign_folds, groups_per_class
 from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
-from preproc.classify.out_of_fold import write_out_of_fold
+from preproc.classify.out_of_fold import read_out_of_fold, write_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.table import Samples, counted, read_samples
 from preproc.classify.trials import Journal, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
+from preproc.raster.legend import legend_csv
 from preproc.run.config import Classify, Config
 from preproc.run.progress import progress, say
 from preproc.run.stage import Session, Unit, one_by_one
 
 _RECIPE = 2
 """Raised when training changes in a way that changes its results."""
+LEGEND = "legend.csv"
 _SECOND_SPLIT = 1_000_003
 """Added to the seed for the folds that are reported, so that they are not those that parameters were tuned on."""
 
@@ -76,6 +80,7 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         SmaltiError: if the samples cannot be trained on.
     """
     settings = config.classify
+    embedded = SamplesManifest.read(run).embedded
     samples, left_out = trainable(read_samples(run), settings.min_groups)
     assign_folds(samples.code_n, samples.group_n, settings.folds, settings.seed)  # refuses before the long search
     workers = config.site.workers or len(os.sched_getaffinity(0))
@@ -101,13 +106,25 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         folds=FoldsUsed(folds.count, settings.folds, _absent(folds)),
         left_out=tuple(left_out),
         rows=len(samples),
+        trained_on=() if embedded is None else (TrainedOn(len(samples), len(set(samples.group_n)), embedded),),
+        inputs=inputs,
     )
     with atomic_dir(run.model) as folder:
         write_out_of_fold(folder / OUT_OF_FOLD, samples, folds.fold_n, codes_k, values_nk)
         (folder / TRIALS).write_bytes(published(journal.trials))
-        files = [folder / OUT_OF_FOLD, folder / TRIALS]
+        files = [folder / OUT_OF_FOLD, folder / TRIALS, *_companions(folder, about)]
         save_classifier(folder, model, about, inputs=inputs, files=files)
     (_work(run) / TRIALS).unlink(missing_ok=True)
+
+
+def _companions(folder: Path, about: ClassifierManifest) -> list[Path]:
+    """What makes the folder complete by itself: the legend, and the card for machines and for people."""
+    oof = read_out_of_fold(folder / OUT_OF_FOLD, [entry.code for entry in about.classes])
+    content = card(about, oof, about.inputs["settings"])
+    write_bytes(folder / LEGEND, legend_csv(about.classes))
+    write_json(folder / CARD, content)
+    write_bytes(folder / CARD_TEXT, card_text(content, about).encode())
+    return [folder / LEGEND, folder / CARD, folder / CARD_TEXT]
 
 
 def _work(run: Run) -> Path:

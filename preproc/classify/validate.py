@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from infer.contract import Run
-from infer.contract.classification import AccuracyManifest, ClassifierManifest, Figure
+from infer.contract.classification import AccuracyManifest, Figure
 from infer.contract.rasters import MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.class_raster import read_map
@@ -16,6 +16,7 @@ from preproc.classify.performance import performance
 from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
+from preproc.run.classifier import about_classifier, file_of, model_folder, verified
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
@@ -40,7 +41,7 @@ class ValidateStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
-        model = ClassifierManifest.read(run).files_fingerprint
+        model = about_classifier(run, config).files_fingerprint
         inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed}
         if config.validate_ is not None:
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
@@ -64,8 +65,9 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
     Raises:
         SmaltiError: if the classifier, the map or the reference sample is not what it should be.
     """
-    about = ClassifierManifest.read(run).verify(run)
-    oof = read_out_of_fold(run.model / OUT_OF_FOLD, [entry.code for entry in about.classes])
+    folder = model_folder(run, config)
+    about = verified(folder)
+    oof = read_out_of_fold(file_of(folder, OUT_OF_FOLD), [entry.code for entry in about.classes])
     figures = {
         **performance(oof, about.classes, config.classify.seed),
         "left_out": to_json(about.left_out),

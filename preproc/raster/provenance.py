@@ -22,7 +22,7 @@ from infer.contract import (
     sha256_json,
     verify_files,
 )
-from infer.contract.rasters import Encoder, Window
+from infer.contract.provenance import Embedded, Encoder, Window
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
@@ -109,6 +109,20 @@ class RunProvenance:
             "origins": dict(self.origins),
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
+
+
+def embedded(facts: RunProvenance, plan: Plan) -> Embedded:
+    """The same as samples and classifiers state it."""
+    return Embedded(
+        region=facts.region,
+        bbox=plan.region.bbox,
+        model=facts.encoder,
+        embeddings_as="int8" if facts.int8 else "float32",
+        data_sources=facts.data_sources,
+        archive=facts.archive,
+        window=Window(*plan.window),
+        min_clear_s2=facts.min_clear_s2,
+    )
 
 
 def read_provenance(

@@ -69,6 +69,16 @@ def _about_the_encoder(sources: Sources) -> list[Caution]:
 def _about_the_labels(sources: Sources) -> list[Caution]:
     found = []
     performance = sources.accuracy.performance
+    if sources.samples is None:
+        seasons = "; ".join(
+            f"{entry.embedded.region}, {entry.embedded.window.start} to {entry.embedded.window.end}"
+            for entry in sources.model.trained_on
+        )
+        text = (
+            f"The classifier was trained elsewhere: {seasons}. Its performance below is of the labels there. How it "
+            "does here only a reference sample of this place and season can tell."
+        )
+        found.append(Caution("No labels of this place and season", text, True))
     left_out = performance.left_out
     if left_out:
         names = ", ".join(f"{entry.name} ({entry.groups})" for entry in left_out)

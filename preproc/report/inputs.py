@@ -19,6 +19,8 @@ from infer.contract import (
 )
 from infer.contract.classification import AccuracyManifest, ClassifierManifest, SamplesManifest
 from infer.contract.rasters import MapManifest, MosaicManifest
+from preproc.run.classifier import MANIFEST, about_classifier, file_of, model_folder, verified
+from preproc.run.config import Config
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Sources:
 
     plan: Plan
     mosaic: MosaicManifest
-    samples: SamplesManifest
+    samples: SamplesManifest | None
+    """None where the classifier was trained elsewhere."""
     model: ClassifierManifest
     map: MapManifest
     accuracy: AccuracyManifest
@@ -37,15 +40,13 @@ class Sources:
 
 _KINDS: Mapping[str, type[Record]] = {
     "mosaic": MosaicManifest,
-    "samples": SamplesManifest,
-    "model": ClassifierManifest,
     "map": MapManifest,
     "accuracy": AccuracyManifest,
 }
 """What the report needs besides the plan."""
 
 
-def fingerprint(run: Run) -> dict[str, str]:
+def fingerprint(run: Run, config: Config) -> dict[str, str]:
     """SHA-256 of every manifest that the report tells of.
 
     Raises:
@@ -56,6 +57,11 @@ def fingerprint(run: Run) -> dict[str, str]:
     for name, kind in _KINDS.items():
         kind.read(run)
         found[name] = sha256_file(kind.path(run))
+    if config.trains:
+        SamplesManifest.read(run)
+        found["samples"] = sha256_file(run.samples_manifest)
+    about_classifier(run, config)
+    found["model"] = sha256_file(file_of(model_folder(run, config), MANIFEST))
     digest = hashlib.sha256()
     for tile in plan.tiles:
         for file in (TILE_MANIFEST, QUALITY_FILE):
@@ -65,7 +71,7 @@ def fingerprint(run: Run) -> dict[str, str]:
     return found
 
 
-def read_sources(run: Run) -> Sources:
+def read_sources(run: Run, config: Config) -> Sources:
     """Read and verify everything.
 
     Raises:
@@ -75,8 +81,8 @@ def read_sources(run: Run) -> Sources:
         plan=Plan.read(run),
         # mosaics may be many gigabytes, and the report shows none of their bytes but the preview's
         mosaic=MosaicManifest.read(run).verify(run, checksums=False),
-        samples=SamplesManifest.read(run).verify(run),
-        model=ClassifierManifest.read(run).verify(run),
+        samples=SamplesManifest.read(run).verify(run) if config.trains else None,
+        model=verified(model_folder(run, config)),
         map=MapManifest.read(run).verify(run),
         accuracy=AccuracyManifest.read(run).verify(run),
         simulated=_is_simulated(run),

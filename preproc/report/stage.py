@@ -35,9 +35,13 @@ class ReportStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one page, and what it is made from."""
-        if config.labels is None:
+        if not config.maps:
             raise SmaltiError(f"{run.config}: [labels]: missing: a report is about a map, and a map needs labels")
-        inputs: dict[str, Any] = {**fingerprint(run), "confidence": config.classify.confidence, "layout": LAYOUT}
+        inputs: dict[str, Any] = {
+            **fingerprint(run, config),
+            "confidence": config.classify.confidence,
+            "layout": LAYOUT,
+        }
         if config.report.truth is not None:
             inputs["truth"] = truth_fingerprint(config.report.truth)
         unit = Unit("index.html", run.report / "report.json", KIND, inputs)
@@ -46,7 +50,7 @@ class ReportStage:
 
 def _write(run: Run, config: Config, unit: Unit) -> None:
     page = run.report / "index.html"
-    html = render(context(run, config, read_sources(run)))
+    html = render(context(run, config, read_sources(run, config)))
     unit.manifest.unlink(missing_ok=True)
     write_bytes(page, html.encode())
     write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])

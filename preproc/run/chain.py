@@ -18,7 +18,12 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
     Raises:
         SmaltiError: if a stage that it builds on is stale; or see `preproc.run.stage.run_stage`.
     """
-    if entry.needs_labels and config.labels is None:
+    if entry not in chain(config):
+        if entry.makes == "classifier" and config.predict.model is not None:
+            raise SmaltiError(
+                f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
+                "nothing to do"
+            )
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
     refuse_stale(entry, Survey(run, config), entry.name, cheaply=not whole)
@@ -75,7 +80,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
         raise StageFailedError("\n".join(failures), exit_code=EXIT_FAILED)
     if not any(outcome.built for outcome in outcomes):
         say("everything is complete: nothing was to be done")
-    if config.labels is None:
+    if not config.maps:
         say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
     return outcomes
 
@@ -88,7 +93,7 @@ def summarise(run: Run, config: Config) -> str:
     """
     lines: list[str] = []
     lines += _rasters("embeddings", run, MosaicManifest)
-    if config.labels is not None:
+    if config.maps:
         lines += _rasters("map", run, MapManifest)
         lines.append(f"accuracy    {AccuracyManifest.read(run).headline}  ({run.accuracy})")
         lines.append(f"report      {run.report / 'index.html'}")

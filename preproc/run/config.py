@@ -284,6 +284,15 @@ class Classify(_Section):
         return float(value) if type(value) is int else value
 
 
+class Predict(_Section):
+    """Which classifier maps the run."""
+
+    model: Path | None = None
+    """Folder of a classifier that another run trained (its model/, or a copy); None: trained here, from [labels]."""
+
+    _resolve = field_validator("model", mode="before")(_absolute)
+
+
 class Validate(_Section):
     """A reference sample, for the accuracy of the map; without it only the classifier's performance is told."""
 
@@ -376,10 +385,32 @@ class Config(_Section):
     model: Model = Model(name="demo")
     labels: Labels | None = None
     classify: Classify = Classify()
+    predict: Predict = Predict()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @property
+    def trains(self) -> bool:
+        """Whether a classifier is trained in this run."""
+        return self.labels is not None and self.predict.model is None
+
+    @property
+    def maps(self) -> bool:
+        """Whether this run ends with a map of classes, and not with embeddings."""
+        return self.labels is not None or self.predict.model is not None
+
+    def mapped_by(self, folder: Path) -> Config:
+        """The same, but that a classifier trained elsewhere maps it."""
+        update = {"predict": Predict(model=folder.absolute()), "labels": None}
+        return self.model_copy(update=update)
+
+    @model_validator(mode="after")
+    def _one_classifier(self) -> Self:
+        if self.labels is not None and self.predict.model is not None:
+            raise ValueError("[predict] model names a classifier, and from [labels] another is trained: leave one out")
+        return self
 
 
 def _message(error: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import Literal, cast
 
 from preproc.run.config import Config
 from preproc.run.stage import Stage
@@ -21,8 +21,8 @@ class StageEntry:
     """Stages whose outputs it reads; what those read in turn is not repeated."""
     gathers: bool
     """It reads all tiles at once, so it cannot work around a tile that failed before."""
-    needs_labels: bool
-    """It has nothing to do in a run without [labels]."""
+    makes: Literal["embeddings", "classifier", "map"]
+    """What it is a step towards: a run without labels makes no classifier, one without either no map."""
     cheap: bool = False
     """Whether it is up to date is told without more than the shards that build on it look at themselves."""
     measures_map: bool = False
@@ -38,16 +38,16 @@ class StageEntry:
 
 
 STAGES = (
-    StageEntry("plan", "preproc.plan.stage:PlanStage", needs=(), gathers=False, needs_labels=False, cheap=True),
-    StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, needs_labels=False),
-    StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, needs_labels=False),
-    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, needs_labels=False),
+    StageEntry("plan", "preproc.plan.stage:PlanStage", needs=(), gathers=False, makes="embeddings", cheap=True),
+    StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, makes="embeddings"),
+    StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, makes="embeddings"),
+    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, makes="embeddings"),
     StageEntry(
         "sample",
         "preproc.classify.sample:SampleStage",
         needs=("infer",),
         gathers=True,
-        needs_labels=True,
+        makes="classifier",
         cheap=True,  # it asks each embedding, as shards of `predict` do
     ),
     StageEntry(
@@ -55,7 +55,7 @@ STAGES = (
         "preproc.classify.train:TrainStage",
         needs=("sample",),
         gathers=True,
-        needs_labels=True,
+        makes="classifier",
         cheap=True,
     ),
     StageEntry(
@@ -63,7 +63,7 @@ STAGES = (
         "preproc.classify.predict:PredictStage",
         needs=("train",),
         gathers=True,
-        needs_labels=True,
+        makes="map",
         in_shards="preproc.classify.predict:PredictTilesStage",
     ),
     StageEntry(
@@ -71,7 +71,7 @@ STAGES = (
         "preproc.classify.validate:ValidateStage",
         needs=("train",),
         gathers=True,
-        needs_labels=True,
+        makes="map",
         measures_map=True,
     ),
     StageEntry(
@@ -79,7 +79,7 @@ STAGES = (
         "preproc.report.stage:ReportStage",
         needs=("stitch", "predict", "validate"),
         gathers=True,
-        needs_labels=True,
+        makes="map",
     ),
 )
 
@@ -90,8 +90,9 @@ def stage_named(name: str) -> StageEntry:
 
 
 def chain(config: Config) -> list[StageEntry]:
-    """The stages of this run, in order: without labels it ends with the mosaic of embeddings."""
-    return [entry for entry in STAGES if config.labels is not None or not entry.needs_labels]
+    """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings."""
+    wanted = {"embeddings": True, "classifier": config.trains, "map": config.maps}
+    return [entry for entry in STAGES if wanted[entry.makes]]
 
 
 def before(entry: StageEntry, config: Config) -> list[StageEntry]:

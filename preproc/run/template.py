@@ -43,6 +43,10 @@ dim = 128                        # v2 students also 64, 32, 16
 # class = "crop"                 # attribute with the class
 # group = "parcel"               # attribute that keeps related pixels on one side of a fold
 
+# Instead of labels: a classifier that another run trained on embeddings of the same kind (its model/, or a copy).
+# [predict]
+# model = "../2023/model"
+
 [classify]
 folds = 4                        # grouped cross-validation
 trials = 20                      # Optuna trials; 0 trains with CatBoost's defaults

@@ -28,6 +28,15 @@ source = "mpc"
 """
 WEST, NORTH, EPSG = 500_000, 5_600_000, 32631
 
+MODEL = {
+    "name": "demo",
+    "label": "untrained demonstration model",
+    "trained": False,
+    "family": "v2-student",
+    "data_source": None,
+    "normalisation": "v2-student",
+}
+
 
 def tiled_run(root: Path, *, across: int = 2, down: int = 2, size: int = 32, epsg: int = EPSG) -> Run:
     """A run with a plan of across x down tiles, and no embeddings yet."""
@@ -91,9 +100,20 @@ def truth(x: NDArray[Any], y: NDArray[Any], *, parcel: int = 8, classes: int = 3
     return (column * 7 + row * 5 + column * row) % classes
 
 
-def embed(run: Run, *, dim: int = 6, noise: float = 0.4, int8: bool = False, seed: int = 0, classes: int = 3) -> None:
+def embed(
+    run: Run,
+    *,
+    dim: int = 6,
+    noise: float = 0.4,
+    int8: bool = False,
+    seed: int = 0,
+    classes: int = 3,
+    checkpoint: str = "ab" * 32,
+) -> None:
     """Write embeddings that separate the classes of `truth` up to noise; row 0 of the first tile is nodata."""
     centres = np.random.default_rng(99).normal(size=(classes, dim))
+    inputs = {"seed": seed, "checkpoint": checkpoint}
+    fields = {"model": MODEL, "data_source": "mpc"}
     for index, tile in enumerate(planned_tiles(run)):
         x, y = centre_grid(tile)
         noise_hwc = np.random.default_rng([seed, index]).normal(size=(tile.size, tile.size, dim)) * noise
@@ -103,9 +123,9 @@ def embed(run: Run, *, dim: int = 6, noise: float = 0.4, int8: bool = False, see
         if int8:
             scales = (np.abs(values).max(axis=2) / 127).astype(np.float32)
             codes = np.nan_to_num(np.round(values / scales[..., None])).astype(np.int8)
-            write_embedding(run.embeddings, tile.name, codes, scales, inputs={"seed": seed}, fields={})
+            write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields=fields)
         else:
-            write_embedding(run.embeddings, tile.name, values, None, inputs={"seed": seed}, fields={})
+            write_embedding(run.embeddings, tile.name, values, None, inputs=inputs, fields=fields)
 
 
 def centre_grid(tile: PlannedTile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

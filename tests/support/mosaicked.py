@@ -21,19 +21,11 @@ from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
-from support.embedded import plan_of, write_vector
+from support.embedded import MODEL, plan_of, write_vector
 
 EPSG = 32631
 WEST, NORTH = 573_440, 5_626_880
 WINDOW = ["2018-12-01", "2019-11-30"]
-MODEL = {
-    "name": "demo",
-    "label": "untrained demonstration model",
-    "trained": False,
-    "family": "v2-student",
-    "data_source": None,
-    "normalisation": "v2-student",
-}
 
 TOML = """\
 [region]

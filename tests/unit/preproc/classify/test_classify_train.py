@@ -238,7 +238,9 @@ def test_optimism_is_seen_where_there_is_nothing_to_learn() -> None:
 def test_training_makes_the_same_bytes_again_and_on_any_number_of_workers(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
     first = contents(run.model)
-    assert sorted(first) == ["classifier.cbm", "model.json", "oof.parquet", "trials.jsonl"]
+    assert sorted(first) == [
+        *("card.json", "card.md", "classifier.cbm", "legend.csv", "model.json", "oof.parquet", "trials.jsonl")
+    ]
     run_stage(TrainStage(), run, settings(run), force=True)
     assert contents(run.model) == first
     run_stage(TrainStage(), run, settings(run, f"{TRAINING}[site]\nworkers = 1\n"), force=True)
@@ -273,7 +275,7 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
 
 def test_the_classifier_answers_like_the_model_that_was_saved(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
-    classifier = load_classifier(run)
+    classifier = load_classifier(run.model)
     assert '"thread_count":1' in classifier.model.get_metadata()["params"]  # recorded in the bytes
     samples = read_samples(run)
     assert [(e.code, e.name) for e in classifier.classes] == [(1, "crop a"), (2, "crop b"), (3, "crop c")]
@@ -322,7 +324,7 @@ def test_classes_with_too_few_groups_are_left_out_and_said(tmp_path: Path, capsy
     run_stage(TrainStage(), run, settings(run))
     manifest = read_manifest(run.model_manifest, "classifier", remedy="")
     assert [(e["name"], e["groups"], e["pixels"]) for e in manifest["left_out"]] == [("hops", 1, 12)]
-    classifier = load_classifier(run)
+    classifier = load_classifier(run.model)
     assert [e.name for e in classifier.classes] == ["crop a", "crop b", "crop c", "flax"]
     assert [e.code for e in classifier.classes] == [1, 2, 3, 4]
     assert manifest["folds"]["absent"][0]["codes"] == [4]
@@ -368,17 +370,17 @@ def test_samples_that_were_edited_are_refused(run: Run, name: str, value: Any, m
 
 
 def test_damaged_models_are_refused(run: Run) -> None:
-    with pytest.raises(FormatError, match="run `smalti train "):
-        load_classifier(run)
+    with pytest.raises(FormatError, match="run `smalti train`"):
+        load_classifier(run.model)
     run_stage(TrainStage(), run, settings(run))
     path = run.model / CLASSIFIER
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(FormatError, match=r"classifier.cbm: \d+ bytes"):
-        load_classifier(run)
+        load_classifier(run.model)
     path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     with pytest.raises(FormatError, match="do not match the checksum"):
-        load_classifier(run)
+        load_classifier(run.model)
 
 
 def test_a_model_whose_legend_is_another_is_refused(run: Run) -> None:
@@ -388,11 +390,11 @@ def test_a_model_whose_legend_is_another_is_refused(run: Run) -> None:
     content["classes"].sort(key=lambda e: e["code"])
     run.model_manifest.write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"not those of classifier.cbm"):
-        load_classifier(run)
+        load_classifier(run.model)
     content["classes"][0]["color"] = "red"
     run.model_manifest.write_text(json.dumps(content))
     with pytest.raises(FormatError, match="colour 'red'"):
-        load_classifier(run)
+        load_classifier(run.model)
 
 
 # colours

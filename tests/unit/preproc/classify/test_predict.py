@@ -68,7 +68,7 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 def test_every_pixel_has_the_class_and_confidence_of_its_embedding(run: Run) -> None:
     run_stage(PredictStage(), run, config(run))
-    classifier = load_classifier(run)
+    classifier = load_classifier(run.model)
     classes, confidence = read(run.map / "classes_31N.tif"), read(run.map / "confidence_31N.tif")
     assert classes.shape == (64, 64)
     origin = (573_440, 5_626_880)

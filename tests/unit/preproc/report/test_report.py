@@ -403,7 +403,7 @@ def test_simulated_scenes_are_never_passed_off_as_real(copy: tuple[Run, Config])
     run.items.mkdir()
     item = {"type": "Feature", "properties": {"smalti:simulated": True}}
     (run.items / "s2.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
-    assert read_sources(run).simulated
+    assert read_sources(run, config(run)).simulated
     run_stage(ReportStage(), run, settings, force=True)
     text = parse(run).text
     assert text.index("Simulated data") < text.index("Mapped area")

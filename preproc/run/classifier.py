@@ -1,0 +1,67 @@
+"""Which classifier maps a run: its own, or one that another run trained; where it lies and what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infer.contract import FormatError, Run, SmaltiError, read_manifest, verify_files
+from infer.contract.classification import ClassifierManifest
+from infer.contract.record import from_json
+from preproc.run.config import Config
+
+MANIFEST = "model.json"
+_REMEDY = "run `smalti train` again where it was trained, or copy the folder again"
+
+
+def model_folder(run: Run, config: Config) -> Path:
+    """Where the classifier that maps this run lies: its own, or the one that [predict] model names."""
+    return config.predict.model or run.model
+
+
+def about_classifier(run: Run, config: Config) -> ClassifierManifest:
+    """The manifest of the classifier that maps this run.
+
+    Raises:
+        SmaltiError: in one line, if it is missing or not what it should be.
+    """
+    return ClassifierManifest.read(run) if config.predict.model is None else read_about(config.predict.model)
+
+
+def read_about(folder: Path) -> ClassifierManifest:
+    """The manifest of a classifier's folder; its files are not looked at.
+
+    Args:
+        folder: RUN/model, or a copy of it anywhere; that of a run stands for its classifier.
+
+    Raises:
+        SmaltiError: in one line, if it is missing or not what it should be.
+    """
+    path = _inner(folder) / MANIFEST
+    if folder.is_file():
+        raise SmaltiError(f"{folder}: is a file, and a classifier is a folder: give `{folder.parent}`")
+    if not path.exists():
+        remedy = "run `smalti train`, or give the folder model/ of a run that was trained"
+        raise FormatError(f"{path}: the manifest of this classifier is missing: {remedy}")
+    content = read_manifest(path, ClassifierManifest.kind, remedy=_REMEDY)
+    return from_json(ClassifierManifest, content, path, "run `smalti train --force` where it was trained")
+
+
+def verified(folder: Path) -> ClassifierManifest:
+    """The same after every checksum has been compared.
+
+    Raises:
+        SmaltiError: naming the first file that is missing or damaged.
+    """
+    about = read_about(folder)
+    verify_files(_inner(folder) / MANIFEST, {"files": about.files}, remedy=_REMEDY)
+    return about
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """A file of a classifier's folder."""
+    return _inner(folder) / name
+
+
+def _inner(folder: Path) -> Path:
+    """RUN/model for a run's folder, which has a model.json as well: what the engine is asked for."""
+    return folder / "model" if (folder / "run.toml").exists() else folder
