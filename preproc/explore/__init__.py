@@ -1,0 +1,1 @@
+"""Looking at embeddings without labels: groups of like pixels, and every place like some given ones."""

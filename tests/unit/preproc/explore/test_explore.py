@@ -1,0 +1,165 @@
+"""Groups of like pixels, and places like given ones, against plain computations of the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rio_cogeo import cog_validate
+from support.mosaicked import config, crops, embed_crops, planned_run, write_tile
+
+from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract.explored import GroupsManifest
+from preproc.explore.groups import cluster, draw_sample
+from preproc.explore.similar import SAME, cosines, find_similar, parse_places
+
+CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = planned_run(tmp_path / "run", CELLS)
+    embed_crops(run)
+    return run
+
+
+def read(path: Path) -> NDArray[Any]:
+    with rasterio.open(path) as raster:
+        return raster.read(1)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def degrees(x: float, y: float, epsg: int = 32631) -> tuple[float, float]:
+    longitude, latitude = Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)
+    return longitude, latitude
+
+
+def test_groups_are_the_crops_that_nobody_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster(run, config(run), 3, 0)
+    tile = planned_tiles(run)[3]
+    codes, truth = read(run.root / "groups" / "groups_32N.tif"), crops(tile)
+    assert (codes[:3, :3] == 0).all()
+    table = np.zeros((4, 3), int)
+    np.add.at(table, (codes.ravel(), truth.ravel()), 1)
+    assert table[1:].max(axis=0).sum() > 0.95 * (codes > 0).sum(), "each crop is one group"
+    assert len(set(table[1:].argmax(axis=0))) == 3
+    made = GroupsManifest.read(run).verify(run)
+    assert sum(group.pixels for group in made.groups) == 4 * (32 * 32 - 9)
+    assert "group 1: " in capsys.readouterr().err
+    assert cog_validate(run.root / "groups" / "groups_31N.tif", strict=True) == (True, [], [])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_may_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(run, config(run), 5, 3)
+    first = digest(run.root / "groups")
+    monkeypatch.setattr("preproc.explore.strips._PIXELS", 200)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2})
+    cluster(run, config(run), 5, 3, force=True)
+    assert digest(run.root / "groups") == first, "neither strips nor threads change a byte"
+    cluster(run, config(run), 4, 3)
+    assert digest(run.root / "groups") != first
+
+
+def test_the_sample_is_drawn_by_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw_sample(run, 6, 0)
+    assert len(whole) == 4 * (32 * 32 - 9)
+    monkeypatch.setattr("preproc.explore.groups._SAMPLE", 400)
+    few, others = draw_sample(run, 6, 0), draw_sample(run, 6, 1)
+    assert 300 < len(few) < 500
+    assert {tuple(row) for row in few.tolist()} != {tuple(row) for row in others.tolist()}
+
+
+def test_too_many_groups_are_refused(run: Run, tmp_path: Path) -> None:
+    for number in (1, 255):
+        with pytest.raises(SmaltiError, match=r"from 2 to 254 groups"):
+            cluster(run, config(run), number, 0)
+    flat = planned_run(tmp_path / "flat", CELLS[:1])
+    write_tile(flat, planned_tiles(flat)[0], np.ones((32, 32, 6), np.float32))
+    with pytest.raises(SmaltiError, match=r"ask for fewer groups"):
+        cluster(flat, config(flat), 3, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_cosines_are_those_of_the_plain_product(dtype: type[Any]) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-128, 128, (5000, 128)).astype(dtype)
+    codes[7] = 0
+    queries = rng.normal(size=(3, 128)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        plain = (codes.astype(np.float64) @ queries.T) / np.linalg.norm(codes.astype(np.float64), axis=1)[:, None]
+    found = cosines(codes, queries)
+    assert np.isnan(found[7]).all()
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+
+
+def test_places_like_an_example_have_its_crop_and_those_unlike_have_nothing(run: Run) -> None:
+    tile = planned_tiles(run)[0]
+    truth = crops(tile)
+    examples = {}
+    for crop in (0, 1):
+        row, column = (int(values[len(values) // 2]) for values in np.nonzero(truth == crop))
+        examples[crop] = degrees(tile.west + column * 10 + 5, tile.north - row * 10 - 5)
+    find_similar(run, config(run), (examples[0],), (examples[1],), 20)
+    folder = run.root / "similar"
+    scores = read(folder / "similarity_32N.tif")
+    elsewhere = planned_tiles(run)[3]
+    there = crops(elsewhere)
+    assert (scores[:3, :3] == 255).all()
+    seen = scores != 255
+    assert np.median(scores[seen & (there == 0)]) > 0.8 * SAME
+    assert (scores[seen & (there == 1)] == 0).mean() > 0.9
+    places = json.loads((folder / "places.geojson").read_text())["features"]
+    assert len(places) == 20
+    values = [place["properties"]["similarity"] for place in places]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 0.9
+    cells = set()
+    for place in places:
+        longitude, latitude = place["geometry"]["coordinates"]
+        for other in planned_tiles(run):
+            x, y = Transformer.from_crs(4326, other.epsg, always_xy=True).transform(longitude, latitude)
+            if other.west <= x < other.west + 320 and other.north - 320 < y <= other.north:
+                assert crops(other)[int((other.north - y) // 10), int((x - other.west) // 10)] == 0
+                cells.add((other.epsg, int(x // 100), int(y // 100)))
+    assert len(cells) == 20, "one of each square of 100 m"
+    assert cog_validate(folder / "similarity_31N.tif", strict=True) == (True, [], [])
+
+
+def test_an_example_is_like_itself_whatever_its_scale(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = planned_tiles(run)[2]
+    place = degrees(tile.west + 155, tile.north - 205)
+    find_similar(run, config(run), (place,), (), 5)
+    first = digest(run.root / "similar")
+    with rasterio.open(run.root / "similar" / "similarity_31N.tif") as raster:
+        assert next(raster.sample([(tile.west + 155, tile.north - 205)]))[0] == SAME
+    vector = read_embedding(run.embeddings, tile.name).window(slice(20, 21), slice(15, 16))[0, 0].astype(np.float64)
+    other = read_embedding(run.embeddings, "t32632_0_0").window(slice(9, 10), slice(9, 10))[0, 0].astype(np.float64)
+    cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
+    assert read(run.root / "similar" / "similarity_32N.tif")[9, 9] == round(max(0.0, cosine) * SAME)
+    monkeypatch.setattr("preproc.explore.strips._PIXELS", 100)
+    find_similar(run, config(run), (place,), (), 5, force=True)
+    assert digest(run.root / "similar") == first
+
+
+def test_what_is_no_place_is_said(run: Run) -> None:
+    tile = planned_tiles(run)[0]
+    for text in ("4.05", "4.05;50.7", "a,b", "4,5,6", "nan,2"):
+        with pytest.raises(SmaltiError, match=r"--at .*: (write longitude,latitude|longitude is)"):
+            parse_places([text], "--at")
+    with pytest.raises(SmaltiError, match=r"longitude is -180 to 180 and comes first"):
+        parse_places(["50.7,104.0"], "--at")
+    with pytest.raises(SmaltiError, match=r"0.0,0.0: lies in no tile"):
+        find_similar(run, config(run), ((0.0, 0.0),), (), 5)
+    with pytest.raises(SmaltiError, match=r"has no embedding: it was not observed"):
+        find_similar(run, config(run), (degrees(tile.west + 15, tile.north - 15),), (), 5)
