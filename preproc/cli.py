@@ -162,9 +162,9 @@ def infer(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = Fal
 
 
 @app.command(rich_help_panel=_STAGES)
-def stitch(run: RunArgument, force: ForceOption = False) -> None:
-    """Join the embeddings into cloud-optimised GeoTIFFs with a preview."""
-    _stage("stitch", run, force=force)
+def stitch(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Make the embeddings a Zarr store and GeoTIFFs. Shards make sheets; without --shard they are joined."""
+    _stage("stitch", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
