@@ -192,7 +192,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
+    """Map the classes wall to wall, with their confidence. Shards predict sheets; without --shard they are joined."""
     _stage("predict", run, shard, force, model)
 
 
