@@ -23,7 +23,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
