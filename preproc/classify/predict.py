@@ -114,8 +114,7 @@ class _Opened:
 
     def refuse(self, facts: RunProvenance) -> None:
         """Make sure that a classifier of another run knows such embeddings."""
-        if self.config.predict.model is not None:
-            refuse_other_embeddings(self.config.predict.model, about_classifier(self.run, self.config), facts)
+        _refuse_other(self.run, self.config, facts)
 
 
 def _open(run: Run, config: Config) -> _Opened:
@@ -130,7 +129,7 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
     sheets = [unit for unit in due.units if unit.kind == MapSheet.kind]
     if sheets:
         _refuse_misfit(run, config, facts, load_classifier(model_folder(run, config)))  # once, not for every sheet
-        if config.predict.model is not None:
+        if config.labels is None:
             for line in remarks(about_classifier(run, config), facts):
                 say(f"predict: {line}")
     failed = 0
@@ -218,9 +217,14 @@ class _SheetMaker:
         return {key: value for key, value in self.__dict__.items() if key != "_classifier"}
 
 
+def _refuse_other(run: Run, config: Config, facts: RunProvenance) -> None:
+    """Make sure that a classifier trained on other runs knows such embeddings."""
+    if config.predict.model is not None or config.train.runs:
+        refuse_other_embeddings(model_folder(run, config), about_classifier(run, config), facts)
+
+
 def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: Classifier) -> None:
-    if config.predict.model is not None:
-        refuse_other_embeddings(config.predict.model, about_classifier(run, config), facts)
+    _refuse_other(run, config, facts)
     if facts.dim != classifier.dim:
         raise SmaltiError(
             f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "
