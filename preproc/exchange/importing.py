@@ -25,7 +25,7 @@ from infer.contract.embedding import dequantise
 from infer.contract.imported import ImportManifest
 from infer.contract.registry import MATRYOSHKA, RegisteredModel, cache_path, registered_model
 from preproc.exchange.geotessera import Published, identity, open_published, shown
-from preproc.exchange.placement import Taken, take
+from preproc.exchange.placement import Frame, Taken, take
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
@@ -138,7 +138,7 @@ class _Taker:
             self._stage.kept.append(tile.name)
             return False
         dim, patches = self._config.model.dim, self.published.patches(tile)
-        found = take(tile, region_mask(self._region, tile) > 0, patches, self.published.dataset.dim)
+        found = take(Frame.of(tile), region_mask(self._region, tile) > 0, patches, self.published.dataset.dim)
         if found.absent and self._stage.fill:
             self._stage.left.append(tile.name)
             return False
