@@ -161,9 +161,9 @@ def infer(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = Fal
 
 
 @app.command(rich_help_panel=_STAGES)
-def stitch(run: RunArgument, force: ForceOption = False) -> None:
-    """Join the embeddings into cloud-optimised GeoTIFFs with a preview."""
-    _stage("stitch", run, force=force)
+def stitch(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Make the embeddings a Zarr store and GeoTIFFs. Shards make sheets; without --shard they are joined."""
+    _stage("stitch", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -196,10 +196,44 @@ def predict(
     _stage("predict", run, shard, force, model)
 
 
+ReferenceFileOption = Annotated[
+    Path | None, typer.Option("--reference", metavar="FILE", help="With --map: points with their true class.")
+]
+LegendOption = Annotated[
+    Path | None, typer.Option(metavar="CSV", help="Names of a GeoTIFF's classes: columns code and name.")
+]
+
+
 @app.command(rich_help_panel=_STAGES)
-def validate(run: RunArgument, force: ForceOption = False) -> None:
-    """Measure how well the classes are told apart, class by class."""
-    _stage("validate", run, force=force)
+def validate(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The run's folder; none with --map.")] = None,
+    force: ForceOption = False,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", metavar="FILE", help="Any classified GeoTIFF instead of a run.")
+    ] = None,
+    reference: ReferenceFileOption = None,
+    class_: Annotated[str, typer.Option("--class", metavar="ATTRIBUTE", help="The true class.")] = "class",
+    design: Annotated[str, typer.Option(help="How points were drawn: stratified or random.")] = "stratified",
+    stratum: Annotated[
+        str | None, typer.Option(metavar="ATTRIBUTE", help="The stratum, if strata are not the map's classes.")
+    ] = None,
+    strata: Annotated[str | None, typer.Option(metavar="A=SIZE,B=SIZE", help="Sizes of such strata.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the reference file.")] = None,
+    legend: LegendOption = None,
+    output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures there as well.")] = None,
+) -> None:
+    """Measure how well the classes are told apart; with a reference sample, how right the map is and what areas are.
+
+    With --map and --reference the same estimates are made of any classified GeoTIFF, without a run.
+    """
+    if map_file is None and reference is None and run is not None:
+        _stage("validate", run, force=force)
+        return
+    if map_file is None or reference is None or run is not None:
+        raise SmaltiError("validate takes either RUN, whose run.toml says the rest, or both --map and --reference")
+    from preproc.survey.assess import Assessment, assess
+
+    assess(Assessment(map_file, reference, class_, design, stratum, strata, layer, legend, output))
 
 
 @app.command(rich_help_panel=_STAGES)

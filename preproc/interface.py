@@ -27,7 +27,7 @@ from infer.contract import (
     read_embedding,
     read_tile,
 )
-from infer.contract.rasters import MapManifest, MosaicManifest
+from infer.contract.rasters import MapManifest, MosaicManifest, MosaicZone
 from preproc.run.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -221,41 +221,65 @@ def open_run(run: str | Path) -> OpenRun:
 
 
 def open_mosaic(run: str | Path, zone: str | None = None, chunk: int = 512) -> xarray.DataArray:
-    """The mosaic of a run, read when computed. Needs the extra: pip install 'smalti[interactive]'.
+    """The mosaic of a run, read when computed: its Zarr store, or GeoTIFFs where there is none.
+
+    Needs the extra: pip install 'smalti[interactive]'.
 
     Args:
         run: the run directory.
         zone: UTM zone such as "31N"; may be left out where there is only one.
-        chunk: edge of a chunk in pixels; a multiple of the blocks of the file (128 or 512) reads each block once.
+        chunk: edge of a chunk in pixels; a multiple of the chunks of the file (32 or 128) reads each of them once.
 
     Returns:
         float32 (band, y, x) with 128 bands (or those kept), NaN = nodata, and its CRS under `.rio.crs`; the coordinate
-        `band_name` has their names. A mosaic of int8 codes comes multiplied by its scales, lazily too.
+        `band_name` has their names. Codes come multiplied by their scales, lazily too. Rows south of the equator lie
+        below 0 in the store, whose CRS is the northern one.
 
     Raises:
         SmaltiError: if there is no mosaic, or it has several zones and none is named.
     """
     try:
-        import rioxarray
+        import rioxarray  # noqa: F401  # gives arrays their `.rio`
     except ImportError as error:
         raise SmaltiError(f"{error}: `pip install 'smalti[interactive]'`") from error
     directory = Run(Path(run))
     mosaic = MosaicManifest.read(directory).verify(directory, checksums=False)
     rasters = _zone(directory.mosaic, mosaic.zones, zone)
+    if mosaic.store is not None and rasters.group is not None:
+        values = _from_store(child(directory.mosaic, mosaic.store), rasters.group, chunk)
+    else:
+        values = _from_rasters(directory.mosaic, rasters, chunk)
+    return values.rename("embeddings")
+
+
+def _from_store(store: Path, group: str, chunk: int) -> xarray.DataArray:
+    import xarray
+
+    chunks = {"time": 1, "band": -1, "y": chunk, "x": chunk}
+    dataset = xarray.open_zarr(store, group=group, consolidated=True, chunks=chunks).isel(time=0, drop=True)
+    scales = dataset["scales"].where(np.isfinite(dataset["scales"]))
+    codes: xarray.DataArray = dataset["embeddings"]
+    names = [f"e{index:03d}" for index in codes["band"].values]
+    codes = codes.assign_coords(band=np.arange(1, len(names) + 1), band_name=("band", names))
+    values: xarray.DataArray = (codes.astype("float32") * scales).transpose("band", "y", "x")
+    values.attrs = {}
+    return values.rio.write_crs(dataset.attrs["proj:code"])
+
+
+def _from_rasters(folder: Path, rasters: MosaicZone, chunk: int) -> xarray.DataArray:
+    import rioxarray
+
+    assert rasters.raster is not None, "a mosaic without a store has GeoTIFFs"
     chunks = {"band": -1, "y": chunk, "x": chunk}
-    values: xarray.DataArray = rioxarray.open_rasterio(
-        child(directory.mosaic, rasters.raster), chunks=chunks, masked=False
-    )
+    values: xarray.DataArray = rioxarray.open_rasterio(child(folder, rasters.raster), chunks=chunks, masked=False)
     # as an attribute, the names of all bands would be in the way of writing some of them
     names = values.attrs.pop("long_name", None)
     if isinstance(names, tuple):
         values = values.assign_coords(band_name=("band", list(names)))
     if rasters.scales is not None:
-        scales: xarray.DataArray = rioxarray.open_rasterio(
-            child(directory.mosaic, rasters.scales), chunks=chunks, masked=False
-        )
+        scales: xarray.DataArray = rioxarray.open_rasterio(child(folder, rasters.scales), chunks=chunks, masked=False)
         values = (values.astype("float32") * scales.isel(band=0, drop=True)).rio.write_crs(values.rio.crs)
-    return values.rename("embeddings")
+    return values
 
 
 def _zone(folder: Path, zones: Mapping[str, _T], zone: str | None) -> _T:

@@ -45,13 +45,42 @@ class MosaicZone:
     bounds: tuple[float, float, float, float]
     """West, south, east, north in metres."""
     tiles: int
-    raster: str
+    raster: str | None
+    """GeoTIFF, or a VRT of the sheets'; None where the store is all there is."""
     scales: str | None
-    """Of int8 codes."""
+    """Of int8 codes, likewise."""
     item: str
+    """STAC item of the zone, or the collection of its sheets' items."""
     preview: str
     observations: str | None = None
-    """Observations a pixel; None in mosaics of older versions."""
+    """Observations a pixel, likewise; None in mosaics of older versions."""
+    group: str | None = None
+    """Of the store; None without one."""
+    sheets: Mapping[str, str] = field(default_factory=dict)
+    """Name -> manifest of each sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosaicSheet(Provenance):
+    """sheet_<name>.json: one sheet of a zone's mosaic, a shard of the store."""
+
+    kind = "mosaic-sheet"
+    stage = "stitch"
+
+    zone: str
+    """Label of its zone."""
+    row: int
+    """Of the zone's sheets, from the north."""
+    column: int
+    epsg: int
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north in metres."""
+    pixels: int
+    """With an embedding."""
+    codes_clipped: int
+    """Codes moved by one in the GeoTIFF, for theirs means nodata there."""
+    tiles: tuple[str, ...]
+    """That touch it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,10 @@ class MosaicManifest(Provenance):
     zones: Mapping[str, MosaicZone]
     """Label such as 31N -> its files."""
     preview: PreviewColours
+    store: str | None = None
+    """Folder of the Zarr store; None without one."""
+    depths: tuple[int, ...] = ()
+    """Leading numbers that the store has as arrays of their own, besides all of them."""
 
     @classmethod
     def path(cls, run: Run) -> Path:

@@ -60,9 +60,14 @@ class Record:
         Raises:
             FormatError: if it is missing or not what it should be.
         """
+        return cls.read_file(cls.path(run), run)
+
+    @classmethod
+    def read_file(cls, path: Path, run: Run) -> Self:
+        """The same for a kind of which a run has many: the one at `path`."""
         remedy = f"run `smalti {cls.stage} {run.quoted}"
-        content = read_manifest(cls.path(run), cls.kind, remedy=f"{remedy}`")
-        return from_json(cls, content, cls.path(run), f"{remedy} --force`")  # without it the stage sees nothing to do
+        content = read_manifest(path, cls.kind, remedy=f"{remedy}`")
+        return from_json(cls, content, path, f"{remedy} --force`")  # without it the stage sees nothing to do
 
     def verify(self, run: Run, *, checksums: bool = True) -> Self:
         """Check that the files are there as recorded; see `verify_files`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class LabelSet:
     def __len__(self) -> int:
         return len(self.geometries_n)
 
+    def select(self, chosen_n: NDArray[np.bool_]) -> LabelSet:
+        """Some of the features; what was dropped before stays told."""
+        columns = {name: getattr(self, name)[chosen_n] for name in ("geometries_n", "classes_n", "groups_n", "fids_n")}
+        return replace(self, **columns)
+
 
 def read_labels(
     path: Path,
@@ -75,7 +80,7 @@ def read_labels(
         class_attribute: text or whole numbers.
         group_attribute: what belongs together; None makes each feature its own group.
         layer: which layer of a file with several.
-        zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read.
+        zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read, unless empty.
         encoding: of the text, where the file states none or a wrong one.
         section: of run.toml, for messages.
 
@@ -112,6 +117,8 @@ def read_labels(
 
 def _read_box(crs: CRS, zones: Mapping[int, Sequence[Any]]) -> tuple[float, float, float, float] | None:
     """Bounds of the tiles in the labels' CRS, or None (read all) where a box cannot be told."""
+    if not zones:
+        return None
     boxes = []
     for epsg, (west, south, east, north) in zones.items():
         to_labels = Transformer.from_crs(CRS.from_epsg(epsg), crs, always_xy=True)

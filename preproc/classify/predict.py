@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from infer.contract import (
     Embedding,
+    Plan,
     PlannedTile,
     Run,
     SmaltiError,
     planned_tiles,
     read_embedding,
-    sha256_json,
 )
 from infer.contract.rasters import MapManifest
 from preproc.classify.class_map import build_map
@@ -25,7 +25,7 @@ from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.tile_map import KIND as TILE_KIND
 from preproc.classify.tile_map import combine, prediction_paths, write_prediction
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import Embeddings, RunProvenance
 from preproc.run.classifier import about_classifier, model_folder
 from preproc.run.config import Config
 from preproc.run.progress import say
@@ -46,12 +46,9 @@ class PredictStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The tiles in the order of the plan, then the map."""
-        embeddings: dict[str, str] = {}
-
-        def note(tile: PlannedTile, manifest: Mapping[str, Any]) -> None:
-            embeddings[tile.name] = sha256_json(manifest["files"])
-
-        facts = read_provenance(run, note)
+        plan = Plan.read(run)
+        embeddings = Embeddings.of_run(run, plan)
+        facts = embeddings.provenance(plan.tiles)
         about = about_classifier(run, config)
         classifier = about.fingerprint
         if config.predict.model is not None:
@@ -64,8 +61,13 @@ class PredictStage:
             "archive": [facts.archive, *facts.data_sources],
         }
         units = [
-            Unit(name, prediction_paths(run, name)[1], TILE_KIND, {"classifier": classifier, "embedding": digest})
-            for name, digest in embeddings.items()
+            Unit(
+                tile.name,
+                prediction_paths(run, tile.name)[1],
+                TILE_KIND,
+                {"classifier": classifier, "embedding": embeddings.digest(tile)},
+            )
+            for tile in plan.tiles
         ]
         return Session(
             [*units, Unit("map", run.map_manifest, MapManifest.kind, inputs)],

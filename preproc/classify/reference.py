@@ -4,80 +4,25 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioIOError
-from rasterio.windows import Window
 
-from infer.contract import PIXEL_SIZE, FormatError, Run, SmaltiError
-from infer.contract.classification import AssessedMap, ClassEntry
-from infer.contract.rasters import MapManifest
+from infer.contract import SmaltiError
+from infer.contract.classification import AssessedMap
 from preproc.classify.accuracy import Z95, Estimate, MapAccuracy, count_matrix, olofsson, stehman
-from preproc.classify.labels import LabelSet, read_labels, to_zone
+from preproc.classify.class_raster import Box, ClassMap
+from preproc.classify.labels import LabelSet, read_labels
 from preproc.classify.performance import number
 from preproc.run.config import Validate
 
-_REMEDY = "run `smalti predict` again"
+UNMAPPED = 1 << 17
+"""Codes from here on stand for classes that only the reference has."""
 WHAT = "map accuracy: design-based estimates from a probability sample, with 95 % confidence intervals"
-
-
-@dataclass(frozen=True)
-class ClassMap:
-    """The class map: one raster a zone, and what it holds."""
-
-    files: tuple[Path, ...]
-    zones: tuple[int, ...]
-    """EPSG code of each file."""
-    bounds: tuple[tuple[float, float, float, float], ...]
-    """West, south, east, north of each file in metres."""
-    pixels: Mapping[int, int]
-    """Code -> mapped pixels; nodata (0) is not counted."""
-
-
-def read_map(run: Run) -> ClassMap:
-    """Find the class rasters among the files of RUN/map and count their pixels, a block at a time.
-
-    Class rasters are those with one byte a pixel and a colour table; confidence and the like have none.
-
-    Raises:
-        FormatError: if the map is missing, damaged or has no class raster.
-    """
-    path = run.map_manifest
-    manifest = MapManifest.read(run).verify(run)
-    files, zones, bounds = [], [], []
-    counts = np.zeros(256, dtype=np.int64)
-    for name in sorted(manifest.files):
-        if not name.lower().endswith((".tif", ".tiff")):
-            continue
-        try:
-            with rasterio.open(run.map / name) as raster:
-                if raster.dtypes != ("uint8",) or raster.colorinterp != (ColorInterp.palette,):
-                    continue
-                for _, window in raster.block_windows(1):
-                    counts += np.bincount(raster.read(1, window=window).ravel(), minlength=256)
-                zones.append(_zone(run.map / name, raster))
-                bounds.append(tuple(raster.bounds))
-        except RasterioIOError as error:
-            raise FormatError(f"{run.map / name}: not readable ({error}): {_REMEDY}") from error
-        files.append(run.map / name)
-    if not files:
-        raise FormatError(f"{path}: lists no class raster (one byte, with a colour table): {_REMEDY}")
-    pixels = {int(code): int(counts[code]) for code in np.flatnonzero(counts) if code != 0}
-    return ClassMap(tuple(files), tuple(zones), tuple(bounds), pixels)
-
-
-def _zone(path: Path, raster: Any) -> int:
-    epsg = None if raster.crs is None else raster.crs.to_epsg()
-    if epsg is None:
-        raise FormatError(f"{path}: its coordinate reference system has no EPSG code: {_REMEDY}")
-    return int(epsg)
 
 
 @dataclass(frozen=True)
@@ -100,13 +45,14 @@ def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
     Raises:
         SmaltiError: if they are not points with classes (and strata), or none lies on the map.
     """
-    areas: dict[int, list[tuple[float, float, float, float]]] = {}
-    for epsg, bounds in zip(class_map.zones, class_map.bounds, strict=True):
-        areas.setdefault(epsg, []).append(bounds)
-    zones = {
-        epsg: (*np.min(boxes, axis=0)[:2].tolist(), *np.max(boxes, axis=0)[2:].tolist())
-        for epsg, boxes in areas.items()
-    }
+    zones: dict[int, Box] = {}
+    for system, box in zip(class_map.systems, class_map.bounds, strict=True):
+        epsg = system.to_epsg()
+        if epsg is None:
+            zones = {}  # everything is read
+            break
+        west, south, east, north = zones.get(epsg, box)
+        zones[epsg] = (min(west, box[0]), min(south, box[1]), max(east, box[2]), max(north, box[3]))
     # The strata take the place of the groups: another attribute of each point, as text.
     points = read_labels(
         settings.reference,
@@ -119,62 +65,72 @@ def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
     )
     if not (shapely.get_type_id(points.geometries_n) == shapely.GeometryType.POINT).all():
         raise SmaltiError(f"{settings.reference}: a reference sample is of points, one for each unit that was drawn")
-    mapped_n = _look_up(points, class_map)
-    on = mapped_n > 0
+    mapped_n, pixels_n3 = class_map.codes_at(points.crs, shapely.get_coordinates(points.geometries_n))
+    on = mapped_n >= 0
     if not on.any():
         raise SmaltiError(f"{settings.reference}: no reference point lies on the map: check [validate] reference")
     counts = {**points.counts, "dropped: not on the map": int((~on).sum())}
+    again = on.copy()
+    again[on] = ~_once(settings.reference, pixels_n3[on], points.select(on))
+    if again.any():
+        counts["dropped: another point lies in the same pixel"] = int(again.sum())
+        on &= ~again
     strata_n = None if settings.stratum is None else points.groups_n[on]
     names_n = np.array([str(value) for value in points.classes_n[on]], dtype=object)
     return Reference(mapped_n[on], names_n, strata_n, counts)
 
 
-def _look_up(points: LabelSet, class_map: ClassMap) -> NDArray[np.int32]:
-    """Code of the pixel that contains each point; 0 where there is none."""
-    codes_n = np.zeros(len(points), dtype=np.int32)
-    for path, epsg in zip(class_map.files, class_map.zones, strict=True):
-        moved = to_zone(points, epsg)
-        with rasterio.open(path) as raster:
-            for index in np.flatnonzero((codes_n == 0) & ~shapely.is_missing(moved)):
-                row, column = (int(value) for value in raster.index(moved[index].x, moved[index].y))
-                if 0 <= column < raster.width and 0 <= row < raster.height:
-                    codes_n[index] = raster.read(1, window=Window(column, row, 1, 1))[0, 0]
-    return codes_n
+def _once(path: Path, pixels_n3: NDArray[Any], points: LabelSet) -> NDArray[np.bool_]:
+    """Which points count: a pixel is one sample unit, however often it was written down.
+
+    Raises:
+        SmaltiError: if two points of one pixel (or of one stratum of it) say different things.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    counts_n = np.ones(len(points), dtype=bool)
+    for at, pixel in enumerate(map(tuple, pixels_n3.tolist())):
+        before = first.setdefault(pixel, at)
+        counts_n[at] = before == at
+        if str(points.classes_n[before]) != str(points.classes_n[at]):
+            raise SmaltiError(
+                f"{path}: features {points.fids_n[before]} and {points.fids_n[at]} lie in one pixel, and one says "
+                f"{str(points.classes_n[before])!r}, the other {str(points.classes_n[at])!r}: keep one"
+            )
+    return counts_n
 
 
 def map_accuracy(
-    reference: Reference, class_map: ClassMap, classes: Sequence[ClassEntry], settings: Validate
+    reference: Reference, class_map: ClassMap, legend: Mapping[int, str], settings: Validate
 ) -> dict[str, Any]:
     """Design-based estimates as plain JSON values; null where a figure does not exist.
 
     Args:
         reference: the sample.
         class_map: what is assessed.
-        classes: legend of the map.
+        legend: code -> name of the map's classes.
         settings: design and, if the strata are not the map's classes, their sizes.
 
     Raises:
         SmaltiError: if the sample does not allow an estimate.
     """
-    classes = [replace(entry, name=unicodedata.normalize("NFC", entry.name)) for entry in classes]
-    names = [entry.name for entry in classes]
+    code_of = {unicodedata.normalize("NFC", name): code for code, name in sorted(legend.items())}
+    names = list(code_of)
     names += sorted({str(name) for name in reference.names_n} - set(names))  # in the field, never on the map
-    code_of = {entry.name: entry.code for entry in classes}
     if not any(str(name) in code_of for name in reference.names_n):
         seen = ", ".join(map(repr, list(dict.fromkeys(map(str, reference.names_n)))[:10]))
-        mapped = ", ".join(repr(entry.name) for entry in classes[:10])
+        mapped = ", ".join(map(repr, list(code_of)[:10]))
         raise SmaltiError(
             f"{settings.reference}: none of its classes ({seen}) is one of the map's ({mapped}): [validate] class must "
             "name an attribute whose values are written as in the labels"
         )
     unmapped = [name for name in names if name not in code_of]
-    codes = [code_of.get(name, 256 + index) for index, name in enumerate(names)]
+    codes = [code_of.get(name, UNMAPPED + index) for index, name in enumerate(names)]
     codes_k = np.array(codes)
     reference_n = np.array([codes[names.index(str(name))] for name in reference.names_n])
     counts_kk = count_matrix(reference.mapped_n, reference_n, codes_k)
-    area_k = np.array([class_map.pixels.get(code, 0) for code in codes], dtype=float)
+    area_k = np.array([class_map.hectares.get(code, 0.0) for code in codes], dtype=float)
     estimates, estimator = _estimate(reference, reference_n, counts_kk, codes_k, area_k, names, settings)
-    hectares = float(area_k.sum()) * PIXEL_SIZE**2 / 10_000
+    hectares = float(area_k.sum())
     return {
         "what": WHAT,
         "design": settings.design,
@@ -194,7 +150,7 @@ def map_accuracy(
                 "f1": _f1(estimates.users[k].value, estimates.producers[k].value),
                 "n_mapped": int(counts_kk[k].sum()),
                 "n_reference": int(counts_kk[:, k].sum()),
-                "mapped_ha": float(area_k[k]) * PIXEL_SIZE**2 / 10_000,
+                "mapped_ha": float(area_k[k]),
                 "area_ha": _area(estimates.areas[k], hectares),
             }
             for k in range(len(names))

@@ -9,10 +9,11 @@ from infer.contract import Run
 from infer.contract.classification import AccuracyManifest, Figure
 from infer.contract.rasters import MapManifest
 from infer.contract.record import from_json, to_json
+from preproc.classify.class_raster import read_map
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.performance import performance
-from preproc.classify.reference import WHAT, map_accuracy, read_map, read_reference, unmatched
+from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.classifier import about_classifier, file_of, model_folder, verified
@@ -77,7 +78,8 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
     if config.validate_ is not None:
         class_map = read_map(run)
         reference = read_reference(config.validate_, class_map)
-        content["map_accuracy"] = map_accuracy(reference, class_map, about.classes, config.validate_)
+        legend = {entry.code: entry.name for entry in about.classes}
+        content["map_accuracy"] = map_accuracy(reference, class_map, legend, config.validate_)
         content["map_accuracy_note"] = WHAT
     made = from_json(AccuracyManifest, content, run.accuracy, "this is a fault of smalti")
     odd = None if made.map_accuracy is None else unmatched(made.map_accuracy)

@@ -127,14 +127,17 @@ def _infer(work: Work, config: Config) -> dict[str, float]:
 
 
 def _stitch(work: Work, config: Config) -> dict[str, float]:
-    dim = config.model.dim
-    width = 4 * dim if config.stitch.dtype == "float32" else dim + 4
+    dim, settings = config.model.dim, config.stitch
+    sheets = max(1.0, work.tiles * work.size**2 / settings.sheet**2)
+    store, cog = "zarr" in settings.formats, "cog" in settings.formats
+    floats = settings.dtype == "float32"
+    width = (dim + 4 + 24) * store + ((4 * dim if floats else dim + 4) * 4 / 3) * cog  # depths; overviews
     return {
         "read_bytes": work.tiles * work.size**2 * (dim + 4 if config.model.output == "int8" else 4 * dim),
         "written_bytes": work.pixels * width * 0.85,
-        "files": 4,
-        "memory_bytes": BASE_MEMORY + 512 * 512 * 4 * dim * 2,
-        "seconds": work.pixels * width / 40e6,
+        "files": sheets * (3 + 4 * store + (2 if floats else 3) * cog) + 20,
+        "memory_bytes": BASE_MEMORY + 128 * settings.sheet * dim * (8 if floats else 3),
+        "seconds": work.pixels * width / (40e6 * work.cpus),
     }
 
 

@@ -31,9 +31,8 @@ from preproc.raster.zones import ZoneGrid
 
 CACHE_MB = 128
 """GDAL's block cache while a COG is written."""
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 """A block (all bands) is kept below this, so that reading one pixel of a mosaic costs little."""
-
 
 _FULL_BYTES = 50 << 20
 """Below this much free space an error is put down to the disk."""

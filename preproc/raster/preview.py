@@ -25,6 +25,14 @@ _MARGIN = 0.02
 """Of the longer side, kept transparent around what is shown."""
 
 
+def picture_step(width: int, height: int, longest: int = LONGEST_SIDE) -> int:
+    """The power of two of pixels that become one, so that a picture of a raster is not larger than that."""
+    step = 1
+    while -(-max(width, height) // step) > longest:
+        step *= 2
+    return step
+
+
 def preview_level(path: Path, longest: int = LONGEST_SIDE) -> int:
     """Overview level (0: full size) of a COG that fits a picture of that size, or its coarsest.
 
@@ -85,9 +93,19 @@ def picture(paths: list[Path], grid: ZoneGrid, colours: Callable[[list[NDArray[A
         colours: strips (h, W, C), one a file -> (h, W, 4).
     """
     level = preview_level(paths[0])
-    rgba_hwc = np.concatenate([colours(strips) for strips in read_strips(paths, level)])
+    return framed(np.concatenate([colours(strips) for strips in read_strips(paths, level)]), grid, 2**level)
+
+
+def framed(rgba_hwc: NDArray[np.uint8], grid: ZoneGrid, step: int) -> Picture:
+    """A picture cut to what is not transparent, and enlarged if it is small.
+
+    Args:
+        rgba_hwc: (H, W, 4) of the whole grid.
+        grid: where it is.
+        step: pixels of the grid along one of the picture's.
+    """
     top, bottom, left, right = _opaque_box(rgba_hwc)
-    size = float(PIXEL_SIZE * 2**level)
+    size = float(PIXEL_SIZE * step)
     factor = max(1, _SMALL_SIDE // max(bottom - top, right - left))
     cut_hwc = rgba_hwc[top:bottom, left:right].repeat(factor, axis=0).repeat(factor, axis=1)
     return Picture(cut_hwc, grid.west + left * size, grid.north - top * size, size / factor)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from infer.contract import (
@@ -125,66 +126,145 @@ def embedded(facts: RunProvenance, plan: Plan) -> Embedded:
     )
 
 
-def read_provenance(
-    run: Run, visit: Callable[[PlannedTile, Mapping[str, Any]], None] = lambda _tile, _manifest: None
-) -> RunProvenance:
-    """Read the manifests of all tiles' embeddings, which have to be there and to fit together: each is read once.
+@dataclass(frozen=True)
+class _Stated:
+    """What a tile's embedding states; equal ones are kept once."""
 
-    Args:
-        run: the run directory.
-        visit: shown every tile with its manifest, for who wants more of them.
+    model: tuple[str, str, bool, str]
+    """Name, label, trained, family."""
+    checkpoint: str
+    dim: int
+    int8: bool
+    min_clear_s2: int
 
-    Raises:
-        SmaltiError: if tiles lack a valid embedding (how many, and the first few), or were made by different models.
-    """
-    plan = Plan.read(run)
-    tiles = plan.tiles
-    if not tiles:
-        raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
-    first: dict[str, Any] = {}
-    lacking: dict[str, str] = {}
-    digest = hashlib.sha256()
-    sources = set()
-    origins: Counter[str] = Counter()
-    for tile in tiles:  # there may be a million: nothing is kept of them
-        path = embedding_paths(run.embeddings, tile.name)[2]
-        try:
-            manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-            verify_files(path, manifest, checksums=False, remedy=_REMEDY)
-        except FormatError:
-            lacking[tile.name] = "broken" if path.exists() else "missing"
-        if lacking:
-            continue
-        first = first or manifest
-        _check_alike(run, tiles[0].name, first, tile.name, manifest)
-        digest.update(sha256_json([tile.name, manifest["files"]]).encode())
-        if manifest.get("data_source"):
-            sources.add(str(manifest["data_source"]))
-        if "origin" in manifest:
-            origins[f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"] += 1
-        visit(tile, manifest)
-    _check_complete(run, lacking, len(tiles))
-    try:
-        model = first["model"]
+
+@dataclass
+class Embeddings:
+    """The embeddings of a run, asked for by tiles: each manifest is read once, and only those that are asked for."""
+
+    run: Run
+    archive: str
+    """[archive] source of the plan."""
+    window: tuple[str, str]
+    """First and last day, inclusive."""
+    region: str
+    """Its name."""
+    _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
+    """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
+    _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_run(cls, run: Run, plan: Plan) -> Embeddings:
+        """Of a planned run; nothing is read yet.
+
+        Raises:
+            SmaltiError: if the plan has no tiles.
+        """
+        if not plan.tiles:
+            raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
+        return cls(run, plan.source, (plan.window[0].isoformat(), plan.window[1].isoformat()), plan.region.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": {}, "_alike": {}}  # another process reads what it needs
+
+    def digest(self, tile: PlannedTile) -> str:
+        """SHA-256 of the files of one tile's embedding.
+
+        Raises:
+            SmaltiError: if it has no valid one.
+        """
+        return self._tile(tile)[0]
+
+    def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
+        """What some tiles have in common; they have to be there and to fit together.
+
+        Raises:
+            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models.
+        """
+        lacking: dict[str, str] = {}
+        digest = hashlib.sha256()
+        sources = set()
+        origins: Counter[str] = Counter()
+        first: _Stated | None = None
+        for tile in tiles:
+            try:
+                files, source, origin, stated = self._tile(tile)
+            except _LackingError as error:
+                lacking[tile.name] = str(error)
+            if lacking:
+                continue
+            first = first or stated
+            _check_alike(self.run, tiles[0].name, first, tile.name, stated)
+            digest.update(sha256_json([tile.name, files]).encode())
+            sources.add(source)
+            if origin:
+                origins[origin] += 1
+        _check_complete(self.run, lacking, len(tiles))
+        assert first is not None, "no tiles"
+        name, label, trained, family = first.model
         return RunProvenance(
-            model=str(model["name"]),
-            label=str(model["label"]),
-            trained=bool(model["trained"]),
-            family=str(model["family"]),
-            checkpoint=str(first["inputs"]["checkpoint"]),
-            dim=_dim(tiles[0].name, first),
-            int8=_is_int8(tiles[0].name, first),
-            data_sources=tuple(sorted(sources)),
-            archive=plan.source,
-            window=(plan.window[0].isoformat(), plan.window[1].isoformat()),
-            region=plan.region.name,
+            model=name,
+            label=label,
+            trained=trained,
+            family=family,
+            checkpoint=first.checkpoint,
+            dim=first.dim,
+            int8=first.int8,
+            data_sources=tuple(sorted(sources - {""})),
+            archive=self.archive,
+            window=self.window,
+            region=self.region,
             fingerprint=digest.hexdigest(),
+            min_clear_s2=first.min_clear_s2,
             origins=dict(sorted(origins.items())),
-            min_clear_s2=int(first.get("min_clear_s2", 0)),
+        )
+
+    def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
+        if tile.name not in self._seen:
+            path = embedding_paths(self.run.embeddings, tile.name)[2]
+            try:
+                manifest = read_manifest(path, "embedding", remedy=_REMEDY)
+                verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+            except FormatError as error:
+                raise _LackingError("broken" if path.exists() else "missing") from error
+            stated = _stated(path, tile.name, manifest)
+            source = str(manifest.get("data_source") or "")
+            digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
+            self._seen[tile.name] = digest, source, _origin(path, manifest), alike
+        return self._seen[tile.name]
+
+
+class _LackingError(SmaltiError):
+    """A tile has no valid embedding."""
+
+
+def _stated(path: Path, name: str, manifest: Mapping[str, Any]) -> _Stated:
+    try:
+        model = manifest["model"]
+        return _Stated(
+            model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
+            checkpoint=str(manifest["inputs"]["checkpoint"]),
+            dim=int(manifest["files"][f"{name}.npy"]["shape"][2]),
+            int8=f"{name}_scales.npy" in manifest["files"],
+            min_clear_s2=int(manifest.get("min_clear_s2", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        where = embedding_paths(run.embeddings, tiles[0].name)[2]
-        raise FormatError(f"{where}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+
+
+def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
+    if "origin" not in manifest:
+        return ""
+    try:
+        return f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+
+
+def read_provenance(run: Run) -> RunProvenance:
+    """What all tiles of a run have in common; see `Embeddings.provenance`."""
+    plan = Plan.read(run)
+    return Embeddings.of_run(run, plan).provenance(plan.tiles)
 
 
 def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
@@ -197,15 +277,17 @@ def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
         )
 
 
-def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:
+def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) -> None:
     """Embeddings of different models, or cut to different lengths, are not comparable."""
+    if one is other:
+        return
     differing = [
         what
         for what, (a, b) in {
-            "checkpoint": (one["inputs"].get("checkpoint"), other["inputs"].get("checkpoint")),
-            "dimensions": (_dim(first, one), _dim(name, other)),
-            "output": (_is_int8(first, one), _is_int8(name, other)),
-            "min_clear_s2": (one.get("min_clear_s2", 0), other.get("min_clear_s2", 0)),
+            "checkpoint": (one.checkpoint, other.checkpoint),
+            "dimensions": (one.dim, other.dim),
+            "output": (one.int8, other.int8),
+            "min_clear_s2": (one.min_clear_s2, other.min_clear_s2),
         }.items()
         if a != b
     ]
@@ -214,11 +296,3 @@ def _check_alike(run: Run, first: str, one: Mapping[str, Any], name: str, other:
             f"{run.embeddings}: {first} and {name} differ in {', '.join(differing)} and do not belong in one mosaic: "
             f"run `smalti infer {run.quoted}`"
         )
-
-
-def _dim(name: str, manifest: Mapping[str, Any]) -> int:
-    return int(manifest["files"][f"{name}.npy"]["shape"][2])
-
-
-def _is_int8(name: str, manifest: Mapping[str, Any]) -> bool:
-    return f"{name}_scales.npy" in manifest["files"]

@@ -22,11 +22,16 @@ from shapely.geometry.polygon import orient
 
 from infer.contract import PIXEL_SIZE, sha256_file, sha256_json, write_bytes
 from preproc.raster.cog import Layer
+from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import ZoneGrid
 
 _DECIMALS = 7
 """Of degrees: a centimetre."""
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+_EMBEDDINGS = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+_ZARR = "application/vnd.zarr; version=3"
+COLLECTION = "collection"
+"""Name of a mosaic's collection, without its ending."""
 _ID_DIGITS, _ID_WORD = 10, 40
 """Hexadecimal digits of the hash in an item's id, and the length that each word before it is cut to."""
 _SHA256_MULTIHASH = "1220"
@@ -46,6 +51,8 @@ class AssetRecord:
     """None: a picture."""
     classes: Sequence[Mapping[str, Any]] = ()
     """classification:classes of a class map."""
+    recorded: Mapping[str, Any] | None = None
+    """Its bytes and SHA-256, where a manifest has them already."""
     band_classes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Band -> classification:classes, of a file whose other bands have none."""
 
@@ -58,6 +65,7 @@ def write_item(
     properties: Mapping[str, Any],
     *,
     of: Sequence[str] = (),
+    collection: str | None = None,
 ) -> None:
     """Write the STAC item of one zone's files.
 
@@ -68,6 +76,7 @@ def write_item(
         assets: the files.
         properties: title, description, model ...
         of: region and model, for the item's id; see `_identity`.
+        collection: name of the collection beside it that it belongs to.
     """
     geometry, bbox = footprint(grid)
     start, end = (date.fromisoformat(day) for day in window)
@@ -91,9 +100,54 @@ def write_item(
         item.add_asset(record.key, _asset(record))
         _describe(item, item.assets[record.key], record)
     item.id = _identity([*of, path.stem, *window], [item.assets[record.key] for record in assets if record.layer])
+    if collection is not None:
+        item.collection_id = "_".join([*map(_word, of), *window])
+        item.add_link(pystac.Link("collection", f"./{collection}.json", pystac.MediaType.JSON))
     # not item.save_object: it would write the absolute path of this machine as the item's own link
     content = item.to_dict(include_self_link=False, transform_hrefs=False)
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_collection(
+    folder: Path, items: Sequence[Path], zones: Sequence[ZoneGrid], facts: RunProvenance, store: str | None
+) -> Path:
+    """Write the STAC collection of a mosaic: its items, and the store as a whole.
+
+    Args:
+        folder: of the mosaic.
+        items: already written, in the folder.
+        zones: of the mosaic.
+        facts: about the embeddings.
+        store: folder of the Zarr store, if there is one.
+    """
+    read = [json.loads(item.read_bytes()) for item in items]
+    start, end = (date.fromisoformat(day) for day in facts.window)
+    interval = [datetime.combine(start, time.min, UTC), datetime.combine(end, time(23, 59, 59), UTC)]
+    collection = pystac.Collection(
+        id="_".join(map(_word, (facts.region, facts.model, *facts.window))),
+        description=f"{facts.content} of {facts.region}, {facts.window[0]} to {facts.window[1]}",
+        extent=pystac.Extent(
+            pystac.SpatialExtent([footprint(grid)[1] for grid in zones]), pystac.TemporalExtent([interval])
+        ),
+        license=facts.encoder.licence or "other",
+        extra_fields={
+            "emb:type": "pixel",
+            "emb:dimensions": facts.dim,
+            "data_type": "int8" if store or facts.int8 else "float32",
+            "gsd": PIXEL_SIZE,
+        },
+        stac_extensions=[_EMBEDDINGS],
+    )
+    if store is not None:
+        about = "All zones as one Zarr v3 store: int8 codes and a scale a pixel"
+        collection.add_asset("embeddings", pystac.Asset(f"./{store}", about, media_type=_ZARR, roles=["data"]))
+    for path, entry in zip(items, read, strict=True):
+        link = pystac.Link("item", f"./{path.name}", pystac.MediaType.GEOJSON, title=entry["properties"]["title"])
+        collection.add_link(link)
+    content = collection.to_dict(include_self_link=False, transform_hrefs=False)
+    path = folder / f"{COLLECTION}.json"
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return path
 
 
 def _identity(words: Sequence[str], rasters: Sequence[pystac.Asset]) -> str:
@@ -102,8 +156,11 @@ def _identity(words: Sequence[str], rasters: Sequence[pystac.Asset]) -> str:
     The words are for people, their signs those that STAC's best practices allow; a hash of the checksums tells apart.
     """
     digest = sha256_json([[asset.href, asset.extra_fields["file:checksum"]] for asset in rasters])[:_ID_DIGITS]
-    named = [re.sub(r"[^A-Za-z0-9-]+", "-", word).strip("-")[:_ID_WORD] for word in words]
-    return "_".join([*filter(None, named), digest])
+    return "_".join([*filter(None, map(_word, words)), digest])
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")[:_ID_WORD]
 
 
 def _asset(record: AssetRecord) -> pystac.Asset:
@@ -113,7 +170,8 @@ def _asset(record: AssetRecord) -> pystac.Asset:
 
 def _describe(item: pystac.Item, asset: pystac.Asset, record: AssetRecord) -> None:
     file = FileExtension.ext(asset, add_if_missing=True)
-    file.apply(checksum=_SHA256_MULTIHASH + sha256_file(record.path), size=record.path.stat().st_size)
+    known = record.recorded or {"sha256": sha256_file(record.path), "bytes": record.path.stat().st_size}
+    file.apply(checksum=f"{_SHA256_MULTIHASH}{known['sha256']}", size=known["bytes"])
     if record.layer is None:
         return
     layer = record.layer
@@ -142,8 +200,9 @@ def footprint(grid: ZoneGrid) -> tuple[dict[str, Any], list[float]]:
 
     Tiles that lie apart give several polygons: what is not covered is not claimed.
     """
-    extents = [shapely.box(*tile.bounds) for tile in grid.tiles]
-    joined = shapely.segmentize(shapely.unary_union(extents), 20_000.0)  # edges are not straight in degrees
+    extents = [shapely.box(*grid.tile_bounds(tile)) for tile in grid.tiles]
+    covered = shapely.intersection(shapely.unary_union(extents), shapely.box(*grid.bounds))
+    joined = shapely.segmentize(covered, 20_000.0)  # edges are not straight in degrees
     move = Transformer.from_crs(grid.epsg, 4326, always_xy=True)
     middle = (grid.epsg % 100) * 6 - 183
 

@@ -1,18 +1,43 @@
-"""The grid of a mosaic: one per UTM zone, the bounding box of its tiles. Pure."""
+"""The grid of a mosaic, one per UTM zone, and its sheets: the squares in which what gathers is divided. Pure.
+
+A zone's grid is the bounding box of its tiles. Its sheets are squares of equal size from its upper left corner on, so
+that a region smaller than a sheet is one sheet, and a sheet is a shard of the published stores' layout. A zone of which
+the run has tiles on both sides of the equator is one grid in the northern CRS, whose rows go on below 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rasterio.transform import Affine
 
 from infer.contract import PIXEL_SIZE, PlannedTile
 
+_SOUTH = 32700
+"""EPSG codes of southern zones begin above it."""
+FALSE_NORTHING = 10_000_000
+"""Metres by which the northings of a southern zone exceed those of the northern one."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a tile and a grid have in common, in pixels."""
+
+    rows: slice
+    """Of the tile."""
+    columns: slice
+    """Of the tile."""
+    top: int
+    """Row of the grid where it begins."""
+    left: int
+    """Column of the grid."""
+
 
 @dataclass(frozen=True)
 class ZoneGrid:
-    """The raster that holds all tiles of one UTM zone, north up, square pixels of 10 m."""
+    """A raster of a UTM zone with the tiles that lie in it, north up, square pixels of 10 m."""
 
     epsg: int
     """326xx or 327xx."""
@@ -25,12 +50,13 @@ class ZoneGrid:
     height: int
     """Rows."""
     tiles: tuple[PlannedTile, ...]
-    """The zone's tiles from north to south, then from west to east, whatever the order of the plan."""
+    """Its tiles from north to south, then from west to east, whatever the order of the plan; southern ones before
+    northern ones, since they reach beyond the equator and nothing of theirs is there."""
 
     @property
     def label(self) -> str:
         """Zone and hemisphere, for example 31N."""
-        return f"{self.epsg % 100:02d}{'N' if self.epsg < 32700 else 'S'}"
+        return f"{self.epsg % 100:02d}{'N' if self.epsg < _SOUTH else 'S'}"
 
     @property
     def transform(self) -> Affine:
@@ -42,9 +68,58 @@ class ZoneGrid:
         """West, south, east, north in metres."""
         return self.west, self.north - self.height * PIXEL_SIZE, self.west + self.width * PIXEL_SIZE, self.north
 
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether tiles of both hemispheres lie in it, which overlap in the pixels that the equator passes through."""
+        return len({tile.epsg for tile in self.tiles}) > 1
+
+    def northing(self, tile: PlannedTile) -> int:
+        """Northing of a tile's upper edge in the grid's CRS."""
+        return tile.north - (FALSE_NORTHING if self.epsg < _SOUTH < tile.epsg else 0)
+
+    def tile_bounds(self, tile: PlannedTile) -> tuple[int, int, int, int]:
+        """West, south, east, north of a tile in the grid's CRS."""
+        extent, north = tile.size * PIXEL_SIZE, self.northing(tile)
+        return tile.west, north - extent, tile.west + extent, north
+
     def place(self, tile: PlannedTile) -> tuple[int, int]:
-        """Row and column of a tile's upper left pixel."""
-        return (self.north - tile.north) // PIXEL_SIZE, (tile.west - self.west) // PIXEL_SIZE
+        """Row and column of a tile's upper left pixel; of a tile that leaves a sheet they may be negative."""
+        return (self.north - self.northing(tile)) // PIXEL_SIZE, (tile.west - self.west) // PIXEL_SIZE
+
+    def overlap(self, tile: PlannedTile) -> Overlap | None:
+        """What of a tile lies in the grid; None if nothing does."""
+        row, column = self.place(tile)
+        rows = slice(max(0, -row), min(tile.size, self.height - row))
+        columns = slice(max(0, -column), min(tile.size, self.width - column))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            return None
+        return Overlap(rows, columns, max(0, row), max(0, column))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A square of a zone, smaller at the zone's right and lower edge."""
+
+    name: str
+    """The zone's label where the zone is one sheet, otherwise with row and column: 31N_r00_c03."""
+    zone: str
+    """Label of its zone."""
+    row: int
+    """Of the zone's sheets, from the north."""
+    column: int
+    """Of the zone's sheets, from the west."""
+    top: int
+    """First row of the zone's pixels."""
+    left: int
+    """First column of the zone's pixels."""
+    grid: ZoneGrid
+    """Its extent, and the tiles that touch it."""
+
+    @property
+    def pixels(self) -> int:
+        """Of its tiles that lie in it."""
+        parts = [part for tile in self.grid.tiles if (part := self.grid.overlap(tile)) is not None]
+        return sum((p.rows.stop - p.rows.start) * (p.columns.stop - p.columns.start) for p in parts)
 
 
 def zone_grids(tiles: Sequence[PlannedTile]) -> list[ZoneGrid]:
@@ -58,15 +133,55 @@ def zone_grids(tiles: Sequence[PlannedTile]) -> list[ZoneGrid]:
     """
     zones: dict[int, list[PlannedTile]] = {}
     for tile in tiles:
-        zones.setdefault(tile.epsg, []).append(tile)
-    return [_grid(epsg, zones[epsg]) for epsg in sorted(zones)]
+        zones.setdefault(tile.epsg % 100, []).append(tile)
+    return sorted((_grid(zones[zone]) for zone in zones), key=lambda grid: grid.epsg)
 
 
-def _grid(epsg: int, tiles: Sequence[PlannedTile]) -> ZoneGrid:
-    ordered = tuple(sorted(tiles, key=lambda tile: (-tile.north, tile.west)))
-    west, north = min(t.west for t in ordered), max(t.north for t in ordered)
-    east, south = max(t.bounds[2] for t in ordered), min(t.bounds[1] for t in ordered)
-    stray = [t.name for t in ordered if (t.west - west) % PIXEL_SIZE or (north - t.north) % PIXEL_SIZE]
+def _grid(tiles: Sequence[PlannedTile]) -> ZoneGrid:
+    epsg = min(tile.epsg for tile in tiles)
+    bare = ZoneGrid(epsg, 0, 0, 0, 0, ())
+    ordered = tuple(sorted(tiles, key=lambda tile: (-tile.epsg, -tile.north, tile.west)))
+    bounds = [bare.tile_bounds(tile) for tile in ordered]
+    west, north = min(b[0] for b in bounds), max(b[3] for b in bounds)
+    east, south = max(b[2] for b in bounds), min(b[1] for b in bounds)
+    off = [(b[0] - west) % PIXEL_SIZE or (north - b[3]) % PIXEL_SIZE for b in bounds]
+    stray = [tile.name for tile, apart in zip(ordered, off, strict=True) if apart]
     if stray:
         raise ValueError(f"tile {stray[0]} is off the 10 m lattice of its zone {epsg}")
     return ZoneGrid(epsg, west, north, (east - west) // PIXEL_SIZE, (north - south) // PIXEL_SIZE, ordered)
+
+
+def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
+    """The sheets of a zone that have tiles, from north to south, then from west to east.
+
+    Args:
+        grid: of the zone.
+        side: of a sheet in pixels.
+    """
+    touching: dict[tuple[int, int], list[PlannedTile]] = {}
+    for tile in grid.tiles:
+        for cell in _cells(grid, tile, side):
+            touching.setdefault(cell, []).append(tile)
+    alone = max(grid.width, grid.height) <= side
+    digits = max(2, len(str(max(grid.width, grid.height) // side)))
+    sheets = []
+    for row, column in sorted(touching):
+        top, left = row * side, column * side
+        part = replace(
+            grid,
+            west=grid.west + left * PIXEL_SIZE,
+            north=grid.north - top * PIXEL_SIZE,
+            width=min(side, grid.width - left),
+            height=min(side, grid.height - top),
+            tiles=tuple(touching[row, column]),
+        )
+        name = grid.label if alone else f"{grid.label}_r{row:0{digits}d}_c{column:0{digits}d}"
+        sheets.append(Sheet(name, grid.label, row, column, top, left, part))
+    return sheets
+
+
+def _cells(grid: ZoneGrid, tile: PlannedTile, side: int) -> Iterator[tuple[int, int]]:
+    row, column = grid.place(tile)
+    for down in range(row // side, (row + tile.size - 1) // side + 1):
+        for across in range(column // side, (column + tile.size - 1) // side + 1):
+            yield down, across

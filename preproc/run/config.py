@@ -331,10 +331,21 @@ class Validate(_Section):
 
 
 class Stitch(_Section):
-    """How the embeddings' mosaic is written."""
+    """How the mosaic of embeddings is written, and the squares in which mosaic and map are made."""
 
-    dtype: Literal["float32", "int8"] = "float32"
-    """Of the GeoTIFF's bands; int8 keeps the codes, with the scales in a file beside them."""
+    formats: Annotated[tuple[Literal["zarr", "cog"], ...], Field(min_length=1)] = ("zarr", "cog")
+    """A Zarr store in the layout of the published ones, GeoTIFFs, or both: each takes about as much disk."""
+    dtype: Literal["float32", "int8"] = "int8"
+    """Of the GeoTIFF's bands: codes, with the scales in a file beside them, or four times the disk."""
+    sheet: Annotated[int, Field(ge=128, le=16384, multiple_of=128)] = 4096
+    """Side in pixels of the squares that are made, and can be made side by side; 4096 is the published stores'."""
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        return (
+            tuple(sorted(set(value))) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+        )
 
 
 class Report(_Section):

@@ -7,9 +7,10 @@ failures are listed at the end and end the command with a non-zero exit code, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,29 @@ from infer.contract import (
 )
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
+
+
+class LateInputs(Mapping[str, Any]):
+    """A fingerprint that is reckoned when somebody first looks at it: a task then reads what its own units need."""
+
+    def __init__(self, reckon: Callable[[], Mapping[str, Any]]) -> None:
+        self._reckon = reckon
+
+    @cached_property
+    def _content(self) -> Mapping[str, Any]:
+        return self._reckon()
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # another process is told what was reckoned
 
 
 @dataclass(frozen=True)
@@ -44,8 +68,12 @@ class Unit:
     """Whoever reads it renews it, so that a stale one is in nobody's way."""
 
     def state(self, *, checksums: bool = False) -> State:
-        """Complete, missing, stale or broken."""
-        return output_state(self.manifest, self.kind, self.inputs, checksums=checksums, partial=self.partial)
+        """Complete, missing, stale or broken; missing too if what it is made from is not there."""
+        try:
+            inputs = dict(self.inputs)
+        except SmaltiError as error:
+            return State("missing", str(error))
+        return output_state(self.manifest, self.kind, inputs, checksums=checksums, partial=self.partial)
 
 
 @dataclass(frozen=True)

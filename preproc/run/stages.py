@@ -41,7 +41,14 @@ STAGES = (
     StageEntry("plan", "preproc.plan.stage:PlanStage", needs=(), gathers=False, makes="embeddings", cheap=True),
     StageEntry("fetch", "preproc.tile.stage:FetchStage", needs=("plan",), gathers=False, makes="embeddings"),
     StageEntry("infer", "preproc.run.engine:InferStage", needs=("fetch",), gathers=False, makes="embeddings"),
-    StageEntry("stitch", "preproc.mosaic.stage:StitchStage", needs=("infer",), gathers=True, makes="embeddings"),
+    StageEntry(
+        "stitch",
+        "preproc.mosaic.stage:StitchStage",
+        needs=("infer",),
+        gathers=True,
+        makes="embeddings",
+        in_shards="preproc.mosaic.stage:StitchSheetsStage",
+    ),
     StageEntry(
         "sample",
         "preproc.classify.sample:SampleStage",

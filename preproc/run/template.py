@@ -60,7 +60,8 @@ shrink = 10                      # metres by which polygons are shrunk, so that 
 # design = "stratified"
 
 [stitch]
-dtype = "float32"                # of the mosaic; or "int8": codes, with the scales in a file beside them
+formats = ["zarr", "cog"]        # a Zarr store as geotessera reads it, GeoTIFFs, or both
+dtype = "int8"                   # of the GeoTIFFs: codes, with the scales in a file beside them; or "float32"
 
 # Of a simulated archive the truth is known: the report compares the map with it.
 # [report]

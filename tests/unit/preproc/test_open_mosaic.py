@@ -99,3 +99,27 @@ def test_several_zones_must_be_chosen_from(tmp_path: Path, codes: np.ndarray) ->
     with pytest.raises(SmaltiError, match="no zone 33N"):
         open_mosaic(tmp_path, zone="33N")
     assert open_mosaic(tmp_path, zone="32N").shape == (4, 32, 48)
+
+
+def test_the_store_is_read_where_there_is_one_and_gives_what_the_geotiffs_give(tmp_path: Path) -> None:
+    pytest.importorskip("xarray")
+    from support.mosaicked import config, embed_places, planned_run
+
+    from preproc import open_mosaic
+    from preproc.mosaic.stage import StitchStage
+    from preproc.run.stage import run_stage
+
+    run = planned_run(tmp_path / "run", [(32631, 0, 0), (32631, 1, 0)])
+    embed_places(run, int8=True)
+    read = {}
+    for formats in ('["zarr", "cog"]', '["zarr"]', '["cog"]'):
+        run_stage(StitchStage(), run, config(run, f"[stitch]\nformats = {formats}"))
+        mosaic = open_mosaic(run.root, chunk=32)
+        assert mosaic.chunks == ((8,), (32,), (32, 32))
+        assert mosaic.rio.crs.to_epsg() == 32631
+        assert mosaic["band_name"].values[0] == "e000"
+        assert mosaic["band"].values[0] == 1
+        assert mosaic.rio.transform().c == 573_440
+        read[formats] = mosaic.values
+    np.testing.assert_array_equal(read['["zarr"]'], read['["zarr", "cog"]'])
+    np.testing.assert_array_equal(read['["zarr"]'], read['["cog"]'])

@@ -18,13 +18,13 @@ from rio_cogeo import cog_validate
 from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
-from preproc.mosaic.quantise import to_codes
+from preproc.mosaic.quantise import to_codes, without_nodata
 from preproc.mosaic.stage import StitchStage
 from preproc.raster.zones import zone_grids
 from preproc.run.stage import run_stage
 
 CELLS = [(32631, 0, 0), (32631, 2, 1), (32631, 1, 0), (32632, 0, 0)]
-INT8 = '[stitch]\ndtype = "int8"'
+FLOAT = '[stitch]\ndtype = "float32"'
 
 
 @pytest.fixture
@@ -33,7 +33,19 @@ def run(tmp_path: Path) -> Run:
 
 
 def digest(run: Run) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.mosaic.iterdir())}
+    return {name: hashlib.sha256((run.mosaic / name).read_bytes()).hexdigest() for name in sorted(files_of(run))}
+
+
+def files_of(run: Run) -> set[str]:
+    return {path.relative_to(run.mosaic).as_posix() for path in run.mosaic.rglob("*") if path.is_file()}
+
+
+def listed(run: Run) -> set[str]:
+    """What the manifests list, and the manifests."""
+    names = {"mosaic.json", *read_manifest(run.mosaic_manifest, "mosaic", remedy="")["files"]}
+    for path in run.mosaic.glob("sheet_*.json"):
+        names |= {path.name, *read_manifest(path, "mosaic-sheet", remedy="")["files"]}
+    return names
 
 
 def mosaic(run: Run, zone: str, *, int8: bool = False) -> NDArray[np.float32]:
@@ -60,7 +72,7 @@ def expected(run: Run, tiles: dict[str, NDArray[np.float32]], zone: str) -> NDAr
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_mosaic_holds_every_tiles_values_in_place(run: Run, stored_int8: bool, dtype: str) -> None:
     tiles = embed_places(run, int8=stored_int8)
-    run_stage(StitchStage(), run, config(run, INT8 if dtype == "int8" else ""))
+    run_stage(StitchStage(), run, config(run, FLOAT if dtype == "float32" else ""))
     for zone in ("31N", "32N"):
         values, wanted = mosaic(run, zone, int8=dtype == "int8"), expected(run, tiles, zone)
         np.testing.assert_array_equal(np.isnan(values), np.isnan(wanted))
@@ -88,9 +100,9 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
     manifest = read_manifest(run.mosaic_manifest, "mosaic", remedy="")
     assert manifest["model"]["trained"] is False
     assert manifest["pixels"] == 4 * (32 * 32 - 8 * 10)
-    assert set(manifest["files"]) == {path.name for path in run.mosaic.iterdir()} - {"mosaic.json"}
+    assert listed(run) == files_of(run)
     item = pystac.Item.from_file(str(run.mosaic / "embeddings_31N.json"))
-    assert set(item.assets) == {"embeddings", "observations", "preview"}
+    assert set(item.assets) == {"embeddings", "scales", "observations", "preview"}
     assert item.properties["smalti:model"]["label"] == "untrained demonstration model"
     assert item.properties["proj:code"] == "EPSG:32631"
     assert tags["SMALTI_CONTENT"].startswith("embeddings of untrained demonstration model")
@@ -102,17 +114,17 @@ def test_only_a_published_model_makes_tessera_embeddings(run: Run) -> None:
     embed_places(run, model={**MODEL, "name": "tessera-v2-small", "label": "TESSERA v2 small", "trained": True})
     run_stage(StitchStage(), run, config(run))
     with rasterio.open(run.mosaic / "embeddings_31N.tif") as raster:
-        assert raster.tags()["SMALTI_CONTENT"] == "TESSERA embeddings: value"
+        assert raster.tags()["SMALTI_CONTENT"] == "TESSERA embeddings: value = code * embeddings_31N_scales.tif"
 
 
 def test_no_output_names_this_machine(run: Run) -> None:
     embed_places(run)
     run_stage(StitchStage(), run, config(run))
-    for path in run.mosaic.iterdir():
+    for path in filter(Path.is_file, run.mosaic.rglob("*")):
         assert str(run.root).encode() not in path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("extra", ["", INT8])
+@pytest.mark.parametrize("extra", ["", FLOAT])
 def test_bytes_do_not_depend_on_the_order_of_the_plan(tmp_path: Path, extra: str) -> None:
     outcomes = []
     for attempt in range(2):
@@ -121,15 +133,13 @@ def test_bytes_do_not_depend_on_the_order_of_the_plan(tmp_path: Path, extra: str
         run = planned_run(tmp_path / f"run{attempt}", cells)
         embed_places(run, int8=True)
         run_stage(StitchStage(), run, config(run, extra))
-        found = digest(run)
-        del found["mosaic.json"]  # its fingerprint is of the plan, in the plan's order
-        outcomes.append(found)
+        outcomes.append(digest(run))
     assert outcomes[0] == outcomes[1]
 
 
 def test_again_is_nothing_to_do_and_forced_is_the_same(run: Run) -> None:
     embed_places(run)
-    assert run_stage(StitchStage(), run, config(run)).built == 1
+    assert run_stage(StitchStage(), run, config(run)).built == 3
     before = digest(run)
     assert run_stage(StitchStage(), run, config(run)).built == 0
     run_stage(StitchStage(), run, config(run), force=True)
@@ -139,15 +149,19 @@ def test_again_is_nothing_to_do_and_forced_is_the_same(run: Run) -> None:
 def test_another_type_or_embedding_makes_the_mosaic_anew(run: Run) -> None:
     embed_places(run)
     run_stage(StitchStage(), run, config(run))
-    float_files = digest(run)
-    run_stage(StitchStage(), run, config(run, INT8))
-    assert "embeddings_31N_scales.tif" in digest(run)
+    before = digest(run)
+    run_stage(StitchStage(), run, config(run, FLOAT))
+    assert "embeddings_31N_scales.tif" not in files_of(run), "they would be taken for part of this mosaic"
+    run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["cog"]'))
+    assert not (run.mosaic / "embeddings.zarr").exists()
+    run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
+    assert not list(run.mosaic.glob("embeddings*.tif"))
     run_stage(StitchStage(), run, config(run))
-    assert digest(run) == float_files, "the scales are gone: they would be taken for part of this mosaic"
+    assert digest(run) == before
     tile = planned_tiles(run)[0]
     write_tile(run, tile, np.ones((32, 32, 8), np.float32))
-    assert run_stage(StitchStage(), run, config(run)).built == 1
-    assert (mosaic(run, "31N")[:32, :32] == 1).all()
+    assert run_stage(StitchStage(), run, config(run)).built == 2, "its sheet, and what is said of all"
+    np.testing.assert_allclose(mosaic(run, "31N", int8=True)[:32, :32], 1, rtol=1e-6)
 
 
 def test_the_preview_shows_all_zones_in_the_same_colours(tmp_path: Path) -> None:
@@ -190,6 +204,7 @@ def test_damage_that_only_a_checksum_shows_stops_the_mosaic_and_keeps_no_half(ru
     with pytest.raises(SmaltiError, match=r"t32632_0_0\.npy: its contents do not match"):
         run_stage(StitchStage(), run, config(run))
     assert not (run.mosaic_manifest).exists()
+    assert (run.mosaic / "sheet_31N.json").exists(), "one bad sheet does not stop the others"
     assert not [path for path in run.mosaic.iterdir() if path.name.startswith(".")]
 
 
@@ -258,7 +273,9 @@ def test_a_code_that_is_the_mosaics_nodata_moves_by_one_and_is_counted(run: Run)
     scales[1] = np.nan
     fields = {"model": MODEL, "data_source": "mpc"}
     write_embedding(run.embeddings, "t32631_0_0", codes, scales, inputs={"checkpoint": "x"}, fields=fields)
-    found, kept, clipped = to_codes(read_embedding(run.embeddings, "t32631_0_0"), slice(0, 2), -128)
+    read = to_codes(read_embedding(run.embeddings, "t32631_0_0"), slice(0, 2), slice(None))
+    assert read[0][0, 0, 0] == -128, "the store has the engine's codes as they are"
+    found, kept, clipped = without_nodata(*read)
     assert clipped == 1
     assert found[0, 0].tolist() == [-127, 127, 0, 1, -127, 5, 6, 7]
     assert (found[1] == -128).all()
@@ -270,7 +287,7 @@ def test_a_pixel_of_zeros_is_valid_and_stays_zero(run: Run) -> None:
 
     tile = planned_tiles(run)[0]
     write_tile(run, tile, np.zeros((32, 32, 8), np.float32))
-    codes, scales, _ = to_codes(read_embedding(run.embeddings, tile.name), slice(None), -128)
+    codes, scales = to_codes(read_embedding(run.embeddings, tile.name), slice(None), slice(None))
     assert not codes.any()
     assert not scales.any()
 
@@ -280,12 +297,13 @@ def test_manifest_is_written_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[set[str]] = []
 
     def spy(path: Path, *arguments: Any, **named: Any) -> Any:
-        seen.append({file.name for file in run.mosaic.iterdir()})
+        seen.append(files_of(run))
         return write_manifest(path, *arguments, **named)
 
     monkeypatch.setattr("infer.contract.record.write_manifest", spy)
     run_stage(StitchStage(), run, config(run))
-    assert seen == [{path.name for path in run.mosaic.iterdir()} - {"mosaic.json"}]
+    assert seen[-1] == files_of(run) - {"mosaic.json"}
+    assert {"sheet_31N.json", "sheet_32N.json"} & seen[0] == set()
 
 
 def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> None:
@@ -299,7 +317,7 @@ def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> N
     np.testing.assert_array_equal(values[:32, :32, :2], seen)
     np.testing.assert_array_equal(values[:32, :32, 2] == 2, (seen[..., 0] < 12) & seen.any(axis=2))
     assert (values[32:, :32] == 255).all(), "where there is no tile"
-    np.testing.assert_array_equal(values[..., 2] == 0, ~np.isnan(mosaic(run, "31N")[..., 0]))
+    np.testing.assert_array_equal(values[..., 2] == 0, ~np.isnan(mosaic(run, "31N", int8=True)[..., 0]))
     assert cog_validate(run.mosaic / "observations_31N.tif", strict=True) == (True, [], [])
     item = pystac.Item.from_file(run.mosaic / "embeddings_31N.json")
     reason = item.assets["observations"].extra_fields["bands"][2]

@@ -23,7 +23,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
@@ -32,7 +32,7 @@ from support.mosaicked import place_values
 
 from infer.contract import PlannedTile, SmaltiError
 from infer.contract.classification import ClassEntry
-from preproc.mosaic.pca import PixelSample, principal_components
+from preproc.mosaic.pca import principal_components
 from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.figure import class_figure, length_text, scale_length
@@ -325,7 +325,7 @@ def test_pixels_outside_the_mosaic_are_never_dropped_in_silence(tmp_path: Path, 
 def test_components_are_those_of_a_singular_value_decomposition(seed: int) -> None:
     generator = np.random.default_rng(seed)
     values = (generator.normal(size=(5000, 3)) * [5, 3, 1] @ generator.normal(size=(3, 10))).astype(np.float32)
-    found = principal_components(values)
+    found = principal_components(lambda: iter([values]))
     centred = values.astype(np.float64) - values.mean(axis=0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     ours = found.axes_c3 / np.linalg.norm(found.axes_c3, axis=0)
@@ -339,37 +339,19 @@ def test_components_are_those_of_a_singular_value_decomposition(seed: int) -> No
     assert 0.94 < inside.mean() < 0.97, "2 % are cut off at either end"
 
 
-@settings(max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 6]))
-def test_the_sample_does_not_depend_on_how_the_mosaic_was_cut(seed: int, pieces: int) -> None:
-    generator = np.random.default_rng(9)
-    values = generator.normal(size=(24, 36, 5)).astype(np.float32)
-    values[3:9, 4:11] = np.nan
-    whole = PixelSample(100)
-    whole.add(32631, 500_000, 5_600_000, values)
-    cut = PixelSample(100)
-    windows = [(r, c) for r in range(0, 24, 24 // pieces) for c in range(0, 36, 36 // pieces)]
-    random.Random(seed).shuffle(windows)
-    for row, column in windows:
-        window = values[row : row + 24 // pieces, column : column + 36 // pieces]
-        cut.add(32631, 500_000 + column * 10, 5_600_000 - row * 10, window)
-    np.testing.assert_array_equal(whole.values_nc(), cut.values_nc())
-    assert len(whole.values_nc()) == 100
-    assert not np.isnan(whole.values_nc()).any()
-
-
 def test_sums_are_exact_so_that_no_order_can_change_a_colour() -> None:
     generator = np.random.default_rng(1)
     values = (generator.normal(size=(3000, 128)) * 3).astype(np.float32)
-    first = principal_components(values)
-    again = principal_components(values[generator.permutation(3000)])
+    first = principal_components(lambda: iter([values]))
+    shuffled = values[generator.permutation(3000)]
+    again = principal_components(lambda: iter([shuffled[:100], shuffled[100:]]))
     np.testing.assert_array_equal(first.axes_c3, again.axes_c3)
     np.testing.assert_array_equal(first.low_3, again.low_3)
 
 
 @pytest.mark.parametrize("values", [np.zeros((1, 4)), np.full((7, 2), 3.0), np.zeros((0, 4)), np.eye(1)])
 def test_few_or_equal_pixels_still_give_a_picture(values: NDArray[Any]) -> None:
-    found = principal_components(values.astype(np.float32))
+    found = principal_components(lambda: iter([values.astype(np.float32)]))
     window = np.concatenate([values, np.full((1, values.shape[1]), np.nan)])[None].astype(np.float32)
     rgba = found.colours(window)
     assert rgba[0, -1].tolist() == [0, 0, 0, 0]

@@ -1,0 +1,129 @@
+"""geotessera's own reader opens the mosaic's store and gives the engine's numbers. In an environment of its own.
+
+geotessera needs another Python (3.12) and other versions than smalti's environment has. The environment is made once,
+in ~/.cache/smalti-tests, and takes a minute and a gigabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyproj import Transformer
+from support.mosaicked import config, embed_places, planned_run
+
+from infer.contract import planned_tiles
+from preproc.mosaic.stage import StitchStage
+from preproc.run.stage import run_stage
+
+pytestmark = pytest.mark.slow
+REQUIREMENT = "geotessera>=0.11"
+
+READ = """
+import json, sys
+import numpy as np
+from geotessera.store import GeoTesseraZarr, open_zone
+
+store, points, box, folder = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+reader = GeoTesseraZarr(store)
+year = reader.years[0]
+probed = reader.probe(*points[0], year=year)
+whole, transform, crs = reader.read_region(tuple(box), year=year)
+short, _, _ = reader.read_region(tuple(box), year=year, depth=16)
+zone = open_zone(store, zone=31)
+np.savez(
+    folder + "/read.npz",
+    sampled=np.asarray(reader.sample_points([tuple(p) for p in points], year=year)),
+    sampled_short=np.asarray(reader.sample_points([tuple(p) for p in points], year=year, depth=16)),
+    whole=whole,
+    short=short,
+    transform=np.array(transform)[:6],
+    patch=np.asarray(reader.read_patch(*points[0], year=year, size_px=8)[0]),
+)
+exported = reader.export_geotiffs(tuple(box), year, folder)
+print(json.dumps({
+    "years": reader.years,
+    "depths": {str(k): v for k, v in reader.depths.items()},
+    "probed": str(probed),
+    "crs": str(crs),
+    "zone": {name: list(zone[name].shape) for name in ("embeddings", "scales")},
+    "exported": [str(path) for path in exported],
+}))
+"""
+
+
+def pythons() -> Iterator[str]:
+    for version in ("3.12", "3.13"):
+        found = shutil.which(f"python{version}")
+        if found:
+            yield found
+        yield from map(str, sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python")))
+
+
+@pytest.fixture(scope="module")
+def geotessera() -> Path:
+    """A Python that has it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "smalti-tests" / "geotessera"
+    python = folder / "bin" / "python"
+    check = [str(python), "-c", "import geotessera.store"]
+    if python.exists() and subprocess.run(check, capture_output=True, check=False).returncode == 0:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    for base in pythons():
+        if subprocess.run([base, "-m", "venv", str(folder)], capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        pytest.skip("no Python 3.12 or later here, which geotessera needs")
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", REQUIREMENT], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"{REQUIREMENT} is not to be had here: {done.stderr.decode(errors='replace')[-200:]}")
+    return python
+
+
+def test_geotessera_opens_the_store_and_gives_the_engines_numbers(tmp_path: Path, geotessera: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, c, r) for c in range(3) for r in range(2)], size=64)
+    tiles = embed_places(run, dim=128, int8=True)
+    run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
+    back = Transformer.from_crs(32631, 4326, always_xy=True)
+    planned = planned_tiles(run)
+    places = [
+        (planned[i], row, column) for i, row, column in [(0, 40, 50), (3, 63, 0), (5, 20, 33)]
+    ]  # of nodata it looks around
+    points = [back.transform(t.west + c * 10 + 5, t.north - r * 10 - 5) for t, r, c in places]
+    west, north = planned[0].west, planned[0].north
+    corners = [back.transform(west + x, north - y) for x in (300, 1500) for y in (250, 1100)]
+    longitudes, latitudes = zip(*corners, strict=True)
+    box = [min(longitudes), min(latitudes), max(longitudes), max(latitudes)]
+    arguments = [str(run.mosaic / "embeddings.zarr"), json.dumps(points), json.dumps(box), str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(geotessera), "-c", READ, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["years"] == [2019]
+    assert told["depths"] == {"4": "embeddings_d4", "16": "embeddings_d16", "128": "embeddings"}
+    assert told["zone"] == {"embeddings": [1, 128, 128, 192], "scales": [1, 128, 192]}
+    assert "32631" in told["crs"]
+    wanted = np.array([tiles[tile.name][row, column] for tile, row, column in places])
+    read = np.load(tmp_path / "read.npz")
+    np.testing.assert_array_equal(read["sampled"], wanted)
+    np.testing.assert_array_equal(read["sampled_short"], wanted[:, :16])
+    left, top = read["transform"][2], read["transform"][5]
+    whole = np.full((128, 192, 128), np.nan, dtype=np.float32)
+    for tile in planned:
+        row, column = (north - tile.north) // 10, (tile.west - west) // 10
+        whole[row : row + 64, column : column + 64] = tiles[tile.name]
+    row, column = round((north - top) / 10), round((left - west) / 10)
+    height, width, _ = read["whole"].shape
+    np.testing.assert_array_equal(read["whole"], whole[row : row + height, column : column + width])
+    assert np.isnan(read["whole"]).any(), "nodata is nodata there too"
+    np.testing.assert_array_equal(read["short"], read["whole"][..., :16])
+    assert len(told["exported"]) == 1

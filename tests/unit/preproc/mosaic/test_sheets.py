@@ -1,0 +1,198 @@
+"""Sheets: places are exact at any size, the store is what its layout says, and any division gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+from numpy.typing import NDArray
+from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
+
+from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
+from preproc.mosaic.stage import StitchSheetsStage, StitchStage
+from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
+from preproc.run.stage import StageFailedError, run_stage
+
+SHEETS = "[stitch]\nsheet = 128\n[site]\nworkers = 1"
+CELLS = [(32631, c, r) for c, r in [(0, 0), (1, 0), (2, 0), (3, 1), (0, 3), (6, 5)]] + [(32632, 0, 0)]
+"""Of tiles of 48 pixels, which do not divide a sheet: 31N has 3 x 3 sheets, of which some are empty."""
+
+
+def files(run: Run) -> dict[str, str]:
+    found = sorted(path for path in run.mosaic.rglob("*") if path.is_file())
+    return {path.relative_to(run.mosaic).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def whole(run: Run, tiles: dict[str, NDArray[np.float32]], label: str) -> NDArray[np.float32]:
+    """(H, W, C) what a zone should hold, put together by another way: pixel by pixel from coordinates."""
+    grid = next(grid for grid in zone_grids(planned_tiles(run)) if grid.label == label)
+    dim = next(iter(tiles.values())).shape[2]
+    values = np.full((grid.height, grid.width, dim), np.nan, dtype=np.float32)
+    for tile in grid.tiles:
+        shift = FALSE_NORTHING if tile.epsg > 32700 > grid.epsg else 0
+        row, column = (grid.north - (tile.north - shift)) // 10, (tile.west - grid.west) // 10
+        old = values[row : row + tile.size, column : column + tile.size]
+        values[row : row + tile.size, column : column + tile.size] = np.where(np.isnan(old), tiles[tile.name], old)
+    return values
+
+
+def stored(run: Run, group: str, name: str = "embeddings") -> NDArray[np.float32]:
+    """(H, W, C) what zarr reads of the store; NaN where there is nothing."""
+    root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
+    codes, scales = root[f"{group}/{name}"][0], root[f"{group}/scales"][0]  # type: ignore[index]
+    scales = np.where(np.isfinite(scales), scales, np.nan)
+    return np.moveaxis(codes.astype(np.float32) * scales, 0, 2)
+
+
+def virtual(run: Run, label: str) -> NDArray[np.float32]:
+    """(H, W, C) what GDAL reads of a zone as one raster."""
+    stem = run.mosaic / f"embeddings_{label}"
+    suffix = ".vrt" if stem.with_suffix(".vrt").exists() else ".tif"
+    with rasterio.open(f"{stem}{suffix}") as codes, rasterio.open(f"{stem}_scales{suffix}") as scales:
+        assert codes.descriptions[0] == "e000"
+        return np.moveaxis(codes.read().astype(np.float32) * scales.read(1), 0, 2)
+
+
+def test_sheets_divide_a_zone_from_its_corner_and_a_small_zone_is_one(tmp_path: Path) -> None:
+    grids = zone_grids(planned_tiles(planned_run(tmp_path, CELLS, size=48)))
+    sheets = sheets_of(grids[0], 128)
+    assert [sheet.name for sheet in sheets] == [
+        "31N_r00_c00", "31N_r00_c01", "31N_r01_c00", "31N_r01_c02", "31N_r02_c02"
+    ]  # fmt: skip
+    assert sum(sheet.pixels for sheet in sheets) == 6 * 48 * 48
+    assert [sheet.name for sheet in sheets_of(grids[1], 128)] == ["32N"]
+    assert sheets[-1].grid.bounds[2:] == (grids[0].bounds[2], grids[0].north - 2560)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_every_pixel_is_in_its_place_in_store_and_sheets_and_depths_are_prefixes(tmp_path: Path, int8: bool) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=24, int8=int8)
+    run_stage(StitchStage(), run, config(run, SHEETS))
+    for label, group in (("31N", "utm31"), ("32N", "utm32")):
+        wanted = whole(run, tiles, label)
+        found = stored(run, group)
+        if int8:
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, atol=0.5 / 127 + 1e-6)
+        np.testing.assert_array_equal(virtual(run, label), found)
+        for depth in (4, 16):
+            np.testing.assert_array_equal(stored(run, group, f"embeddings_d{depth}"), found[..., :depth])
+    root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
+    scales = root["utm31/scales"][0]  # type: ignore[index]
+    assert np.isposinf(scales[60, 300]), "no tile: not there yet"
+    assert np.isnan(scales[0, 0]), "a tile that says that nothing was seen"
+
+
+def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)])
+    embed_places(run, dim=128, int8=True)
+    run_stage(StitchStage(), run, config(run))
+    root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r", use_consolidated=True)
+    layout = {
+        name: (array.shape, array.chunks, array.shards, str(array.dtype), array.metadata.dimension_names)  # type: ignore[attr-defined]
+        for name, array in root["utm31"].arrays()  # type: ignore[union-attr]
+        if array.ndim > 1
+    }
+    cube, d16, d4 = (("time", band, "y", "x") for band in ("band", "band_d16", "band_d4"))
+    assert layout == {
+        "embeddings": ((1, 128, 32, 32), (1, 128, 32, 32), (1, 128, 4096, 4096), "int8", cube),
+        "embeddings_d16": ((1, 16, 32, 32), (1, 16, 64, 64), (1, 16, 4096, 4096), "int8", d16),
+        "embeddings_d4": ((1, 4, 32, 32), (1, 4, 128, 128), (1, 4, 4096, 4096), "int8", d4),
+        "scales": ((1, 32, 32), (1, 32, 32), (1, 4096, 4096), "float32", ("time", "y", "x")),
+    }
+    attributes = dict(root.attrs)
+    assert attributes["geoemb:depths"] == [
+        {"dimensions": 4, "array": "embeddings_d4"},
+        {"dimensions": 16, "array": "embeddings_d16"},
+        {"dimensions": 128, "array": "embeddings"},
+    ]
+    assert attributes["geoemb:quantization"]["scale"]["nodata"] == "+inf"  # type: ignore[index, call-overload]
+    zone = dict(root["utm31"].attrs)
+    assert zone["proj:code"] == "EPSG:32631"
+    assert zone["spatial:transform"] == [10.0, 0.0, 573440.0, 0.0, -10.0, 5626880.0]
+    assert root["utm31/time"][:].tolist() == [2019], "the year of the season's last day"  # type: ignore[index, union-attr]
+    assert root["utm31/x"][0] == 573_445  # type: ignore[index]
+
+
+def test_a_prefix_of_other_families_means_nothing_and_is_not_stored(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)])
+    embed_places(run, dim=24, int8=True, model={**MODEL, "family": "v1.1"})
+    run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
+    root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
+    assert "embeddings_d4" not in root["utm31"]  # type: ignore[operator]
+    assert "geoemb:depths" not in root.attrs
+
+
+def test_at_the_equator_a_zone_is_one_grid_whose_rows_go_on_below_0(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)], size=48)
+    north = [PlannedTile(f"n{i}", 32631, 500_160 + i * 480, 480, 48) for i in range(2)]
+    # Southern tiles lie on a lattice of their own, and the upper one reaches beyond the equator.
+    south = [PlannedTile(f"s{i}", 32731, 500_160, 10_000_320 - i * 480, 48) for i in range(3)]
+    plan = Plan.read(run)
+    object.__setattr__(plan, "tiles", (*south, *north))
+    plan.write(run.plan, inputs={}, files=[])
+    tiles = {}
+    for tile in planned_tiles(run):
+        values = np.random.default_rng(len(tiles)).normal(size=(48, 48, 8)).astype(np.float32)
+        if tile.name == "s0":
+            values[:31] = np.nan  # all but the row that the equator passes through, which both have
+        tiles[tile.name] = write_tile(run, tile, values, int8=True)
+    run_stage(StitchStage(), run, config(run, SHEETS))
+    wanted = whole(run, tiles, "31N")
+    assert wanted.shape[:2] == (48 - 32 + 3 * 48, 96)
+    np.testing.assert_array_equal(stored(run, "utm31"), wanted)
+    np.testing.assert_array_equal(virtual(run, "31N"), wanted)
+    root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
+    assert root["utm31/y"][-1] == 480 - 10 * wanted.shape[0] + 5  # type: ignore[index, operator]
+
+
+def test_a_southern_zone_keeps_its_crs_in_geotiffs_and_lies_below_0_in_the_store(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32721, 0, 0), (32721, 1, 0)])
+    tiles = embed_places(run, int8=True)
+    run_stage(StitchStage(), run, config(run))
+    with rasterio.open(run.mosaic / "embeddings_21S.tif") as raster:
+        assert raster.crs.to_epsg() == 32721
+        assert raster.bounds.top == 5_626_880
+    zone = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")["utm21"]
+    assert zone.attrs["proj:code"] == "EPSG:32621"
+    assert zone.attrs["spatial:transform"][5] == 5_626_880 - 10_000_000  # type: ignore[index]
+    np.testing.assert_array_equal(stored(run, "utm21"), whole(run, tiles, "21S"))
+
+
+def test_shards_in_any_order_with_kills_give_the_bytes_of_one_process(tmp_path: Path) -> None:
+    runs = []
+    for name in ("whole", "shards"):
+        run = planned_run(tmp_path / name, CELLS, size=48)
+        embed_places(run, int8=True)
+        runs.append(run)
+    run_stage(StitchStage(), runs[0], config(runs[0], SHEETS))
+    settings = config(runs[1], SHEETS)
+    for index in (3, 1, 0):
+        run_stage(StitchSheetsStage(), runs[1], settings, shard=Shard(index, 4))
+    killed = runs[1].mosaic / "sheet_31N_r00_c00.json"
+    killed.unlink()  # as if it had been killed before it was complete
+    (runs[1].mosaic / "embeddings.zarr/utm31/embeddings/c/0/0/0/0").write_bytes(b"half")
+    run_stage(StitchSheetsStage(), runs[1], settings, shard=Shard(2, 4))
+    assert not runs[1].mosaic_manifest.exists()
+    assert not (runs[1].mosaic / "embeddings.zarr/zarr.json").exists(), "nobody takes it for a store"
+    done = run_stage(StitchStage(), runs[1], settings)
+    assert done.built == 2
+    assert files(runs[0]) == files(runs[1])
+
+
+def test_a_task_reads_its_own_share_and_a_missing_tile_stops_its_own_sheet_only(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run, int8=True)
+    (run.embeddings / "t32631_6_5.json").unlink()
+    settings = config(run, SHEETS)
+    with pytest.raises(StageFailedError, match=r"31N_r02_c02: .*1 of 1 tiles have no valid embedding: t32631_6_5"):
+        run_stage(StitchSheetsStage(), run, settings, shard=Shard(0, 2))
+    assert sorted(path.stem for path in run.mosaic.glob("sheet_*")) == ["sheet_31N_r00_c00", "sheet_31N_r01_c00"]
+    with pytest.raises(SmaltiError, match=r"1 of 7 tiles have no valid embedding"):
+        run_stage(StitchStage(), run, settings)
