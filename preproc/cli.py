@@ -270,8 +270,8 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geoparquet", "mosaic"],
-        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; or RUN/mosaic as it is, with its STAC."),
+        Literal["geotessera", "geoparquet", "mosaic", "zarr"],
+        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; RUN/mosaic with its STAC; its Zarr store."),
     ] = "mosaic",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
     force: ForceOption = False,

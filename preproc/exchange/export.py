@@ -23,15 +23,15 @@ from infer.contract import (
     sha256_file,
     sha256_json,
 )
-from infer.contract.rasters import MosaicManifest
+from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
-from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of
+from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables
 from preproc.exchange.points import write_points
 from preproc.mirror.store import Store, open_store
 from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.run.progress import progress, say
 
-Kind = Literal["geotessera", "geoparquet", "mosaic"]
+Kind = Literal["geotessera", "geoparquet", "mosaic", "zarr"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
 _DONE = ".smalti"
@@ -55,7 +55,8 @@ def export(run: Run, target: str, kind: Kind, *, every: int = 10, force: bool = 
     Args:
         run: the run directory.
         target: a folder, or the address of one in an object store.
-        kind: "geotessera" (npy tiles of 0.1 degree), "geoparquet" (points) or "mosaic" (RUN/mosaic with its STAC).
+        kind: "geotessera" (npy tiles of 0.1 degree), "geoparquet" (points), "zarr" (the mosaic's
+            store) or "mosaic" (all of RUN/mosaic, with its STAC).
         every: for points, take every so many-th pixel in both directions.
         force: write again what is there.
 
@@ -125,8 +126,8 @@ def _claim(store: Store, card: Mapping[str, Any]) -> None:
 
 def _units(run: Run, facts: RunProvenance, kind: Kind, every: int) -> Iterator[ExportUnit]:
     tiles = planned_tiles(run)
-    if kind == "mosaic":
-        yield from _mosaic_units(run)
+    if kind in ("mosaic", "zarr"):
+        yield from _mosaic_units(run, store_only=kind == "zarr")
         return
     digests = {tile.name: _digest(run, tile) for tile in tiles}
     if kind == "geoparquet":
@@ -148,19 +149,30 @@ def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, every: int
     return lambda folder: write_points(folder / f"{tile.name}.parquet", run, facts, tile, every)
 
 
-def _mosaic_units(run: Run) -> Iterator[ExportUnit]:
-    """The files of the mosaic as they are."""
+def _mosaic_units(run: Run, *, store_only: bool) -> Iterator[ExportUnit]:
+    """The files of the mosaic as they are, or those of its Zarr store; what describes the others comes last."""
     made = MosaicManifest.read(run).verify(run, checksums=False)
-    for name, record in made.files.items():
-        yield ExportUnit(name, {"sha256": record["sha256"]}, _copier(run.mosaic, name))
-    manifest = run.mosaic_manifest
-    yield ExportUnit(manifest.name, {"sha256": sha256_file(manifest)}, _copier(run.mosaic, manifest.name))
+    if store_only and made.store is None:
+        raise SmaltiError(f'{run.mosaic}: has no store: set [stitch] formats = ["zarr"] and run `smalti stitch` again')
+    manifests = sorted({name for zone in made.zones.values() for name in zone.sheets.values()})
+    files: dict[str, str] = {}
+    for name in manifests:
+        sheet = MosaicSheet.read_file(run.mosaic / name, run)
+        files.update({file: record["sha256"] for file, record in sheet.files.items()})
+    files.update({file: record["sha256"] for file, record in made.files.items()})
+    if not store_only:
+        files.update({name: sha256_file(run.mosaic / name) for name in [*manifests, run.mosaic_manifest.name]})
+    for name, digest in files.items():
+        if not store_only:
+            yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name))
+        elif name.startswith(f"{made.store}/"):
+            yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name.partition("/")[2]))
 
 
-def _copier(source: Path, name: str) -> Callable[[Path], None]:
+def _copier(source: Path, name: str, key: str) -> Callable[[Path], None]:
     def copy(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / key)
 
     return copy
 
@@ -207,8 +219,6 @@ def _room() -> Iterator[Path]:
 
 def _index(store: Store, units: Sequence[ExportUnit], facts: RunProvenance) -> None:
     """The tables and the note by which geotessera finds its tiles without a network."""
-    from preproc.exchange.npy_tiles import tables
-
     sizes: dict[str, dict[str, int]] = {}
     for unit in units:
         content = store.read(f"{_DONE}/{unit.name}.json")

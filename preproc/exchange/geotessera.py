@@ -44,10 +44,18 @@ class Dataset:
     dim: int
     fingerprint: str
     """Of what the source says of itself."""
+    model: str | None = None
+    """Registered name of the encoder, where the source states it: smalti's own stores do."""
+    trained: bool = True
+    """False where the source says that its encoder never was: its embeddings mean nothing."""
     checkpoint: str | None = None
-    """SHA-256 of the encoder's file, where the source states it: smalti's own stores do."""
+    """SHA-256 of its file, likewise."""
+    window: tuple[str, str] | None = None
+    """First and last day, likewise; of the others it is a calendar year."""
 
     def __str__(self) -> str:
+        if self.model is not None:
+            return f"{self.model} by smalti"
         return f"TESSERA {self.version} {self.variant}".rstrip()
 
 
@@ -88,13 +96,19 @@ class ZarrStore:
         model = attributes.get("geoemb:model")
         if not isinstance(model, str) or type(dim) is not int or not 0 < dim <= _MOST or kind != "int8":
             raise SmaltiError(f"{source}: its geoemb: attributes do not say int8 embeddings of a model: name another")
-        checkpoint = attributes.get("smalti:checkpoint")
+        told: dict[str, Any] = {key: attributes.get(f"smalti:{key}") for key in ("model", "checkpoint", "window")}
+        own = told["model"] if isinstance(told["model"], dict) else {}
+        ours = isinstance(own.get("name"), str) and isinstance(told["checkpoint"], str)
+        window = told["window"]
         self.dataset = Dataset(
             version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v"),
             variant="",
             dim=dim,
-            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version")]),
-            checkpoint=checkpoint if isinstance(checkpoint, str) else None,
+            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]),
+            model=str(own["name"]) if ours else None,
+            trained=not ours or own.get("trained") is True,
+            checkpoint=told["checkpoint"] if ours else None,
+            window=(str(window[0]), str(window[1])) if isinstance(window, list) and len(window) == 2 else None,
         )
         self._year = year
         self._zones: dict[int, Patch | None] = {}
