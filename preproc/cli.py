@@ -64,6 +64,7 @@ _CLUSTER = "On a cluster"
 _EXCHANGE = "In and out"
 _START = "Start here"
 _LOOK = "Look"
+_SURVEY = "From map to estimate"
 _EXPLORE = "Explore without labels"
 
 
@@ -280,6 +281,30 @@ def export_command(
     from preproc.exchange.export import export
 
     print(export(Run(run), target, kind, every=every, force=force))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def design(
+    target: Annotated[Path, typer.Argument(metavar="RUN|MAP", help="A run with a map, or a classified GeoTIFF.")],
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/survey by default.")] = None,
+    standard_error: Annotated[float, typer.Option(help="Wished, of overall accuracy.")] = 0.02,
+    allocation: Annotated[str, typer.Option(help="How points are shared: proportional, neyman or equal.")] = (
+        "proportional"
+    ),
+    minimum: Annotated[int, typer.Option(help="Points of a class, at the least.")] = 50,
+    sizes: Annotated[str | None, typer.Option(metavar="A=N,B=N", help="Points of each class, by hand.")] = None,
+    users: Annotated[str | None, typer.Option(metavar="A=U,B=U", help="Expected user's accuracies.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another sample.")] = 1,
+    legend: LegendOption = None,
+) -> None:
+    """Draw a stratified random reference sample of a map: points to label, for `validate`.
+
+    The number of points follows from the wished standard error (Olofsson et al. 2014); ids are in random order, and the
+    files to label do not tell the mapped class.
+    """
+    from preproc.survey.design import Wishes, design
+
+    design(Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend))
 
 
 @app.command(rich_help_panel=_CLUSTER)

@@ -51,8 +51,8 @@ class PredictStage:
         facts = embeddings.provenance(plan.tiles)
         about = about_classifier(run, config)
         classifier = about.fingerprint
-        if config.predict.model is not None:
-            refuse_other_embeddings(config.predict.model, about, facts)
+        if config.predict.model is not None or config.train.runs:
+            refuse_other_embeddings(model_folder(run, config), about, facts)
         inputs = {
             "classifier": classifier,
             "embeddings": facts.fingerprint,
@@ -92,7 +92,7 @@ def _build(run: Run, config: Config, facts: RunProvenance, due: Due) -> Generato
     predicted = [unit for unit in due.units if unit.kind == TILE_KIND]
     if predicted:
         _fitting_classifier(run, config, facts)  # said once, and not by every process
-        if config.predict.model is not None:
+        if config.labels is None:
             for line in remarks(about_classifier(run, config), facts):
                 say(f"predict: {line}")
         pixels = sum(tiles[unit.name].size ** 2 for unit in predicted)

@@ -1,0 +1,87 @@
+"""Points in the field, as GeoPackage, CSV and KML: what people, phones and QGIS open. Equal points have equal bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+
+from infer.contract import write_bytes
+
+_DIGITS = 8
+"""Of degrees: about a millimetre, so that a pixel's centre stays in its pixel."""
+
+
+def write_points(
+    folder: Path, stem: str, id_n: NDArray[Any], place_n2: NDArray[np.float64], columns: Mapping[str, Sequence[Any]]
+) -> list[Path]:
+    """Write <stem>.gpkg, <stem>.csv and <stem>.kml; returns their paths.
+
+    Args:
+        folder: where to.
+        stem: of the files' names.
+        id_n: (N,) whole numbers.
+        place_n2: (N, 2) longitude and latitude in WGS 84.
+        columns: further attributes, text or numbers; text may be empty, to be filled in.
+    """
+    places = np.round(place_n2, _DIGITS)
+    paths = [folder / f"{stem}.{ending}" for ending in ("gpkg", "csv", "kml")]
+    fields = {"id": np.asarray(id_n, dtype=np.int64), **{name: _field(values) for name, values in columns.items()}}
+    content = io.BytesIO()
+    with _fixed_clock():
+        pyogrio.raw.write(
+            content,
+            geometry=shapely.to_wkb(shapely.points(places)),
+            field_data=list(fields.values()),
+            fields=list(fields),
+            geometry_type="Point",
+            crs="EPSG:4326",
+            driver="GPKG",
+            layer=stem,
+        )
+    write_bytes(paths[0], content.getvalue())
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["id", "longitude", "latitude", *columns])
+    for row in zip(id_n.tolist(), *places.T.tolist(), *columns.values(), strict=True):
+        writer.writerow(row)
+    write_bytes(paths[1], stream.getvalue().encode())
+    write_bytes(paths[2], _kml(stem, id_n, places))
+    return paths
+
+
+def _field(values: Sequence[Any]) -> NDArray[Any]:
+    made = np.asarray(values)
+    return made.astype(object) if made.dtype.kind == "U" else made
+
+
+def _kml(name: str, id_n: NDArray[Any], places: NDArray[np.float64]) -> bytes:
+    root = Element("kml", xmlns="http://www.opengis.net/kml/2.2")
+    document = SubElement(root, "Document")
+    SubElement(document, "name").text = name
+    for number, (longitude, latitude) in zip(id_n.tolist(), places.tolist(), strict=True):
+        mark = SubElement(document, "Placemark", id=f"point-{number}")
+        SubElement(mark, "name").text = str(number)
+        SubElement(SubElement(mark, "Point"), "coordinates").text = f"{longitude},{latitude}"
+    content: bytes = tostring(root, encoding="utf-8", xml_declaration=True)
+    return content
+
+
+@contextmanager
+def _fixed_clock() -> Iterator[None]:
+    """GeoPackages carry the time of their last change: equal points are to have equal bytes."""
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
