@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -193,7 +193,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
+    """Map the classes wall to wall, with their confidence. Shards predict sheets; without --shard they are joined."""
     _stage("predict", run, shard, force, model)
 
 
@@ -262,6 +262,25 @@ def import_command(
     from preproc.run.config import load_config
 
     import_embeddings(Run(run), load_config(Run(run)), source, fill=fill, force=force)
+
+
+@app.command("export", rich_help_panel=_EXCHANGE)
+def export_command(
+    run: RunArgument,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
+    ],
+    kind: Annotated[
+        Literal["geotessera", "geoparquet", "mosaic", "zarr"],
+        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; RUN/mosaic with its STAC; its Zarr store."),
+    ] = "mosaic",
+    every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
+    force: ForceOption = False,
+) -> None:
+    """Write the embeddings in a form that other programs read. What is there is not written again."""
+    from preproc.exchange.export import export
+
+    print(export(Run(run), target, kind, every=every, force=force))
 
 
 @app.command(rich_help_panel=_SURVEY)

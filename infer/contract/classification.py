@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infer.contract.atomic import sha256_json
 from infer.contract.names import brief_name
@@ -89,6 +89,12 @@ class FoldsUsed:
     wanted: int
     """[classify] folds."""
     absent: tuple[AbsentClasses, ...]
+    by: str = "group"
+    """What is on one side of a fold: group, block, district, year or region."""
+    names: tuple[str, ...] = ()
+    """What each fold tests, where it has a name."""
+    block_m: float | None = None
+    """Side of the squares, of folds by block."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,59 @@ class TrainedOn:
     embedded: Embedded
 
 
+@dataclass(frozen=True)
+class Distances:
+    """From test samples to the nearest one trained on, in metres."""
+
+    minimum: float
+    p05: float
+    median: float
+    p95: float
+    below_m: tuple[float, ...] = ()
+    """Upper ends of the bars of a histogram; the first begins at 0."""
+    counts: tuple[int, ...] = ()
+    """Test samples in each."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A score."""
+
+    value: float
+    ci95: Interval | None
+    """None where it does not exist."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A year or region that was tested with a classifier trained on the others."""
+
+    by: Literal["year", "region"]
+    tests: str
+    trained_on: tuple[str, ...]
+    n: int
+    n_groups: int
+    overall_accuracy: Figure
+    macro_f1: Figure
+    """Over the classes that it has."""
+    absent_codes: tuple[int, ...]
+    """Not tested: it has none."""
+    untrained_codes: tuple[int, ...]
+    """Only it has them."""
+    distance_m: Distances
+    """0: the same ground in another year."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the classifier saw in no choice and no training."""
+
+    parts: tuple[str, ...]
+    """Their names; empty for a share of groups or squares."""
+    rows: int
+    groups: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierManifest(Record):
     """model/model.json."""
@@ -143,6 +202,9 @@ class ClassifierManifest(Record):
     """Samples it was trained on."""
     trained_on: tuple[TrainedOn, ...] = ()
     """Where they come from; empty in models of older versions, which map their own run only."""
+    transfers: tuple[Transfer, ...] = ()
+    """Years and regions that others were tested on; none where all samples are of one."""
+    held_out: HeldOut | None = None
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -153,15 +215,6 @@ class ClassifierManifest(Record):
     def fingerprint(self) -> str:
         """SHA-256 over its files and legend: what a map depends on."""
         return sha256_json([self.files, to_json(self.classes), self.dim])
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A score."""
-
-    value: float
-    ci95: Interval | None
-    """None where it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -212,16 +265,18 @@ class FoldFigures:
     macro_f1: float
     absent_codes: tuple[int, ...]
     untrained_codes: tuple[int, ...]
+    tests: str = ""
+    """The year, region or district that it tests; empty where it has no name."""
 
 
 @dataclass(frozen=True)
-class Distances:
-    """From test samples to the nearest one trained on, in metres."""
+class HeldOutFigures:
+    """The finished classifier on what it has never seen."""
 
-    minimum: float
-    p05: float
-    median: float
-    p95: float
+    what: str
+    parts: tuple[str, ...]
+    pixels: Figures
+    distance_m: Distances
 
 
 @dataclass(frozen=True)
@@ -237,6 +292,14 @@ class Performance:
     left_out: tuple[LeftOutClass, ...]
     tuning: Tuning
     tuning_note: str
+    split: str = "group"
+    """What is on one side of a fold."""
+    block_m: float | None = None
+    """Side of the squares, of folds by block."""
+    transfers: tuple[Transfer, ...] = ()
+    """Trained on some years or regions, tested on another."""
+    held_out: HeldOutFigures | None = None
+    """Of what no choice and no training has seen; None where nothing was held out."""
 
     def __post_init__(self) -> None:
         for figures in (self.pixels, self.groups):

@@ -23,6 +23,8 @@ class Folds:
     count: int
     absent: Mapping[int, list[int]]
     """Fold -> class codes that none of its test rows has."""
+    names: tuple[str, ...] = ()
+    """What each fold tests, where it has a name: a year, a region, a district."""
 
 
 def groups_per_class(code_n: NDArray[Any], group_n: NDArray[Any]) -> dict[int, int]:
@@ -78,9 +80,26 @@ def assign_folds(code_n: NDArray[Any], group_n: NDArray[Any], count: int, seed: 
     for fold, (_, test) in enumerate(_split(order, main_g, count, seed)):
         fold_g[test] = fold
     fold_n = fold_g[group_i]
-    everywhere = np.unique(code_n)
-    absent = {fold: sorted(set(everywhere.tolist()) - set(code_n[fold_n == fold].tolist())) for fold in range(count)}
-    return Folds(fold_n, count, {fold: codes for fold, codes in absent.items() if codes})
+    return Folds(fold_n, count, _absent(code_n, fold_n, count))
+
+
+def folds_of(code_n: NDArray[Any], part_n: NDArray[Any]) -> Folds:
+    """One fold a part, in the order of their names.
+
+    Args:
+        code_n: (N,) class codes.
+        part_n: (N,) name of the year, region or district of each row.
+    """
+    names, fold_n = np.unique(part_n, return_inverse=True)
+    return Folds(
+        fold_n.astype(np.int32), len(names), _absent(code_n, fold_n, len(names)), tuple(str(name) for name in names)
+    )
+
+
+def _absent(code_n: NDArray[Any], fold_n: NDArray[Any], count: int) -> dict[int, list[int]]:
+    everywhere = set(np.unique(code_n).tolist())
+    absent = {fold: sorted(everywhere - set(code_n[fold_n == fold].tolist())) for fold in range(count)}
+    return {fold: codes for fold, codes in absent.items() if codes}
 
 
 def _split(order: NDArray[Any], main_g: NDArray[Any], count: int, seed: int) -> Any:

@@ -53,6 +53,8 @@ class LabelSet:
     """(N,) feature numbers in the file."""
     counts: Mapping[str, int]
     """What was dropped or repaired, by reason."""
+    districts_n: NDArray[Any] | None = None
+    """(N,) str, empty where a feature has none; None where no attribute was asked for."""
 
     def __len__(self) -> int:
         return len(self.geometries_n)
@@ -72,6 +74,7 @@ def read_labels(
     *,
     encoding: str | None = None,
     section: str = "labels",
+    district_attribute: str | None = None,
 ) -> LabelSet:
     """Read the labels that lie near the tiles.
 
@@ -83,11 +86,12 @@ def read_labels(
         zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read, unless empty.
         encoding: of the text, where the file states none or a wrong one.
         section: of run.toml, for messages.
+        district_attribute: the part of the region that a feature is in, if it is wanted.
 
     Raises:
         SmaltiError: if the file, layer, CRS, attribute, values or geometries are not usable, in one line.
     """
-    wanted = [class_attribute] + ([group_attribute] if group_attribute is not None else [])
+    wanted = list(dict.fromkeys(name for name in (class_attribute, group_attribute, district_attribute) if name))
     key = f"[{section}] {'reference' if section == 'validate' else 'path'}"
     vector = read_vector(
         path, key=key, layer=layer, encoding=encoding, attributes=wanted, box=lambda crs: _read_box(crs, zones)
@@ -112,7 +116,15 @@ def read_labels(
         "invalid outlines repaired": int((repaired & keep).sum()),
         "features without a group, each taken as its own": int((ungrouped & keep).sum()),
     }
-    return LabelSet(path, vector.crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts)
+    districts_n = None
+    if district_attribute is not None:
+        values, present = class_values(path, district_attribute, vector.columns[district_attribute])
+        districts_n = np.array([str(v) if has else "" for v, has in zip(values, present, strict=True)], dtype=object)
+        counts["features without a district"] = int((~present & keep).sum())
+        districts_n = districts_n[keep]
+    return LabelSet(
+        path, vector.crs, geometries_n[keep], classes_n[keep], groups_n[keep], fids[keep], counts, districts_n
+    )
 
 
 def _read_box(crs: CRS, zones: Mapping[int, Sequence[Any]]) -> tuple[float, float, float, float] | None:

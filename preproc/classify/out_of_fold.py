@@ -1,12 +1,13 @@
 """oof.parquet: what the classifier says of each sample without having seen its group. The one owner of its columns.
 
 Columns: tile, row, col, x, y, epsg, group, code, fold, predicted, and p001 ... the probability of each class by code.
+Fold -1 is what was held out: the finished classifier says of it what stands there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from infer.contract import FormatError
 from preproc.classify.table import Samples
 
+HELD_OUT = -1
+"""Fold of what was held out."""
 _NUMBERS = ("x", "y", "epsg", "code", "fold", "predicted")
 
 
@@ -36,6 +39,15 @@ class OutOfFold:
     """Most probable class code."""
     probabilities_nk: NDArray[np.float32]
     """By ascending code."""
+
+    def take(self, where_n: NDArray[np.bool_]) -> OutOfFold:
+        """Some of the rows."""
+        return OutOfFold(*(getattr(self, part.name)[where_n] for part in fields(self)))
+
+    @property
+    def cross_validated(self) -> OutOfFold:
+        """Without what was held out."""
+        return self.take(self.fold_n != HELD_OUT)
 
 
 def write_out_of_fold(

@@ -12,7 +12,9 @@ from sklearn.neighbors import KDTree
 
 from infer.contract.classification import ClassEntry
 from preproc.classify.accuracy import class_scores, count_matrix, macro_f1, overall, weighted_f1
-from preproc.classify.out_of_fold import OutOfFold
+from preproc.classify.folds import Folds
+from preproc.classify.out_of_fold import HELD_OUT, OutOfFold
+from preproc.classify.table import Samples
 
 _BOOTSTRAPS = 1000
 
@@ -22,14 +24,21 @@ WHAT = (
 )
 
 
+HELD_OUT_IS = (
+    "the finished classifier on labels that were held out: no choice of parameters and no training has seen them, and "
+    "this is the one time that they are used. They are labels of convenience as well: not map accuracy"
+)
+
+
 def performance(oof: OutOfFold, classes: Sequence[ClassEntry], seed: int) -> dict[str, Any]:
-    """All figures, as plain JSON values; null where a figure does not exist.
+    """All figures of the folds, as plain JSON values; null where a figure does not exist.
 
     Args:
-        oof: out-of-fold predictions.
+        oof: out-of-fold predictions; what was held out is left out of them.
         classes: legend, by ascending code.
         seed: of the bootstrap.
     """
+    oof = oof.cross_validated
     codes_k = np.array([entry.code for entry in classes])
     group_i = np.unique(oof.group_n, return_inverse=True)[1]
     units = majority(oof, group_i, codes_k)
@@ -152,25 +161,99 @@ def fold_table(oof: OutOfFold, codes_k: NDArray[Any]) -> list[dict[str, Any]]:
     return table
 
 
-def distances(oof: OutOfFold) -> dict[str, float]:
-    """How far test samples lie from the nearest sample trained on: metres, minimum, 5, 50 and 95 %.
+def held_out_figures(
+    oof: OutOfFold, classes: Sequence[ClassEntry], parts: Sequence[str], seed: int
+) -> dict[str, Any] | None:
+    """What the finished classifier says of samples that nothing has seen; None where none were held out."""
+    held = oof.fold_n == HELD_OUT
+    if not held.any():
+        return None
+    test = oof.take(held)
+    group_i = np.unique(test.group_n, return_inverse=True)[1]
+    return {
+        "what": HELD_OUT_IS,
+        "parts": list(parts),
+        "pixels": _figures(test.predicted_n, test.code_n, group_i, classes, seed),
+        "distance_m": summary(nearest_m(points_of(oof), held)),
+    }
 
-    Across zones all are measured in the first one's.
+
+def transfer_rows(
+    by: str, samples: Samples, folds: Folds, predicted_n: NDArray[Any], codes_k: NDArray[Any], seed: int
+) -> list[dict[str, Any]]:
+    """A row a year or region: how a classifier trained on all others does there.
+
+    Args:
+        by: "year" or "region".
+        samples: (N) that were predicted.
+        folds: one a year or region, with names.
+        predicted_n: (N,) codes, each from the classifier that did not see its part.
+        codes_k: (K,) all codes, ascending.
+        seed: of the bootstrap.
     """
-    points_n2 = _one_zone(oof)
+    points_n2 = points_of(samples)
+    rows = []
+    for fold, name in enumerate(folds.names):
+        test = folds.fold_n == fold
+        code_n, group_i = samples.code_n[test], np.unique(samples.group_n[test], return_inverse=True)[1]
+        matrix_kk = count_matrix(predicted_n[test], code_n, codes_k)
+        intervals = bootstrap(predicted_n[test], code_n, group_i, codes_k, seed)
+        scores = {"overall_accuracy": overall(matrix_kk), "macro_f1": macro_f1(matrix_kk)}
+        rows.append(
+            {
+                "by": by,
+                "tests": name,
+                "trained_on": [other for other in folds.names if other != name],
+                "n": int(test.sum()),
+                "n_groups": len(np.unique(group_i)),
+                **{key: {"value": value, "ci95": intervals[key]} for key, value in scores.items()},
+                "absent_codes": [int(code) for code in codes_k[matrix_kk.sum(axis=0) == 0]],
+                "untrained_codes": [int(code) for code in codes_k if not (samples.code_n[~test] == code).any()],
+                "distance_m": summary(nearest_m(points_n2, test)),
+            }
+        )
+    return rows
+
+
+def distances(oof: OutOfFold) -> dict[str, Any]:
+    """How far test samples lie from the nearest sample trained on: see `summary`."""
+    points_n2 = points_of(oof)
     nearest = np.empty(len(points_n2))
     for fold in np.unique(oof.fold_n):
         test = oof.fold_n == fold
-        nearest[test] = KDTree(points_n2[~test]).query(points_n2[test])[0][:, 0]
-    low, median, high = np.percentile(nearest, [5, 50, 95])
-    return {"minimum": float(nearest.min()), "p05": float(low), "median": float(median), "p95": float(high)}
+        nearest[test] = nearest_m(points_n2, test)
+    return summary(nearest)
 
 
-def _one_zone(oof: OutOfFold) -> NDArray[np.float64]:
-    points_n2 = np.column_stack([oof.x_n, oof.y_n])
-    zones = np.unique(oof.epsg_n)
+def nearest_m(points_n2: NDArray[np.float64], test_n: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Metres from each test point to the nearest of the others."""
+    found: NDArray[np.float64] = KDTree(points_n2[~test_n]).query(points_n2[test_n])[0][:, 0]
+    return found
+
+
+def summary(metres_n: NDArray[np.float64]) -> dict[str, Any]:
+    """Minimum, 5, 50 and 95 % of distances in metres, and a histogram whose bars double in width."""
+    low, median, high = np.percentile(metres_n, [5, 50, 95])
+    below = [10.0]
+    while below[-1] <= metres_n.max():
+        below.append(below[-1] * 2)
+    counts = np.bincount(np.searchsorted(below, metres_n, side="right"), minlength=len(below))
+    return {
+        "minimum": float(metres_n.min()),
+        "p05": float(low),
+        "median": float(median),
+        "p95": float(high),
+        "below_m": below,
+        "counts": counts.tolist(),
+    }
+
+
+def points_of(rows: OutOfFold | Samples) -> NDArray[np.float64]:
+    """(N, 2) metres, all in the first zone's where there are several."""
+    points_n2 = np.column_stack([rows.x_n, rows.y_n])
+    zones = np.unique(rows.epsg_n)
     for epsg in zones[1:]:
-        here = oof.epsg_n == epsg
+        here = rows.epsg_n == epsg
         move = Transformer.from_crs(int(epsg), int(zones[0]), always_xy=True)
         points_n2[here] = np.column_stack(move.transform(points_n2[here, 0], points_n2[here, 1]))
     return points_n2

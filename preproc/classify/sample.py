@@ -58,6 +58,7 @@ class SampleStage:
                 "group": labels.group,
                 "layer": labels.layer,
                 **({"encoding": labels.encoding} if labels.encoding else {}),
+                **({"district": labels.district} if labels.district else {}),
             },
             "sampling": {
                 "shrink": config.classify.shrink,
@@ -177,6 +178,7 @@ def draw_samples(run: Run, config: Config) -> Drawn:
         settings.layer,
         _zone_bounds(tiles),
         encoding=settings.encoding,
+        district_attribute=settings.district,
     )
     picked = _pick(run, config, tiles, labels)
     chosen = _cap(picked, labels)
@@ -188,7 +190,7 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     """Write RUN/samples.parquet and its manifest."""
     drawn = draw_samples(run, config)
     with atomic_file(run.samples) as temporary:
-        writer = SampleWriter(temporary, drawn.dim)
+        writer = SampleWriter(temporary, drawn.dim, district=drawn.labels.districts_n is not None)
         try:
             _write_rows(writer, run, drawn)
         finally:
@@ -335,6 +337,8 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn) -> None:
             "group": [str(value) for value in labels.groups_n[features]],
             "feature": labels.fids_n[features],
         }
+        if labels.districts_n is not None:
+            place["district"] = labels.districts_n[features].tolist()
         writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
 
 

@@ -1,13 +1,14 @@
 """samples.parquet, one row a labelled pixel: the one owner of its columns. `sample` writes it, `train` reads it.
 
-Columns: tile, row, col, x, y (metres in the tile's zone, of the pixel's centre), epsg, class, code, group, feature, and
-e000, e001 ... the embedding. Rows are in plan order of the tiles, then row, then column.
+Columns: tile, row, col, x, y (metres in the tile's zone, of the pixel's centre), epsg, class, code, group, feature,
+district where [labels] names one, and e000, e001 ... the embedding.
+Rows are in plan order of the tiles, then row, then column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from infer.contract import PIXEL_SIZE, FormatError, Run
 from infer.contract.classification import SamplesManifest
 from infer.contract.mixing import GOLDEN, mix64
+from infer.contract.provenance import Embedded
 
 _REMEDY = "run `smalti sample` again"
 _PLACE = (
@@ -33,6 +35,8 @@ _PLACE = (
     ("group", pa.string()),
     ("feature", pa.int64()),
 )
+_DISTRICT = ("district", pa.string())
+"""Only where [labels] district names an attribute; empty for a label without one."""
 
 
 def embedding_columns(dim: int) -> list[str]:
@@ -40,9 +44,13 @@ def embedding_columns(dim: int) -> list[str]:
     return [f"e{index:03d}" for index in range(dim)]
 
 
-def schema(dim: int) -> pa.Schema:
+def schema(dim: int, *, district: bool = False) -> pa.Schema:
     """Arrow schema of samples.parquet for embeddings of `dim` numbers."""
-    return pa.schema([*_PLACE, *((name, pa.float32()) for name in embedding_columns(dim))])
+    return pa.schema([*_place(district), *((name, pa.float32()) for name in embedding_columns(dim))])
+
+
+def _place(district: bool) -> list[tuple[str, Any]]:
+    return [*_PLACE, *([_DISTRICT] if district else [])]
 
 
 def counted(number: int, noun: str) -> str:
@@ -87,6 +95,18 @@ def keep_per_group(group_n: NDArray[Any], hash_n: NDArray[np.uint64], limit: int
 
 
 @dataclass(frozen=True)
+class Source:
+    """A run that samples are of."""
+
+    name: str
+    """What to call it: "this run", or its folder's name."""
+    embedded: Embedded | None
+    """None in tables of older versions."""
+    digest: str
+    """SHA-256 over the table's checksums."""
+
+
+@dataclass(frozen=True)
 class Samples:
     """The labelled pixels in memory (N rows, C embedding numbers, K classes)."""
 
@@ -100,25 +120,41 @@ class Samples:
     code_n: NDArray[np.int32]
     group_n: NDArray[Any]
     """Name of the group (parcel, farm ...)."""
+    feature_n: NDArray[np.int64]
+    """Number of the feature in the labels' file."""
+    district_n: NDArray[Any]
+    """Name of the district; empty where the labels have none."""
+    run_n: NDArray[np.int16]
+    """Index of the run in `sources` that the row is of."""
     values_nc: NDArray[np.float32]
     legend: Mapping[int, str]
     """Code -> class name, by ascending code."""
+    sources: tuple[Source, ...]
+    """The runs that the rows are of."""
 
     def __len__(self) -> int:
         return len(self.code_n)
 
     def take(self, where: NDArray[Any]) -> Samples:
-        """The rows that a mask or an index selects; the legend stays whole."""
-        arrays = {name: getattr(self, name)[where] for name in self.__dataclass_fields__ if name != "legend"}
-        return Samples(**arrays, legend=self.legend)
+        """The rows that a mask or an index selects; the legend and the sources stay whole."""
+        return replace(self, **{name: values[where] for name, values in self.arrays().items()})
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every column by the name of its field."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def hashes(self, seed: int) -> NDArray[np.uint64]:
         """`pixel_hash` of every row."""
         return pixel_hash(seed, self.epsg_n, self.x_n, self.y_n)
 
 
-def read_samples(run: Run) -> Samples:
+def read_samples(run: Run, called: str = "this run") -> Samples:
     """Read RUN/samples.parquet after its manifest has been verified.
+
+    Args:
+        run: the run.
+        called: its name, where there are several.
 
     Raises:
         FormatError: if it is missing, damaged or not a table of samples.
@@ -129,9 +165,10 @@ def read_samples(run: Run) -> Samples:
         table = pq.read_table(run.samples)
     except (pa.ArrowInvalid, OSError) as error:
         raise FormatError(f"{run.samples}: not readable as Parquet ({error}): {_REMEDY}") from error
-    if table.schema.names != schema(dim).names:
+    expected = schema(dim, district=_DISTRICT[0] in table.schema.names)
+    if table.schema.names != expected.names:
         raise FormatError(f"{run.samples}: its columns are not those of samples: {_REMEDY}")
-    odd = next((f for f, kind in zip(table.schema, schema(dim), strict=True) if f.type != kind.type), None)
+    odd = next((f for f, kind in zip(table.schema, expected, strict=True) if f.type != kind.type), None)
     if odd is not None:
         raise FormatError(f"{run.samples}: its column {odd.name} is of type {odd.type}: {_REMEDY}")
     gap = next((name for name in table.schema.names if table.column(name).null_count), None)
@@ -157,8 +194,12 @@ def read_samples(run: Run) -> Samples:
         epsg_n=columns["epsg"],
         code_n=columns["code"],
         group_n=_strings(table, "group"),
+        feature_n=table.column("feature").to_numpy(),
+        district_n=_strings(table, "district") if "district" in expected.names else np.full(table.num_rows, ""),
+        run_n=np.zeros(table.num_rows, dtype=np.int16),
         values_nc=values_nc,
         legend=legend,
+        sources=(Source(called, about.embedded, about.files_fingerprint),),
     )
 
 
@@ -169,13 +210,14 @@ def _strings(table: pa.Table, name: str) -> NDArray[Any]:
 class SampleWriter:
     """Writes rows tile by tile, so that memory does not grow with the number of samples."""
 
-    def __init__(self, path: Path, dim: int) -> None:
-        self._schema = schema(dim)
+    def __init__(self, path: Path, dim: int, *, district: bool = False) -> None:
+        self._place = _place(district)
+        self._schema = schema(dim, district=district)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, place: Mapping[str, Sequence[Any] | NDArray[Any]], values_nc: NDArray[np.float32]) -> None:
         """Append rows: `place` has the columns before the embedding, each of length N; `values_nc` is (N, C)."""
-        arrays = [pa.array(place[name], type=kind) for name, kind in _PLACE]
+        arrays = [pa.array(place[name], type=kind) for name, kind in self._place]
         arrays += [pa.array(np.ascontiguousarray(column)) for column in values_nc.T]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 

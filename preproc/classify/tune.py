@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from preproc.classify.accuracy import count_matrix, macro_f1
 from preproc.classify.boost import Parameters, out_of_fold
-from preproc.classify.folds import Folds, assign_folds
+from preproc.classify.folds import Folds
 from preproc.classify.table import Samples, keep_per_group
 from preproc.classify.trials import Journal, Trial
 from preproc.run.progress import progress
@@ -70,21 +70,17 @@ def propose(history: Sequence[Trial], number: int, seed: int) -> Parameters:
     return Parameters(**study.ask(_SPACE).params)
 
 
-def search(samples: Samples, *, folds: int, trials: int, seed: int, workers: int, journal: Journal) -> Folds:
+def search(samples: Samples, split: Folds, *, trials: int, seed: int, workers: int, journal: Journal) -> None:
     """Run the trials that the journal lacks.
 
     Args:
         samples: tuning rows, of the classes that are trained.
-        folds: wanted.
+        split: the folds.
         trials: number of trials in all.
-        seed: of folds, sampler and CatBoost.
+        seed: of sampler and CatBoost.
         workers: folds fitted side by side.
         journal: what is done; receives the rest.
-
-    Returns:
-        The folds used.
     """
-    split = assign_folds(samples.code_n, samples.group_n, folds, seed)
     codes_k = np.unique(samples.code_n)
     with progress("train: tuning", trials, "trials") as bar:
         bar.advance(len(journal.trials))
@@ -97,7 +93,6 @@ def search(samples: Samples, *, folds: int, trials: int, seed: int, workers: int
             score = macro_f1(count_matrix(codes_k[predicted], samples.code_n, codes_k))
             journal.append(Trial(number, asdict(chosen), score, predicted.astype(np.uint8)))
             bar.advance(note=f"best macro-F1 {best(journal.trials).score:.3f}")
-    return split
 
 
 def best(trials: Sequence[Trial]) -> Trial:

@@ -12,7 +12,7 @@ from infer.contract.record import from_json, to_json
 from preproc.classify.class_raster import read_map
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold
-from preproc.classify.performance import performance
+from preproc.classify.performance import held_out_figures, performance
 from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
@@ -70,10 +70,18 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
     oof = read_out_of_fold(file_of(folder, OUT_OF_FOLD), [entry.code for entry in about.classes])
     figures = {
         **performance(oof, about.classes, config.classify.seed),
+        "split": about.folds.by,
+        "block_m": about.folds.block_m,
+        "transfers": to_json(about.transfers),
+        "held_out": held_out_figures(
+            oof, about.classes, about.held_out.parts if about.held_out else (), config.classify.seed
+        ),
         "left_out": to_json(about.left_out),
         "tuning": to_json(about.tuning),
         "tuning_note": TUNING_NOTE if about.tuning.trials else "not tuned",
     }
+    for row, name in zip(figures["folds"], about.folds.names, strict=False):
+        row["tests"] = name
     content = {"performance": figures, "map_accuracy": None, "map_accuracy_note": NO_REFERENCE, "headline": ""}
     if config.validate_ is not None:
         class_map = read_map(run)
@@ -90,8 +98,9 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
 
 def _headline(made: AccuracyManifest) -> str:
     pixels, assessed = made.performance.pixels, made.map_accuracy
+    split = made.performance.split
     text = (
-        f"model performance (cross-validated by group, not map accuracy): macro-F1 {_shown(pixels.macro_f1)}, "
+        f"model performance (cross-validated by {split}, not map accuracy): macro-F1 {_shown(pixels.macro_f1)}, "
         f"overall {_shown(pixels.overall_accuracy)}"
     )
     if assessed is None:
@@ -109,6 +118,18 @@ def _tell(made: AccuracyManifest) -> None:
     say(f"validate: {made.headline}")
     if made.map_accuracy is None:
         say(f"validate: map accuracy {made.map_accuracy_note}")
+    for row in made.performance.transfers:
+        say(
+            f"validate: trained on {', '.join(row.trained_on)}, tested on {row.tests} "
+            f"({counted(row.n_groups, 'group')}): macro-F1 {_shown(row.macro_f1)}, overall "
+            f"{_shown(row.overall_accuracy)}"
+        )
+    held = made.performance.held_out
+    if held is not None:
+        say(
+            f"validate: held out and used once: macro-F1 {_shown(held.pixels.macro_f1)}, overall "
+            f"{_shown(held.pixels.overall_accuracy)} ({counted(held.pixels.n_groups, 'group')})"
+        )
     for entry in made.performance.left_out:
         groups = counted(entry.groups, "group")
         say(f"validate: {entry.name} was left out of training ({groups}): the map never shows it")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infer.contract.classification import Figure
+from infer.contract.classification import Distances, Figure
 from infer.contract.rasters import MappedClass
 from preproc.report.observations import Observations
 
@@ -164,6 +164,21 @@ class Chart:
     """Middle, month's short name, year where it begins (or empty)."""
     ticks: Sequence[tuple[float, int]]
     """Height and number."""
+
+
+def distance_bars(distance: Distances) -> list[Bar]:
+    """Bars of the histogram of distances from test to training, the whole chart wide."""
+    most, total = max(distance.counts, default=0), sum(distance.counts)
+    if not most:
+        return []
+    step = (CHART_WIDTH - _LEFT - _TOP) / len(distance.counts)
+    bars = []
+    for index, (below, count) in enumerate(zip(distance.below_m, distance.counts, strict=False)):
+        height = 105 * count / most
+        text = f"{count:,} of {total:,} below {below:,.0f} m" + (f" and not below {below / 2:,.0f} m" if index else "")
+        stack = f"{below:.0f}" if below < 1000 else f"{below / 1000:.3g}k"
+        bars.append(Bar(stack, _LEFT + index * step + 2, 120 - height, step - 4, height, text))
+    return bars
 
 
 def dates_chart(seen: Observations) -> Chart:

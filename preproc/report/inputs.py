@@ -30,7 +30,7 @@ class Sources:
     plan: Plan
     mosaic: MosaicManifest
     samples: SamplesManifest | None
-    """None where the classifier was trained elsewhere."""
+    """None where the classifier was trained on labels of other runs only."""
     model: ClassifierManifest
     map: MapManifest
     accuracy: AccuracyManifest
@@ -57,7 +57,7 @@ def fingerprint(run: Run, config: Config) -> dict[str, str]:
     for name, kind in _KINDS.items():
         kind.read(run)
         found[name] = sha256_file(kind.path(run))
-    if config.trains:
+    if config.labels is not None:
         SamplesManifest.read(run)
         found["samples"] = sha256_file(run.samples_manifest)
     about_classifier(run, config)
@@ -81,7 +81,7 @@ def read_sources(run: Run, config: Config) -> Sources:
         plan=Plan.read(run),
         # mosaics may be many gigabytes, and the report shows none of their bytes but the preview's
         mosaic=MosaicManifest.read(run).verify(run, checksums=False),
-        samples=SamplesManifest.read(run).verify(run) if config.trains else None,
+        samples=SamplesManifest.read(run).verify(run) if config.labels is not None else None,
         model=verified(model_folder(run, config)),
         map=MapManifest.read(run).verify(run),
         accuracy=AccuracyManifest.read(run).verify(run),

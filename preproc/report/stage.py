@@ -19,7 +19,7 @@ from preproc.run.config import Config
 from preproc.run.stage import Session, Unit, one_by_one
 
 KIND = "report"
-LAYOUT = 2
+LAYOUT = 3
 """Of the page; a new one makes reports anew."""
 _UNTITLED = ("region", "bbox")
 """Names that a region has when nobody gave it one."""
@@ -121,6 +121,7 @@ def _accuracy(sources: Sources) -> dict[str, Any]:
     return {
         "performance": performance,
         "names": names,
+        "distance_bars": figures.distance_bars(performance.distance_m),
         "colors": {entry.name: entry.color for entry in performance.classes},
         "by_pixel": by_pixel,
         "by_group": by_group,

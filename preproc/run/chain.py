@@ -19,7 +19,7 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
         SmaltiError: if a stage that it builds on is stale; or see `preproc.run.stage.run_stage`.
     """
     if entry not in chain(config):
-        if entry.makes == "classifier" and config.predict.model is not None:
+        if entry.makes in ("samples", "classifier") and config.predict.model is not None:
             raise SmaltiError(
                 f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
                 "nothing to do"

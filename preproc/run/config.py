@@ -251,6 +251,8 @@ class Labels(_Section):
     """Attribute that names the class."""
     group: str | None = None
     """Attribute that tells which labels belong together (parcel, farm ...); None: each feature is its own group."""
+    district: str | None = None
+    """Attribute that names a part of the region (district, municipality ...), for [classify] split or hold_out."""
     layer: str | None = None
     """Layer of a GeoPackage with several."""
     encoding: str | None = None
@@ -260,11 +262,38 @@ class Labels(_Section):
     _known = field_validator("encoding")(_codec)
 
 
+class Train(_Section):
+    """Labels of other runs, of other years or regions, that the classifier is trained on beside this run's own."""
+
+    runs: Annotated[tuple[Path, ...], Field(max_length=200)] = ()
+    """Folders of runs whose samples.parquet is there, with embeddings of the same kind as this run's."""
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _each(cls, value: Any, info: ValidationInfo) -> Any:
+        return tuple(_absolute(each, info) for each in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("runs")
+    @classmethod
+    def _once(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        twice = next((path for index, path in enumerate(value) if path in value[:index]), None)
+        if twice is not None:
+            raise ValueError(f"{str(twice)!r} is named twice")
+        return value
+
+
 class Classify(_Section):
     """How the classifier is trained."""
 
     folds: Annotated[int, Field(ge=2, le=20)] = 4
     """Of the cross-validation; a group is never divided between them."""
+    split: Literal["group", "block", "district", "year", "region"] = "group"
+    """What is on one side of a fold: a group, a square of land, a district ([labels] district), a year or region."""
+    block: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    """Side in metres of the squares of split = "block"; 0: how far labels resemble each other, estimated from them."""
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] | tuple[str, ...] = 0.0
+    """What no choice and no training sees, and the finished classifier is tested on once: a share of the groups or
+    squares, or names of districts, years or regions."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
     """Optuna trials; 0 trains with CatBoost's defaults."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -278,10 +307,23 @@ class Classify(_Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Below this the report counts a mapped pixel as uncertain."""
 
-    @field_validator("shrink", "confidence", mode="before")
+    @field_validator("shrink", "confidence", "block", "hold_out", mode="before")
     @classmethod
     def _float(cls, value: Any) -> Any:
-        return float(value) if type(value) is int else value
+        return tuple(value) if isinstance(value, list) else float(value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.block and self.split != "block":
+            raise ValueError('block belongs to split = "block"')
+        if isinstance(self.hold_out, tuple) and self.split in ("group", "block"):
+            raise ValueError(
+                f'hold_out names parts, and split = "{self.split}" has none with names: give a share such as 0.2, or '
+                'split = "district", "year" or "region"'
+            )
+        if isinstance(self.hold_out, float) and self.hold_out and self.split not in ("group", "block"):
+            raise ValueError(f'hold_out = {self.hold_out}: with split = "{self.split}" name the parts, as a list')
+        return self
 
 
 class Predict(_Section):
@@ -289,6 +331,8 @@ class Predict(_Section):
 
     model: Path | None = None
     """Folder of a classifier that another run trained (its model/, or a copy); None: trained here, from [labels]."""
+    probabilities: bool = False
+    """Also write the probability of every class, a band of percent each."""
 
     _resolve = field_validator("model", mode="before")(_absolute)
 
@@ -395,6 +439,7 @@ class Config(_Section):
     tiles: Tiles = Tiles()
     model: Model = Model(name="demo")
     labels: Labels | None = None
+    train: Train = Train()
     classify: Classify = Classify()
     predict: Predict = Predict()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
@@ -405,22 +450,26 @@ class Config(_Section):
     @property
     def trains(self) -> bool:
         """Whether a classifier is trained in this run."""
-        return self.labels is not None and self.predict.model is None
+        return (self.labels is not None or bool(self.train.runs)) and self.predict.model is None
 
     @property
     def maps(self) -> bool:
         """Whether this run ends with a map of classes, and not with embeddings."""
-        return self.labels is not None or self.predict.model is not None
+        return self.labels is not None or bool(self.train.runs) or self.predict.model is not None
 
     def mapped_by(self, folder: Path) -> Config:
         """The same, but that a classifier trained elsewhere maps it."""
-        update = {"predict": Predict(model=folder.absolute()), "labels": None}
+        update = {"predict": Predict(model=folder.absolute()), "labels": None, "train": Train()}
         return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _one_classifier(self) -> Self:
         if self.labels is not None and self.predict.model is not None:
             raise ValueError("[predict] model names a classifier, and from [labels] another is trained: leave one out")
+        if self.train.runs and self.predict.model is not None:
+            raise ValueError("[predict] model names a classifier, and [train] runs trains another: leave one out")
+        if self.classify.split == "district" and self.labels is not None and self.labels.district is None:
+            raise ValueError('[classify] split = "district" needs [labels] district, the attribute')
         return self
 
 

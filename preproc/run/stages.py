@@ -21,7 +21,7 @@ class StageEntry:
     """Stages whose outputs it reads; what those read in turn is not repeated."""
     gathers: bool
     """It reads all tiles at once, so it cannot work around a tile that failed before."""
-    makes: Literal["embeddings", "classifier", "map"]
+    makes: Literal["embeddings", "samples", "classifier", "map"]
     """What it is a step towards: a run without labels makes no classifier, one without either no map."""
     cheap: bool = False
     """Whether it is up to date is told without more than the shards that build on it look at themselves."""
@@ -54,7 +54,7 @@ STAGES = (
         "preproc.classify.sample:SampleStage",
         needs=("infer",),
         gathers=True,
-        makes="classifier",
+        makes="samples",
         cheap=True,  # it asks each embedding, as shards of `predict` do
     ),
     StageEntry(
@@ -71,7 +71,7 @@ STAGES = (
         needs=("train",),
         gathers=True,
         makes="map",
-        in_shards="preproc.classify.predict:PredictTilesStage",
+        in_shards="preproc.classify.predict:PredictSheetsStage",
     ),
     StageEntry(
         "validate",
@@ -98,7 +98,8 @@ def stage_named(name: str) -> StageEntry:
 
 def chain(config: Config) -> list[StageEntry]:
     """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings."""
-    wanted = {"embeddings": True, "classifier": config.trains, "map": config.maps}
+    sampled = config.labels is not None and config.trains
+    wanted = {"embeddings": True, "samples": sampled, "classifier": config.trains, "map": config.maps}
     return [entry for entry in STAGES if wanted[entry.makes]]
 
 

@@ -47,6 +47,10 @@ dim = 128                        # v2 students also 64, 32, 16
 # [predict]
 # model = "../2023/model"
 
+# Labels of other years and regions, beside this run's own: runs with embeddings of the same kind.
+# [train]
+# runs = ["../2022", "../2023-north"]
+
 [classify]
 folds = 4                        # grouped cross-validation
 trials = 20                      # Optuna trials; 0 trains with CatBoost's defaults

@@ -26,7 +26,7 @@ from preproc.classify.model import CLASSIFIER, load_classifier
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.sample import SampleStage
-from preproc.classify.table import Samples, read_samples
+from preproc.classify.table import Samples, Source, read_samples
 from preproc.classify.train import TrainStage, trainable
 from preproc.classify.trials import Journal, Trial
 from preproc.classify.tune import best, propose, tuning_optimism, tuning_rows
@@ -164,6 +164,8 @@ def fake_samples(groups: int, each: int) -> Samples:
         tile_n=np.array(["t"] * n), row_n=index, col_n=index, x_n=index * 10.0 + 5, y_n=np.zeros(n),
         epsg_n=np.full(n, 32631, np.int32), code_n=(index // each % 3 + 1).astype(np.int32),
         group_n=(index // each).astype(str), values_nc=np.zeros((n, 2), np.float32), legend={1: "a", 2: "b", 3: "c"},
+        feature_n=index.astype(np.int64), district_n=np.full(n, ""), run_n=np.zeros(n, np.int16),
+        sources=(Source("this run", None, ""),),
     )  # fmt: skip
 
 
@@ -342,7 +344,7 @@ def test_samples_that_cannot_be_trained_on_end_with_one_line(tmp_path: Path) -> 
     with pytest.raises(SmaltiError, match="run `smalti sample"):
         TrainStage().open(Run(tmp_path / "plan"), settings(run))
     with pytest.raises(SmaltiError, match="fewer than two classes"):
-        trainable(fake_samples(2, 4), 5)
+        trainable(fake_samples(2, 4), np.ones(8, dtype=bool), 5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from preproc.classify.probe.__main__ import build_parser, main, probe
 from preproc.classify.probe.features import filled, keep_classes, month_of, monthly_features
 from preproc.classify.probe.figure import curves_png, table
 from preproc.classify.probe.score import cross_validated, draw_groups, efficiency
-from preproc.classify.table import Samples
+from preproc.classify.table import Samples, Source
 from preproc.simulate.seasons import write_tile
 
 
@@ -26,7 +26,11 @@ def samples(parcels: int = 12, pixels: int = 8) -> Samples:
     place = zero.astype(np.float64)
     values = np.zeros((count, 4), np.float32)
     legend = {1: "grassland", 2: "maize", 3: "wheat"}
-    return Samples(np.full(count, "t"), zero, zero, place, place, zero, code, names, values, legend)
+    more = {"feature_n": zero.astype(np.int64), "district_n": np.full(count, ""), "run_n": zero.astype(np.int16)}
+    tiles, sources = np.full(count, "t"), (Source("this run", None, ""),)
+    return Samples(
+        tiles, zero, zero, place, place, zero, code, names, values_nc=values, legend=legend, sources=sources, **more
+    )
 
 
 def test_monthly_features_are_medians_of_what_is_clear(tmp_path: Path) -> None:
