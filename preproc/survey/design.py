@@ -13,19 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_file, verify_files, write_bytes
+from infer.contract import (
+    Plan,
+    Run,
+    SmaltiError,
+    atomic_dir,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    verify_files,
+    write_bytes,
+)
 from infer.contract.classification import AccuracyManifest
 from infer.contract.record import from_json
 from infer.contract.survey import DesignManifest, Stratum
 from preproc.classify.class_raster import ClassMap, open_map, read_map
+from preproc.classify.palette import palette
 from preproc.run.progress import say, show
 from preproc.survey.assess import pairs
 from preproc.survey.draw import Units, draw
+from preproc.survey.looks import NOTHING, look
+from preproc.survey.page import LabellingPage, render
 from preproc.survey.points import write_points
 from preproc.survey.sizes import ALLOCATIONS, LEAST, allocate, total
 
 MANIFEST = "design.json"
 UNITS = "strata.csv"
+PAGE = "label.html"
+SAVED = "labelled.geojson"
+"""What the page saves, where the browser puts downloads."""
 _GUESS = 0.8
 """User's accuracy that is expected where nothing is known."""
 _BELIEVED = (0.5, 0.95)
@@ -77,7 +93,7 @@ def design(asked: Wishes) -> DesignManifest:
             )
         say(f"{folder}: complete: this sample was drawn before")
     else:
-        made = _write(folder, class_map, strata, sizes_by, asked.seed, inputs)
+        made = _write(asked, folder, class_map, strata, sizes_by, inputs)
     show(_table(made))
     _tell(asked, folder)
     return made
@@ -214,20 +230,45 @@ def _expected(asked: Wishes, class_map: ClassMap) -> tuple[NDArray[np.float64], 
 
 
 def _write(
-    folder: Path, class_map: ClassMap, strata: list[Stratum], sizes_by: str, seed: int, inputs: Mapping[str, Any]
+    asked: Wishes,
+    folder: Path,
+    class_map: ClassMap,
+    strata: list[Stratum],
+    sizes_by: str,
+    inputs: Mapping[str, Any],
 ) -> DesignManifest:
     if folder.exists() and any(folder.iterdir()):
         raise SmaltiError(f"{folder}: is there and holds no sample of smalti: name another folder with --output")
-    units = draw(class_map, {stratum.code: stratum.points for stratum in strata}, seed)
-    made = DesignManifest(strata=tuple(strata), points=len(units), sizes_by=sizes_by, seed=seed, names=inputs["names"])
+    units = draw(class_map, {stratum.code: stratum.points for stratum in strata}, asked.seed)
+    made = DesignManifest(
+        strata=tuple(strata), points=len(units), sizes_by=sizes_by, seed=asked.seed, names=inputs["names"]
+    )
+    html = _page(asked, class_map, units, sha256_json(inputs))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(folder) as temporary:
         files = write_points(
             temporary, "points", units.id_n, units.place_n2, {"class": [""] * len(units), "note": [""] * len(units)}
         )
         write_bytes(temporary / UNITS, _units_csv(units, class_map))
-        made.write(temporary / MANIFEST, inputs=inputs, files=[*files, temporary / UNITS])
+        write_bytes(temporary / PAGE, html.encode())
+        made.write(temporary / MANIFEST, inputs=inputs, files=[*files, temporary / UNITS, temporary / PAGE])
     return made
+
+
+def _page(asked: Wishes, class_map: ClassMap, units: Units, key: str) -> str:
+    """The labelling page; of a GeoTIFF, places alone."""
+    plan = Plan.read(Run(asked.target)) if asked.target.is_dir() else None
+    looks = [NOTHING] * len(units) if plan is None else look(Run(asked.target), plan, units.place_n2)
+    names = list(class_map.names.values())
+    about = LabellingPage(
+        title=f"Reference sample of {len(units)} points",
+        key=f"smalti {key[:16]}",
+        names=names,
+        colors=palette(names),
+        window=None if plan is None else plan.window,
+        saves=SAVED,
+    )
+    return render(about, units.id_n, units.place_n2, looks)
 
 
 def _units_csv(units: Units, class_map: ClassMap) -> bytes:
@@ -260,8 +301,9 @@ def _table(made: DesignManifest) -> Table:
 
 
 def _tell(asked: Wishes, folder: Path) -> None:
-    say(f"{folder}: points.gpkg, points.csv and points.kml to be labelled; {UNITS} is not for those who label")
+    say(f"{folder / PAGE}: open it in a browser (offline), label with the keyboard, save {SAVED} beside it")
+    say(f"or fill in class in points.gpkg or points.csv; {UNITS} is not for those who label")
     if asked.target.is_dir():
-        say('then: [validate] reference = "survey/points.gpkg", class = "class", design = "stratified"')
+        say(f'then: [validate] reference = "survey/{SAVED}", class = "class", design = "stratified"')
     else:
-        say(f"then: smalti validate --map {asked.target} --reference {folder / 'points.gpkg'}")
+        say(f"then: smalti validate --map {asked.target} --reference {folder / SAVED}")
