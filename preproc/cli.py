@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -193,7 +193,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
+    """Map the classes wall to wall, with their confidence. Shards predict sheets; without --shard they are joined."""
     _stage("predict", run, shard, force, model)
 
 
@@ -264,6 +264,25 @@ def import_command(
     import_embeddings(Run(run), load_config(Run(run)), source, fill=fill, force=force)
 
 
+@app.command("export", rich_help_panel=_EXCHANGE)
+def export_command(
+    run: RunArgument,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
+    ],
+    kind: Annotated[
+        Literal["geotessera", "geoparquet", "mosaic", "zarr"],
+        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; RUN/mosaic with its STAC; its Zarr store."),
+    ] = "mosaic",
+    every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
+    force: ForceOption = False,
+) -> None:
+    """Write the embeddings in a form that other programs read. What is there is not written again."""
+    from preproc.exchange.export import export
+
+    print(export(Run(run), target, kind, every=every, force=force))
+
+
 @app.command(rich_help_panel=_SURVEY)
 def design(
     target: Annotated[Path, typer.Argument(metavar="RUN|MAP", help="A run with a map, or a classified GeoTIFF.")],
@@ -277,15 +296,32 @@ def design(
     users: Annotated[str | None, typer.Option(metavar="A=U,B=U", help="Expected user's accuracies.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another sample.")] = 1,
     legend: LegendOption = None,
+    more: Annotated[bool, typer.Option("--more", help="How many more points a wished interval takes.")] = False,
+    interval: Annotated[float, typer.Option(help="With --more: half of the 95 % interval, as a share.")] = 0.02,
+    of: Annotated[str, typer.Option(help="With --more: interval of overall, users (each class) or areas.")] = "overall",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --more, of a GeoTIFF: the points labelled so far.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --more: write the sample with them added there.")
+    ] = None,
 ) -> None:
     """Draw a stratified random reference sample of a map: points to label, for `validate`.
 
     The number of points follows from the wished standard error (Olofsson et al. 2014); ids are in random order, and the
-    files to label do not tell the mapped class.
+    files to label do not tell the mapped class. label.html is where they are labelled, offline, with the keyboard.
     """
     from preproc.survey.design import Wishes, design
 
-    design(Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend))
+    wishes = Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend)
+    if not more:
+        if reference is not None or draw is not None:
+            raise SmaltiError("--reference and --draw go with --more")
+        design(wishes)
+        return
+    from preproc.survey.further import MoreWishes, further
+
+    further(wishes, MoreWishes(interval, of, reference, draw=draw))
 
 
 @app.command(rich_help_panel=_CLUSTER)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 
 from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError, sha256_file, sha256_json
 from infer.contract.arrays import open_npy
-from preproc.exchange.placement import SOUTH, Patch
+from preproc.exchange.placement import SOUTH, Frame, Patch
 from preproc.reader.buckets import first_line, open_bucket
 from preproc.region.grid import tile_footprint
 
@@ -44,10 +44,18 @@ class Dataset:
     dim: int
     fingerprint: str
     """Of what the source says of itself."""
+    model: str | None = None
+    """Registered name of the encoder, where the source states it: smalti's own stores do."""
+    trained: bool = True
+    """False where the source says that its encoder never was: its embeddings mean nothing."""
     checkpoint: str | None = None
-    """SHA-256 of the encoder's file, where the source states it: smalti's own stores do."""
+    """SHA-256 of its file, likewise."""
+    window: tuple[str, str] | None = None
+    """First and last day, likewise; of the others it is a calendar year."""
 
     def __str__(self) -> str:
+        if self.model is not None:
+            return f"{self.model} by smalti"
         return f"TESSERA {self.version} {self.variant}".rstrip()
 
 
@@ -88,13 +96,19 @@ class ZarrStore:
         model = attributes.get("geoemb:model")
         if not isinstance(model, str) or type(dim) is not int or not 0 < dim <= _MOST or kind != "int8":
             raise SmaltiError(f"{source}: its geoemb: attributes do not say int8 embeddings of a model: name another")
-        checkpoint = attributes.get("smalti:checkpoint")
+        told: dict[str, Any] = {key: attributes.get(f"smalti:{key}") for key in ("model", "checkpoint", "window")}
+        own = told["model"] if isinstance(told["model"], dict) else {}
+        ours = isinstance(own.get("name"), str) and isinstance(told["checkpoint"], str)
+        window = told["window"]
         self.dataset = Dataset(
             version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v"),
             variant="",
             dim=dim,
-            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version")]),
-            checkpoint=checkpoint if isinstance(checkpoint, str) else None,
+            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]),
+            model=str(own["name"]) if ours else None,
+            trained=not ours or own.get("trained") is True,
+            checkpoint=told["checkpoint"] if ours else None,
+            window=(str(window[0]), str(window[1])) if isinstance(window, list) and len(window) == 2 else None,
         )
         self._year = year
         self._zones: dict[int, Patch | None] = {}
@@ -189,9 +203,9 @@ class NpyTiles:
     def patches(self, tile: PlannedTile) -> list[Patch]:
         """Its tiles that may touch this one, the nearest first."""
         found = []
-        for name, longitude, latitude in _grid_names(tile):
-            if (self._years / name / f"{name}.npy").is_file():
-                found.append(self._patch(name, longitude, latitude))
+        for cell in cells_of(tile):
+            if (self._years / cell.name / f"{cell.name}.npy").is_file():
+                found.append(self._patch(cell))
         zone, south = tile.epsg % 100, SOUTH if tile.epsg > 32700 else 0
         middle_x, middle_y = tile.west + tile.size * 5, tile.north - tile.size * 5 - south
 
@@ -202,7 +216,8 @@ class NpyTiles:
 
         return sorted(found, key=distance)
 
-    def _patch(self, name: str, longitude: float, latitude: float) -> Patch:
+    def _patch(self, cell: Cell) -> Patch:
+        name = cell.name
         remedy = "fetch this tile with geotessera again"
         stem = self._years / name / name
         codes = open_npy(stem.with_name(f"{name}.npy"), remedy)
@@ -212,7 +227,6 @@ class NpyTiles:
         if scales.dtype != np.float32 or scales.shape != codes.shape[:2]:
             raise SmaltiError(f"{stem}_scales.npy: {scales.dtype} {scales.shape} does not fit the codes: {remedy}")
         land = self._land(name, (int(scales.shape[0]), int(scales.shape[1])))
-        zone, west, north = _corner(longitude, latitude)
 
         def read(rows: slice, columns: slice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
             found = np.array(scales[rows, columns])
@@ -220,7 +234,8 @@ class NpyTiles:
                 found[~land[rows, columns]] = np.nan
             return np.asarray(codes[rows, columns]), found
 
-        return Patch(name, zone, west, north, (int(scales.shape[0]), int(scales.shape[1])), read)
+        frame = cell.frame  # without its size: a tile may be a pixel larger or smaller
+        return Patch(name, cell.zone, frame.west, frame.north, (int(scales.shape[0]), int(scales.shape[1])), read)
 
     def _land(self, name: str, shape_hw: tuple[int, int]) -> NDArray[np.bool_] | None:
         path = self._folder / MASK_FOLDER / f"{name}.tiff"
@@ -236,32 +251,60 @@ class NpyTiles:
         return mask
 
 
-def _grid_names(tile: PlannedTile) -> Iterator[tuple[str, float, float]]:
-    """Name, longitude and latitude of the 0.1-degree cells that a tile touches."""
-    seen = set()
+@dataclass(frozen=True, order=True)
+class Cell:
+    """A cell of geotessera's grid of 0.1 degree, by its place in it."""
+
+    column: int
+    """Western edge in tenths of a degree."""
+    row: int
+    """Southern edge."""
+
+    @property
+    def longitude(self) -> float:
+        """Of its centre."""
+        return round(self.column / 10 + 0.05, 2)
+
+    @property
+    def latitude(self) -> float:
+        """Of its centre."""
+        return round(self.row / 10 + 0.05, 2)
+
+    @property
+    def name(self) -> str:
+        """As its files are called."""
+        return f"grid_{self.longitude:.2f}_{self.latitude:.2f}"
+
+    @property
+    def zone(self) -> int:
+        """The UTM zone of its centre's longitude; Norway's exceptions do not count."""
+        return int((self.longitude + 180) // 6) % 60 + 1
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Its pixels, in the northern CRS of its zone: they lie on multiples of 10 m.
+
+        geotessera computes on them although the transform that travels with its files states the unsnapped corner
+        (its issue 429).
+        """
+        move = Transformer.from_crs(4326, 32600 + self.zone, always_xy=True)
+        west, east = self.longitude - 0.05, self.longitude + 0.05
+        south, north = self.latitude - 0.05, self.latitude + 0.05
+        x, y = move.transform([west, east, west, east], [north, north, south, south])
+        left, top = min(x[0], x[2]), max(y[0], y[1])
+        height, width = round((top - min(y[2], y[3])) / PIXEL_SIZE), round((max(x[1], x[3]) - left) / PIXEL_SIZE)
+        snapped = math.floor(left / PIXEL_SIZE) * PIXEL_SIZE, math.ceil(top / PIXEL_SIZE) * PIXEL_SIZE
+        return Frame(32600 + self.zone, *snapped, (height, width))
+
+
+def cells_of(tile: PlannedTile) -> list[Cell]:
+    """The cells that a tile touches."""
+    found = set()
     for part in tile_footprint(tile, margin=PIXEL_SIZE).geoms:
         west, south, east, north = part.bounds
         for column in range(math.floor(west * 10), math.floor(east * 10) + 1):
-            for row in range(math.floor(south * 10), math.floor(north * 10) + 1):
-                seen.add((column, row))
-    for column, row in sorted(seen):
-        longitude, latitude = round(column / 10 + 0.05, 2), round(row / 10 + 0.05, 2)
-        yield f"grid_{longitude:.2f}_{latitude:.2f}", longitude, latitude
-
-
-def _corner(longitude: float, latitude: float) -> tuple[int, float, float]:
-    """Zone, west and north of a tile of 0.1 degree around a centre.
-
-    Its pixels lie on multiples of 10 m although the transform that travels with it states the unsnapped corner
-    (geotessera issue 429).
-    """
-    zone = int((longitude + 180) // 6) % 60 + 1
-    move = Transformer.from_crs(4326, 32600 + zone, always_xy=True)
-    x, y = move.transform(
-        [longitude - 0.05, longitude + 0.05, longitude - 0.05], [latitude + 0.05, latitude + 0.05, latitude - 0.05]
-    )
-    west, north = min(x[0], x[2]), max(y[0], y[1])
-    return zone, math.floor(west / PIXEL_SIZE) * PIXEL_SIZE, math.ceil(north / PIXEL_SIZE) * PIXEL_SIZE
+            found |= {Cell(column, row) for row in range(math.floor(south * 10), math.floor(north * 10) + 1)}
+    return sorted(found)
 
 
 def identity(published: Published, source: str, year: int) -> str:

@@ -25,7 +25,7 @@ from infer.contract.embedding import dequantise
 from infer.contract.imported import ImportManifest
 from infer.contract.registry import MATRYOSHKA, RegisteredModel, cache_path, registered_model
 from preproc.exchange.geotessera import Published, identity, open_published, shown
-from preproc.exchange.placement import Taken, take
+from preproc.exchange.placement import Frame, Taken, take
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
@@ -61,8 +61,9 @@ class ImportStage:
             SmaltiError: if the source cannot be read, or is of another season or model than the run asks for.
         """
         plan = Plan.read(run)
-        year = _year(run, plan)
+        year = plan.window[1].year
         published = open_published(self.source, year)
+        _check_season(run, plan, published)
         taker = _Taker(run, config, published, self, year)
         units = [taker.unit(tile) for tile in planned_tiles(run)]
         return Session(units, taker.build, after=lambda: self._afterwards(run, taker, len(units)))
@@ -138,7 +139,7 @@ class _Taker:
             self._stage.kept.append(tile.name)
             return False
         dim, patches = self._config.model.dim, self.published.patches(tile)
-        found = take(tile, region_mask(self._region, tile) > 0, patches, self.published.dataset.dim)
+        found = take(Frame.of(tile), region_mask(self._region, tile) > 0, patches, self.published.dataset.dim)
         if found.absent and self._stage.fill:
             self._stage.left.append(tile.name)
             return False
@@ -167,7 +168,7 @@ class _Taker:
             "model": {
                 "name": model.name,
                 "label": f"{self.published.dataset}, as published",
-                "trained": True,
+                "trained": self.published.dataset.trained,
                 "family": model.family,
                 "data_source": model.data_source,
                 "normalisation": model.normalisation,
@@ -186,15 +187,19 @@ class _Taker:
         }
 
 
-def _year(run: Run, plan: Plan) -> int:
-    """The calendar year that is the run's season: what is published is of such."""
+def _check_season(run: Run, plan: Plan, published: Published) -> None:
+    """Refuse embeddings of another season: of a calendar year, where the source does not say otherwise.
+
+    Raises:
+        SmaltiError: with what to set.
+    """
     start, end = plan.window
-    if (start, end) != (date(end.year, 1, 1), date(end.year, 12, 31)):
+    there = published.dataset.window or (date(end.year, 1, 1).isoformat(), date(end.year, 12, 31).isoformat())
+    if (start.isoformat(), end.isoformat()) != there:
         raise SmaltiError(
-            f"{run.config}: the season is {start} to {end}, published embeddings are of calendar years: set [region] "
-            f"start = {end.year}-01-01 and end = {end.year}-12-31, and plan again"
+            f"{run.config}: the season is {start} to {end}, the source's {there[0]} to {there[1]}: set [region] start "
+            f"and end to that, and plan again"
         )
-    return end.year
 
 
 def _fitting_model(run: Run, config: Config, published: Published, *, fill: bool) -> RegisteredModel:
@@ -204,7 +209,10 @@ def _fitting_model(run: Run, config: Config, published: Published, *, fill: bool
     model = registered_model(asked.name) if asked.name is not None else None
     letter = dataset.variant.partition("~")[0].rpartition("-")[2]  # "2B-L~beta1": the large student
     sized = {"N": "nano", "S": "small", "M": "medium", "L": "large"}.get(letter)
-    fits = model is not None and model.family in families and (sized is None or model.name.endswith(sized))
+    if dataset.model is not None:
+        fits, families = asked.name == dataset.model, ()
+    else:
+        fits = model is not None and model.family in families and (sized is None or model.name.endswith(sized))
     if model is None or not fits:
         advice = f" of family {' or '.join(families)}" if families else ""
         raise SmaltiError(

@@ -1,4 +1,4 @@
-"""Published codes onto the pixels of a run's tile: whole pixels where the grids agree, the nearest one elsewhere."""
+"""Codes of one grid onto the pixels of another: whole pixels where the grids agree, the nearest one elsewhere."""
 
 from __future__ import annotations
 
@@ -35,9 +35,24 @@ class Patch:
     read: Read
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The pixels that are to be filled: 10 m, north up, in the CRS of a UTM zone of either hemisphere."""
+
+    epsg: int
+    west: float
+    north: float
+    shape_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, tile: PlannedTile) -> Frame:
+        """Those of a run's tile."""
+        return cls(tile.epsg, tile.west, tile.north, (tile.size, tile.size))
+
+
 @dataclass
 class Taken:
-    """What a tile got."""
+    """What a frame got."""
 
     codes_hwc: NDArray[np.int8]
     scales_hw: NDArray[np.float32]
@@ -54,23 +69,22 @@ class Taken:
     """Patches that gave pixels."""
 
 
-def take(tile: PlannedTile, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], dim: int) -> Taken:
-    """Fill a tile from patches; of those that have a pixel the first gives it.
+def take(frame: Frame, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], dim: int) -> Taken:
+    """Fill a frame from patches; of those that have a pixel the first gives it.
 
     Args:
-        tile: where to.
+        frame: where to.
         inside_hw: (H, W) pixels of the region: the others stay nodata, as the engine leaves them.
         patches: in order of preference.
         dim: numbers a pixel.
     """
-    size = tile.size
-    codes_hwc, scales_hw = np.zeros((size, size, dim), np.int8), np.full((size, size), np.nan, np.float32)
+    codes_hwc, scales_hw = np.zeros((*frame.shape_hw, dim), np.int8), np.full(frame.shape_hw, np.nan, np.float32)
     open_hw = np.array(inside_hw, dtype=bool)
     taken = Taken(codes_hwc, scales_hw, 0)
     for patch in patches:
         if not open_hw.any():
             break
-        rows_hw, columns_hw, shift_hw = _pixels(tile, patch)
+        rows_hw, columns_hw, shift_hw = _pixels(frame, patch)
         height, width = patch.shape_hw
         here_hw = open_hw & (rows_hw >= 0) & (rows_hw < height) & (columns_hw >= 0) & (columns_hw < width)
         if not here_hw.any():
@@ -96,14 +110,16 @@ def take(tile: PlannedTile, inside_hw: NDArray[np.bool_], patches: Sequence[Patc
     return taken
 
 
-def _pixels(tile: PlannedTile, patch: Patch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Row and column (H, W) of the patch's pixel around each centre of the tile, and how far off its own centre is."""
-    steps = (np.arange(tile.size) + 0.5) * PIXEL_SIZE
-    x_hw, y_hw = np.meshgrid(tile.west + steps, tile.north - steps)
-    if tile.epsg % 100 == patch.zone:
-        y_hw = y_hw - (SOUTH if tile.epsg > 32700 else 0)
+def _pixels(frame: Frame, patch: Patch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Row and column (H, W) of the patch's pixel around each centre of the frame, and how far off its own is."""
+    height, width = frame.shape_hw
+    x_hw, y_hw = np.meshgrid(
+        frame.west + (np.arange(width) + 0.5) * PIXEL_SIZE, frame.north - (np.arange(height) + 0.5) * PIXEL_SIZE
+    )
+    if frame.epsg % 100 == patch.zone:
+        y_hw = y_hw - (SOUTH if frame.epsg > 32700 else 0)
     else:
-        move = Transformer.from_crs(tile.epsg, 32600 + patch.zone, always_xy=True)
+        move = Transformer.from_crs(frame.epsg, 32600 + patch.zone, always_xy=True)
         x_hw, y_hw = (np.asarray(values) for values in move.transform(x_hw, y_hw))
     across_hw, down_hw = (x_hw - patch.west) / PIXEL_SIZE, (patch.north - y_hw) / PIXEL_SIZE
     columns_hw, rows_hw = np.floor(across_hw), np.floor(down_hw)

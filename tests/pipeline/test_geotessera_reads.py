@@ -19,6 +19,7 @@ from pyproj import Transformer
 from support.mosaicked import config, embed_places, planned_run
 
 from infer.contract import planned_tiles
+from preproc.exchange.export import export
 from preproc.mosaic.stage import StitchStage
 from preproc.run.stage import run_stage
 
@@ -127,3 +128,34 @@ def test_geotessera_opens_the_store_and_gives_the_engines_numbers(tmp_path: Path
     assert np.isnan(read["whole"]).any(), "nodata is nodata there too"
     np.testing.assert_array_equal(read["short"], read["whole"][..., :16])
     assert len(told["exported"]) == 1
+
+
+READ_NPY = """
+import sys
+import numpy as np
+from geotessera.registry import recorded_dataset
+from geotessera.tiles import discover_tiles
+
+folder, out = sys.argv[1:]
+(tile,) = discover_tiles(folder)
+assert recorded_dataset(folder) == ("2.0", "smalti-abababababab"), recorded_dataset(folder)
+np.savez(out, values=tile.load_embedding(), transform=np.array(tile.transform)[:6], year=tile.year, crs=str(tile.crs))
+"""
+
+
+def test_geotessera_finds_the_npy_tiles_that_were_exported_and_reads_the_engines_numbers(
+    tmp_path: Path, geotessera: Path
+) -> None:
+    run = planned_run(tmp_path / "run", [(32631, c, 0) for c in range(2)], size=64)
+    tiles = embed_places(run, dim=128, int8=True)
+    export(run, str(tmp_path / "npy"), "geotessera")
+    command = [str(geotessera), "-c", READ_NPY, str(tmp_path / "npy"), str(tmp_path / "read.npz")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = np.load(tmp_path / "read.npz")
+    assert (int(read["year"]), str(read["crs"])) == (2019, "EPSG:32631")
+    left, top = read["transform"][2], read["transform"][5]
+    for tile in planned_tiles(run):
+        row, column = round((top - tile.north) / 10), round((tile.west - left) / 10)
+        np.testing.assert_array_equal(read["values"][row : row + 64, column : column + 64], tiles[tile.name])

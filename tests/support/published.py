@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.transform import Affine
 
-from preproc.exchange.geotessera import MASK_FOLDER, METADATA, NPY_FOLDER, _corner
+from preproc.exchange.geotessera import MASK_FOLDER, METADATA, NPY_FOLDER, Cell
 
 DIM = 128
 
@@ -76,8 +76,8 @@ def made_npy(
     (folder / NPY_FOLDER).mkdir(parents=True)
     (folder / METADATA).write_text(json.dumps({"dataset_version": "1.1", "dataset_variant": "cambridge"}))
     for longitude, latitude in cells:
-        name = f"grid_{longitude:.2f}_{latitude:.2f}"
-        zone, west, north = _corner(longitude, latitude)
+        cell = Cell(int(longitude * 10), int(latitude * 10))
+        name, zone, west, north = cell.name, cell.zone, cell.frame.west, cell.frame.north
         shape = (1130, 730)
         x, y = Transformer.from_crs(4326, 32600 + zone, always_xy=True).transform(*near)
         row, column = int((north - y) // 10), int((x - west) // 10)

@@ -229,7 +229,7 @@ def test_a_store_behind_an_address(tmp_path: Path) -> None:
         ),
         ({"extra": "dim = 64"}, r"\[model\] dim is 64, the source has 128"),
         ({"extra": "min_clear_s2 = 15"}, r"does not say how often its pixels were seen"),
-        ({"end": "2021-11-30"}, r"the season is .*set \[region\] start = 2021-01-01"),
+        ({"end": "2021-11-30"}, r"the season is .*, the source's 2021-01-01 to 2021-12-31: set \[region\]"),
         ({"years": (2019, 2020)}, r"utm31: has 2019, 2020, not 2021"),
         ({"model": ""}, r"do not say int8 embeddings of a model"),
     ],

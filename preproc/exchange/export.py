@@ -1,0 +1,238 @@
+"""`smalti export`: the embeddings of a run for other programs, in a folder or an object store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infer.contract import (
+    EXIT_FAILED,
+    FormatError,
+    PlannedTile,
+    Run,
+    SmaltiError,
+    embedding_paths,
+    planned_tiles,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+)
+from infer.contract.rasters import MosaicManifest, MosaicSheet
+from infer.contract.record import to_json
+from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables
+from preproc.exchange.points import write_points
+from preproc.mirror.store import Store, open_store
+from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.run.progress import progress, say
+
+Kind = Literal["geotessera", "geoparquet", "mosaic", "zarr"]
+CARD = "smalti-export.json"
+"""At the root of a target: what it holds. Embeddings of another model are refused there."""
+_DONE = ".smalti"
+"""Folder of the target with a small file a finished unit, so that an export goes on where it stopped."""
+
+
+@dataclass(frozen=True)
+class ExportUnit:
+    """The smallest part of an export that is there or not."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    """What its files are made from."""
+    write: Callable[[Path], None]
+    """Writes its files under a folder, where they will be in the target."""
+
+
+def export(run: Run, target: str, kind: Kind, *, every: int = 10, force: bool = False) -> str:
+    """Export the embeddings of a run.
+
+    Args:
+        run: the run directory.
+        target: a folder, or the address of one in an object store.
+        kind: "geotessera" (npy tiles of 0.1 degree), "geoparquet" (points), "zarr" (the mosaic's
+            store) or "mosaic" (all of RUN/mosaic, with its STAC).
+        every: for points, take every so many-th pixel in both directions.
+        force: write again what is there.
+
+    Returns:
+        One line on what was done.
+
+    Raises:
+        SmaltiError: if the target holds other embeddings, or units failed; the others are there.
+    """
+    facts = read_provenance(run)
+    store = open_store(target)
+    card = _card(facts, kind, every)
+    _claim(store, card)
+    units = list(_units(run, facts, kind, every))
+    written, failed = 0, {}
+    with progress("export", len(units), "parts") as bar:
+        for unit in units:
+            try:
+                written += _bring(store, unit, force=force)
+            except SmaltiError as error:
+                failed[unit.name] = str(error)
+                say(f"export: {unit.name} failed: {error}")
+            bar.advance(note=unit.name)
+    if failed:
+        lines = [f"  {name}: {reason}" for name, reason in failed.items()]
+        text = "\n".join([f"export: {len(failed)} of {len(units)} parts failed; the others are there:", *lines])
+        raise SmaltiError(text, exit_code=EXIT_FAILED)
+    if kind == "geotessera":
+        _index(store, units, facts)
+    there = len(units) - written
+    return f"export: {written} parts written to {store.address}{f', {there} were there' if there else ''}"
+
+
+def _card(facts: RunProvenance, kind: Kind, every: int) -> dict[str, Any]:
+    return {
+        "format": "smalti/export",
+        "format_version": 1,
+        "kind": kind,
+        "model": to_json(facts.encoder),
+        "dim": facts.dim,
+        "window": list(facts.window),
+        **({"every": every} if kind == "geoparquet" else {}),
+    }
+
+
+def _claim(store: Store, card: Mapping[str, Any]) -> None:
+    """Write the card, or compare it with the one that is there.
+
+    Raises:
+        SmaltiError: if it is of another model, season or kind.
+    """
+    content = store.read(CARD)
+    if content is None:
+        store.put_bytes(CARD, _json(card))
+        return
+    try:
+        there = json.loads(content)
+        differing = sorted(key for key in {*card, *there} if card.get(key) != there.get(key))
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{store.address}/{CARD}: cannot be read ({error}): name another target") from error
+    if differing:
+        raise SmaltiError(
+            f"{store.address}: holds an export of another {', '.join(differing)}: embeddings of different models or "
+            "seasons do not mix; name another target"
+        )
+
+
+def _units(run: Run, facts: RunProvenance, kind: Kind, every: int) -> Iterator[ExportUnit]:
+    tiles = planned_tiles(run)
+    if kind in ("mosaic", "zarr"):
+        yield from _mosaic_units(run, store_only=kind == "zarr")
+        return
+    digests = {tile.name: _digest(run, tile) for tile in tiles}
+    if kind == "geoparquet":
+        for tile in tiles:
+            inputs = {"embedding": digests[tile.name], "every": every}
+            yield ExportUnit(tile.name, inputs, _points_writer(run, facts, tile, every))
+        return
+    if not facts.int8 or facts.dim != 128:
+        raise SmaltiError(
+            f"{run.config}: geotessera's tiles are int8 codes of 128 numbers, the run has {facts.dim} as "
+            f"{'int8' if facts.int8 else 'float32'}: set [model] output and dim to that, or export as something else"
+        )
+    for cell, near in cells_with_tiles(tiles).items():
+        made = CellExport(run, cell, tuple(near), _year(facts))
+        yield ExportUnit(cell.name, {"embeddings": [digests[tile.name] for tile in near]}, made.write)
+
+
+def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, every: int) -> Callable[[Path], None]:
+    return lambda folder: write_points(folder / f"{tile.name}.parquet", run, facts, tile, every)
+
+
+def _mosaic_units(run: Run, *, store_only: bool) -> Iterator[ExportUnit]:
+    """The files of the mosaic as they are, or those of its Zarr store; what describes the others comes last."""
+    made = MosaicManifest.read(run).verify(run, checksums=False)
+    if store_only and made.store is None:
+        raise SmaltiError(f'{run.mosaic}: has no store: set [stitch] formats = ["zarr"] and run `smalti stitch` again')
+    manifests = sorted({name for zone in made.zones.values() for name in zone.sheets.values()})
+    files: dict[str, str] = {}
+    for name in manifests:
+        sheet = MosaicSheet.read_file(run.mosaic / name, run)
+        files.update({file: record["sha256"] for file, record in sheet.files.items()})
+    files.update({file: record["sha256"] for file, record in made.files.items()})
+    if not store_only:
+        files.update({name: sha256_file(run.mosaic / name) for name in [*manifests, run.mosaic_manifest.name]})
+    for name, digest in files.items():
+        if not store_only:
+            yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name))
+        elif name.startswith(f"{made.store}/"):
+            yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name.partition("/")[2]))
+
+
+def _copier(source: Path, name: str, key: str) -> Callable[[Path], None]:
+    def copy(folder: Path) -> None:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / key)
+
+    return copy
+
+
+def _digest(run: Run, tile: PlannedTile) -> str:
+    manifest = read_manifest(embedding_paths(run.embeddings, tile.name)[2], "embedding", remedy="run `smalti infer`")
+    return sha256_json(manifest["files"])
+
+
+def _bring(store: Store, unit: ExportUnit, *, force: bool) -> bool:
+    """Write a unit's files unless they are there; whether that was to be done. Its mark is written last."""
+    mark = f"{_DONE}/{unit.name}.json"
+    if not force and _is_there(store, mark, unit):
+        return False
+    with _room() as folder:
+        unit.write(folder)
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        for key, path in files.items():
+            store.put(key, path)
+        sizes = {key: path.stat().st_size for key, path in files.items()}
+        store.put_bytes(mark, _json({"inputs": dict(unit.inputs), "files": sizes}))
+    return True
+
+
+def _is_there(store: Store, mark: str, unit: ExportUnit) -> bool:
+    content = store.read(mark)
+    if content is None:
+        return False
+    try:
+        there = json.loads(content)
+        files = dict(there["files"])
+        same = there["inputs"] == dict(unit.inputs)
+    except (ValueError, TypeError, KeyError):
+        return False
+    return same and all(store.size(key) == size for key, size in files.items())
+
+
+@contextmanager
+def _room() -> Iterator[Path]:
+    """A folder for one unit's files on their way."""
+    with tempfile.TemporaryDirectory(prefix="smalti-export-") as name:
+        yield Path(name)
+
+
+def _index(store: Store, units: Sequence[ExportUnit], facts: RunProvenance) -> None:
+    """The tables and the note by which geotessera finds its tiles without a network."""
+    sizes: dict[str, dict[str, int]] = {}
+    for unit in units:
+        content = store.read(f"{_DONE}/{unit.name}.json")
+        if content is not None:
+            sizes[unit.name] = json.loads(content)["files"]
+    for name, table in tables(sizes, _year(facts)).items():
+        store.put_bytes(name, table)
+    store.put_bytes("tessera_metadata.json", _json(dataset_of(facts)))
+
+
+def _year(facts: RunProvenance) -> int:
+    """The year of the season's last day: under it geotessera's layout has a season."""
+    return int(facts.window[1][:4])
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,173 @@
+"""Embeddings out of a run: the same numbers at the same places, resumable, and never two models in one target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import shapely
+import zarr
+from numpy.typing import NDArray
+from pyproj import Transformer
+from support.mosaicked import MODEL, config, embed_places, looks, planned_run, write_tile
+
+from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
+from preproc.exchange.export import CARD, export
+from preproc.exchange.geotessera import open_published
+from preproc.exchange.importing import import_embeddings
+from preproc.exchange.placement import Frame, take
+from preproc.exchange.points import hilbert
+from preproc.mosaic.stage import StitchStage
+from preproc.run.config import parse_config
+from preproc.run.stage import run_stage
+
+CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = planned_run(tmp_path / "run", CELLS)
+    embed_places(run, dim=128, int8=True)
+    return run
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert "parts written to" in export(run, str(target), "geotessera")
+    stated = json.loads((target / "tessera_metadata.json").read_text())
+    assert stated["dataset_version"] == "2.0"
+    assert stated["dataset_variant"].startswith("smalti-abab")
+    published = open_published(str(target), 2019)
+    for tile in planned_tiles(run):
+        whole = np.ones((tile.size, tile.size), dtype=bool)
+        found, made = (
+            take(Frame.of(tile), whole, published.patches(tile), 128),
+            read_embedding(run.embeddings, tile.name),
+        )
+        assert made.scales_hw is not None
+        np.testing.assert_array_equal(found.scales_hw, made.scales_hw)
+        np.testing.assert_array_equal(
+            found.codes_hwc, np.where(np.isnan(made.scales_hw)[..., None], 0, made.values_hwc)
+        )
+        assert found.shift_m == 0
+    table = pq.read_table(target / "manifest.parquet").to_pylist()
+    for row in table:
+        name = f"grid_{row['lon']:.2f}_{row['lat']:.2f}"
+        codes = target / "global_0.1_degree_representation" / "2019" / name / f"{name}.npy"
+        assert codes.stat().st_size == row["grid_size"]
+        with rasterio.open(target / "global_0.1_degree_tiff_all" / f"{name}.tiff") as mask:
+            assert mask.shape == np.load(codes, mmap_mode="r").shape[:2]
+            assert mask.transform.c % 10 == mask.transform.f % 10 == 0
+            scales = np.load(codes.with_name(f"{name}_scales.npy"))
+            np.testing.assert_array_equal(mask.read(1) == 1, ~np.isnan(scales))
+
+
+def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) -> None:
+    tile = planned_tiles(run)[1]
+    values = np.random.default_rng(0).normal(size=(32, 32, 128)).astype(np.float32)
+    write_tile(run, tile, values, int8=True, observations_hwm=looks(32))
+    export(run, str(tmp_path / "out"), "geoparquet", every=5)
+    table = pq.read_table(tmp_path / "out" / f"{tile.name}.parquet")
+    geo = json.loads(table.schema.metadata[b"geo"])
+    assert geo["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
+    assert table.schema.metadata[b"SMALTI_MODEL"] == b"demo"
+    made = read_embedding(run.embeddings, tile.name)
+    move = Transformer.from_crs(4326, tile.epsg, always_xy=True)
+    rows = table.to_pylist()
+    assert 36 <= len(rows) <= 49
+    seen = set()
+    for row in rows:
+        point = shapely.from_wkb(row["geometry"])
+        assert row["bbox"]["xmin"] == point.x
+        x, y = move.transform(point.x, point.y)
+        r, c = int((tile.north - y) // 10), int((x - tile.west) // 10)
+        seen.add((int(y // 10) % 5, int(x // 10) % 5))
+        assert row["embedding"] == made.values_hwc[r, c].tolist()
+        assert row["observations_s2"] == looks(32)[r, c, 0]
+    assert len(seen) == 1, "one lattice for all tiles"
+
+
+def test_the_curve_is_hilberts() -> None:
+    """Neighbours along it are neighbours on the ground, and it goes everywhere once."""
+    x, y = (axis.ravel().astype(float) for axis in np.meshgrid(np.arange(8), np.arange(8)))
+    order = np.argsort(hilbert(x, y))
+    steps = np.abs(np.diff(x[order])) + np.abs(np.diff(y[order]))
+    assert (steps == 1).all()
+
+
+def test_the_store_goes_out_and_in_again(run: Run, tmp_path: Path) -> None:
+    run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
+    export(run, str(tmp_path / "store"), "zarr")
+    assert zarr.open_group(tmp_path / "store", mode="r").attrs["geoemb:dimensions"] == 128
+    other = planned_run(tmp_path / "other", [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1)])
+    text = other.config.read_text() + '[model]\nname = "demo"\n'
+    bbox = "bbox = [3.9, 50.6, 4.4, 51.0]"
+    text = text.replace("bbox = [4.0, 50.7, 4.1, 50.8]", bbox)
+    import_embeddings(other, parse_config(text, other.config), str(tmp_path / "store"))
+    for tile in planned_tiles(run):
+        mine, theirs = (read_embedding(r.embeddings, tile.name) for r in (run, other))
+        assert mine.scales_hw is not None
+        assert theirs.scales_hw is not None
+        valid = ~np.isnan(mine.scales_hw)
+        np.testing.assert_array_equal(theirs.scales_hw, mine.scales_hw)
+        np.testing.assert_array_equal(theirs.values_hwc[valid], mine.values_hwc[valid])
+        assert theirs.manifest["inputs"]["checkpoint"] == "ab" * 32
+        assert theirs.manifest["model"]["trained"] is False
+    with pytest.raises(SmaltiError, match="asks for tessera-v2-small, the source has demo by smalti"):
+        import_embeddings(
+            other, parse_config(text.replace('"demo"', '"tessera-v2-small"'), other.config), str(tmp_path / "store")
+        )
+
+
+def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
+    run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
+    export(run, str(tmp_path / "out"), "mosaic")
+    there = {name for name in files(tmp_path / "out") if not name.startswith(".smalti/")} - {CARD}
+    assert there == set(files(run.mosaic))
+    for name in there:
+        assert (tmp_path / "out" / name).read_bytes() == (run.mosaic / name).read_bytes()
+
+
+def test_an_export_goes_on_where_it_stopped_and_follows_changes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    export(run, str(target), "geoparquet")
+    before = files(target)
+    assert export(run, str(target), "geoparquet").endswith("0 parts written to " + f"{target}, 3 were there")
+    assert files(target) == before
+    first, second, _ = planned_tiles(run)
+    (target / f"{first.name}.parquet").write_bytes(b"cut")
+    write_tile(run, second, np.ones((32, 32, 128), np.float32), int8=True)
+    assert "2 parts written" in export(run, str(target), "geoparquet")
+    codes = run.embeddings / f"{second.name}.npy"
+    codes.write_bytes(codes.read_bytes()[:-1] + b"x")
+    with pytest.raises(SmaltiError, match=rf"(?s)1 of 3 parts failed; .*{second.name}: .*do not match the checksum"):
+        export(run, str(target), "geoparquet", force=True)
+
+
+def test_two_models_never_share_a_target(run: Run, tmp_path: Path) -> None:
+    export(run, str(tmp_path / "out"), "geoparquet")
+    for tile in planned_tiles(run):
+        values: NDArray[Any] = np.ones((32, 32, 128), np.float32)
+        write_tile(run, tile, values, int8=True, checkpoint="cd" * 32)
+    with pytest.raises(SmaltiError, match=r"holds an export of another model: .* do not mix; name another target"):
+        export(run, str(tmp_path / "out"), "geoparquet")
+    with pytest.raises(SmaltiError, match=r"another .*every.*: "):
+        export(run, str(tmp_path / "out"), "geoparquet", every=3)
+
+
+def test_what_geotessera_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS)
+    embed_places(run, dim=64, int8=True, model=MODEL)
+    with pytest.raises(SmaltiError, match="int8 codes of 128 numbers, the run has 64 as int8"):
+        export(run, str(tmp_path / "out"), "geotessera")
