@@ -193,7 +193,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Map the classes wall to wall, with their confidence. Shards predict tiles; without --shard they are joined."""
+    """Map the classes wall to wall, with their confidence. Shards predict sheets; without --shard they are joined."""
     _stage("predict", run, shard, force, model)
 
 
@@ -296,15 +296,32 @@ def design(
     users: Annotated[str | None, typer.Option(metavar="A=U,B=U", help="Expected user's accuracies.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another sample.")] = 1,
     legend: LegendOption = None,
+    more: Annotated[bool, typer.Option("--more", help="How many more points a wished interval takes.")] = False,
+    interval: Annotated[float, typer.Option(help="With --more: half of the 95 % interval, as a share.")] = 0.02,
+    of: Annotated[str, typer.Option(help="With --more: interval of overall, users (each class) or areas.")] = "overall",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --more, of a GeoTIFF: the points labelled so far.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --more: write the sample with them added there.")
+    ] = None,
 ) -> None:
     """Draw a stratified random reference sample of a map: points to label, for `validate`.
 
     The number of points follows from the wished standard error (Olofsson et al. 2014); ids are in random order, and the
-    files to label do not tell the mapped class.
+    files to label do not tell the mapped class. label.html is where they are labelled, offline, with the keyboard.
     """
     from preproc.survey.design import Wishes, design
 
-    design(Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend))
+    wishes = Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend)
+    if not more:
+        if reference is not None or draw is not None:
+            raise SmaltiError("--reference and --draw go with --more")
+        design(wishes)
+        return
+    from preproc.survey.further import MoreWishes, further
+
+    further(wishes, MoreWishes(interval, of, reference, draw=draw))
 
 
 @app.command(rich_help_panel=_CLUSTER)

@@ -331,6 +331,8 @@ class Predict(_Section):
 
     model: Path | None = None
     """Folder of a classifier that another run trained (its model/, or a copy); None: trained here, from [labels]."""
+    probabilities: bool = False
+    """Also write the probability of every class, a band of percent each."""
 
     _resolve = field_validator("model", mode="before")(_absolute)
 

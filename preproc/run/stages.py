@@ -71,7 +71,7 @@ STAGES = (
         needs=("train",),
         gathers=True,
         makes="map",
-        in_shards="preproc.classify.predict:PredictTilesStage",
+        in_shards="preproc.classify.predict:PredictSheetsStage",
     ),
     StageEntry(
         "validate",
