@@ -324,6 +324,22 @@ def design(
     further(wishes, MoreWishes(interval, of, reference, draw=draw))
 
 
+@app.command(rich_help_panel=_SURVEY)
+def suggest(
+    run: RunArgument,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
+    count: Annotated[int, typer.Option(help="Places.")] = 100,
+    apart: Annotated[float, typer.Option(help="Metres between any two of them, at the least.")] = 200.0,
+    candidates: Annotated[int, typer.Option(help="Places of the map that are looked at.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 1,
+) -> None:
+    """Say where further training labels would help most: where the classifier is unsure and no label is alike."""
+    from preproc.run.config import load_config
+    from preproc.survey.suggest import SuggestWishes, suggest
+
+    suggest(Run(run), load_config(Run(run)), SuggestWishes(output, count, apart, candidates, seed))
+
+
 @app.command(rich_help_panel=_CLUSTER)
 def mirror(
     run: RunArgument,
