@@ -532,7 +532,7 @@ def test_trials_are_drawn_in_their_order_and_pruned_ones_are_told_apart() -> Non
     assert study_chart([]) is None
 
 
-def test_the_page_says_whether_more_labels_would_help(run: Run) -> None:
-    page = parse(run)
+def test_the_page_says_whether_more_labels_would_help(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
     assert "Would more labels help?" in page.text
     assert "How far test pixels lie from the nearest pixel trained on" in page.text
