@@ -325,6 +325,20 @@ def design(
 
 
 @app.command(rich_help_panel=_SURVEY)
+def suspects(
+    run: RunArgument,
+    confidence: Annotated[
+        float, typer.Option(help="List groups of which the classifier gives another class so much probability.")
+    ] = 0.7,
+) -> None:
+    """List labels that may be wrong: the classifier is sure of another class, or they are unlike their own."""
+    from preproc.run.config import load_config
+    from preproc.survey.suspects import suspects
+
+    suspects(Run(run), load_config(Run(run)), confidence)
+
+
+@app.command(rich_help_panel=_SURVEY)
 def suggest(
     run: RunArgument,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
