@@ -174,9 +174,9 @@ def sample(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def train(run: RunArgument, force: ForceOption = False) -> None:
-    """Train CatBoost, tuned by Optuna on folds that keep a group together."""
-    _stage("train", run, force=force)
+def train(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Train a classifier, tuned by Optuna on folds that keep a group together. Shards work on one study together."""
+    _stage("train", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
