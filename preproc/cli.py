@@ -354,6 +354,27 @@ def suggest(
     suggest(Run(run), load_config(Run(run)), SuggestWishes(output, count, apart, candidates, seed))
 
 
+@app.command(rich_help_panel=_SURVEY)
+def parcels(
+    run: RunArgument,
+    polygons: Annotated[Path, typer.Argument(metavar="POLYGONS", help="A vector file of parcels.")],
+    id_: Annotated[str | None, typer.Option("--id", metavar="ATTRIBUTE", help="Names a parcel, each once.")] = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="ATTRIBUTE", help="The declared class, to be checked by the map.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the file.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
+    pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
+    share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+) -> None:
+    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
+    from preproc.run.config import load_config
+    from preproc.survey.parcels import ParcelWishes, parcels
+
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    parcels(Run(run), load_config(Run(run)), asked)
+
+
 @app.command(rich_help_panel=_CLUSTER)
 def mirror(
     run: RunArgument,
