@@ -174,9 +174,9 @@ def sample(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def train(run: RunArgument, force: ForceOption = False) -> None:
-    """Train CatBoost, tuned by Optuna on folds that keep a group together."""
-    _stage("train", run, force=force)
+def train(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Train a classifier, tuned by Optuna on folds that keep a group together. Shards work on one study together."""
+    _stage("train", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -322,6 +322,57 @@ def design(
     from preproc.survey.further import MoreWishes, further
 
     further(wishes, MoreWishes(interval, of, reference, draw=draw))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def suspects(
+    run: RunArgument,
+    confidence: Annotated[
+        float, typer.Option(help="List groups of which the classifier gives another class so much probability.")
+    ] = 0.7,
+) -> None:
+    """List labels that may be wrong: the classifier is sure of another class, or they are unlike their own."""
+    from preproc.run.config import load_config
+    from preproc.survey.suspects import suspects
+
+    suspects(Run(run), load_config(Run(run)), confidence)
+
+
+@app.command(rich_help_panel=_SURVEY)
+def suggest(
+    run: RunArgument,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
+    count: Annotated[int, typer.Option(help="Places.")] = 100,
+    apart: Annotated[float, typer.Option(help="Metres between any two of them, at the least.")] = 200.0,
+    candidates: Annotated[int, typer.Option(help="Places of the map that are looked at.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 1,
+) -> None:
+    """Say where further training labels would help most: where the classifier is unsure and no label is alike."""
+    from preproc.run.config import load_config
+    from preproc.survey.suggest import SuggestWishes, suggest
+
+    suggest(Run(run), load_config(Run(run)), SuggestWishes(output, count, apart, candidates, seed))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def parcels(
+    run: RunArgument,
+    polygons: Annotated[Path, typer.Argument(metavar="POLYGONS", help="A vector file of parcels.")],
+    id_: Annotated[str | None, typer.Option("--id", metavar="ATTRIBUTE", help="Names a parcel, each once.")] = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="ATTRIBUTE", help="The declared class, to be checked by the map.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the file.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
+    pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
+    share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+) -> None:
+    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
+    from preproc.run.config import load_config
+    from preproc.survey.parcels import ParcelWishes, parcels
+
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    parcels(Run(run), load_config(Run(run)), asked)
 
 
 @app.command(rich_help_panel=_CLUSTER)
