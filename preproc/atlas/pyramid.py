@@ -14,7 +14,7 @@ from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
 
 from infer.contract import PIXEL_SIZE, PlannedTile, write_bytes
 
@@ -141,21 +141,17 @@ def read_tile(rasters: Sequence[Path], band: int, nodata: int, level: int, colum
         ground = pixel / PIXEL_SIZE * _shrink(north - side / 2)
         finer = [index for index, factor in enumerate(factors) if factor <= ground]
         options = {"overview_level": finer[-1]} if finer else {}
-        with (
-            rasterio.open(path, **options) as source,
-            WarpedVRT(
-                source,
-                crs=f"EPSG:{MERCATOR}",
-                transform=Affine(pixel, 0, west, 0, -pixel, north),
-                width=SIDE,
-                height=SIDE,
-                resampling=Resampling.nearest,
-                nodata=nodata,
+        values_hw = np.full((SIDE, SIDE), nodata, np.uint8)
+        with rasterio.open(path, **options) as source:
+            reproject(  # one band: a warped raster of several masks them all where one has no data
+                rasterio.band(source, band),
+                values_hw,
                 src_nodata=nodata,
-                UNIFIED_SRC_NODATA="NO",  # each band has its own: counts may be unknown where the reason is not
-            ) as warped,
-        ):
-            values_hw = warped.read(band)
+                dst_transform=Affine(pixel, 0, west, 0, -pixel, north),
+                dst_crs=f"EPSG:{MERCATOR}",
+                dst_nodata=nodata,
+                resampling=Resampling.nearest,
+            )
         here = values_hw != nodata
         found[here] = values_hw[here]
     return found
