@@ -1,12 +1,12 @@
 """How well a classifier travels: `python -m bench.transfer` prints a table; see docs/classify.md for what it was.
 
-    python -m bench.transfer [--folder F] [--extent-km 1.2] [--dates 30] [--trials 0] [--method catboost] [--flanders F]
+    python -m bench.transfer [--folder F] [--extent-km 1.2] [--dates 30] [--trials 0] [--method knn] [--flanders F]
 
-Two simulated seasons (other weather, another calendar, eight days later growth), the second one on the same fields and on
-others some kilometres away, and a real one (../shared/data/flanders-2019, where it is there) are embedded by the
-demonstration encoder. A classifier of the first season maps the others; then one of all is tested on each year and region,
-trained on the rest. Everything goes through the command line, as people would do it. Figures are macro-F1 over the classes
-that a season has and the classifier knows.
+Two simulated seasons (other weather, another calendar, eight days later growth), the second one on the same fields and
+on others some kilometres away, and a real one (../shared/data/flanders-2019, where it is there) are embedded by the
+demonstration encoder. A classifier of the first season maps the others; then one of all is tested on each year and
+region, trained on the rest. Everything goes through the command line, as people would do it. Figures are macro-F1 over
+the classes that a season has and the classifier knows.
 
 maps    the whole map against the simulation's truth, pixel by pixel
 labels  labelled pixels of parcels
