@@ -325,6 +325,20 @@ def design(
 
 
 @app.command(rich_help_panel=_SURVEY)
+def suspects(
+    run: RunArgument,
+    confidence: Annotated[
+        float, typer.Option(help="List groups of which the classifier gives another class so much probability.")
+    ] = 0.7,
+) -> None:
+    """List labels that may be wrong: the classifier is sure of another class, or they are unlike their own."""
+    from preproc.run.config import load_config
+    from preproc.survey.suspects import suspects
+
+    suspects(Run(run), load_config(Run(run)), confidence)
+
+
+@app.command(rich_help_panel=_SURVEY)
 def suggest(
     run: RunArgument,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
@@ -338,6 +352,27 @@ def suggest(
     from preproc.survey.suggest import SuggestWishes, suggest
 
     suggest(Run(run), load_config(Run(run)), SuggestWishes(output, count, apart, candidates, seed))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def parcels(
+    run: RunArgument,
+    polygons: Annotated[Path, typer.Argument(metavar="POLYGONS", help="A vector file of parcels.")],
+    id_: Annotated[str | None, typer.Option("--id", metavar="ATTRIBUTE", help="Names a parcel, each once.")] = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="ATTRIBUTE", help="The declared class, to be checked by the map.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the file.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
+    pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
+    share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+) -> None:
+    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
+    from preproc.run.config import load_config
+    from preproc.survey.parcels import ParcelWishes, parcels
+
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    parcels(Run(run), load_config(Run(run)), asked)
 
 
 @app.command(rich_help_panel=_CLUSTER)
@@ -489,6 +524,31 @@ def model_show(
     from preproc.classify.card import show
 
     print(show(folder))
+
+
+@app.command(rich_help_panel=_LOOK)
+def atlas(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="A new folder; RUN/atlas by default.")] = None,
+) -> None:
+    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere."""
+    from preproc.atlas.atlas import write_atlas
+
+    print(write_atlas(Run(run), out))
+
+
+@app.command(rich_help_panel=_LOOK)
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+) -> None:
+    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours)."""
+    from preproc.atlas.serve import serving
+
+    inside = folder / "atlas"
+    with serving(inside if inside.is_dir() else folder, port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")
