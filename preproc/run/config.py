@@ -304,6 +304,9 @@ class Classify(_Section):
     """Pixels trained on at most; beyond it the same number of each group is drawn, and that is said."""
     learning_curve: bool = True
     """Train on 1, 3, 10, 30 groups a class as well, to see whether more labels would help."""
+    baseline: bool | Literal["auto"] = "auto"
+    """Whether `validate` trains the same classifier on monthly medians of the same pixels, to say what the embedding
+    adds; auto: where that takes about a minute at most."""
     task_type: Literal["CPU", "GPU"] = "CPU"
     """Where CatBoost's final fit runs; GPU needs one of NVIDIA's, and does not promise the same bytes again."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
