@@ -117,6 +117,25 @@ class MosaicManifest(Provenance):
         return run.mosaic_manifest
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapSheet(Provenance):
+    """map/sheet_<name>.json: one sheet of a zone's map."""
+
+    kind = "map-sheet"
+    stage = "predict"
+
+    zone: str
+    """Label of its zone."""
+    row: int
+    """Of the zone's sheets, from the north."""
+    column: int
+    epsg: int
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north in metres."""
+    confidence: Mapping[str, tuple[int, ...]]
+    """Class code -> pixels by confidence, (101,) index: percent."""
+
+
 @dataclass(frozen=True)
 class MapZone:
     """The map of one UTM zone; files are named relative to the manifest."""
@@ -133,6 +152,10 @@ class MapZone:
     picture: str
     reasons: str | None = None
     """Why a pixel is not mapped, where [model] min_clear_s2 refused any; None elsewhere."""
+    probabilities: str | None = None
+    """Of every class; None unless [predict] probabilities asks for them."""
+    sheets: Mapping[str, str] = field(default_factory=dict)
+    """Name -> manifest of each sheet."""
 
 
 @dataclass(frozen=True)

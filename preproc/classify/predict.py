@@ -1,154 +1,259 @@
-"""The `predict` stage: embeddings and classifier -> classes and confidence, tile by tile, then the map."""
+"""The `predict` stage: embeddings and classifier -> the layers of a map, sheet by sheet, then the map."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import (
-    Embedding,
-    Plan,
-    PlannedTile,
-    Run,
-    SmaltiError,
-    planned_tiles,
-    read_embedding,
-)
-from infer.contract.rasters import MapManifest
-from preproc.classify.class_map import build_map
+from infer.contract import Plan, Run, SmaltiError
+from infer.contract.rasters import MapManifest, MapSheet
+from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, sheet_manifest
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
-from preproc.classify.tile_map import KIND as TILE_KIND
-from preproc.classify.tile_map import combine, prediction_paths, write_prediction
+from preproc.raster.cog import cog_writer
+from preproc.raster.observations import BANDS, NODATA, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
+from preproc.raster.strips import ROWS, Strip, strips
+from preproc.raster.zones import Sheet, sheets_of, zone_grids
 from preproc.run.classifier import about_classifier, model_folder
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.run.stage import Built, Due, Session, Unit, one_by_one
-from preproc.run.workers import side_by_side, worker_count
+from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
+from preproc.run.workers import side_by_side, within_unit, worker_count
 
 _PIXELS = 1 << 15
 """Pixels classified at a time: 16 MiB of 128 float32 numbers."""
 
 
 class PredictStage:
-    """`smalti predict`: every tile, then the map of all."""
+    """`smalti predict`: every sheet, then the map."""
 
     name = "predict"
-    noun = "tiles and the map"
-    sharded = False
+    noun = "sheets and the map"
+    sharded = True
     apart = False
 
     def open(self, run: Run, config: Config) -> Session:
-        """The tiles in the order of the plan, then the map."""
-        plan = Plan.read(run)
-        embeddings = Embeddings.of_run(run, plan)
-        facts = embeddings.provenance(plan.tiles)
-        about = about_classifier(run, config)
-        classifier = about.fingerprint
-        if config.predict.model is not None or config.train.runs:
-            refuse_other_embeddings(model_folder(run, config), about, facts)
-        inputs = {
-            "classifier": classifier,
+        """The sheets by zone, from north to south, then the map; all embeddings are looked at, once."""
+        opened = _open(run, config)
+        facts = opened.embeddings.provenance(opened.tiles)
+        opened.refuse(facts)
+        inputs = opened.inputs(facts)
+        units = [*opened.units(), Unit("map", run.map_manifest, MapManifest.kind, inputs)]
+        return Session(units, lambda due: _build(opened, facts, due))
+
+
+class PredictSheetsStage:
+    """The sheets alone, in shards; `smalti predict` without --shard joins them afterwards."""
+
+    name = "predict"
+    noun = "sheets"
+    sharded = True
+    apart = False
+
+    def open(self, run: Run, config: Config) -> Session:
+        """The sheets; the embeddings of each are looked at when it is asked for."""
+        opened = _open(run, config)
+        about_classifier(run, config)  # without one no sheet can be made
+        return Session(opened.units(), lambda due: _build_sheets(opened, due.units))
+
+
+@dataclass
+class _Opened:
+    run: Run
+    config: Config
+    zones: list[MapZoneSheets]
+    embeddings: Embeddings
+
+    @cached_property
+    def classifier(self) -> str:
+        """Fingerprint of it."""
+        return about_classifier(self.run, self.config).fingerprint
+
+    @property
+    def tiles(self) -> Sequence[Any]:
+        return [tile for zone in self.zones for tile in zone.grid.tiles]
+
+    @property
+    def sheets(self) -> list[Sheet]:
+        return [sheet for zone in self.zones for sheet in zone.sheets]
+
+    def inputs(self, facts: RunProvenance) -> dict[str, Any]:
+        """What a map of some tiles depends on."""
+        found = {
+            "classifier": self.classifier,
             "embeddings": facts.fingerprint,
             "model": [facts.model, facts.label, facts.trained],
             "window": list(facts.window),
             "archive": [facts.archive, *facts.data_sources],
+            "sheet": self.config.stitch.sheet,
         }
-        units = [
+        return {**found, "probabilities": True} if self.config.predict.probabilities else found
+
+    def units(self) -> list[Unit]:
+        return [
             Unit(
-                tile.name,
-                prediction_paths(run, tile.name)[1],
-                TILE_KIND,
-                {"classifier": classifier, "embedding": embeddings.digest(tile)},
+                sheet.name,
+                sheet_manifest(self.run, sheet.name),
+                MapSheet.kind,
+                LateInputs(lambda sheet=sheet: self._sheet_inputs(sheet)),  # type: ignore[misc]  # the sheet of now
             )
-            for tile in plan.tiles
+            for sheet in self.sheets
         ]
-        return Session(
-            [*units, Unit("map", run.map_manifest, MapManifest.kind, inputs)],
-            lambda due: _build(run, config, facts, due),
-        )
+
+    def _sheet_inputs(self, sheet: Sheet) -> dict[str, Any]:
+        grid = [sheet.grid.epsg, *sheet.grid.bounds, sheet.row, sheet.column]
+        return {**self.inputs(self.embeddings.provenance(sheet.grid.tiles)), "grid": grid}
+
+    def refuse(self, facts: RunProvenance) -> None:
+        """Make sure that a classifier of another run knows such embeddings."""
+        _refuse_other(self.run, self.config, facts)
 
 
-class PredictTilesStage(PredictStage):
-    """The tiles alone, in shards; `smalti predict` without --shard joins them afterwards."""
-
-    noun = "tiles"
-    sharded = True
-
-    def open(self, run: Run, config: Config) -> Session:
-        """The tiles in the order of the plan."""
-        session = super().open(run, config)
-        return replace(session, units=[unit for unit in session.units if unit.kind == TILE_KIND])
+def _open(run: Run, config: Config) -> _Opened:
+    plan = Plan.read(run)
+    embeddings = Embeddings.of_run(run, plan)
+    zones = [MapZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet))) for grid in zone_grids(plan.tiles)]
+    return _Opened(run, config, zones, embeddings)
 
 
-def _build(run: Run, config: Config, facts: RunProvenance, due: Due) -> Generator[Built]:
-    tiles = {tile.name: tile for tile in planned_tiles(run)}
-    predicted = [unit for unit in due.units if unit.kind == TILE_KIND]
-    if predicted:
-        _fitting_classifier(run, config, facts)  # said once, and not by every process
+def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
+    run, config = opened.run, opened.config
+    sheets = [unit for unit in due.units if unit.kind == MapSheet.kind]
+    if sheets:
+        _refuse_misfit(run, config, facts, load_classifier(model_folder(run, config)))  # once, not for every sheet
         if config.labels is None:
             for line in remarks(about_classifier(run, config), facts):
                 say(f"predict: {line}")
-        pixels = sum(tiles[unit.name].size ** 2 for unit in predicted)
-        make = _TileMaker(run, config, facts, {unit.name: tiles[unit.name] for unit in predicted})
-        yield from side_by_side(predicted, make, worker_count(config, pixels))
-    joined = [unit for unit in due.units if unit.kind == MapManifest.kind]
-    yield from one_by_one(joined, lambda unit: build_map(run, about_classifier(run, config).classes, facts, unit))
+    failed = 0
+    for built in _build_sheets(opened, sheets):
+        failed += built.error is not None
+        yield built
+    for unit in due.units:
+        if unit.kind != MapManifest.kind:
+            continue
+        if failed:
+            unit.manifest.unlink(missing_ok=True)
+            yield Built(unit, SmaltiError(f"not joined: {failed} of its sheets failed"))
+        else:
+            yield from one_by_one([unit], lambda unit: _join(opened, facts, unit))
+
+
+def _join(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
+    run, config = opened.run, opened.config
+    legend = about_classifier(run, config).classes
+    join_map(run, legend, facts, opened.zones, unit, probabilities=config.predict.probabilities)
+
+
+def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:
+    wanted = {unit.name for unit in units}
+    sheets = {sheet.name: sheet for sheet in opened.sheets if sheet.name in wanted}
+    make = _SheetMaker(opened.run, opened.config, opened.embeddings, sheets)
+    pixels = sum(sheet.pixels for sheet in sheets.values())
+    yield from side_by_side(units, make, worker_count(opened.config, pixels))
 
 
 @dataclass
-class _TileMaker:
-    """Predicts tiles; each process loads the classifier once."""
+class _SheetMaker:
+    """Predicts sheets; each process loads the classifier once."""
 
     run: Run
     config: Config
-    facts: RunProvenance
-    tiles: Mapping[str, PlannedTile]
+    embeddings: Embeddings
+    sheets: Mapping[str, Sheet]
+    """Name -> sheet."""
 
     def __call__(self, unit: Unit) -> None:
-        _predict_tile(self.run, self._classifier, self.tiles[unit.name], unit)
+        """Write the layers of a sheet and, last, its manifest."""
+        sheet = self.sheets[unit.name]
+        facts = self.embeddings.provenance(sheet.grid.tiles)
+        classifier = self._classifier
+        _refuse_misfit(self.run, self.config, facts, classifier)
+        layers = map_layers(facts, classifier.classes, probabilities=self.config.predict.probabilities)
+        paths = {layer.key: layer.sheet_path(self.run.map, sheet) for layer in layers}
+        unit.manifest.unlink(missing_ok=True)
+        counts = np.zeros((256, 101), dtype=np.int64)
+        without: Counter[str] = Counter()
+        with ExitStack() as stack:
+            steps = -(-sheet.grid.height // ROWS)
+            done = stack.enter_context(within_unit(f"predict: {sheet.name}", steps, "strips"))
+            writers = {
+                layer.key: stack.enter_context(cog_writer(paths[layer.key], sheet.grid, layer.layer))
+                for layer in layers
+            }
+            for strip in strips(self.run, sheet, facts, codes=facts.int8, values=not facts.int8):
+                found = predict_strip(strip, classifier)
+                for key, writer in writers.items():
+                    writer.write(strip.top, 0, found[key])
+                cells = found["classes"].astype(np.int64) * 101 + found["confidence"]
+                counts += np.bincount(cells.ravel(), minlength=counts.size).reshape(counts.shape)
+                if "reasons" in writers:
+                    tally(without, found["reasons"])
+                done()
+        about = MapSheet(
+            **facts.stated(),
+            without=dict(sorted(without.items())),
+            zone=sheet.zone,
+            row=sheet.row,
+            column=sheet.column,
+            epsg=sheet.grid.epsg,
+            bounds=sheet.grid.bounds,
+            confidence={str(entry.code): tuple(counts[entry.code].tolist()) for entry in classifier.classes},
+        )
+        about.write(unit.manifest, inputs=unit.inputs, files=list(paths.values()))
 
     @cached_property
     def _classifier(self) -> Classifier:
-        return _fitting_classifier(self.run, self.config, self.facts)
+        return load_classifier(model_folder(self.run, self.config))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_classifier"}
 
 
-def _fitting_classifier(run: Run, config: Config, facts: RunProvenance) -> Classifier:
-    classifier = load_classifier(model_folder(run, config))
+def _refuse_other(run: Run, config: Config, facts: RunProvenance) -> None:
+    """Make sure that a classifier trained on other runs knows such embeddings."""
+    if config.predict.model is not None or config.train.runs:
+        refuse_other_embeddings(model_folder(run, config), about_classifier(run, config), facts)
+
+
+def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: Classifier) -> None:
+    _refuse_other(run, config, facts)
     if facts.dim != classifier.dim:
         raise SmaltiError(
             f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "
             f"{facts.dim}: run `smalti sample {run.quoted}` and `smalti train {run.quoted}` again"
         )
-    return classifier
 
 
-def _predict_tile(run: Run, classifier: Classifier, tile: PlannedTile, unit: Unit) -> None:
-    embedding = read_embedding(run.embeddings, tile.name)
-    if embedding.shape_hwc != (tile.size, tile.size, classifier.dim):
-        raise SmaltiError(
-            f"{run.embeddings / tile.name}.npy: {embedding.shape_hwc}, expected "
-            f"{(tile.size, tile.size, classifier.dim)}: run `smalti infer {run.quoted}` again"
-        )
-    write_prediction(run, tile.name, classify(embedding, classifier), unit.inputs)
+def predict_strip(strip: Strip, classifier: Classifier) -> dict[str, NDArray[np.uint8]]:
+    """What the layers of the map hold of some rows: (h, W, bands) by key. Of equally probable classes the lower wins.
 
-
-def classify(embedding: Embedding, classifier: Classifier) -> NDArray[np.uint8]:
-    """(H, W, 2) class codes and confidence of a tile, some rows at a time; of equals the lower code wins."""
-    height, width, _ = embedding.shape_hwc
+    Confidence is 1 to 100 percent, since 0 is nodata there; probabilities are 0 to 100.
+    """
+    height, width = strip.scales_hw.shape
     codes_k = np.array([entry.code for entry in classifier.classes], dtype=np.uint8)
-    step = max(1, _PIXELS // width)
-    strips = []
-    for top in range(0, height, step):
-        values_hwc = embedding.window(slice(top, min(top + step, height)), slice(None))
-        valid_hw: NDArray[Any] = ~np.isnan(values_hwc[..., 0])
-        shares_nk = classifier.predict_proba(values_hwc[valid_hw])
+    valid_n = np.isfinite(strip.scales_hw.reshape(-1))
+    classes_n, confidence_n = np.zeros((2, height * width), dtype=np.uint8)
+    percent_nk = np.full((height * width, len(codes_k)), NODATA, dtype=np.uint8)
+    for start in range(0, height * width, _PIXELS):
+        part = slice(start, start + _PIXELS)
+        valid = valid_n[part]
+        shares_nk = classifier.predict_proba(strip.valid_values(part.start, part.stop))
         best_n = shares_nk.argmax(axis=1)
-        strips.append(combine(valid_hw, codes_k[best_n], shares_nk[np.arange(len(best_n)), best_n]))
-    return np.concatenate(strips)
+        classes_n[part][valid] = codes_k[best_n]
+        best = np.rint(shares_nk[np.arange(len(best_n)), best_n] * 100.0)
+        confidence_n[part][valid] = np.clip(best, 1, 100).astype(np.uint8)
+        percent_nk[part][valid] = np.rint(shares_nk * 100.0).astype(np.uint8)
+    return {
+        "classes": classes_n.reshape(height, width, 1),
+        "confidence": confidence_n.reshape(height, width, 1),
+        "reasons": strip.observed_hwc[..., BANDS.index("reason"), None],
+        "probabilities": percent_nk.reshape(height, width, len(codes_k)),
+    }

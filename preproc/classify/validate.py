@@ -10,6 +10,7 @@ from infer.contract.classification import AccuracyManifest, Figure
 from infer.contract.rasters import MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.class_raster import read_map
+from preproc.classify.learning import told
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.performance import held_out_figures, performance
@@ -72,6 +73,9 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
         **performance(oof, about.classes, config.classify.seed),
         "split": about.folds.by,
         "block_m": about.folds.block_m,
+        "methods": to_json(about.methods),
+        "learning": to_json(about.learning),
+        "learning_note": told(about.learning) if about.learning else "",
         "transfers": to_json(about.transfers),
         "held_out": held_out_figures(
             oof, about.classes, about.held_out.parts if about.held_out else (), config.classify.seed
@@ -118,6 +122,11 @@ def _tell(made: AccuracyManifest) -> None:
     say(f"validate: {made.headline}")
     if made.map_accuracy is None:
         say(f"validate: map accuracy {made.map_accuracy_note}")
+    for one in made.performance.methods if len(made.performance.methods) > 1 else ():
+        mark = " (chosen)" if one.chosen else ""
+        say(f"validate: {one.method}{mark}: macro-F1 {_shown(one.macro_f1)}")
+    if made.performance.learning_note:
+        say(f"validate: {made.performance.learning_note}")
     for row in made.performance.transfers:
         say(
             f"validate: trained on {', '.join(row.trained_on)}, tested on {row.tests} "

@@ -7,128 +7,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Embedding, PlannedTile, Run, SmaltiError, atomic_file, read_embedding, write_npy
+from infer.contract import Run, atomic_file, write_npy
 from infer.contract.embedding import dequantise
 from infer.contract.rasters import MosaicSheet
-from preproc.mosaic.quantise import CODES_NODATA, to_codes, without_nodata
 from preproc.mosaic.store import STORE, arrays_of, shard_writers
 from preproc.raster.cog import Layer, cog_writer
-from preproc.raster.observations import BANDS, NODATA, observation_layer, observation_values, tally
+from preproc.raster.observations import BANDS, observation_layer, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
-from preproc.raster.zones import Overlap, Sheet
+from preproc.raster.quantise import CODES_NODATA, without_nodata
+from preproc.raster.strips import ROWS, Strip, strips
+from preproc.raster.zones import Sheet
 from preproc.run.config import Stitch
 from preproc.run.stage import Unit
-
-ROWS = 128
-"""Of a strip: whole chunks of every array, and whole blocks of a GeoTIFF of 128 codes a pixel."""
-
-
-@dataclass
-class Strip:
-    """Some rows of a sheet, from its left to its right edge."""
-
-    top: int
-    """First row."""
-    codes_hwc: NDArray[np.int8]
-    """(h, W, C); 0 where there is no embedding."""
-    scales_hw: NDArray[np.float32]
-    """(h, W): finite where there is an embedding, NaN where its tile says that there is none, inf outside of tiles."""
-    values_hwc: NDArray[np.float32] | None
-    """(h, W, C) NaN = nodata, where asked for: not the codes' values, if the embeddings are kept as float32."""
-    observed_hwc: NDArray[np.uint8]
-    """(h, W, 4) as in `preproc.raster.observations`."""
-
-    def put(self, part: Overlap, tile: _OpenTile, *, over: bool) -> None:
-        """Put what a tile has of it.
-
-        Args:
-            part: where it overlaps the strip.
-            tile: which.
-            over: another tile may have been there before it; its valid pixels stay.
-        """
-        height, width = part.rows.stop - part.rows.start, part.columns.stop - part.columns.start
-        place = slice(part.top, part.top + height), slice(part.left, part.left + width)
-        codes_hwc, scales_hw = to_codes(tile.embedding, part.rows, part.columns)
-        wanted_hw: NDArray[np.bool_] | slice = ~np.isfinite(self.scales_hw[place]) if over else slice(None)
-        self.codes_hwc[place][wanted_hw] = codes_hwc[wanted_hw]
-        self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
-        if self.values_hwc is not None:
-            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns)[wanted_hw]
-        self.observed_hwc[place][wanted_hw] = tile.observed_hwc[part.rows, part.columns][wanted_hw]
-
-
-@dataclass
-class _OpenTile:
-    embedding: Embedding
-
-    @cached_property
-    def observed_hwc(self) -> NDArray[np.uint8]:
-        return observation_values(self.embedding)
-
-
-def strips(run: Run, sheet: Sheet, dim: int, *, values: bool = False) -> Iterator[Strip]:
-    """The rows of a sheet from north to south; each tile is verified when it is first needed.
-
-    Args:
-        run: the run directory.
-        sheet: which.
-        dim: numbers of an embedding.
-        values: with float32 values.
-
-    Raises:
-        SmaltiError: if an embedding is damaged, or not as the plan says.
-    """
-    grid = sheet.grid
-    opened: dict[str, _OpenTile] = {}
-    for top in range(0, grid.height, ROWS):
-        height = min(ROWS, grid.height - top)
-        codes_hwc = np.zeros((height, grid.width, dim), dtype=np.int8)
-        scales_hw = np.full((height, grid.width), np.inf, dtype=np.float32)
-        values_hwc = np.full(codes_hwc.shape, np.nan, dtype=np.float32) if values else None
-        observed_hwc = np.full((height, grid.width, len(BANDS)), NODATA, dtype=np.uint8)
-        strip = Strip(top, codes_hwc, scales_hw, values_hwc, observed_hwc)
-        needed: dict[str, _OpenTile] = {}
-        for tile in grid.tiles:
-            part = _within(grid.overlap(tile), top, height)
-            if part is not None:
-                needed[tile.name] = opened.get(tile.name) or _OpenTile(open_embedding(run, tile))
-                strip.put(part, needed[tile.name], over=grid.mixed)
-        opened = needed
-        yield strip
-
-
-def _within(part: Overlap | None, top: int, height: int) -> Overlap | None:
-    """What of a tile's overlap with a sheet lies in a strip of it, seen from the strip."""
-    if part is None:
-        return None
-    first = max(part.top, top)
-    last = min(part.top + part.rows.stop - part.rows.start, top + height)
-    if first >= last:
-        return None
-    start = part.rows.start + first - part.top
-    return Overlap(slice(start, start + last - first), part.columns, first - top, part.left)
-
-
-def open_embedding(run: Run, tile: PlannedTile) -> Embedding:
-    """The embedding of a planned tile, verified.
-
-    Raises:
-        SmaltiError: if it is damaged, or of another size.
-    """
-    embedding = read_embedding(run.embeddings, tile.name)
-    if embedding.shape_hwc[:2] != (tile.size, tile.size):
-        height, width, _ = embedding.shape_hwc
-        raise SmaltiError(
-            f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}: "
-            f"run `smalti infer {run.quoted}` again"
-        )
-    return embedding
+from preproc.run.workers import within_unit
 
 
 def codes_layer(facts: RunProvenance, stem: str) -> Layer:
@@ -240,14 +136,17 @@ class SheetMaker:
                 made += files.rasters(self.settings.dtype)
             floats = "cog" in self.settings.formats and self.settings.dtype == "float32"
             observed = stack.enter_context(cog_writer(files.observations, sheet.grid, observation_layer(facts)))
+            steps = -(-sheet.grid.height // ROWS)
+            done = stack.enter_context(within_unit(f"stitch: {sheet.name}", steps, "strips"))
             small = _Small(sheet, self.steps[sheet.zone])
             pixels = clipped = 0
-            for strip in strips(self.run, sheet, facts.dim, values=floats):
+            for strip in strips(self.run, sheet, facts, codes=True, values=floats):
                 clipped += sum(take(strip) for take in takers)
                 small.take(strip)
                 observed.write(strip.top, 0, strip.observed_hwc)
                 tally(without, strip.observed_hwc[..., BANDS.index("reason")])
                 pixels += int(np.count_nonzero(np.isfinite(strip.scales_hw)))
+                done()
         small.write(files)
         about = MosaicSheet(
             **facts.stated(),
@@ -265,6 +164,7 @@ class SheetMaker:
 
 
 def _give(put: Callable[[int, NDArray[np.int8], NDArray[np.float32]], None], strip: Strip) -> int:
+    assert strip.codes_hwc is not None
     put(strip.top, strip.codes_hwc, strip.scales_hw)
     return 0
 
@@ -286,6 +186,7 @@ def _cog_taker(
     scales = stack.enter_context(cog_writer(files.scales, sheet.grid, scales_layer(facts, files.stem)))
 
     def take_codes(strip: Strip) -> int:
+        assert strip.codes_hwc is not None
         if not np.isfinite(strip.scales_hw).any():
             return 0  # what is never written is nodata
         codes_hwc, scales_hw, clipped = without_nodata(strip.codes_hwc, strip.scales_hw)
@@ -308,6 +209,7 @@ class _Small:
     def take(self, strip: Strip) -> None:
         rows = slice(-(self.sheet.top + strip.top) % self.step, None, self.step)
         columns = slice(-self.sheet.left % self.step, None, self.step)
+        assert strip.codes_hwc is not None
         self.codes.append(strip.codes_hwc[rows, columns].copy())
         self.scales.append(strip.scales_hw[rows, columns].copy())
 

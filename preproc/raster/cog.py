@@ -26,7 +26,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from infer.contract import EXIT_FAILED, SmaltiError, atomic_file, temporary_path, writing
-from preproc.raster.overviews import halve_average, halve_nearest
+from preproc.raster.overviews import halve_average, halve_mean, halve_mode, halve_nearest
 from preproc.raster.zones import ZoneGrid
 
 CACHE_MB = 128
@@ -47,8 +47,8 @@ class Layer:
     """NaN for float32."""
     bands: tuple[str, ...]
     """Description of each band."""
-    overviews: Literal["average", "nearest"]
-    """average: float32 only; nearest: the upper left of two by two."""
+    overviews: Literal["average", "nearest", "mode"]
+    """Of two by two: the mean of the valid ones; the upper left; the commonest valid one (not of float32)."""
     tags: Mapping[str, str] = field(default_factory=dict)
     colours: Mapping[int, tuple[int, int, int, int]] | None = None
     """Value -> red, green, blue, alpha (0..255); one uint8 band only."""
@@ -251,9 +251,18 @@ def _halve_block(source: Any, target: Any, window: Window, layer: Layer) -> int:
     empty = np.isnan(values_chw).all() if np.isnan(layer.nodata) else (values_chw == layer.nodata).all()
     if empty:
         return 0  # a block that is never written stays nodata and takes no space
-    halved = halve_average(values_chw) if layer.overviews == "average" else halve_nearest(values_chw)
+    halved = _halved(values_chw, layer)
     target.write(halved, window=window)
     return bit_total(halved, layer.nodata)
+
+
+def _halved(values_chw: NDArray[Any], layer: Layer) -> NDArray[Any]:
+    if layer.overviews == "nearest":
+        return halve_nearest(values_chw)
+    if layer.dtype == "float32":
+        return halve_average(values_chw)
+    halve = halve_mean if layer.overviews == "average" else halve_mode
+    return halve(values_chw, int(layer.nodata))
 
 
 def _translate(base: Path, cog: Path, layer: Layer) -> None:

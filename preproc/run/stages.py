@@ -64,6 +64,7 @@ STAGES = (
         gathers=True,
         makes="classifier",
         cheap=True,
+        in_shards="preproc.classify.train:TrainTrialsStage",
     ),
     StageEntry(
         "predict",
@@ -71,7 +72,7 @@ STAGES = (
         needs=("train",),
         gathers=True,
         makes="map",
-        in_shards="preproc.classify.predict:PredictTilesStage",
+        in_shards="preproc.classify.predict:PredictSheetsStage",
     ),
     StageEntry(
         "validate",

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 
 from infer.contract import SmaltiError
 from preproc.run.config import Config
+from preproc.run.progress import progress
 from preproc.run.stage import Built, Unit, one_by_one
 
 _PATIENCE_S = 10.0
@@ -42,6 +43,25 @@ def worker_count(config: Config, pixels: int | None = None) -> int:
     """
     allowed = config.site.workers or len(os.sched_getaffinity(0))
     return allowed if pixels is None else min(allowed, -(-pixels // _WORTHWHILE))
+
+
+@contextmanager
+def within_unit(label: str, total: int, steps: str) -> Iterator[Callable[[], None]]:
+    """Progress within a unit, for those that take long; of several processes none shows it.
+
+    Args:
+        label: what is being done.
+        total: number of steps.
+        steps: what they are, in the plural.
+
+    Yields:
+        What to call after each step.
+    """
+    if multiprocessing.parent_process() is not None:
+        yield lambda: None
+        return
+    with progress(label, total, steps) as bar:
+        yield bar.advance
 
 
 def side_by_side(units: Sequence[Unit], make: Make, workers: int) -> Generator[Built]:

@@ -7,25 +7,40 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from infer.contract import Run, SmaltiError, atomic_dir, read_manifest, sha256_file, verify_files, write_bytes
+from infer.contract import (
+    Plan,
+    Run,
+    SmaltiError,
+    atomic_dir,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    verify_files,
+    write_bytes,
+)
 from infer.contract.classification import AccuracyManifest
 from infer.contract.record import from_json
 from infer.contract.survey import DesignManifest, Stratum
 from preproc.classify.class_raster import ClassMap, open_map, read_map
+from preproc.classify.palette import palette
 from preproc.run.progress import say, show
 from preproc.survey.assess import pairs
-from preproc.survey.draw import Units, draw
+from preproc.survey.draw import Units, draw_rounds
+from preproc.survey.looks import NOTHING, look
+from preproc.survey.page import LabellingPage, render
 from preproc.survey.points import write_points
 from preproc.survey.sizes import ALLOCATIONS, LEAST, allocate, total
 
 MANIFEST = "design.json"
 UNITS = "strata.csv"
+PAGE = "label.html"
+SAVED = "labelled.geojson"
+"""What the page saves, where the browser puts downloads."""
 _GUESS = 0.8
 """User's accuracy that is expected where nothing is known."""
 _BELIEVED = (0.5, 0.95)
@@ -62,22 +77,9 @@ def design(asked: Wishes) -> DesignManifest:
     folder = output_folder(asked)
     class_map = map_of(asked)
     strata, sizes_by = _strata(asked, class_map)
-    inputs = {
-        "map": [sha256_file(path) for path in class_map.files],
-        "names": {str(code): name for code, name in class_map.names.items()},
-        "strata": [asdict(stratum) for stratum in strata],
-        "seed": asked.seed,
-    }
-    if (folder / MANIFEST).exists():
-        made = read_design(folder)
-        if dict(made.inputs) != inputs:
-            raise SmaltiError(
-                f"{folder}: holds a sample of another map or other sizes, on which somebody may be at work: name "
-                "another folder with --output"
-            )
-        say(f"{folder}: complete: this sample was drawn before")
-    else:
-        made = _write(folder, class_map, strata, sizes_by, asked.seed, inputs)
+    made = write_sample(
+        asked, folder, class_map, strata, sizes_by, ({str(stratum.code): stratum.points for stratum in strata},)
+    )
     show(_table(made))
     _tell(asked, folder)
     return made
@@ -213,21 +215,73 @@ def _expected(asked: Wishes, class_map: ClassMap) -> tuple[NDArray[np.float64], 
     return np.array([found.get(class_map.names[code], _GUESS) for code in class_map.pixels]), whence
 
 
-def _write(
-    folder: Path, class_map: ClassMap, strata: list[Stratum], sizes_by: str, seed: int, inputs: Mapping[str, Any]
+def write_sample(
+    asked: Wishes,
+    folder: Path,
+    class_map: ClassMap,
+    strata: list[Stratum],
+    sizes_by: str,
+    rounds: tuple[Mapping[str, int], ...],
 ) -> DesignManifest:
+    """Draw the sample, round by round, and write its folder; or say that this very sample is there already.
+
+    Raises:
+        SmaltiError: if anything else is in the folder.
+    """
+    names = {str(code): name for code, name in class_map.names.items()}
+    inputs = {
+        "map": [sha256_file(path) for path in class_map.files],
+        "names": names,
+        "strata": [asdict(stratum) for stratum in strata],
+        "seed": asked.seed,
+        "rounds": [dict(one) for one in rounds],
+    }
+    if (folder / MANIFEST).exists():
+        there = read_design(folder)
+        if dict(there.inputs) != inputs:
+            raise SmaltiError(
+                f"{folder}: holds a sample of another map or other sizes, on which somebody may be at work: name "
+                "another folder"
+            )
+        say(f"{folder}: complete: this sample was drawn before")
+        return there
     if folder.exists() and any(folder.iterdir()):
-        raise SmaltiError(f"{folder}: is there and holds no sample of smalti: name another folder with --output")
-    units = draw(class_map, {stratum.code: stratum.points for stratum in strata}, seed)
-    made = DesignManifest(strata=tuple(strata), points=len(units), sizes_by=sizes_by, seed=seed, names=inputs["names"])
+        raise SmaltiError(f"{folder}: is there and holds no sample of smalti: name another folder")
+    units = draw_rounds(class_map, [{int(code): count for code, count in one.items()} for one in rounds], asked.seed)
+    made = DesignManifest(
+        strata=tuple(strata),
+        points=len(units),
+        sizes_by=sizes_by,
+        seed=asked.seed,
+        rounds=rounds,
+        names=names,
+    )
+    html = _page(asked, class_map, units, sha256_json(inputs))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(folder) as temporary:
         files = write_points(
             temporary, "points", units.id_n, units.place_n2, {"class": [""] * len(units), "note": [""] * len(units)}
         )
         write_bytes(temporary / UNITS, _units_csv(units, class_map))
-        made.write(temporary / MANIFEST, inputs=inputs, files=[*files, temporary / UNITS])
+        write_bytes(temporary / PAGE, html.encode())
+        made.write(temporary / MANIFEST, inputs=inputs, files=[*files, temporary / UNITS, temporary / PAGE])
     return made
+
+
+def _page(asked: Wishes, class_map: ClassMap, units: Units, key: str) -> str:
+    """The labelling page; of a GeoTIFF, places alone."""
+    plan = Plan.read(Run(asked.target)) if asked.target.is_dir() else None
+    looks = [NOTHING] * len(units) if plan is None else look(Run(asked.target), plan, units.place_n2)
+    names = list(class_map.names.values())
+    about = LabellingPage(
+        title=f"Reference sample of {len(units)} points",
+        key=f"smalti {key[:16]}",
+        names=names,
+        colors=palette(names),
+        window=None if plan is None else plan.window,
+        saves=SAVED,
+    )
+    return render(about, units.id_n, units.place_n2, looks)
 
 
 def _units_csv(units: Units, class_map: ClassMap) -> bytes:
@@ -260,8 +314,9 @@ def _table(made: DesignManifest) -> Table:
 
 
 def _tell(asked: Wishes, folder: Path) -> None:
-    say(f"{folder}: points.gpkg, points.csv and points.kml to be labelled; {UNITS} is not for those who label")
+    say(f"{folder / PAGE}: open it in a browser (offline), label with the keyboard, save {SAVED} beside it")
+    say(f"or fill in class in points.gpkg or points.csv; {UNITS} is not for those who label")
     if asked.target.is_dir():
-        say('then: [validate] reference = "survey/points.gpkg", class = "class", design = "stratified"')
+        say(f'then: [validate] reference = "survey/{SAVED}", class = "class", design = "stratified"')
     else:
-        say(f"then: smalti validate --map {asked.target} --reference {folder / 'points.gpkg'}")
+        say(f"then: smalti validate --map {asked.target} --reference {folder / SAVED}")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from rio_cogeo import cog_validate
 from support.mosaicked import CENTRES, config, crops, embed_crops, looks, planned_run, write_tile
 
-from infer.contract import Embedding, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
+from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
 from infer.contract.classification import ClassEntry, ClassifierManifest, FoldsUsed, Tuning
 from preproc.classify.model import Classifier, load_classifier, save_classifier
-from preproc.classify.predict import PredictStage, PredictTilesStage, classify
-from preproc.classify.tile_map import combine, read_prediction
+from preproc.classify.predict import PredictSheetsStage, PredictStage, predict_strip
+from preproc.raster.strips import Strip
 from preproc.run.stage import StageFailedError, run_stage
 
 CLASSES = (
@@ -134,13 +134,13 @@ def test_neither_shards_nor_threads_nor_interruptions_change_a_byte(
     train(other)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     for index in (2, 0, 1):
-        run_stage(PredictTilesStage(), other, config(other), shard=Shard(index, 3))
+        run_stage(PredictSheetsStage(), other, config(other), shard=Shard(index, 3))
     assert not (other.map / "map.json").exists()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    lost = other.map / "tiles" / "t32631_1_0.json"
+    lost = other.map / "sheet_31N.json"
     lost.unlink()
     outcome = run_stage(PredictStage(), other, config(other))
-    assert (outcome.built, outcome.complete_before) == (2, 3), "the lost tile and the map"
+    assert (outcome.built, outcome.complete_before) == (2, 1), "the lost sheet and the map"
     assert digest(other) == expected
     assert run_stage(PredictStage(), other, config(other)).built == 0
 
@@ -149,11 +149,11 @@ def test_another_classifier_makes_everything_anew(run: Run) -> None:
     run_stage(PredictStage(), run, config(run))
     before = digest(run)
     train(run, seed=1)
-    assert run_stage(PredictStage(), run, config(run)).built == 5
-    assert digest(run)["tiles/t32631_0_0.npy"] != before["tiles/t32631_0_0.npy"]
+    assert run_stage(PredictStage(), run, config(run)).built == 3
+    assert digest(run)["classes_31N.tif"] != before["classes_31N.tif"]
 
 
-def test_one_damaged_tile_does_not_stop_the_others(run: Run) -> None:
+def test_one_damaged_tile_stops_its_own_sheet_only(run: Run) -> None:
     path = run.embeddings / "t32631_1_0.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -161,21 +161,19 @@ def test_one_damaged_tile_does_not_stop_the_others(run: Run) -> None:
     with pytest.raises(SmaltiError, match=r"t32631_1_0\.npy: its contents do not match"):
         run_stage(PredictStage(), run, config(run))
     assert not (run.map_manifest).exists()
-    with pytest.raises(StageFailedError, match="1 of the tiles failed"):
-        run_stage(PredictTilesStage(), run, config(run))
-    assert len(list((run.map / "tiles").glob("*.json"))) == 3
+    with pytest.raises(StageFailedError, match="1 of the sheets failed"):
+        run_stage(PredictSheetsStage(), run, config(run))
+    assert [path.name for path in run.map.glob("sheet_*.json")] == ["sheet_32N.json"]
 
 
 def test_a_damaged_prediction_is_not_joined(run: Run) -> None:
-    run_stage(PredictTilesStage(), run, config(run))
-    path = run.map / "tiles" / "t32631_0_0.npy"
+    run_stage(PredictSheetsStage(), run, config(run))
+    path = run.map / "confidence_31N.tif"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(SmaltiError, match=r"t32631_0_0\.npy: its contents do not match the checksum"):
+    with pytest.raises(SmaltiError, match=r"confidence_31N\.tif: its contents do not match the checksum"):
         run_stage(PredictStage(), run, config(run))
-    with pytest.raises(SmaltiError, match="is missing"):
-        read_prediction(run, "nowhere", 32)
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, run: Run) -> None:
@@ -196,7 +194,7 @@ def test_a_tile_without_a_valid_pixel_is_empty(run: Run) -> None:
     tile = planned_tiles(run)[0]
     write_tile(run, tile, np.full((32, 32, 6), np.nan, np.float32), int8=True)
     run_stage(PredictStage(), run, config(run))
-    assert not read_prediction(run, tile.name, 32).any()
+    assert not read(run.map / "classes_31N.tif")[:32, :32].any()
 
 
 def test_of_equally_probable_classes_the_lower_code_wins() -> None:
@@ -204,16 +202,62 @@ def test_of_equally_probable_classes_the_lower_code_wins() -> None:
         def predict_proba(self, x: NDArray[np.float32], thread_count: int) -> NDArray[np.float64]:
             return np.full((len(x), 3), 1 / 3)
 
-    values = np.zeros((2, 2, 6), np.float32)
-    found = classify(Embedding("t", values, None, {}), Classifier(CLASSES, 6, Undecided()))
-    assert (found[..., 0] == 2).all()
-    assert (found[..., 1] == 33).all()
+    found = predict_strip(strip(np.zeros((2, 2), np.float32) + 1), Classifier(CLASSES, 6, Undecided()))
+    assert (found["classes"] == 2).all()
+    assert (found["confidence"] == 33).all()
+
+
+def strip(scales_hw: NDArray[np.float32]) -> Strip:
+    observed = np.zeros((*scales_hw.shape, 4), np.uint8)
+    return Strip(0, np.zeros((*scales_hw.shape, 6), np.int8), scales_hw, None, observed)
 
 
 def test_confidence_of_a_valid_pixel_is_never_nodata() -> None:
-    valid = np.array([[True, False, True]])
-    found = combine(valid, np.array([3, 4], np.uint8), np.array([0.0001, 1.0]))
-    assert found.tolist() == [[[3, 1], [0, 0], [4, 100]]]
+    class Unsure:
+        def predict_proba(self, x: NDArray[np.float32], thread_count: int) -> NDArray[np.float64]:
+            return np.array([[0.0001, 0, 0], [0, 0, 1.0]])
+
+    found = predict_strip(strip(np.array([[1, np.nan, 1]], np.float32)), Classifier(CLASSES, 6, Unsure()))
+    assert found["classes"].ravel().tolist() == [2, 0, 200]
+    assert found["confidence"].ravel().tolist() == [1, 0, 100]
+    assert found["probabilities"][0].tolist() == [[0, 0, 0], [255, 255, 255], [0, 0, 100]]
+
+
+def test_a_zone_of_many_sheets_is_the_same_map_as_of_one(tmp_path: Path) -> None:
+    """Sheets of 128 pixels, which tiles of 48 do not fit, with probabilities, against one sheet."""
+    cells = [(32631, c, r) for c, r in [(0, 0), (1, 0), (2, 0), (3, 1), (0, 3), (6, 5)]]
+    read_back = []
+    for name, side in (("one", 4096), ("many", 128)):
+        run = planned_run(tmp_path / name, cells, size=48)
+        embed_crops(run)
+        train(run)
+        settings = config(run, f"[stitch]\nsheet = {side}\n[predict]\nprobabilities = true\n[site]\nworkers = 1")
+        run_stage(PredictStage(), run, settings)
+        levels = {}
+        for key in ("classes", "confidence", "probabilities"):
+            path = run.map / f"{key}_31N.tif"
+            assert cog_validate(path, strict=True) == (True, [], [])
+            with rasterio.open(path) as raster:
+                levels[key] = raster.read()
+        made = read_manifest(run.map_manifest, "map", remedy="")
+        read_back.append((levels, made["classes"], made["pixels"]))
+    assert len(list((run.map / "sheets").glob("classes_*.tif"))) == 5
+    for key, values in read_back[0][0].items():
+        np.testing.assert_array_equal(values, read_back[1][0][key])
+    assert read_back[0][1:] == read_back[1][1:]
+    classes, shares = (read_back[1][0][key] for key in ("classes", "probabilities"))
+    assert (np.array([2, 5, 200])[shares[:, classes[0] > 0].argmax(axis=0)] == classes[0][classes[0] > 0]).mean() > 0.99
+    run_stage(PredictStage(), run, config(run))
+    assert not (run.map / "sheets").exists(), "what another division left"
+    assert not list(run.map.glob("probabilities*"))
+
+
+def test_a_map_of_the_last_version_is_made_anew_and_its_tiles_are_swept_up(run: Run) -> None:
+    (run.map / "tiles").mkdir(parents=True)
+    for suffix in (".npy", ".json"):
+        (run.map / "tiles" / f"t32631_0_0{suffix}").write_bytes(b"old")
+    run_stage(PredictStage(), run, config(run))
+    assert not (run.map / "tiles").exists()
 
 
 def test_pixels_that_were_refused_are_told_from_those_that_were_not_seen(tmp_path: Path) -> None:

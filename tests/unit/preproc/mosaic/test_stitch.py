@@ -18,8 +18,8 @@ from rio_cogeo import cog_validate
 from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
-from preproc.mosaic.quantise import to_codes, without_nodata
 from preproc.mosaic.stage import StitchStage
+from preproc.raster.quantise import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
 from preproc.run.stage import run_stage
 

@@ -23,7 +23,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
@@ -44,7 +44,7 @@ from preproc.raster.legend import (
     qgis_style,
     slugs,
 )
-from preproc.raster.overviews import halve_average, halve_nearest
+from preproc.raster.overviews import halve_average, halve_mean, halve_mode, halve_nearest
 from preproc.raster.preview import Picture, picture, png_bytes, preview_level
 from preproc.raster.stac import AssetRecord, footprint, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
@@ -316,6 +316,24 @@ def test_pixels_outside_the_mosaic_are_never_dropped_in_silence(tmp_path: Path, 
         cog_writer(tmp_path / "m.tif", grid, Layer("float32", NAN, ("a",), "average")) as writer,
     ):
         writer.write(row, column, np.zeros((40, 40, 1), np.float32))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
+def test_coarser_classes_are_the_commonest_and_coarser_confidence_the_mean(seed: int, height: int, width: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 4, (1, height, width)).astype(np.uint8)
+    modes, means = halve_mode(values, 0), halve_mean(values, 0)
+    assert modes.shape == means.shape == (1, -(-height // 2), -(-width // 2))
+    for row in range(modes.shape[1]):
+        for column in range(modes.shape[2]):
+            window = values[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].ravel().tolist()
+            valid = [value for value in window if value]
+            if not valid:
+                assert modes[0, row, column] == means[0, row, column] == 0
+                continue
+            most = max(valid.count(value) for value in valid)
+            assert modes[0, row, column] == next(value for value in valid if valid.count(value) == most)
+            assert means[0, row, column] == int(sum(valid) / len(valid) + 0.5)
 
 
 # --- principal components -----------------------------------------------------------------------------------------

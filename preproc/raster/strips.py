@@ -1,0 +1,137 @@
+"""The embeddings of a sheet, read strip by strip from its tiles: what mosaic and map are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract import Embedding, PlannedTile, Run, SmaltiError, read_embedding
+from infer.contract.embedding import dequantise
+from preproc.raster.observations import BANDS, NODATA, observation_values
+from preproc.raster.provenance import RunProvenance
+from preproc.raster.quantise import to_codes
+from preproc.raster.zones import Overlap, Sheet
+
+ROWS = 128
+"""Of a strip: whole chunks of every array, and whole blocks of a GeoTIFF of 128 codes a pixel."""
+
+
+@dataclass
+class Strip:
+    """Some rows of a sheet, from its left to its right edge."""
+
+    top: int
+    """First row."""
+    codes_hwc: NDArray[np.int8] | None
+    """(h, W, C) where asked for; 0 where there is no embedding."""
+    scales_hw: NDArray[np.float32]
+    """(h, W): finite where there is an embedding, NaN where its tile says that there is none, inf outside of tiles."""
+    values_hwc: NDArray[np.float32] | None
+    """(h, W, C) NaN = nodata, where asked for: not the codes' values, if the embeddings are kept as float32."""
+    observed_hwc: NDArray[np.uint8]
+    """(h, W, 4) as in `preproc.raster.observations`."""
+
+    def put(self, part: Overlap, tile: _OpenTile, *, over: bool) -> None:
+        """Put what a tile has of it.
+
+        Args:
+            part: where it overlaps the strip.
+            tile: which.
+            over: another tile may have been there before it; its valid pixels stay.
+        """
+        height, width = part.rows.stop - part.rows.start, part.columns.stop - part.columns.start
+        place = slice(part.top, part.top + height), slice(part.left, part.left + width)
+        wanted_hw: NDArray[np.bool_] | slice = ~np.isfinite(self.scales_hw[place]) if over else slice(None)
+        if self.codes_hwc is not None:
+            codes_hwc, scales_hw = to_codes(tile.embedding, part.rows, part.columns)
+            self.codes_hwc[place][wanted_hw] = codes_hwc[wanted_hw]
+        else:
+            lacking_hw = np.isnan(tile.embedding.values_hwc[part.rows, part.columns, 0])
+            scales_hw = np.where(lacking_hw, np.float32(np.nan), np.float32(1))
+        self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
+        if self.values_hwc is not None:
+            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns)[wanted_hw]
+        self.observed_hwc[place][wanted_hw] = tile.observed_hwc[part.rows, part.columns][wanted_hw]
+
+    def valid_values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """(N, C) values of the valid ones among the strip's pixels `start` to `stop`, counted row by row."""
+        valid_n = np.isfinite(self.scales_hw.reshape(-1)[start:stop])
+        if self.values_hwc is not None:
+            return self.values_hwc.reshape(-1, self.values_hwc.shape[2])[start:stop][valid_n]
+        assert self.codes_hwc is not None, "a strip without codes has values"
+        codes_nc = self.codes_hwc.reshape(-1, self.codes_hwc.shape[2])[start:stop][valid_n]
+        return dequantise(codes_nc, self.scales_hw.reshape(-1)[start:stop][valid_n])
+
+
+@dataclass
+class _OpenTile:
+    embedding: Embedding
+
+    @cached_property
+    def observed_hwc(self) -> NDArray[np.uint8]:
+        return observation_values(self.embedding)
+
+
+def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values: bool) -> Iterator[Strip]:
+    """The rows of a sheet from north to south; each tile is verified when it is first needed.
+
+    Args:
+        run: the run directory.
+        sheet: which.
+        facts: about its embeddings.
+        codes: with int8 codes, those that are there or made from float32 values.
+        values: with float32 values.
+
+    Raises:
+        SmaltiError: if an embedding is damaged, or not as the plan says.
+    """
+    grid = sheet.grid
+    opened: dict[str, _OpenTile] = {}
+    for top in range(0, grid.height, ROWS):
+        height = min(ROWS, grid.height - top)
+        shape_hwc = height, grid.width, facts.dim
+        codes_hwc = np.zeros(shape_hwc, dtype=np.int8) if codes else None
+        scales_hw = np.full((height, grid.width), np.inf, dtype=np.float32)
+        values_hwc = np.full(shape_hwc, np.nan, dtype=np.float32) if values else None
+        observed_hwc = np.full((height, grid.width, len(BANDS)), NODATA, dtype=np.uint8)
+        strip = Strip(top, codes_hwc, scales_hw, values_hwc, observed_hwc)
+        needed: dict[str, _OpenTile] = {}
+        for tile in grid.tiles:
+            part = _within(grid.overlap(tile), top, height)
+            if part is not None:
+                needed[tile.name] = opened.get(tile.name) or _OpenTile(open_embedding(run, tile))
+                strip.put(part, needed[tile.name], over=grid.mixed)
+        opened = needed
+        yield strip
+
+
+def _within(part: Overlap | None, top: int, height: int) -> Overlap | None:
+    """What of a tile's overlap with a sheet lies in a strip of it, seen from the strip."""
+    if part is None:
+        return None
+    first = max(part.top, top)
+    last = min(part.top + part.rows.stop - part.rows.start, top + height)
+    if first >= last:
+        return None
+    start = part.rows.start + first - part.top
+    return Overlap(slice(start, start + last - first), part.columns, first - top, part.left)
+
+
+def open_embedding(run: Run, tile: PlannedTile) -> Embedding:
+    """The embedding of a planned tile, verified.
+
+    Raises:
+        SmaltiError: if it is damaged, or of another size.
+    """
+    embedding = read_embedding(run.embeddings, tile.name)
+    if embedding.shape_hwc[:2] != (tile.size, tile.size):
+        height, width, _ = embedding.shape_hwc
+        raise SmaltiError(
+            f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}: "
+            f"run `smalti infer {run.quoted}` again"
+        )
+    return embedding

@@ -1,0 +1,168 @@
+"""What a run knows of a place: a picture of the embeddings around it, and the season's NDVI, VV and VH of its pixel."""
+
+from __future__ import annotations
+
+import base64
+from calendar import isleap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import Transformer
+
+from infer.contract import (
+    PIXEL_SIZE,
+    FormatError,
+    Plan,
+    PlannedTile,
+    Run,
+    Tile,
+    embedding_paths,
+    read_embedding,
+    read_tile,
+)
+from preproc.mosaic.pca import principal_components
+from preproc.raster.preview import png_bytes
+from preproc.run.progress import Bar, progress, say
+
+AROUND = 16
+"""Pixels of the picture on each side of the place: 330 m in all."""
+_DECIDE = 256
+"""Pictures whose pixels decide on the colours of all."""
+_Pixel = tuple[PlannedTile, int, int] | None
+"""Tile, row and column; None outside all tiles."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What can be shown of a place; empty where it is not here."""
+
+    picture: str
+    """data: URI of a PNG of 2 AROUND + 1 pixels a side, the place in its middle."""
+    ndvi: list[list[float]]
+    """[day since the window began, NDVI] of each clear date."""
+    radar: list[list[float]]
+    """[day, VV, VH] in dB."""
+
+
+NOTHING = Look("", [], [])
+
+
+def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
+    """What the run's tiles tell of places.
+
+    Args:
+        run: with embeddings, and the tiles' arrays where they are still there.
+        plan: of the run.
+        place_n2: (N, 2) longitude and latitude.
+
+    Returns:
+        (N,) in their order. A tile that is not there or damaged leaves its places without; the latter is said.
+    """
+    pixels = pixels_of(plan.tiles, place_n2)
+    by_tile: dict[PlannedTile, list[int]] = {}
+    for at, found in enumerate(pixels):
+        if found is not None:
+            by_tile.setdefault(found[0], []).append(at)
+    looks = [NOTHING] * len(place_n2)
+    with progress("look", 2 * len(by_tile), "tiles") as bar:
+        colours = _colours(run, by_tile, pixels, bar)
+        for tile, members in by_tile.items():
+            pictures = dict.fromkeys(members, "")
+            if colours is not None:
+                for at, values in _windows(run, tile, members, pixels):
+                    pictures[at] = _uri(png_bytes(colours.colours(values)))
+            series = _series(run, tile)
+            for at in members:
+                _, row, column = pixels[at] or (tile, 0, 0)
+                curves = ([], []) if series is None else _curves(series, row, column, plan.window[0])
+                looks[at] = Look(pictures[at], *curves)
+            bar.advance(note=tile.name)
+    return looks
+
+
+def _colours(run: Run, by_tile: Mapping[PlannedTile, list[int]], pixels: Sequence[_Pixel], bar: Bar) -> Any:
+    """How to colour all pictures alike, from some of them; None where there are no embeddings."""
+    decide = {int(at) for at in np.linspace(0, len(pixels) - 1, min(_DECIDE, len(pixels)))}
+    values_nc: list[NDArray[np.float32]] = []
+    for tile, members in by_tile.items():
+        for _, values in _windows(run, tile, [at for at in members if at in decide], pixels):
+            values_nc.append(values[~np.isnan(values[..., 0])])
+        bar.advance(note=tile.name)
+    return principal_components(lambda: iter(values_nc)) if any(len(part) for part in values_nc) else None
+
+
+def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> list[_Pixel]:
+    """Tile, row and column of each place, or None outside all tiles."""
+    found: list[_Pixel] = [None] * len(place_n2)
+    for epsg in sorted({tile.epsg for tile in tiles}):
+        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(place_n2[:, 0], place_n2[:, 1])
+        for tile in (tile for tile in tiles if tile.epsg == epsg):
+            column, row = np.floor((x - tile.west) / PIXEL_SIZE), np.floor((tile.north - y) / PIXEL_SIZE)
+            inside = (column >= 0) & (column < tile.size) & (row >= 0) & (row < tile.size)
+            for at in np.flatnonzero(inside):
+                if found[at] is None:
+                    found[at] = (tile, int(row[at]), int(column[at]))
+    return found
+
+
+def _windows(
+    run: Run, tile: PlannedTile, members: Sequence[int], pixels: Sequence[_Pixel]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The embeddings around each place, NaN beyond the tile."""
+    if not members or not embedding_paths(run.embeddings, tile.name)[2].exists():
+        return
+    try:
+        embedding = read_embedding(run.embeddings, tile.name, checksums=False)
+    except FormatError as error:
+        say(f"Warning: {error}: places in it have no picture")
+        return
+    side = 2 * AROUND + 1
+    for at in members:
+        _, row, column = pixels[at] or (tile, 0, 0)
+        values = np.full((side, side, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
+        top, left = max(0, row - AROUND), max(0, column - AROUND)
+        part = embedding.window(slice(top, row + AROUND + 1), slice(left, column + AROUND + 1))
+        down, across = top - (row - AROUND), left - (column - AROUND)
+        values[down : down + part.shape[0], across : across + part.shape[1]] = part
+        yield at, values
+
+
+def _series(run: Run, tile: PlannedTile) -> Tile | None:
+    folder = run.tiles / tile.name
+    if not folder.is_dir():
+        return None
+    try:
+        return read_tile(folder, need_manifest=True, checksums=False, planned=tile)
+    except FormatError as error:
+        say(f"Warning: {error}: places in it have no curves")
+        return None
+
+
+def _curves(tile: Tile, row: int, column: int, start: date) -> tuple[list[list[float]], list[list[float]]]:
+    """NDVI and radar of a pixel by days since the window began, which is a year long at most."""
+    first, year = start.timetuple().tm_yday, 365 + isleap(start.year)
+    days = (tile.doys_t.astype(int) - first) % year
+    red = tile.bands_thwb[:, row, column, 0].astype(float)
+    near = tile.bands_thwb[:, row, column, 3].astype(float)
+    clear = (tile.masks_thw[:, row, column] == 1) & (red + near > 0)
+    ndvi = [[int(days[t]), round((near[t] - red[t]) / (near[t] + red[t]), 3)] for t in np.flatnonzero(clear)]
+    radar: list[list[float]] = []
+    for values, doys in ((tile.sar_asc_thwp, tile.sar_asc_doys_t), (tile.sar_desc_thwp, tile.sar_desc_doys_t)):
+        # the files hold (20 log10 x + 50) * 200 of a power x, whose dB are 10 log10 x
+        pairs_tp = (values[:, row, column].astype(float) / 200 - 50) / 2
+        seen = (values[:, row, column] != 0).all(axis=1)
+        radar += [[(int(doys[t]) - first) % year, *np.round(pairs_tp[t], 2).tolist()] for t in np.flatnonzero(seen)]
+    return sorted(ndvi), sorted(radar)
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def as_json(one: Look) -> dict[str, Any]:
+    """As the labelling page takes it."""
+    return {"picture": one.picture, "ndvi": one.ndvi, "radar": one.radar}
