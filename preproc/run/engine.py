@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from infer.contract import (
     Run,
     Shard,
     SmaltiError,
+    child,
     embedding_paths,
     planned_tiles,
     scratch_folder,
@@ -38,7 +39,7 @@ from preproc.run.container import container_of, container_variable, device_argum
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.quality import quality_warnings
-from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
+from preproc.run.stage import Built, Due, LateInputs, Session, StageFailedError, Unit
 
 _HASHED_BYTES = 2**30
 """Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
@@ -54,18 +55,34 @@ class InferStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
-        known, imported = _known_inputs(config), imported_tiles(run)
-        units = [_unit(run, tile.name, known, imported) for tile in planned_tiles(run)]
+        embedded = embedding_units(run, config)
+        imported = imported_tiles(run)
+        # what the engine is asked for comes first: its shards are divided alike
+        names = sorted((tile.name for tile in planned_tiles(run)), key=lambda name: name in imported)
+        units = [embedded(name) for name in names]
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
+
+
+def embedding_units(run: Run, config: Config) -> Callable[[str], Unit]:
+    """What gives the unit of a tile's embedding by the tile's name.
+
+    Raises:
+        FormatError: if import.json cannot be read.
+    """
+    known, imported = _known_inputs(config), imported_tiles(run)
+    return lambda name: _unit(run, name, known, imported)
 
 
 def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
     if name in imported:
         return _imported_unit(run, name, imported[name], known)
-    source = run.tiles / name / TILE_MANIFEST
-    # people remove the time series once the embeddings are made: those are none the worse for it
-    inputs = {**known, "tile": sha256_file(source)} if source.is_file() else known
-    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+    source = child(run.tiles, name) / TILE_MANIFEST
+
+    def inputs() -> Mapping[str, Any]:
+        # people remove whole tiles once the embeddings are made: those are none the worse for it
+        return {**known, "tile": sha256_file(source)} if source.is_file() else known
+
+    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", LateInputs(inputs), partial=True)
 
 
 def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
@@ -94,6 +111,11 @@ def _checkpoint_digest(path: Path, size: int, changed_ns: int) -> str:
     return sha256_file(path)
 
 
+def engine_options(config: Config) -> list[str]:
+    """What the settings ask of the engine, wherever it runs."""
+    return ["--release"] if config.tiles.keep == "record" else []
+
+
 def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     """The command line that runs the engine for one shard.
 
@@ -102,6 +124,7 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     """
     profile = load_profile(config.site.profile, run.root, config.site)
     arguments = ["-m", "infer", str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard)]
+    arguments += engine_options(config)
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
@@ -147,14 +170,15 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
     Raises:
         SmaltiError: if the engine could not start, refused its input or was interrupted (exit code 75).
     """
-    imported = [unit for unit in due.units if "import" in unit.inputs]
+    names = imported_tiles(run)
+    imported = [unit for unit in due.units if unit.name in names]
     for unit in imported:
         state = unit.state()
         remedy = f"run `smalti import {run.quoted} SOURCE` again"
         yield Built(unit, None if state.complete else SmaltiError(f"{state.reason}: {remedy}"), anew=False)
     if len(imported) == len(due.units):
         return  # neither weights nor torch are asked for
-    due = replace(due, units=[unit for unit in due.units if "import" not in unit.inputs])
+    due = replace(due, units=[unit for unit in due.units if unit.name not in names])
     write_model_job(run, config.model.job())
     before = {unit.name: _written(unit) for unit in due.units}
     command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])
