@@ -2,10 +2,11 @@
 
     python -m bench.country [--tiles 1000 10000 100000] [--size 16]
 
-Runs of so many tiles are made in a temporary folder: planned for real, and for the rest records without arrays, all of
-them complete. Then each command runs in a process of its own: `status`, `submit --dry-run`, a task of each divided stage
-(of 100 tiles, or the first of a hundred sheets), and the whole of a stage where nothing is due, which is what a gather
-step reads before it begins. Targets: `status` of 100,000 tiles in 30 s and 500 MB; a task in 3 s whatever the region.
+Runs of so many tiles are made in a temporary folder: planned for real, and for the rest records without arrays, all
+complete. Then each command runs in a process of its own: `status`, `submit --dry-run`, a task of each stage that is
+divided (of 100 tiles, or the first of a hundred sheets), and the whole of a stage of which nothing is due, which is
+what a gather step reads before it begins. Targets: `status` of 100,000 tiles in 30 s and 500 MB; a task in 3 s at any
+size.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def _make_tiles(run: Run, config: Config, size: int) -> None:
 
 
 def _make_embeddings(run: Run, config: Config, size: int) -> None:
-    known = {"output": config.model.output, "dim": config.model.dim, "precision": "float32", "engine": SEMANTICS}
-    known["checkpoint"] = sha256_file(DEMO_CHECKPOINT)
+    known: dict[str, Any] = {"output": config.model.output, "dim": config.model.dim, "precision": "float32"}
+    known |= {"engine": SEMANTICS, "checkpoint": sha256_file(DEMO_CHECKPOINT)}
     for unit in stage_named("infer").load().open(run, config).units:
         values, scales, manifest = embedding_paths(run.embeddings, unit.name)
         shapes = {values: ("int8", [size, size, 128]), scales: ("float32", [size, size])}
