@@ -448,7 +448,7 @@ class Site(SiteSettings):
     Needs [tiles] keep = "record". None: all tiles are fetched before any is let go.
     """
     tile_files: Annotated[int, Field(gt=0)] | None = None
-    """The same for files, of which a tile has 10 before its arrays are let go."""
+    """The same for files, of which a tile has 11 before its arrays are let go."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
     """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
 
