@@ -1,12 +1,11 @@
-"""What the size of a region costs those who only look, or have nothing to do: seconds and memory, and how they grow.
+"""What commands cost on a run of many tiles that are done: seconds and memory, and how both grow.
 
-    python -m bench.country [--tiles 1000 10000 100000] [--size 16]
+    python -m bench.country [--tiles 1000 10000 100000]
 
-Runs of so many tiles are made in a temporary folder: planned for real, and for the rest records without arrays, all
-complete. Then each command runs in a process of its own: `status`, `submit --dry-run`, a task of each stage that is
-divided (of 100 tiles, or the first of a hundred sheets), and the whole of a stage of which nothing is due, which is
-what a gather step reads before it begins. Targets: `status` of 100,000 tiles in 30 s and 500 MB; a task in 3 s at any
-size.
+Runs of so many tiles of 16 pixels are made in a temporary folder, planned by the plan stage, all tiles released and
+embedded (embeddings are holes of the right size: nobody reads them here). Then each command runs in a process of its
+own: `status`, `submit --dry-run`, and a task of fetch and of infer with nothing to do. Targets: `status` of
+100 000 tiles 30 s and 500 MB, a task 3 s.
 """
 
 from __future__ import annotations
@@ -18,167 +17,115 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import shapely
+from infer.contract import FORMAT_VERSION, TILE_ARRAYS, Run, planned_tiles, sha256_file
 
-from bench.plan import make_items, make_region
-from infer.contract import FORMAT_VERSION, QUALITY_FILE, SOFTWARE, Run, embedding_paths, sha256_file
-from infer.contract.registry import DEMO_CHECKPOINT
-from infer.engine import SEMANTICS
-from preproc.run.config import Config, load_config
-from preproc.run.quality import STACKS
-from preproc.run.stage import Unit
-from preproc.run.stages import stage_named
-
-TASK_TILES = 100
-"""Tiles of a task."""
-_MODEL = {"name": "demo", "label": "demonstration model", "trained": True, "family": "v2-student", "normalisation": ""}
-_EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-def _write(path: Path, kind: str, inputs: dict[str, Any], files: dict[str, Any], fields: dict[str, Any]) -> None:
-    """A manifest, without the fsync that makes a real one slow."""
-    content = {**fields, "format": f"smalti/{kind}", "format_version": FORMAT_VERSION, "software": SOFTWARE}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**content, "inputs": inputs, "files": files}, sort_keys=True))
+SIZE, DIM, SHARDS = 16, 128, 100
+COMMANDS: dict[str, list[str]] = {
+    "status": ["-m", "preproc.cli", "status", "{run}", "--json"],
+    "submit --dry-run": ["-m", "preproc.cli", "submit", "{run}", "--dry-run"],
+    f"fetch --shard 0/{SHARDS}": ["-m", "preproc.cli", "fetch", "{run}", "--shard", f"0/{SHARDS}"],
+    f"infer --shard 0/{SHARDS}": ["-m", "infer", "{run}", "--device", "cpu", "--shard", f"0/{SHARDS}"],
+    "python, torch": ["-c", "import torch"],
+    "smalti --help": ["-m", "preproc.cli", "--help"],
+}
+STACKS = ("s2", "s1_ascending", "s1_descending")
+STACK = {
+    "dates_kept": 3,
+    "dates_dropped": 0,
+    "observations_per_pixel": {"0": 1, "50": 2, "100": 3},
+    "pixels_without": 0,
+    "largest_gap_days": 120,
+}
 
 
-def _complete(unit: Unit) -> None:
-    _write(unit.manifest, unit.kind, dict(unit.inputs), {}, {})
+def manifest(path: Path, kind: str, inputs: dict[str, Any], sizes: dict[str, int]) -> None:
+    """A manifest whose files are taken on trust; not written as carefully as a real one, which takes long."""
+    files = {name: {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    content = {"format": f"smalti/{kind}", "format_version": FORMAT_VERSION, "software": "bench", "inputs": inputs}
+    path.write_text(json.dumps({**content, "files": files}))
 
 
-def _quality(size: int) -> str:
-    counts = {str(share): 20 for share in (0, 5, 25, 50, 75, 95, 100)}
-    stack = {"dates_kept": 40, "dates_dropped": 30, "pixels_without": 0, "largest_gap_days": 20}
-    stacks = {name: {**stack, "observations_per_pixel": counts} for name in STACKS}
-    return json.dumps({"region_pixels": size**2, "pixels_unseen": 0, "stacks": stacks})
+def make_run(root: Path, tiles: int) -> Run:
+    """A run of about that many tiles, all of them released and embedded."""
+    import shapely  # here: what a measured process seems to take begins with what its parent takes
 
+    from bench.plan import make_items
+    from infer.engine import SEMANTICS
+    from preproc.plan.stage import PlanStage
+    from preproc.run.config import load_config
+    from preproc.run.embedded import embedding_units
+    from preproc.run.stage import run_stage
+    from preproc.tile.stage import FetchStage
 
-def make_run(root: Path, tiles: int, size: int, scenes: int) -> Run:
-    """A run of about so many tiles: planned, and complete as far as records tell."""
-    region = make_region(tiles, size)
-    (root / "region.geojson").write_text(shapely.to_geojson(region))
-    (root / "items.json").write_text(json.dumps(make_items(region, scenes)))
+    root.mkdir(parents=True)
+    side = tiles**0.5 * SIZE * 10 / 111_000
+    region = shapely.box(15.0, 0.5, 15.0 + side, 0.5 + side)
+    (root / "items.json").write_text(json.dumps(make_items(region, 200)))
     (root / "run.toml").write_text(
-        '[region]\ngeometry = "region.geojson"\nstart = "2023-01-01"\nend = "2023-12-31"\n'
-        f'[archive]\nsource = "static"\nhref = "items.json"\n[tiles]\nsize = {size}\n'
-        '[model]\nname = "demo"\nprecision = "float32"\n[site]\nprofile = "saga"\njob = { account = "nn0000k" }\n'
+        f'[region]\nbbox = {list(region.bounds)}\nstart = "2023-01-01"\nend = "2023-12-31"\n'
+        f'[archive]\nsource = "static"\nhref = "items.json"\n'
+        f'[tiles]\nsize = {SIZE}\nkeep = "record"\n[model]\nname = "demo"\nprecision = "float32"\n'
     )
-    (root / "image.sif").touch()
-    with (root / "run.toml").open("a") as stream:
-        stream.write('container = "image.sif"\n')
     run = Run(root)
-    _command(["plan", str(root)])
     config = load_config(run)
-    _make_tiles(run, config, size)
-    _make_embeddings(run, config, size)
-    for unit in stage_named("stitch").load().open(run, config).units:
-        _complete(unit)
+    run_stage(PlanStage(), run, config)
+    run.embeddings.mkdir()
+    quality = json.dumps({"region_pixels": SIZE**2, "pixels_unseen": 0, "stacks": dict.fromkeys(STACKS, STACK)})
+    series = {spec.file: 1000 for spec in TILE_ARRAYS.values()}
+    embedded = embedding_units(run, config)
+    for unit in FetchStage().open(run, config).units:
+        folder = unit.manifest.parent
+        folder.mkdir(parents=True)
+        (folder / "quality.json").write_text(quality)
+        manifest(unit.manifest, "tile", dict(unit.inputs), {**series, "quality.json": len(quality)})
+        manifest(folder / "released.json", "released", {"tile": sha256_file(unit.manifest)}, {})
+        sizes = {f"{unit.name}.npy": SIZE**2 * DIM + 128, f"{unit.name}_scales.npy": SIZE**2 * 4 + 128}
+        for name, size in sizes.items():
+            with (run.embeddings / name).open("wb") as stream:
+                stream.truncate(size)
+        inputs = {**embedded(unit.name).inputs, "engine": SEMANTICS}
+        manifest(run.embeddings / f"{unit.name}.json", "embedding", inputs, sizes)
     return run
 
 
-def _make_tiles(run: Run, config: Config, size: int) -> None:
-    quality = _quality(size)
-    record = {QUALITY_FILE: {"bytes": len(quality), "sha256": _EMPTY}}
-    for unit in stage_named("fetch").load().open(run, config).units:
-        _write(unit.manifest, unit.kind, dict(unit.inputs), record, {"tile": unit.name, "data_source": "mpc"})
-        (unit.manifest.parent / QUALITY_FILE).write_text(quality)
-
-
-def _make_embeddings(run: Run, config: Config, size: int) -> None:
-    known: dict[str, Any] = {"output": config.model.output, "dim": config.model.dim, "precision": "float32"}
-    known |= {"engine": SEMANTICS, "checkpoint": sha256_file(DEMO_CHECKPOINT)}
-    for unit in stage_named("infer").load().open(run, config).units:
-        values, scales, manifest = embedding_paths(run.embeddings, unit.name)
-        shapes = {values: ("int8", [size, size, 128]), scales: ("float32", [size, size])}
-        files = {
-            path.name: {"bytes": 0, "sha256": _EMPTY, "dtype": dtype, "shape": shape}
-            for path, (dtype, shape) in shapes.items()
-        }
-        inputs = {**known, "tile": sha256_file(run.tiles / unit.name / "tile.json")}
-        _write(manifest, unit.kind, inputs, files, {"tile": unit.name, "data_source": "mpc", "model": _MODEL})
-        for path in shapes:
-            path.touch()
-
-
-_CHILD = """
-import atexit, os, runpy, sys
-_, told, program, *arguments = sys.argv
-def tell():  # of this process alone: what getrusage says of a child begins with its parent's
-    memory = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    with open(told, "w") as stream:
-        stream.write(f"{sum(os.times()[:4])} {int(memory) * 1024}")
-atexit.register(tell)
-sys.argv = [program, *arguments]
-runpy.run_module(program, run_name="__main__", alter_sys=True)
-"""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Of a command."""
-
-    seconds: float
-    cpu: float
-    """Seconds of processors: what other work on the machine does not change."""
-    memory: int
-    """Most bytes resident."""
-
-
-def _command(arguments: Sequence[str], program: str = "preproc.cli") -> Measured:
-    """A command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
-    with tempfile.NamedTemporaryFile("r") as told:
-        command = [sys.executable, "-c", _CHILD, told.name, program, *arguments]
-        started = time.monotonic()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        seconds = time.monotonic() - started
-        if done.returncode:
-            said = (done.stdout + done.stderr)[-2000:]
-            raise SystemExit(f"{program} {' '.join(arguments)} ended with {done.returncode}:\n{said}")
-        cpu, memory = told.read().split()
-    return Measured(seconds, float(cpu), int(memory))
-
-
-def commands(run: Run, tiles: int) -> dict[str, tuple[str, list[str]]]:
-    """What is measured: label -> program and arguments."""
-    root = str(run.root)
-    shard = f"0/{max(2, tiles // TASK_TILES)}"
-    return {
-        "nothing but starting": ("preproc.cli", ["plan", "--help"]),
-        "status": ("preproc.cli", ["status", root]),
-        "submit --dry-run": ("preproc.cli", ["submit", root, "--dry-run"]),
-        "a task of fetch": ("preproc.cli", ["fetch", root, "--shard", shard]),
-        "a task of infer": ("infer", [root, "--device", "cpu", "--shard", shard]),
-        "a task of stitch": ("preproc.cli", ["stitch", root, "--shard", "0/100"]),
-        "stitch, the last step": ("preproc.cli", ["stitch", root]),
-    }
+def measured(arguments: list[str], run: Run) -> tuple[float, float, str]:
+    """Seconds, MiB and the last line of a command."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *(part.format(run=run.root) for part in arguments)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+        )
+        _, _, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        said = output.read().strip().splitlines()
+    return time.monotonic() - started, usage.ru_maxrss / 1024, said[-1] if said else ""
 
 
 def main() -> int:
+    """Make the runs, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)  # in a process of its own, for it needs memory
     parser.add_argument("--tiles", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--size", type=int, default=16, help="pixels along a tile")
-    parser.add_argument("--scenes", type=int, default=300, help="of the archive")
-    parser.add_argument("--only", default="", help="measure commands with this in their label")
     options = parser.parse_args()
-    found: dict[str, dict[int, Measured]] = {}
+    if options.make is not None:
+        make_run(options.make, options.tiles[0])
+        return 0
     for tiles in options.tiles:
-        with tempfile.TemporaryDirectory(prefix="smalti-country-") as folder:
-            run = make_run(Path(folder), tiles, options.size, options.scenes)
-            for label, (program, arguments) in commands(run, tiles).items():
-                if options.only in label:
-                    got = found.setdefault(label, {})[tiles] = _command(arguments, program)
-                    figures = f"{got.seconds:7.2f} s {got.cpu:7.2f} s of processors {got.memory / 1e6:6.0f} MB"
-                    print(f"{tiles:>9,} tiles  {label:<22} {figures}", flush=True)
-    for label, row in found.items():
-        first, last = row[options.tiles[0]], row[options.tiles[-1]]
-        growth = f"{last.cpu / first.cpu:5.1f} times the processors' seconds, {last.memory / first.memory:4.1f} times"
-        print(f"{label:<22} {growth} the memory")
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(Path(folder) / "run")
+            again = [sys.executable, "-m", "bench.country", "--make", str(run.root), "--tiles", str(tiles)]
+            subprocess.run(again, check=True, stderr=subprocess.DEVNULL)
+            print(f"{len(planned_tiles(run)):,} tiles, plan.json {run.plan.stat().st_size / 1e6:.1f} MB", flush=True)
+            for name, arguments in COMMANDS.items():
+                seconds, memory, said = measured(arguments, run)
+                print(f"  {name:<22} {seconds:7.1f} s {memory:7.0f} MiB  {said[:90]}", flush=True)
     return 0
 
 

@@ -366,12 +366,13 @@ def parcels(
     encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
     pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
     share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+    train: Annotated[bool, typer.Option("--train", help="Learn the declared classes from the parcels' means.")] = False,
 ) -> None:
     """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
     from preproc.run.config import load_config
     from preproc.survey.parcels import ParcelWishes, parcels
 
-    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share, train)
     parcels(Run(run), load_config(Run(run)), asked)
 
 
@@ -548,6 +549,31 @@ def model_show(
     from preproc.classify.card import show
 
     print(show(folder))
+
+
+@app.command(rich_help_panel=_LOOK)
+def atlas(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="A new folder; RUN/atlas by default.")] = None,
+) -> None:
+    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere."""
+    from preproc.atlas.atlas import write_atlas
+
+    print(write_atlas(Run(run), out))
+
+
+@app.command(rich_help_panel=_LOOK)
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+) -> None:
+    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours)."""
+    from preproc.atlas.serve import serving
+
+    inside = folder / "atlas"
+    with serving(inside if inside.is_dir() else folder, port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")

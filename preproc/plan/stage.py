@@ -38,7 +38,6 @@ from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
 from preproc.run.task_count import choose_tasks
-from preproc.run.waves import fewest_shards
 
 SAMPLED_TILES = 400
 """Tiles, evenly spread over the plan, whose scenes are counted for the estimate and the warnings."""
@@ -154,14 +153,15 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     """
     tiles = plan_tiles(region, config.tiles.size)
     sampled = _sample(tiles)
+    shards = _tasks(len(tiles), config, folder)
+    order = interleaved(by_neighbourhood(tiles), shards)
+    planned = tuple(tiles[index] for index in order)
+    del tiles, order  # there may be a million
     items = search_scenes(config, region)
     yielded = parse_items(items, config)
     _check_scenes(yielded, config)
     index = SceneIndex(yielded.scenes)
     season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
-    shards = max(_tasks(len(tiles), config, folder), fewest_shards(config, len(tiles), season.s2_days, season.s1_days))
-    planned = tuple(tiles[index] for index in interleaved(by_neighbourhood(tiles), shards))
-    del tiles  # there may be a million
     pixels = max(1, round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100))
     work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
     plan = Plan(

@@ -19,8 +19,8 @@ from infer.contract import TILE_ARRAYS, Plan, Run, Shard, SmaltiError, array_pat
 from preproc.run.config import Config
 from preproc.run.text import human_bytes
 
-TILE_FILES = 10
-"""Of a tile whose arrays are on disk: seven arrays, mask, quality and manifest."""
+TILE_FILES = 11
+"""Of a tile whose arrays are on disk: seven arrays, mask, manifest, quality and its picture."""
 _BESIDE = 2**16
 """Bytes of a tile beside its stacks: headers, days of year, mask, quality, manifest."""
 _UNEVEN = 1.1

@@ -31,7 +31,7 @@ from preproc.reader.signing import make_signer
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
-from preproc.run.engine import embedding_units
+from preproc.run.embedded import embedding_units
 from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import summarise_quality

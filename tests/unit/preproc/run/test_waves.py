@@ -49,14 +49,14 @@ def test_as_many_waves_as_the_budget_asks_for(tmp_path: Path) -> None:
     _, plan = planned(tmp_path)
     three = config(tile_space=int(TILE.bytes * 3.4))
     assert fewest_shards(three, 8, 10, 5) == 3
-    assert fewest_shards(config(tile_files=45), 8, 10, 5) == 2
+    assert fewest_shards(config(tile_files=50), 8, 10, 5) == 2
     assert fewest_shards(config(), 8, 10, 5) == 1
     assert waves_of(plan, config(), 8) is None
     waves = waves_of(plan, three, 8)
     assert waves is not None
     assert (waves.count, waves.together) == (4, 2), "waves of whole shards, none above the budget"
     assert [list(waves.members(wave)) for wave in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    with pytest.raises(SmaltiError, match=r"a tile takes .* and 10 files: allow more"):
+    with pytest.raises(SmaltiError, match=r"a tile takes .* and 11 files: allow more"):
         fewest_shards(config(tile_files=9), 8, 10, 5)
 
 

@@ -23,7 +23,7 @@ from infer.contract import (
 from preproc.cluster.doctor import _check_tiles
 from preproc.run.clean import clean
 from preproc.run.config import Config, load_config
-from preproc.run.engine import embedding_units
+from preproc.run.embedded import embedding_units
 from preproc.run.quality import summarise_quality
 from preproc.run.stage import run_stage
 from preproc.run.status import Survey, as_table, run_status
