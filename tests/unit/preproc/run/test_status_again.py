@@ -13,7 +13,7 @@ from support.tiny import TinyArchive
 from infer.contract import Run, planned_tiles, release_tile, write_embedding
 from preproc.run.chain import run_one
 from preproc.run.config import Config
-from preproc.run.engine import embedding_units
+from preproc.run.embedded import embedding_units
 from preproc.run.stage import Unit
 from preproc.run.stages import stage_named
 from preproc.run.status import Survey
