@@ -33,11 +33,13 @@ from infer.contract import (
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
+from infer.contract.monthly import MONTHLY_FAMILY
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
+from infer.monthly import MonthlyEngine
 from infer.progress import on_stop, say
-from infer.runner import Settings, TileRunner, TileTask
+from infer.runner import AnyEngine, Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
@@ -148,12 +150,20 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
 
-def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> None:
+def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
     checkpoint, device = engine.checkpoint, engine.device
     warning = "" if checkpoint.trained else " (its embeddings show that everything works, and nothing else)"
     say(f"infer: {checkpoint.label}, {checkpoint.family}{warning}")
-    dimensions = engine.architecture.dimensions(settings.dim)
+    dimensions = engine.dimensions(settings.dim, settings.output)
     say(f"infer: {len(tasks)} tiles to {settings.output} x {dimensions} on {device.kind}, {device.precision}")
+
+
+def _engine(work: Work, device: str, index: int) -> AnyEngine:
+    checkpoint, least = work.checkpoint(), work.job.min_clear_s2
+    if checkpoint.family == MONTHLY_FAMILY:
+        return MonthlyEngine(checkpoint, min_clear_s2=least)
+    chosen = choose_device(device, work.job.precision, index)
+    return Engine(checkpoint, chosen, compile_kernels=work.compile_kernels, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
@@ -166,12 +176,7 @@ def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
         stop.set()
 
     with on_stop(asked):
-        engine = Engine(
-            work.checkpoint(),
-            choose_device(device, work.job.precision, index),
-            compile_kernels=work.compile_kernels,
-            min_clear_s2=work.job.min_clear_s2,
-        )
+        engine = _engine(work, device, index)
         try:
             if stop.is_set():
                 return EXIT_TRY_AGAIN

@@ -50,8 +50,8 @@ class Strip:
             codes_hwc, scales_hw = to_codes(tile.embedding, part.rows, part.columns)
             self.codes_hwc[place][wanted_hw] = codes_hwc[wanted_hw]
         else:
-            lacking_hw = np.isnan(tile.embedding.values_hwc[part.rows, part.columns, 0])
-            scales_hw = np.where(lacking_hw, np.float32(np.nan), np.float32(1))
+            there_hw = tile.embedding.embedded(part.rows, part.columns)
+            scales_hw = np.where(there_hw, np.float32(1), np.float32(np.nan))
         self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
         if self.values_hwc is not None:
             self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns)[wanted_hw]
