@@ -174,9 +174,9 @@ def sample(run: RunArgument, force: ForceOption = False) -> None:
 
 
 @app.command(rich_help_panel=_STAGES)
-def train(run: RunArgument, force: ForceOption = False) -> None:
-    """Train CatBoost, tuned by Optuna on folds that keep a group together."""
-    _stage("train", run, force=force)
+def train(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Train a classifier, tuned by Optuna on folds that keep a group together. Shards work on one study together."""
+    _stage("train", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -296,15 +296,83 @@ def design(
     users: Annotated[str | None, typer.Option(metavar="A=U,B=U", help="Expected user's accuracies.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed is another sample.")] = 1,
     legend: LegendOption = None,
+    more: Annotated[bool, typer.Option("--more", help="How many more points a wished interval takes.")] = False,
+    interval: Annotated[float, typer.Option(help="With --more: half of the 95 % interval, as a share.")] = 0.02,
+    of: Annotated[str, typer.Option(help="With --more: interval of overall, users (each class) or areas.")] = "overall",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --more, of a GeoTIFF: the points labelled so far.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --more: write the sample with them added there.")
+    ] = None,
 ) -> None:
     """Draw a stratified random reference sample of a map: points to label, for `validate`.
 
     The number of points follows from the wished standard error (Olofsson et al. 2014); ids are in random order, and the
-    files to label do not tell the mapped class.
+    files to label do not tell the mapped class. label.html is where they are labelled, offline, with the keyboard.
     """
     from preproc.survey.design import Wishes, design
 
-    design(Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend))
+    wishes = Wishes(target, output, standard_error, allocation, minimum, sizes, users, seed, legend)
+    if not more:
+        if reference is not None or draw is not None:
+            raise SmaltiError("--reference and --draw go with --more")
+        design(wishes)
+        return
+    from preproc.survey.further import MoreWishes, further
+
+    further(wishes, MoreWishes(interval, of, reference, draw=draw))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def suspects(
+    run: RunArgument,
+    confidence: Annotated[
+        float, typer.Option(help="List groups of which the classifier gives another class so much probability.")
+    ] = 0.7,
+) -> None:
+    """List labels that may be wrong: the classifier is sure of another class, or they are unlike their own."""
+    from preproc.run.config import load_config
+    from preproc.survey.suspects import suspects
+
+    suspects(Run(run), load_config(Run(run)), confidence)
+
+
+@app.command(rich_help_panel=_SURVEY)
+def suggest(
+    run: RunArgument,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
+    count: Annotated[int, typer.Option(help="Places.")] = 100,
+    apart: Annotated[float, typer.Option(help="Metres between any two of them, at the least.")] = 200.0,
+    candidates: Annotated[int, typer.Option(help="Places of the map that are looked at.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 1,
+) -> None:
+    """Say where further training labels would help most: where the classifier is unsure and no label is alike."""
+    from preproc.run.config import load_config
+    from preproc.survey.suggest import SuggestWishes, suggest
+
+    suggest(Run(run), load_config(Run(run)), SuggestWishes(output, count, apart, candidates, seed))
+
+
+@app.command(rich_help_panel=_SURVEY)
+def parcels(
+    run: RunArgument,
+    polygons: Annotated[Path, typer.Argument(metavar="POLYGONS", help="A vector file of parcels.")],
+    id_: Annotated[str | None, typer.Option("--id", metavar="ATTRIBUTE", help="Names a parcel, each once.")] = None,
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="ATTRIBUTE", help="The declared class, to be checked by the map.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the file.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
+    pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
+    share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+) -> None:
+    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
+    from preproc.run.config import load_config
+    from preproc.survey.parcels import ParcelWishes, parcels
+
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    parcels(Run(run), load_config(Run(run)), asked)
 
 
 @app.command(rich_help_panel=_CLUSTER)
@@ -456,6 +524,31 @@ def model_show(
     from preproc.classify.card import show
 
     print(show(folder))
+
+
+@app.command(rich_help_panel=_LOOK)
+def atlas(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="A new folder; RUN/atlas by default.")] = None,
+) -> None:
+    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere."""
+    from preproc.atlas.atlas import write_atlas
+
+    print(write_atlas(Run(run), out))
+
+
+@app.command(rich_help_panel=_LOOK)
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+) -> None:
+    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours)."""
+    from preproc.atlas.serve import serving
+
+    inside = folder / "atlas"
+    with serving(inside if inside.is_dir() else folder, port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
 
 
 weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoints: what is known, what is here, is it whole.")

@@ -173,6 +173,32 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class MethodScore:
+    """A method on the folds that are reported."""
+
+    method: Literal["catboost", "linear", "knn", "mlp"]
+    chosen: bool
+    """It was trained in the end, for its score while tuning was the highest, or because it was asked for."""
+    trials: int
+    tuning_macro_f1: float | None
+    """Of its best trial, on the folds of the tuning; None where it was not tuned and not compared."""
+    macro_f1: Figure
+    overall_accuracy: Figure
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """What so many groups of each class are worth."""
+
+    groups: int
+    """Of each class at most, on the training side of a fold."""
+    rows: int
+    """Trained on, the mean of the folds."""
+    macro_f1: Figure
+    overall_accuracy: Figure
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What the classifier saw in no choice and no training."""
 
@@ -194,7 +220,7 @@ class ClassifierManifest(Record):
     dim: int
     """Embedding numbers it was trained on."""
     parameters: Mapping[str, Any]
-    """Of CatBoost."""
+    """Of the method."""
     tuning: Tuning
     folds: FoldsUsed
     left_out: tuple[LeftOutClass, ...]
@@ -202,6 +228,14 @@ class ClassifierManifest(Record):
     """Samples it was trained on."""
     trained_on: tuple[TrainedOn, ...] = ()
     """Where they come from; empty in models of older versions, which map their own run only."""
+    method: Literal["catboost", "linear", "knn", "mlp"] = "catboost"
+    """What was trained; all but CatBoost are arrays, in classifier.npz."""
+    methods: tuple[MethodScore, ...] = ()
+    """Every method that was tried, on the same folds."""
+    learning: tuple[LearningPoint, ...] = ()
+    """How the chosen method does with fewer groups."""
+    rows_beyond: int = 0
+    """Samples that were left out because of [classify] max_rows."""
     transfers: tuple[Transfer, ...] = ()
     """Years and regions that others were tested on; none where all samples are of one."""
     held_out: HeldOut | None = None
@@ -280,6 +314,18 @@ class HeldOutFigures:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What plain features of the same pixels are worth to the same classifier on the same folds."""
+
+    features: str
+    macro_f1: Figure
+    overall_accuracy: Figure
+    adds_macro_f1: Figure
+    """Of the embedding less that of the features, on the same drawn groups."""
+    adds_overall_accuracy: Figure
+
+
+@dataclass(frozen=True)
 class Performance:
     """How well the classifier tells labelled groups apart that it has not seen."""
 
@@ -296,10 +342,20 @@ class Performance:
     """What is on one side of a fold."""
     block_m: float | None = None
     """Side of the squares, of folds by block."""
+    methods: tuple[MethodScore, ...] = ()
+    """Every method that was tried, on the same folds."""
+    learning: tuple[LearningPoint, ...] = ()
+    """How the chosen method does with fewer groups a class; the last has all."""
+    learning_note: str = ""
+    """Whether more labels would help, in words."""
     transfers: tuple[Transfer, ...] = ()
     """Trained on some years or regions, tested on another."""
     held_out: HeldOutFigures | None = None
     """Of what no choice and no training has seen; None where nothing was held out."""
+    baseline: Baseline | None = None
+    """None where it was not made: `baseline_note` says why."""
+    baseline_note: str = ""
+    """What the embedding adds to it, in words."""
 
     def __post_init__(self) -> None:
         for figures in (self.pixels, self.groups):

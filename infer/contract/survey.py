@@ -35,6 +35,8 @@ class DesignManifest(Record):
     sizes_by: str
     """How the sizes came about, for people."""
     seed: int
+    rounds: tuple[Mapping[str, int], ...]
+    """Code -> points, of the first draw and of each that added some: ids go on from round to round."""
     names: Mapping[str, str]
     """Code -> name of every class that a point may be labelled with: the legend."""
 

@@ -1,19 +1,16 @@
-"""How CatBoost is fitted: what is tuned, the fixed settings that keep it fast and repeatable, out-of-fold use."""
+"""How CatBoost is fitted: what is tuned, the fixed settings that keep it fast and repeatable."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
+from catboost.utils import get_gpu_device_count
 from numpy.typing import NDArray
 
 from infer.contract import SmaltiError
-from preproc.classify.folds import Folds
-from preproc.classify.model import probabilities
 
 _COLUMNS = 24
 """Embedding numbers looked at for a split, drawn anew each time: far faster than all, and no less accurate."""
@@ -37,15 +34,33 @@ class Parameters:
     """How rare classes are lifted; computed by CatBoost from the rows of each fit, so inside the folds."""
 
 
-def parameters(values: Mapping[str, Any]) -> Parameters:
-    """The same from a mapping of all fields, as `asdict` gives it."""
-    return Parameters(**values)
+def refuse_missing_gpu() -> None:
+    """Make sure that CatBoost finds a GPU.
+
+    Raises:
+        SmaltiError: if there is none that it can use.
+    """
+    count = get_gpu_device_count()
+    if count < 1:
+        raise SmaltiError(
+            '[classify] task_type = "GPU": CatBoost finds no GPU here (it needs one of NVIDIA with its driver): '
+            'set task_type = "CPU", or train on a node that has one'
+        )
 
 
-def fit(x_nc: NDArray[np.float32], code_n: NDArray[Any], chosen: Parameters, seed: int) -> CatBoostClassifier:
+def fit(
+    x_nc: NDArray[np.float32],
+    code_n: NDArray[Any],
+    chosen: Parameters,
+    seed: int,
+    *,
+    threads: int = 1,
+    task_type: str = "CPU",
+) -> CatBoostClassifier:
     """Fit on rows (N, C) with class codes (N,).
 
-    One thread a fit: the model file records the number of threads, and folds run side by side instead.
+    The model file records the number of threads, and sums over rows depend on it: it is a part of the recipe, never
+    what this machine happens to have. Folds take one thread each and run side by side.
 
     Raises:
         SmaltiError: if CatBoost refuses the rows, for example because all of them are equal.
@@ -55,15 +70,17 @@ def fit(x_nc: NDArray[np.float32], code_n: NDArray[Any], chosen: Parameters, see
         settings.update(bootstrap_type="Bernoulli", subsample=0.8)
     else:
         settings.update(bootstrap_type="No")
+    if task_type == "CPU":  # on a GPU CatBoost looks at all columns
+        settings.update(rsm=min(1.0, _COLUMNS / x_nc.shape[1]))
     weights = settings.pop("class_weights")
     model = CatBoostClassifier(
         loss_function="MultiClass",
         auto_class_weights=None if weights == "None" else weights,
         border_count=32,
-        rsm=min(1.0, _COLUMNS / x_nc.shape[1]),
         boosting_type="Plain",
         random_seed=seed,
-        thread_count=1,
+        thread_count=threads,
+        task_type=task_type,
         allow_writing_files=False,
         verbose=False,
         **settings,
@@ -74,43 +91,3 @@ def fit(x_nc: NDArray[np.float32], code_n: NDArray[Any], chosen: Parameters, see
         reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
         raise SmaltiError(f"CatBoost cannot be trained on these {len(x_nc)} samples: {reason}: add labels") from error
     return model
-
-
-def out_of_fold(
-    x_nc: NDArray[np.float32],
-    code_n: NDArray[Any],
-    codes_k: NDArray[Any],
-    folds: Folds,
-    chosen: Parameters,
-    *,
-    seed: int,
-    workers: int,
-) -> NDArray[np.float32]:
-    """Probabilities of each row from a model that saw none of its group.
-
-    Args:
-        x_nc: (N, C) embeddings.
-        code_n: (N,) class codes.
-        codes_k: (K,) all codes, ascending: the columns of the result.
-        folds: who tests when.
-        chosen: parameters.
-        seed: of CatBoost.
-        workers: folds fitted side by side; it does not change the result.
-
-    Returns:
-        (N, K) float32; a class that the training side of a fold lacks has probability 0 there.
-    """
-    result_nk = np.zeros((len(code_n), len(codes_k)), dtype=np.float32)
-
-    def one(fold: int) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.float32]]:
-        test = folds.fold_n == fold
-        known = np.unique(code_n[~test])
-        if len(known) == 1:  # CatBoost refuses a single class
-            return test, np.searchsorted(codes_k, known), np.ones((int(test.sum()), 1), dtype=np.float32)
-        model = fit(x_nc[~test], code_n[~test], chosen, seed)
-        return test, np.searchsorted(codes_k, known), probabilities(model, x_nc[test], threads=1)
-
-    with ThreadPoolExecutor(max(1, min(workers, folds.count))) as pool:
-        for test, columns, values in pool.map(one, range(folds.count)):
-            result_nk[np.ix_(test, columns)] = values
-    return result_nk

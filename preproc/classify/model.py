@@ -1,6 +1,6 @@
 """The classifier on disk, RUN/model/ or a copy of it: saved, verified, loaded, applied.
 
-The folder needs nothing beside it: model.json (manifest with legend, recipe and checksums), classifier.cbm,
+The folder needs nothing beside it: model.json (manifest with legend, recipe and checksums), classifier.cbm or .npz,
 oof.parquet, trials.jsonl, legend.csv and the card.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from infer.contract import FormatError, writing
 from infer.contract.classification import ClassEntry, ClassifierManifest
+from preproc.classify.methods import SAVED, Linear, Model, probabilities
 from preproc.run.classifier import MANIFEST, file_of, verified
 
 CLASSIFIER = "classifier.cbm"
+ARRAYS = "classifier.npz"
 OUT_OF_FOLD = "oof.parquet"
 TRIALS = "trials.jsonl"
 _REMEDY = "run `smalti train` again"
@@ -36,7 +38,7 @@ class Classifier:
     """(K,) by ascending code: the columns of `predict_proba`."""
     dim: int
     """Embedding numbers (C) it was trained on."""
-    model: CatBoostClassifier
+    model: Model
 
     def predict_proba(self, x_nc: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class probabilities of pixels.
@@ -59,21 +61,15 @@ class Classifier:
         return probabilities(self.model, x_nc, threads=len(os.sched_getaffinity(0)))
 
 
-def probabilities(model: CatBoostClassifier, x_nc: NDArray[np.float32], *, threads: int) -> NDArray[np.float32]:
-    """(N, K) float32 probabilities; the number of threads does not change them."""
-    values = model.predict_proba(np.ascontiguousarray(x_nc, dtype=np.float32), thread_count=threads)
-    return np.asarray(values, dtype=np.float32)
-
-
 def save_classifier(
     folder: Path,
-    model: CatBoostClassifier,
+    model: Model,
     about: ClassifierManifest,
     *,
     inputs: Mapping[str, Any],
     files: Sequence[Path],
 ) -> None:
-    """Write classifier.cbm and, last, the manifest. Equal models have equal bytes.
+    """Write classifier.cbm (or .npz) and, last, the manifest. Equal models have equal bytes.
 
     Args:
         folder: where to, usually a temporary one; see `infer.contract.atomic_dir`.
@@ -82,12 +78,15 @@ def save_classifier(
         inputs: fingerprint of what it was made from.
         files: what else stands in `folder` and belongs to it.
     """
-    # CatBoost notes when a model was trained, and a random identity: both would make equal models differ.
-    metadata = model.get_metadata()
-    metadata["train_finish_time"] = ""
-    metadata["model_guid"] = ""
-    path = folder / CLASSIFIER
-    _save(path, model)
+    path = folder / _file(about)
+    if isinstance(model, CatBoostClassifier):
+        # CatBoost notes when a model was trained, and a random identity: both would make equal models differ.
+        metadata = model.get_metadata()
+        metadata["train_finish_time"] = ""
+        metadata["model_guid"] = ""
+        _save(path, model)
+    else:
+        cast(Linear, model).save(path)
     about.write(folder / MANIFEST, inputs=inputs, files=[path, *files])
 
 
@@ -107,18 +106,28 @@ def load_classifier(folder: Path) -> Classifier:
         SmaltiError: one line that names the file and what is wrong with it.
     """
     about = verified(folder)
-    path, manifest = file_of(folder, CLASSIFIER), file_of(folder, MANIFEST)
-    if CLASSIFIER not in about.files:
-        raise FormatError(f"{manifest}: does not list {CLASSIFIER}: {_REMEDY}")
+    name = _file(about)
+    path, manifest = file_of(folder, name), file_of(folder, MANIFEST)
+    if name not in about.files:
+        raise FormatError(f"{manifest}: does not list {name}: {_REMEDY}")
+    model = _catboost(path) if about.method == "catboost" else SAVED[about.method].load(path)
+    codes = [int(code) for code in model.classes_]
+    if codes != [entry.code for entry in about.classes] or len(model.feature_names_) != about.dim:
+        raise FormatError(
+            f"{manifest}: its classes or dimensions are not those of {name} "
+            f"(codes {codes}, {len(model.feature_names_)} dimensions): {_REMEDY}"
+        )
+    return Classifier(about.classes, about.dim, model)
+
+
+def _file(about: ClassifierManifest) -> str:
+    return CLASSIFIER if about.method == "catboost" else ARRAYS
+
+
+def _catboost(path: Path) -> CatBoostClassifier:
     model = CatBoostClassifier()
     try:
         model.load_model(str(path), format="cbm")
     except CatBoostError as error:
         raise FormatError(f"{path}: not a CatBoost model ({error}): {_REMEDY}") from error
-    codes = [int(code) for code in model.classes_]
-    if codes != [entry.code for entry in about.classes] or len(model.feature_names_) != about.dim:
-        raise FormatError(
-            f"{manifest}: its classes or dimensions are not those of {CLASSIFIER} "
-            f"(codes {codes}, {len(model.feature_names_)} dimensions): {_REMEDY}"
-        )
-    return Classifier(about.classes, about.dim, model)
+    return model

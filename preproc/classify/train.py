@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,36 @@ from infer.contract.classification import (
     ClassEntry,
     ClassifierManifest,
     FoldsUsed,
+    HeldOut,
+    LearningPoint,
     LeftOutClass,
+    MethodScore,
     TrainedOn,
     Transfer,
     Tuning,
 )
 from infer.contract.record import from_json, to_json
-from preproc.classify.boost import Parameters, fit, out_of_fold
+from preproc.classify.boost import refuse_missing_gpu
 from preproc.classify.card import CARD, CARD_TEXT, card, card_text
 from preproc.classify.folds import Folds, folds_of, groups_per_class
-from preproc.classify.model import OUT_OF_FOLD, TRIALS, probabilities, save_classifier
+from preproc.classify.learning import figures_of, learning_curve
+from preproc.classify.methods import METHODS, Chosen, Method, fit_any, out_of_fold, parameters, probabilities
+from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold, write_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.performance import transfer_rows
 from preproc.classify.pool import pooled_samples, regions, samples_inputs, years
 from preproc.classify.split import Split, divide, hold_out, split_of
 from preproc.classify.table import Samples, counted
-from preproc.classify.trials import Journal, Trial, published
+from preproc.classify.trials import KIND as TRIAL_KIND
+from preproc.classify.trials import Study, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
 from preproc.raster.legend import legend_csv
 from preproc.run.config import Classify, Config
 from preproc.run.progress import progress, say
-from preproc.run.stage import Session, Unit, one_by_one
+from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 
-_RECIPE = 2
+_RECIPE = 3
 """Raised when training changes in a way that changes its results."""
 LEGEND = "legend.csv"
 _SECOND_SPLIT = 1_000_003
@@ -57,24 +64,126 @@ class TrainStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
-        settings = config.classify
-        tables = samples_inputs(run, config)
-        division = {"split": settings.split, "block": settings.block, "hold_out": settings.hold_out}
-        usual = {"split": "group", "block": 0.0, "hold_out": 0.0}
-        inputs = {
-            "samples": tables[0] if len(tables) == 1 else tables,
-            "settings": {
-                "folds": settings.folds,
-                "trials": settings.trials,
-                "seed": settings.seed,
-                "min_groups": settings.min_groups,
-                "recipe": _RECIPE,
-                # only what is not as it was before it could be set: classifiers of then are still what is asked for
-                **{key: value for key, value in to_json(division).items() if value != usual[key]},
-            },
-        }
+        inputs = training_inputs(run, config)
         unit = Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
+
+
+class TrainTrialsStage:
+    """The trials alone: any number of `smalti train --shard I/N` work on one study, and `smalti train` ends it."""
+
+    name = "train"
+    noun = "trials"
+    sharded = True
+    apart = False
+
+    def open(self, run: Run, config: Config) -> Session:
+        """Every trial of every method. All shards help with all of them, for a trial waits for those before it."""
+        inputs = training_inputs(run, config)
+        studies = {method: _study(run, method, inputs) for method in _methods(config.classify)}
+        units = [
+            Unit(f"{method} {number}", study.path(number), TRIAL_KIND, study.inputs)
+            for method, study in studies.items()
+            for number in range(config.classify.trials)
+        ]
+        if ClassifierManifest.path(run).exists() and ClassifierManifest.read(run).inputs == inputs:
+            units = []  # the classifier is there: its study is over
+        return Session(units, lambda due: _help(due, run, config, inputs))
+
+
+def _help(due: Due, run: Run, config: Config, inputs: Mapping[str, Any]) -> Generator[Built]:
+    _tuned(_training_set(run, config), run, config, inputs)
+    yield from (Built(unit) for unit in due.units)
+
+
+def training_inputs(run: Run, config: Config) -> dict[str, Any]:
+    """What the classifier is made from."""
+    settings = config.classify
+    tables = samples_inputs(run, config)
+    taken = (
+        *("method", "folds", "split", "block", "hold_out", "trials", "seed", "min_groups", "max_rows", "threads"),
+        *("task_type", "learning_curve"),
+    )
+    recipe = {name: to_json(getattr(settings, name)) for name in taken}
+    return {"samples": tables[0] if len(tables) == 1 else tables, "settings": {**recipe, "recipe": _RECIPE}}
+
+
+def _methods(settings: Classify) -> tuple[Method, ...]:
+    return METHODS if settings.method == "best" else (settings.method,)
+
+
+def _study(run: Run, method: Method, inputs: Mapping[str, Any]) -> Study:
+    """Where a study in progress keeps its trials: not in the model's folder, which may be complete and stay so."""
+    key = sha256_json(dict(inputs))
+    return Study(run.logs / "study" / f"{method}-{key[:12]}", key)
+
+
+@dataclass(frozen=True)
+class _TrainingSet:
+    """What is trained on, and what is not."""
+
+    pooled: Samples
+    """All samples."""
+    used_n: NDArray[np.bool_]
+    """Of `pooled`, trained on."""
+    held_n: NDArray[np.bool_]
+    """Of `pooled`, held out."""
+    samples: Samples
+    """Those that are used."""
+    split: Split
+    held_out: HeldOut | None
+    left_out: list[LeftOutClass]
+    beyond: int
+    """Samples that [classify] max_rows left out."""
+
+
+def _training_set(run: Run, config: Config) -> _TrainingSet:
+    settings = config.classify
+    if settings.task_type == "GPU":
+        refuse_missing_gpu()
+    pooled = pooled_samples(run, config)
+    whole = split_of(pooled, settings)
+    held, held_out = hold_out(pooled, whole, settings)
+    used, left_out = trainable(pooled, ~held, settings.min_groups)
+    candidates = np.flatnonzero(used)
+    kept = tuning_rows(pooled.take(used), settings.seed, settings.max_rows)
+    beyond = int((~kept).sum())
+    if beyond:
+        used = np.zeros(len(pooled), dtype=bool)
+        used[candidates[kept]] = True
+        say(
+            f"train: {beyond} of {len(candidates)} pixels left out, of every group what is beyond an equal share: "
+            f"[classify] max_rows = {settings.max_rows}"
+        )
+    samples, split = pooled.take(used), whole.take(used)
+    divide(samples, split, settings, settings.seed)  # refuses before the long search
+    return _TrainingSet(pooled, used, held, samples, split, held_out, left_out, beyond)
+
+
+def _tuned(
+    taught: _TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]
+) -> tuple[Samples, dict[Method, list[Trial]]]:
+    """The rows that trials are run on, and all trials of all methods."""
+    settings = config.classify
+    workers = config.site.workers or len(os.sched_getaffinity(0))
+    few = tuning_rows(taught.samples, settings.seed)
+    tuning = taught.samples.take(few)
+    folds = divide(tuning, taught.split.take(few), settings, settings.seed)
+    counts = dict.fromkeys(_methods(settings), settings.trials)
+    if len(counts) > 1:  # to be compared, each is tried once at least
+        counts = {method: max(count, 1) for method, count in counts.items()}
+    return tuning, {
+        method: search(
+            tuning,
+            folds,
+            method,
+            trials=count,
+            seed=settings.seed,
+            workers=workers,
+            study=_study(run, method, inputs),
+        )
+        for method, count in counts.items()
+    }
 
 
 def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
@@ -89,29 +198,29 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         SmaltiError: if the samples cannot be trained on.
     """
     settings = config.classify
-    pooled = pooled_samples(run, config)
-    whole = split_of(pooled, settings)
-    held, held_out = hold_out(pooled, whole, settings)
-    used, left_out = trainable(pooled, ~held, settings.min_groups)
-    samples, split = pooled.take(used), whole.take(used)
-    divide(samples, split, settings, settings.seed)  # refuses before the long search
+    taught = _training_set(run, config)
+    pooled, samples = taught.pooled, taught.samples
     workers = config.site.workers or len(os.sched_getaffinity(0))
-    journal = Journal(_work(run) / TRIALS, sha256_json(dict(inputs)))
-    few = tuning_rows(samples, settings.seed)
-    tuning = samples.take(few)
-    tuning_folds = divide(tuning, split.take(few), settings, settings.seed)
-    search(tuning, tuning_folds, trials=settings.trials, seed=settings.seed, workers=workers, journal=journal)
-    chosen = best(journal.trials).parameters if journal.trials else Parameters()
-    folds = divide(samples, split, settings, settings.seed + _SECOND_SPLIT)
-    _tell_folds(folds, split, samples, settings)
+    tuning, trials = _tuned(taught, run, config, inputs)
+    tops = {method: best(made) if made else None for method, made in trials.items()}
+    choices = {method: parameters(method, None if top is None else top.values) for method, top in tops.items()}
+    winner = max(tops, key=lambda method: top.score if (top := tops[method]) else 0.0)  # the earlier of equals
+    chosen = choices[winner]
+    folds = divide(samples, taught.split, settings, settings.seed + _SECOND_SPLIT)
+    _tell_folds(folds, taught.split, samples, settings)
     codes_k = np.unique(samples.code_n)
 
-    def predicted(by: Folds) -> NDArray[np.float32]:
+    def predicted(by: Folds, chosen: Chosen = chosen) -> NDArray[np.float32]:
         values = samples.values_nc, samples.code_n, codes_k, by, chosen
         return out_of_fold(*values, seed=settings.seed, workers=workers)
 
-    with progress("train: final", 3, "steps") as bar:
-        values_nk = predicted(folds)
+    with progress("train: final", 4, "steps") as bar:
+        shares = {method: predicted(folds, choices[method]) for method in choices}
+        values_nk = shares[winner]
+        scores = {
+            method: figures_of(codes_k[values.argmax(axis=1)], samples, codes_k, settings.seed)
+            for method, values in shares.items()
+        }
         bar.advance(note="cross-validated")
         rows = [
             row
@@ -120,32 +229,50 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
             for row in _transfers(by, part_n, samples, codes_k, predicted, settings.seed)
         ]
         bar.advance(note="tried in other years and regions")
-        model = fit(samples.values_nc, samples.code_n, chosen, settings.seed)
+        learning: list[LearningPoint] = []
+        if settings.learning_curve:
+            learning = learning_curve(
+                samples, codes_k, folds, chosen, scores[winner], seed=settings.seed, workers=workers
+            )
+        bar.advance(note="tried with fewer groups")
+        model = fit_any(
+            samples.values_nc, samples.code_n, chosen, settings.seed,
+            threads=settings.threads, task_type=settings.task_type,
+        )  # fmt: skip
         bar.advance(note="trained on all samples")
-    known = held & np.isin(pooled.code_n, codes_k)
+    known = taught.held_n & np.isin(pooled.code_n, codes_k)
     tested = pooled.take(known)
     about = ClassifierManifest(
         classes=tuple(_legend(samples, codes_k)),
         dim=samples.values_nc.shape[1],
         parameters=asdict(chosen),
-        tuning=_tuning(journal.trials, tuning, settings),
-        folds=FoldsUsed(folds.count, settings.folds, _absent(folds), split.by, folds.names, split.block_m),
-        left_out=tuple(left_out),
+        tuning=_tuning(trials[winner], tuning, settings),
+        folds=FoldsUsed(
+            folds.count, settings.folds, _absent(folds), taught.split.by, folds.names, taught.split.block_m
+        ),
+        left_out=tuple(taught.left_out),
         rows=len(samples),
         trained_on=_trained_on(samples),
+        method=winner,
+        methods=tuple(
+            MethodScore(method, method == winner, len(trials[method]), top.score if top else None, **scores[method])
+            for method, top in tops.items()
+        ),
+        learning=tuple(learning),
+        rows_beyond=taught.beyond,
         transfers=tuple(rows),
-        held_out=held_out,
+        held_out=taught.held_out,
         inputs=inputs,
     )
     with atomic_dir(run.model) as folder:
-        written = pooled.take(np.concatenate([np.flatnonzero(used), np.flatnonzero(known)]))
+        written = pooled.take(np.concatenate([np.flatnonzero(taught.used_n), np.flatnonzero(known)]))
         fold_n = np.concatenate([folds.fold_n, np.full(len(tested), HELD_OUT, dtype=np.int32)])
         once_nk = probabilities(model, tested.values_nc, threads=workers)
         write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, codes_k, np.concatenate([values_nk, once_nk]))
-        (folder / TRIALS).write_bytes(published(journal.trials))
+        (folder / TRIALS).write_bytes(published(trials))
         files = [folder / OUT_OF_FOLD, folder / TRIALS, *_companions(folder, about)]
         save_classifier(folder, model, about, inputs=inputs, files=files)
-    (_work(run) / TRIALS).unlink(missing_ok=True)
+    shutil.rmtree(run.logs / "study", ignore_errors=True)
 
 
 def _transfers(
@@ -182,11 +309,6 @@ def _companions(folder: Path, about: ClassifierManifest) -> list[Path]:
     write_json(folder / CARD, content)
     write_bytes(folder / CARD_TEXT, card_text(content, about).encode())
     return [folder / LEGEND, folder / CARD, folder / CARD_TEXT]
-
-
-def _work(run: Run) -> Path:
-    """Where a study in progress keeps its journal: not in the model's folder, which may be complete and stay so."""
-    return run.logs / "study"
 
 
 def trainable(

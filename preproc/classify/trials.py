@@ -1,9 +1,11 @@
-"""The journal of a study in progress: every finished trial, kept so that a killed study goes on where it stopped."""
+"""A study in progress, a file a trial: any number of processes work on it; a killed one loses its trial alone."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import SmaltiError, parse_json, read_regular, write_bytes
-from preproc.classify.boost import Parameters, parameters
+from infer.contract import FormatError, SmaltiError, read_manifest, write_manifest
+from preproc.classify.methods import Method
 from preproc.run.progress import say
+
+KIND = "trial"
 
 
 @dataclass(frozen=True)
@@ -22,61 +26,84 @@ class Trial:
 
     number: int
     values: Mapping[str, Any]
-    """The fields of `Parameters`."""
+    """The fields of the method's parameters."""
     score: float
-    """Pooled grouped-CV macro-F1."""
+    """Pooled grouped-CV macro-F1; of a pruned trial, of the folds that it got to."""
     predicted_n: NDArray[np.uint8]
-    """(N,) out-of-fold class of each tuning row, as its index in the classes."""
+    """(N,) out-of-fold class of each tuning row, as its index in the classes; empty of a pruned trial."""
+    partial: tuple[float, ...] = ()
+    """The score after each fold."""
+    pruned: bool = False
+    """Given up, for trials before it were better by then."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The trials of one method on disk."""
+
+    folder: Path
+    key: str
+    """Fingerprint of what the study is made from: trials with another one are not looked at."""
+
+    def path(self, number: int) -> Path:
+        """Of a trial's file."""
+        return self.folder / f"{number:04d}.json"
 
     @property
-    def parameters(self) -> Parameters:
-        """The values, typed."""
-        return parameters(self.values)
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of a trial."""
+        return {"study": self.key}
 
-
-def _trial(record: Any) -> Trial:
-    predicted_n = np.frombuffer(bytes.fromhex(record["predicted"]), np.uint8)
-    return Trial(int(record["number"]), dict(record["params"]), float(record["score"]), predicted_n)
-
-
-class Journal:
-    """A file of JSON lines: what the study is made from, then its trials. Written anew, atomically, for every trial."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        """Args: path; key: fingerprint of the study's inputs. A journal with another key is put aside."""
-        self._path = path
-        self._lines = [json.dumps({"study": key})]
-        self.trials: list[Trial] = []
-        if path.exists():
-            self._resume(key)
-
-    def _resume(self, key: str) -> None:
+    def read(self, number: int) -> Trial | None:
+        """A finished trial; None if it is not there, not readable or of another study."""
+        path = self.path(number)
+        if not path.exists():
+            return None
         try:
-            lines = read_regular(self._path).decode().splitlines()
-            head, *records = [parse_json(line) for line in lines]
-            if head != {"study": key}:
-                return
-            trials = [_trial(record) for record in records]
+            record = read_manifest(path, KIND, remedy="it is made again")
+            if record["inputs"] != self.inputs:
+                return None
+            return Trial(
+                number=_same(int(record["number"]), number),
+                values=dict(record["params"]),
+                score=float(record["score"]),
+                predicted_n=np.frombuffer(bytes.fromhex(record["predicted"]), np.uint8),
+                partial=tuple(float(value) for value in record["partial"]),
+                pruned=bool(record["pruned"]),
+            )
         except (SmaltiError, OSError, ValueError, KeyError, TypeError) as error:
-            say(f"train: {self._path}: not a readable journal ({error}): the study starts anew")
-            return
-        if [trial.number for trial in trials] == list(range(len(trials))):
-            self._lines, self.trials = lines, trials
+            say(f"train: {path}: not a readable trial ({error}): it is made again")
+            return None
 
-    def append(self, trial: Trial) -> None:
-        """Add the next trial."""
-        record = {
-            "number": trial.number,
-            "params": dict(trial.values),
-            "score": trial.score,
-            "predicted": trial.predicted_n.tobytes().hex(),
-        }
-        self._lines.append(json.dumps(record, sort_keys=True))
-        self.trials.append(trial)
-        write_bytes(self._path, ("\n".join(self._lines) + "\n").encode())
+    def write(self, trial: Trial) -> None:
+        """Keep a finished trial."""
+        fields = {**_told(trial), "predicted": trial.predicted_n.tobytes().hex(), "partial": list(trial.partial)}
+        write_manifest(self.path(trial.number), KIND, inputs=self.inputs, files=[], fields=fields)
+
+    @contextmanager
+    def claimed(self, number: int) -> Iterator[bool]:
+        """Whether this is the one process (or thread) that works on a trial; the claim ends with the process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{number:04d}.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
 
 
-def published(trials: list[Trial]) -> bytes:
-    """The lines of trials.jsonl: number, parameters and score of each trial."""
-    records = [{"number": t.number, "params": dict(t.values), "score": t.score} for t in trials]
+def _same(number: int, wanted: int) -> int:
+    if number != wanted:
+        raise FormatError(f"it is trial {number}")
+    return number
+
+
+def _told(trial: Trial) -> dict[str, Any]:
+    return {"number": trial.number, "params": dict(trial.values), "score": trial.score, "pruned": trial.pruned}
+
+
+def published(trials: Mapping[Method, Sequence[Trial]]) -> bytes:
+    """The lines of trials.jsonl: method, number, parameters, score and whether it was pruned, of each trial."""
+    records = [{"method": method, **_told(trial)} for method, made in trials.items() for trial in made]
     return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode()

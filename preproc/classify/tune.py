@@ -1,9 +1,11 @@
-"""The search for CatBoost's parameters: Optuna's TPE on grouped folds, repeatable and resumable trial by trial."""
+"""The search for a method's parameters: Optuna's TPE on the folds, in waves, pruned, repeatable trial by trial."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +15,18 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from preproc.classify.accuracy import count_matrix, macro_f1
-from preproc.classify.boost import Parameters, out_of_fold
 from preproc.classify.folds import Folds
+from preproc.classify.methods import Chosen, Method, fold_probabilities, parameters
 from preproc.classify.table import Samples, keep_per_group
-from preproc.classify.trials import Journal, Trial
+from preproc.classify.trials import Study, Trial
 from preproc.run.progress import progress
 
 TUNING_ROWS = 4000
 """Rows that trials are run on: as many of each group as fit. The final model is trained on all."""
+WAVE = 4
+"""Trials that do not know of each other: so many processes can work on a study at once, and its result is the same."""
+_PATIENCE = 0.2
+"""Seconds between looks at what other processes are doing."""
 _BOOTSTRAPS = 200
 
 _SPACE: dict[str, BaseDistribution] = {
@@ -29,6 +35,17 @@ _SPACE: dict[str, BaseDistribution] = {
     "learning_rate": FloatDistribution(0.03, 0.3, log=True),
     "l2_leaf_reg": FloatDistribution(1.0, 30.0, log=True),
     "class_weights": CategoricalDistribution(["None", "SqrtBalanced", "Balanced"]),
+}
+_EVEN = CategoricalDistribution(["None", "Balanced"])
+_SPACES: Mapping[Method, dict[str, BaseDistribution]] = {
+    "catboost": _SPACE,
+    "linear": {"c": FloatDistribution(1e-4, 10.0, log=True), "class_weights": _EVEN},
+    "knn": {"neighbours": IntDistribution(1, 31, step=2), "class_weights": _EVEN},
+    "mlp": {
+        "hidden": IntDistribution(16, 128, step=16),
+        "alpha": FloatDistribution(1e-4, 1.0, log=True),
+        "iterations": IntDistribution(20, 100, step=20),
+    },
 }
 
 
@@ -54,50 +71,109 @@ def tuning_rows(samples: Samples, seed: int, limit: int = TUNING_ROWS) -> NDArra
     return kept
 
 
-def propose(history: Sequence[Trial], number: int, seed: int) -> Parameters:
-    """The parameters of trial `number`, given those before it; the first is the defaults.
+def propose(method: Method, history: Sequence[Trial], number: int, seed: int) -> Chosen:
+    """The parameters of trial `number`, given those of the waves before it; the first is the defaults.
 
     The sampler is seeded by the trial's number and is told the history, so that a resumed study goes the same way.
     """
     if number == 0:
-        return Parameters()
+        return parameters(method)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed + number, n_startup_trials=6)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.add_trials(
-        [optuna.trial.create_trial(params=dict(t.values), distributions=_SPACE, value=t.score) for t in history]
-    )
-    return Parameters(**study.ask(_SPACE).params)
+    space = _SPACES[method]
+    study.add_trials([_told(trial, space) for trial in history])
+    return parameters(method, study.ask(space).params)
 
 
-def search(samples: Samples, split: Folds, *, trials: int, seed: int, workers: int, journal: Journal) -> None:
-    """Run the trials that the journal lacks.
+def _told(trial: Trial, space: dict[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
+    common: dict[str, Any] = {"params": dict(trial.values), "distributions": space}
+    if not trial.pruned:
+        return optuna.trial.create_trial(value=trial.score, **common)
+    steps = dict(enumerate(trial.partial))
+    return optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, intermediate_values=steps, **common)
+
+
+def search(
+    samples: Samples, split: Folds, method: Method, *, trials: int, seed: int, workers: int, study: Study
+) -> list[Trial]:
+    """Run the trials that the study lacks, in waves: those of a wave know all trials of the waves before, and none of
+    their own. So they can be run side by side, by threads and by other processes, and come out the same.
 
     Args:
         samples: tuning rows, of the classes that are trained.
         split: the folds.
+        method: what is tuned.
         trials: number of trials in all.
-        seed: of sampler and CatBoost.
-        workers: folds fitted side by side.
-        journal: what is done; receives the rest.
+        seed: of sampler and classifier.
+        workers: trials run side by side by this process.
+        study: what is done; receives the rest.
+
+    Returns:
+        All trials, by number.
     """
+    done: list[Trial] = []
+    with progress(f"train: tuning {method}", trials, "trials") as bar:
+        for first in range(0, trials, WAVE):
+            wave = range(first, min(first + WAVE, trials))
+            done += _wave(samples, split, method, wave, list(done), seed=seed, workers=workers, study=study)
+            bar.advance(len(wave), note=f"best macro-F1 {best(done).score:.3f}")
+    return done
+
+
+def _wave(
+    samples: Samples,
+    split: Folds,
+    method: Method,
+    wave: range,
+    history: list[Trial],
+    *,
+    seed: int,
+    workers: int,
+    study: Study,
+) -> list[Trial]:
+    def run(number: int) -> bool:
+        with study.claimed(number) as mine:
+            if mine and study.read(number) is None:
+                study.write(_trial(samples, split, propose(method, history, number, seed), number, history, seed))
+            return mine
+
+    while True:
+        missing = [number for number in wave if study.read(number) is None]
+        if missing:
+            with ThreadPoolExecutor(max(1, min(workers, len(missing)))) as pool:
+                if not any(pool.map(run, missing)):
+                    time.sleep(_PATIENCE)  # other processes are at all of them
+            continue
+        found = [study.read(number) for number in wave]
+        if all(trial is not None for trial in found):
+            return [trial for trial in found if trial is not None]
+
+
+def _trial(samples: Samples, split: Folds, chosen: Chosen, number: int, history: Sequence[Trial], seed: int) -> Trial:
+    """One trial, fold by fold, given up when half of the trials before it were better by the same fold."""
     codes_k = np.unique(samples.code_n)
-    with progress("train: tuning", trials, "trials") as bar:
-        bar.advance(len(journal.trials))
-        for number in range(len(journal.trials), trials):
-            chosen = propose(journal.trials, number, seed)
-            values_nk = out_of_fold(
-                samples.values_nc, samples.code_n, codes_k, split, chosen, seed=seed, workers=workers
-            )
-            predicted = values_nk.argmax(axis=1)
-            score = macro_f1(count_matrix(codes_k[predicted], samples.code_n, codes_k))
-            journal.append(Trial(number, asdict(chosen), score, predicted.astype(np.uint8)))
-            bar.advance(note=f"best macro-F1 {best(journal.trials).score:.3f}")
+    whole = [trial for trial in history if not trial.pruned]
+    predicted_n = np.zeros(len(samples), dtype=np.uint8)
+    partial: list[float] = []
+    seen = np.zeros(len(samples), dtype=bool)
+    for fold in range(split.count):
+        here = split.fold_n == fold
+        part = fold_probabilities(samples.values_nc, samples.code_n, codes_k, here, chosen, seed)
+        predicted_n[here] = part.argmax(axis=1)
+        seen |= here
+        partial.append(macro_f1(count_matrix(codes_k[predicted_n[seen]], samples.code_n[seen], codes_k)))
+        before = [trial.partial[fold] for trial in whole if len(trial.partial) > fold]
+        last = fold == split.count - 1
+        if not last and len(before) >= WAVE and partial[-1] < float(np.median(before)):
+            nothing = np.zeros(0, dtype=np.uint8)
+            return Trial(number, asdict(chosen), partial[-1], nothing, tuple(partial), pruned=True)
+    return Trial(number, asdict(chosen), partial[-1], predicted_n, tuple(partial))
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest score; the earlier of equals."""
-    return max(trials, key=lambda trial: (trial.score, -trial.number))
+    """The trial with the highest score, of those that were not pruned; the earlier of equals."""
+    return max((trial for trial in trials if not trial.pruned), key=lambda trial: (trial.score, -trial.number))
 
 
 def tuning_optimism(trials: Sequence[Trial], code_n: NDArray[Any], group_n: NDArray[Any], seed: int) -> float:
@@ -110,6 +186,7 @@ def tuning_optimism(trials: Sequence[Trial], code_n: NDArray[Any], group_n: NDAr
     Returns:
         Difference in macro-F1; 0 with fewer than two trials.
     """
+    trials = [trial for trial in trials if not trial.pruned]
     if len(trials) < 2:
         return 0.0
     codes_k, code_i = np.unique(code_n, return_inverse=True)

@@ -9,9 +9,11 @@ from infer.contract import Run
 from infer.contract.classification import AccuracyManifest, Figure
 from infer.contract.rasters import MapManifest
 from infer.contract.record import from_json, to_json
+from preproc.classify.baseline import baseline
 from preproc.classify.class_raster import read_map
+from preproc.classify.learning import told
 from preproc.classify.model import OUT_OF_FOLD
-from preproc.classify.out_of_fold import read_out_of_fold
+from preproc.classify.out_of_fold import read_out_of_fold, read_places
 from preproc.classify.performance import held_out_figures, performance
 from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
 from preproc.classify.table import counted
@@ -42,7 +44,7 @@ class ValidateStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
         model = about_classifier(run, config).files_fingerprint
-        inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed}
+        inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed, "baseline": config.classify.baseline}
         if config.validate_ is not None:
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
             if settings["encoding"] is None:
@@ -68,10 +70,18 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
     folder = model_folder(run, config)
     about = verified(folder)
     oof = read_out_of_fold(file_of(folder, OUT_OF_FOLD), [entry.code for entry in about.classes])
+    compared, note = None, "the classifier was trained elsewhere"
+    if folder == run.model:
+        compared, note = baseline(run, config, about, oof.cross_validated, read_places(file_of(folder, OUT_OF_FOLD)))
     figures = {
+        "baseline": compared,
+        "baseline_note": note,
         **performance(oof, about.classes, config.classify.seed),
         "split": about.folds.by,
         "block_m": about.folds.block_m,
+        "methods": to_json(about.methods),
+        "learning": to_json(about.learning),
+        "learning_note": told(about.learning) if about.learning else "",
         "transfers": to_json(about.transfers),
         "held_out": held_out_figures(
             oof, about.classes, about.held_out.parts if about.held_out else (), config.classify.seed
@@ -118,6 +128,16 @@ def _tell(made: AccuracyManifest) -> None:
     say(f"validate: {made.headline}")
     if made.map_accuracy is None:
         say(f"validate: map accuracy {made.map_accuracy_note}")
+    for one in made.performance.methods if len(made.performance.methods) > 1 else ():
+        mark = " (chosen)" if one.chosen else ""
+        say(f"validate: {one.method}{mark}: macro-F1 {_shown(one.macro_f1)}")
+    if made.performance.learning_note:
+        say(f"validate: {made.performance.learning_note}")
+    against = made.performance.baseline
+    if against is None:
+        say(f"validate: not compared with monthly medians: {made.performance.baseline_note}")
+    else:
+        say(f"validate: {against.features}: macro-F1 {_shown(against.macro_f1)}: {made.performance.baseline_note}")
     for row in made.performance.transfers:
         say(
             f"validate: trained on {', '.join(row.trained_on)}, tested on {row.tests} "

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preproc.cluster.sbatch import Script
+from preproc.cluster.sbatch import OF_SHEETS, TRAIN, Script
 from preproc.cluster.slurm import compress, expand
 from preproc.run.profile import Profile
 from preproc.run.task_count import tile_minutes
 
 ARRAYS = ("fetch", "infer")
-"""Stages that are arrays; the others are one job each."""
+"""Stages whose tasks share the tiles; what comes after them gathers, in one job or in an array of sheets and one."""
+
+
+_SHARE = 8
+"""One in so many of the jobs that a site allows may be a task of one array of sheets."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Due:
     """fetch and infer -> task numbers with something missing."""
     gathers: tuple[str, ...]
     """Stages after infer that are wanted, in order."""
+    sheets: int = 1
+    """That mosaic and map are divided into."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Step:
     """One job of the chain, before it has an id."""
 
     name: str
-    """fetch, infer, infer-ready, stitch or classify: names script and log."""
+    """fetch, infer, infer-ready, or as the script's kind: names the script."""
     script: Script
     after: tuple[tuple[str, str], ...] = ()
     """(afterany or aftercorr, name of a step before it)."""
@@ -49,7 +55,8 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
     """The jobs and what each waits for. Pure.
 
     fetch[i] -> infer[i] by aftercorr; tasks of infer whose tiles are there already wait for nothing and are an array
-    of their own; what gathers waits by afterany, and looks at the manifests itself.
+    of their own; what gathers waits by afterany, and looks at the manifests itself. Where sheets are more than a job
+    makes at a time, an array makes them, and the stage's job joins them.
     """
     steps: list[Step] = []
 
@@ -72,15 +79,52 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
         array("infer-ready" if paired else "infer", "infer", ready)
     before = tuple(("afterany", step.name) for step in steps if step.script.kind == "infer")
     before = before or tuple(("afterany", step.name) for step in steps)
-    classify = tuple(stage for stage in due.gathers if stage != "stitch")
     if "stitch" in due.gathers:
+        before = _array_of_sheets(profile, common, due, "stitch", steps, before)
         steps.append(Step("stitch", replace(common, kind="stitch"), before))
         before = (("afterany", "stitch"),)
+    classify = tuple(stage for stage in due.gathers if stage != "stitch")
+    if "predict" in classify and sheet_tasks(profile, "predict-sheets", due.sheets) > 1:
+        first = classify[: classify.index("predict")]
+        if first:
+            steps.append(Step(TRAIN, replace(common, kind=TRAIN, stages=first), before))
+            before = (("afterany", TRAIN),)
+        before = _array_of_sheets(profile, common, due, "predict", steps, before)
+        classify = classify[len(first) :]
     if classify:
         steps.append(Step("classify", replace(common, kind="classify", stages=classify), before))
     if "infer-ready" in [step.name for step in steps]:
         return _unpaired_first(steps)
     return steps
+
+
+def sheet_tasks(profile: Profile, kind: str, sheets: int) -> int:
+    """Tasks of an array of sheets: each makes as many at a time as it has CPUs. 1: the stage's own job does it."""
+    most = min(profile.limits.max_array, max(1, profile.limits.max_jobs // _SHARE))
+    return min(-(-sheets // max(1, profile.kind(OF_SHEETS[kind]).cpus)), most)
+
+
+def gathering_jobs(profile: Profile, sheets: int) -> int:
+    """Jobs and tasks of a whole chain after fetch and infer."""
+    return 3 + sum(tasks for kind in OF_SHEETS if (tasks := sheet_tasks(profile, kind, sheets)) > 1)
+
+
+def _array_of_sheets(
+    profile: Profile,
+    common: Script,
+    due: Due,
+    stage: str,
+    steps: list[Step],
+    before: tuple[tuple[str, str], ...],
+) -> tuple[tuple[str, str], ...]:
+    """Add the array that makes a stage's sheets, if it is worth one; what the stage then waits for."""
+    kind = f"{stage}-sheets"
+    tasks = sheet_tasks(profile, kind, due.sheets)
+    if tasks < 2:
+        return before
+    script = replace(common, kind=kind, array=compress(range(tasks)), tasks=tasks, stages=(stage,))
+    steps.append(Step(kind, script, before))
+    return (("afterany", kind),)
 
 
 def _unpaired_first(steps: list[Step]) -> list[Step]:
@@ -93,7 +137,7 @@ def cost_lines(profile: Profile, steps: Sequence[Step], due: Due) -> list[str]:
     lines = [f"{due.tiles} tiles in {due.tasks} shards on {profile.name}"]
     units = 0.0
     for step in steps:
-        job = profile.kind(step.script.kind)
+        job = profile.kind(step.script.resources)
         limit = step.length * job.seconds / 3600
         gpus, cpus = limit * job.gpus, limit * job.cpus * max(1, job.gpus)
         units += gpus * profile.billing.gpu_hour + (0.0 if job.gpus else cpus * profile.billing.cpu_hour)
@@ -103,7 +147,7 @@ def cost_lines(profile: Profile, steps: Sequence[Step], due: Due) -> list[str]:
         what = f"at most {gpus:.1f} GPU-hours" if job.gpus else f"at most {cpus:.1f} CPU-hours"
         expected = f", about {step.hours:.1f} expected" if step.hours else ""
         place = job.partition or "the default partition"
-        lines.append(f"  {step.name:<12} {place:<22} {asked}: {what}{expected}")
+        lines.append(f"  {step.name:<14} {place:<22} {asked}: {what}{expected}")
     if units:
         lines.append(f"  at most {units:.1f} {profile.billing.unit}")
     return lines

@@ -23,12 +23,18 @@ _DIRECTIVES = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
 _USAGE = re.compile(r" `smalti submit` fills in the.*?(?=^#SBATCH)", re.DOTALL | re.MULTILINE)
 
 
+OF_SHEETS = {"stitch-sheets": "stitch", "predict-sheets": "classify"}
+"""Arrays that make a stage's sheets -> whose resources they ask for."""
+TRAIN = "train"
+"""What of classify comes before an array of `predict`."""
+
+
 @dataclass(frozen=True)
 class Script:
     """What a job script is rendered from, besides the profile."""
 
     kind: str
-    """fetch, infer, stitch or classify."""
+    """fetch, infer, stitch, classify, or one of OF_SHEETS and TRAIN: names job and log."""
     run: Path
     """The run directory, absolute."""
     python: Path
@@ -44,13 +50,23 @@ class Script:
     weights: Path | None = None
     """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
-    """classify: the stages, in order."""
+    """classify and train: the stages, in order; of sheets the one."""
     command: tuple[str, ...] = ()
     """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
     scratch: str | None = None
     """infer: folder on the node's own disk, with variables that are filled in there."""
     pass_on_failed: bool = False
     """Another array's tasks wait for this one's: a task some of whose tiles failed lets them go on with the others."""
+
+    @property
+    def resources(self) -> str:
+        """The profile's kind of job whose resources it asks for."""
+        return OF_SHEETS.get(self.kind, "classify" if self.kind == TRAIN else self.kind)
+
+    @property
+    def template(self) -> str:
+        """Name of its template."""
+        return "sheets" if self.kind in OF_SHEETS else self.resources
 
 
 def directives(job: Job, profile: Profile, script: Script) -> list[str]:
@@ -150,8 +166,10 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
         lines.append(_array("DEVICE", () if script.command else device_arguments(profile)))
     if script.kind in _COMMANDS:
         lines.append(_array("COMMAND", script.command or _COMMANDS[script.kind]))
-    if script.kind == "classify":
+    if script.template == "classify":
         values["STAGES"] = " ".join(script.stages)
+    if script.kind in OF_SHEETS:
+        values["STAGE"] = script.stages[0]
     assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     last = [f"    {_scratch('' if script.command else script.scratch or '')}"] if script.kind == "infer" else []
     return [*assigned, *lines, *_modules(job), *_environment(job, last)]
@@ -161,12 +179,12 @@ def render(template: str, common: str, profile: Profile, script: Script) -> str:
     """The job script.
 
     Args:
-        template: text of slurm/<kind>.sbatch.
+        template: text of slurm/<template>.sbatch.
         common: text of slurm/common.sh.
         profile: the site.
         script: the rest.
     """
-    job = profile.kind(script.kind)
+    job = profile.kind(script.resources)
     options = "".join(f"#SBATCH {line}\n" for line in directives(job, profile, script))
     chosen = "\n".join(settings(job, profile, script))
     text = _USAGE.sub(f" Written by `smalti submit` for {profile.name}.\n", template, count=1)
@@ -177,5 +195,5 @@ def render(template: str, common: str, profile: Profile, script: Script) -> str:
 
 def render_script(profile: Profile, script: Script) -> str:
     """`render` with the templates that come with smalti."""
-    template = (SLURM / f"{script.kind}.sbatch").read_text(encoding="utf-8")
+    template = (SLURM / f"{script.template}.sbatch").read_text(encoding="utf-8")
     return render(template, (SLURM / "common.sh").read_text(encoding="utf-8"), profile, script)

@@ -19,10 +19,11 @@ from infer.contract import (
     write_model_job,
 )
 from preproc.cluster import slurm
-from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines
+from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_submitted, slurm_folder, write_ledger
 from preproc.preflight import preflight, refuse
+from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
@@ -75,9 +76,14 @@ def what_is_due(
     tiles = planned_tiles(run)
     if not tiles:
         raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
+    sheets = sum(len(sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(tiles))
     kinds = [profile.kind(kind) for kind in ARRAYS]
     tasks = tasks or choose_tasks(
-        len(tiles), tiles[0].size, [job for job in kinds if job.where == "batch"], profile.limits
+        len(tiles),
+        tiles[0].size,
+        [job for job in kinds if job.where == "batch"],
+        profile.limits,
+        gathering_jobs(profile, sheets),
     )
     fetch = _missing(run, config, "fetch")
     lacking = [first or second for first, second in zip(fetch, _missing(run, config, "infer"), strict=True)]
@@ -92,7 +98,7 @@ def what_is_due(
         anew = any(other.name in gathers for other in before(stage_named(name), config))
         if anew or any(lacking) or any(_unfinished(run, config, name)):
             gathers.append(name)
-    return Due(tasks, len(tiles), shards, tuple(gathers))
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets)
 
 
 def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
@@ -232,7 +238,7 @@ def submit(run: Run, config: Config, request: Request) -> str:
 
 def tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slurm.Queued]) -> int | None:
     """How many tasks the queued arrays were divided into: new ones have to divide alike. None if none is queued."""
-    arrays = {job.id: job.tasks for job in jobs if job.array is not None}
+    arrays = {job.id: job.tasks for job in jobs if job.kind in ARRAYS}
     return next((arrays[task.job] for task in active if task.job in arrays), None)
 
 
@@ -266,8 +272,9 @@ def _submit(
     common = common_script(run, config, profile, due.tasks)
     _check_inputs(run, config, profile, due, common)
     steps = build_chain(profile, common, due, config.tiles.size)
-    queued_gathers = [job for job in jobs if job.kind not in ARRAYS and slurm.TaskId(job.id) in active]
-    running = [job for job in queued_gathers if active[slurm.TaskId(job.id)].state != "PENDING"]
+    queued_gathers = [job for job in jobs if job.kind not in ARRAYS and any(task.job == job.id for task in active)]
+    begun = {task.job for task, entry in active.items() if entry.state != "PENDING"}
+    running = [job for job in queued_gathers if job.id in begun]
     if not steps or (all(step.script.kind not in ARRAYS for step in steps) and (queued_gathers or active)):
         return "nothing is missing" if not active else "nothing to add: what is missing is queued"
     if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs:
@@ -289,10 +296,13 @@ def _submit(
         options = ["--kill-on-invalid-dep=yes", f"--dependency={dependency}"] if dependency else []
         ids[step.name] = slurm.sbatch(scripts[step.name], options)
         stages = step.script.stages or (step.script.kind,)
-        jobs = [*jobs, SubmittedJob(ids[step.name], step.script.kind, stages, step.script.array, due.tasks, dependency)]
+        jobs = [
+            *jobs,
+            SubmittedJob(ids[step.name], step.script.kind, stages, step.script.array, step.script.tasks, dependency),
+        ]
         write_ledger(run, jobs)
         number = f" [{step.script.array}]" if step.script.array is not None else ""
-        lines.append(f"{step.name:<12} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
+        lines.append(f"{step.name:<14} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
     lines += [*cost_lines(profile, steps, due), *warnings, f"look with `smalti status {run.quoted}`"]
     return "\n".join(lines)
 

@@ -17,12 +17,12 @@ class SubmittedJob:
 
     id: int
     kind: str
-    """fetch, infer, stitch or classify."""
+    """Of its script: fetch, infer, stitch, classify, stitch-sheets ..."""
     stages: tuple[str, ...]
     array: str | None
     """Task numbers, compressed."""
     tasks: int
-    """Shards that the tiles were divided into."""
+    """Shards that the tiles, or the sheets, were divided into."""
     dependency: str = ""
 
     def task_ids(self) -> list[TaskId]:

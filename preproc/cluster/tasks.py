@@ -15,6 +15,7 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
+from preproc.cluster.sbatch import OF_SHEETS
 from preproc.cluster.slurm import Accounted, Queued, TaskId
 from preproc.cluster.submitted import SubmittedJob, log_path, read_submitted
 from preproc.run.stage import Unit
@@ -84,7 +85,7 @@ class JobStatus:
     longest_s: int = 0
     limit_s: int = 0
     per_hour: float = 0.0
-    """Tiles an hour of late, fetch and infer only."""
+    """Tiles, or sheets, an hour of late; of arrays only."""
     eta_s: int | None = None
     """Seconds until the rest is done at that rate."""
 
@@ -162,10 +163,17 @@ def _states(survey: Survey, stage: str) -> list[tuple[Unit, State]]:
         return []  # what it builds on is not there yet
 
 
+def _shared(survey: Survey, kind: str) -> list[tuple[Unit, State]]:
+    """The units that the tasks of an array share: of sheets all but the last, which joins them."""
+    if kind in ARRAYS:
+        return _states(survey, kind)
+    return _states(survey, kind.removesuffix("-sheets"))[:-1] if kind in OF_SHEETS else []
+
+
 def _done(survey: Survey, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> set[TaskId]:
     """Tasks whose outputs all stand."""
-    if kind in ARRAYS:
-        states = _states(survey, kind)
+    if kind in ARRAYS or kind in OF_SHEETS:
+        states = _shared(survey, kind)
         count = next(iter(tasks.values())).tasks
         lacking = {index % count for index, (_, state) in enumerate(states) if not state.complete}
         return {task for task in tasks if states and task.index not in lacking}
@@ -224,7 +232,7 @@ def _job_status(
     accounts: Mapping[TaskId, Accounted] | None,
 ) -> JobStatus:
     done = _done(survey, kind, tasks)
-    states = _states(survey, kind) if kind in ARRAYS else []
+    states = _shared(survey, kind)
     complete = [unit for unit, state in states if state.complete]
     looked_at = set(sorted(done, reverse=True)[:_SAMPLED_LOGS])
     statuses = []

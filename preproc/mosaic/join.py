@@ -18,10 +18,11 @@ from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, principal_components
 from preproc.mosaic.sheet import SheetFiles, codes_layer, scales_layer, small_values, values_layer
 from preproc.mosaic.store import STORE, depths_of, group_of, write_metadata
+from preproc.raster.model_item import MODEL_ITEM, TABLE, write_model_item, write_table
 from preproc.raster.observations import observation_layer, origin_classes, reason_classes
 from preproc.raster.preview import framed, write_png
 from preproc.raster.provenance import RunProvenance
-from preproc.raster.stac import COLLECTION, AssetRecord, write_collection, write_item
+from preproc.raster.stac import COLLECTION, AssetRecord, footprint, write_collection, write_item
 from preproc.raster.vrt import write_vrt
 from preproc.raster.zones import Sheet, ZoneGrid
 from preproc.run.config import Stitch
@@ -69,6 +70,10 @@ def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequenc
             described[zone.grid.label] = _zone(settings, zone)
     grids = [zone.grid for zone in zones]
     files += [*items, write_collection(run.mosaic, items, grids, facts, STORE if "zarr" in settings.formats else None)]
+    model, table = run.mosaic / f"{MODEL_ITEM}.json", run.mosaic / TABLE
+    write_model_item(model, facts, *footprint(grids[0]))
+    write_table(table, items)
+    files += [model, table]
     about = MosaicManifest(
         **facts.stated(),
         without=dict(sum((Counter(sheet.without) for sheet in made.values()), Counter())),
@@ -138,7 +143,14 @@ def _write_item(
     }
     path = folder / f"{files.stem}.json"
     write_item(
-        path, sheet.grid, facts.window, assets, properties, of=(facts.region, facts.model), collection=COLLECTION
+        path,
+        sheet.grid,
+        facts.window,
+        assets,
+        properties,
+        of=(facts.region, facts.model),
+        collection=COLLECTION,
+        embeddings=facts,
     )
     return path
 

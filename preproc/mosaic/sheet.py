@@ -163,9 +163,9 @@ class SheetMaker:
         about.write(unit.manifest, inputs=unit.inputs, files=made)
 
 
-def _give(put: Callable[[int, NDArray[np.int8], NDArray[np.float32]], None], strip: Strip) -> int:
+def _give(put: Callable[[int, NDArray[np.int8], NDArray[np.float32], NDArray[np.uint8]], None], strip: Strip) -> int:
     assert strip.codes_hwc is not None
-    put(strip.top, strip.codes_hwc, strip.scales_hw)
+    put(strip.top, strip.codes_hwc, strip.scales_hw, strip.observed_hwc)
     return 0
 
 

@@ -26,10 +26,14 @@ from zarr.storage import MemoryStore
 from zarr_cm import create_many, proj, spatial
 
 from infer.contract import PIXEL_SIZE, REGISTRY, SOFTWARE, atomic_file, write_bytes
+from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.registry import HUB
+from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid
 
+OBSERVATIONS = "observations"
+"""Array of what `preproc.raster.observations` says of each pixel; not geotessera's, whose readers pass it by."""
 STORE = "embeddings.zarr"
 """Its folder in RUN/mosaic."""
 SHALLOW = (4, 16)
@@ -68,6 +72,8 @@ class StoreArray:
     @property
     def band_dimension(self) -> str:
         """Of its own for each depth: readers refuse one dimension of several lengths."""
+        if self.name == OBSERVATIONS:
+            return "observation"
         return "band" if self.name == "embeddings" else f"band{self.name.removeprefix('embeddings')}"
 
     @property
@@ -94,7 +100,8 @@ def arrays_of(facts: RunProvenance) -> list[StoreArray]:
     """In the order in which shards are put in their places: that of `embeddings` is the mark that all are there."""
     shallow = [StoreArray(f"embeddings_d{depth}", depth, chunk_side(depth), "int8", 0) for depth in depths_of(facts)]
     scales = StoreArray("scales", 0, _SCALES_CHUNK, "float32", np.inf)
-    return [*shallow, scales, StoreArray("embeddings", facts.dim, chunk_side(facts.dim), "int8", 0)]
+    observed = StoreArray(OBSERVATIONS, len(BANDS), chunk_side(len(BANDS)), "uint8", NODATA)
+    return [*shallow, scales, observed, StoreArray("embeddings", facts.dim, chunk_side(facts.dim), "int8", 0)]
 
 
 def chunk_side(bands: int) -> int:
@@ -159,7 +166,7 @@ class ShardWriter:
 @contextmanager
 def shard_writers(
     folder: Path, sheet: Sheet, arrays: Sequence[StoreArray], side: int, threads: int
-) -> Iterator[Callable[[int, NDArray[np.int8], NDArray[np.float32]], None]]:
+) -> Iterator[Callable[[int, NDArray[np.int8], NDArray[np.float32], NDArray[np.uint8]], None]]:
     """Write the shards of a sheet; they appear, whole and in order, when the block ends well.
 
     Args:
@@ -170,7 +177,8 @@ def shard_writers(
         threads: that compress.
 
     Yields:
-        A function that takes a row, the codes (h, W, C) and the scales (h, W) that begin there.
+        A function that takes a row, the codes (h, W, C), the scales (h, W) and the observations (h, W, 4) that begin
+        there.
     """
     (folder / arrays[-1].file(sheet)).unlink(missing_ok=True)  # what is half replaced has no mark
     with ExitStack() as stack:
@@ -181,13 +189,16 @@ def shard_writers(
             stream = stack.enter_context(temporary.open("wb"))
             writers.append(ShardWriter(stream, array, side, pool))
 
-        def write(top: int, codes_hwc: NDArray[np.int8], scales_hw: NDArray[np.float32]) -> None:
+        def write(
+            top: int, codes_hwc: NDArray[np.int8], scales_hw: NDArray[np.float32], observed_hwc: NDArray[np.uint8]
+        ) -> None:
             zero_hw = scales_hw == 0  # all its numbers are 0; a scale of 0 is not believed
             if zero_hw.any():
                 codes_hwc, scales_hw = codes_hwc.copy(), scales_hw.copy()
                 codes_hwc[zero_hw], scales_hw[zero_hw] = 0, 1
+            others: dict[str, NDArray[Any]] = {"scales": scales_hw[..., None], OBSERVATIONS: observed_hwc}
             for array, writer in zip(reversed(arrays), writers, strict=True):
-                writer.write(top, codes_hwc if array.bands else scales_hw[..., None])
+                writer.write(top, others.get(array.name, codes_hwc))
 
         yield write
         for writer in writers:
@@ -253,6 +264,7 @@ def _add_zone(root: zarr.Group, grid: ZoneGrid, facts: RunProvenance, side: int)
             fill_value=array.fill,
             compressors=BloscCodec(cname="zstd", clevel=_LEVEL),
             dimension_names=array.dimensions,
+            attributes=_observed_attributes() if array.name == OBSERVATIONS else None,
         )
     coordinates: dict[str, NDArray[Any]] = {
         "time": np.array([int(facts.window[1][:4])], dtype=np.int32),
@@ -269,6 +281,18 @@ def _add_zone(root: zarr.Group, grid: ZoneGrid, facts: RunProvenance, side: int)
             compressors=BloscCodec(cname="zstd", clevel=_LEVEL),
             dimension_names=[name],
         )
+
+
+def _observed_attributes() -> dict[str, Any]:
+    """What the numbers of the array of observations are."""
+    meanings = {"reason": REASONS, "origin": ORIGINS}
+    return {
+        "smalti:layers": list(BANDS),
+        "smalti:meanings": {
+            name: {str(code): text for code, text in table.items()} for name, table in meanings.items()
+        },
+        "smalti:about": f"counts end at {MOST_OBSERVED}: so many or more; {NODATA}: no tile, or not known",
+    }
 
 
 def _model_address(facts: RunProvenance) -> str:
@@ -302,6 +326,6 @@ def _root_attributes(facts: RunProvenance) -> dict[str, Any]:
     }
     depths = depths_of(facts)
     if depths:
-        entries = [array for array in arrays_of(facts) if array.bands]
+        entries = [array for array in arrays_of(facts) if array.name.startswith("embeddings")]
         attributes["geoemb:depths"] = [{"dimensions": array.bands, "array": array.name} for array in entries]
     return attributes

@@ -20,8 +20,9 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, NoDataStrings, RasterBand, RasterExtension
 from shapely.geometry.polygon import orient
 
-from infer.contract import PIXEL_SIZE, sha256_file, sha256_json, write_bytes
+from infer.contract import PIXEL_SIZE, SOFTWARE, sha256_file, sha256_json, write_bytes
 from preproc.raster.cog import Layer
+from preproc.raster.model_item import MODEL_ITEM
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import ZoneGrid
 
@@ -30,6 +31,14 @@ _DECIMALS = 7
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 _EMBEDDINGS = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 _ZARR = "application/vnd.zarr; version=3"
+_PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+_SCIENTIFIC = "https://stac-extensions.github.io/scientific/v1.0.0/schema.json"
+_CATALOGUES = {
+    "mpc": "https://planetarycomputer.microsoft.com/api/stac/v1/collections/sentinel-2-l2a",
+    "earth-search": "https://earth-search.aws.element84.com/v1/collections/sentinel-2-l2a",
+}
+_SENTINEL = "https://sentinel.esa.int/web/sentinel/missions/sentinel-2"
+"""Of scenes from archives that have no address of their own."""
 COLLECTION = "collection"
 """Name of a mosaic's collection, without its ending."""
 _ID_DIGITS, _ID_WORD = 10, 40
@@ -66,6 +75,7 @@ def write_item(
     *,
     of: Sequence[str] = (),
     collection: str | None = None,
+    embeddings: RunProvenance | None = None,
 ) -> None:
     """Write the STAC item of one zone's files.
 
@@ -77,6 +87,7 @@ def write_item(
         properties: title, description, model ...
         of: region and model, for the item's id; see `_identity`.
         collection: name of the collection beside it that it belongs to.
+        embeddings: what is known of them, for an item that has them as its asset `embeddings`.
     """
     geometry, bbox = footprint(grid)
     start, end = (date.fromisoformat(day) for day in window)
@@ -87,7 +98,8 @@ def write_item(
         datetime=None,
         start_datetime=datetime.combine(start, time.min, UTC),
         end_datetime=datetime.combine(end, time(23, 59, 59), UTC),
-        properties={**properties, "gsd": PIXEL_SIZE},
+        properties={**properties, "gsd": PIXEL_SIZE, "processing:level": "L4", "processing:software": _software()},
+        stac_extensions=[_PROCESSING],
     )
     projection = ProjectionExtension.ext(item, add_if_missing=True)
     projection.apply(
@@ -100,6 +112,10 @@ def write_item(
         item.add_asset(record.key, _asset(record))
         _describe(item, item.assets[record.key], record)
     item.id = _identity([*of, path.stem, *window], [item.assets[record.key] for record in assets if record.layer])
+    if embeddings is not None and any(record.key == "embeddings" for record in assets):
+        item.stac_extensions.append(_EMBEDDINGS)
+        item.properties.update(_embedding_properties(embeddings, assets))
+        item.add_link(pystac.Link("emb:model", f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON))
     if collection is not None:
         item.collection_id = "_".join([*map(_word, of), *window])
         item.add_link(pystac.Link("collection", f"./{collection}.json", pystac.MediaType.JSON))
@@ -138,6 +154,13 @@ def write_collection(
         },
         stac_extensions=[_EMBEDDINGS],
     )
+    if facts.encoder.citation is not None:
+        collection.stac_extensions.append(_SCIENTIFIC)
+        collection.extra_fields["sci:citation"] = facts.encoder.citation
+    collection.add_link(
+        pystac.Link("emb:model", f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON, title=f"Encoder: {facts.label}")
+    )
+    collection.add_link(pystac.Link("emb:source-data", _CATALOGUES.get(facts.archive, _SENTINEL), title=facts.archive))
     if store is not None:
         about = "All zones as one Zarr v3 store: int8 codes and a scale a pixel"
         collection.add_asset("embeddings", pystac.Asset(f"./{store}", about, media_type=_ZARR, roles=["data"]))
@@ -148,6 +171,36 @@ def write_collection(
     path = folder / f"{COLLECTION}.json"
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return path
+
+
+def _software() -> dict[str, str]:
+    name, _, version = SOFTWARE.partition(" ")
+    return {name: version}
+
+
+def _embedding_properties(facts: RunProvenance, assets: Sequence[AssetRecord]) -> dict[str, Any]:
+    """What the extension `embeddings` says of a run of the encoder."""
+    found: dict[str, Any] = {
+        "emb:runtime_parameters": {
+            "dimensions": facts.dim,
+            "window": list(facts.window),
+            "min_clear_s2": facts.min_clear_s2,
+        },
+        "emb:preprocessing": {
+            "format": "text",
+            "expression": "all clear Sentinel-2 L2A and all Sentinel-1 RTC observations of each pixel in the window, "
+            "standardised by the checkpoint's statistics",
+        },
+    }
+    layer = next(record.layer for record in assets if record.key == "embeddings")
+    if layer is not None and layer.dtype == "int8":
+        found["emb:quantization"] = {
+            "method": "per_pixel_scale",
+            "original_dtype": "float32",
+            "quantized_dtype": "int8",
+        }
+        found["emb:postprocessing"] = {"format": "text", "expression": "value = code * scale, one scale a pixel"}
+    return found
 
 
 def _identity(words: Sequence[str], rasters: Sequence[pystac.Asset]) -> str:

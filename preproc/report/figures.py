@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +180,64 @@ def distance_bars(distance: Distances) -> list[Bar]:
         stack = f"{below:.0f}" if below < 1000 else f"{below / 1000:.3g}k"
         bars.append(Bar(stack, _LEFT + index * step + 2, 120 - height, step - 4, height, text))
     return bars
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A trial."""
+
+    x: float
+    y: float
+    color: str
+    pruned: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class StudyChart:
+    """The trials of the search for parameters, as geometry."""
+
+    dots: Sequence[Dot]
+    ticks: Sequence[tuple[float, str]]
+    methods: Sequence[tuple[str, str]]
+    """Name and colour."""
+
+
+_METHOD_COLOURS = ("#3b6ea5", "#b8642b", "#4d8b57", "#8a5a9e")
+
+
+def study_chart(lines: Sequence[str]) -> StudyChart | None:
+    """The lines of trials.jsonl drawn; None without trials."""
+    trials = [json.loads(line) for line in lines]
+    if not trials:
+        return None
+    names = list(dict.fromkeys(trial.get("method", "catboost") for trial in trials))
+    colours = dict(zip(names, _METHOD_COLOURS, strict=False))
+    scores = [float(trial["score"]) for trial in trials]
+    low, high = min(scores), max(scores)
+    span = max(high - low, 0.01)
+    most = max(trial["number"] for trial in trials) or 1
+
+    def height(score: float) -> float:
+        return 165.0 - 145 * (score - low) / span
+
+    dots = [
+        Dot(
+            x=round(_LEFT + 12 + trial["number"] / most * (CHART_WIDTH - _LEFT - 34), 1),
+            y=round(height(trial["score"]), 1),
+            color=colours[trial.get("method", "catboost")],
+            pruned=bool(trial.get("pruned", False)),
+            text=f"trial {trial['number']}: {trial['score']:.3f}; "
+            + ", ".join(f"{key} {_short(value)}" for key, value in sorted(trial["params"].items())),
+        )
+        for trial in trials
+    ]
+    ticks = [(round(height(value), 1), f"{value:.2f}") for value in (low, low + span / 2, low + span)]
+    return StudyChart(dots, ticks, [(name, colours[name]) for name in names])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def dates_chart(seen: Observations) -> Chart:

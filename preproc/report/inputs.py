@@ -32,6 +32,8 @@ class Sources:
     samples: SamplesManifest | None
     """None where the classifier was trained on labels of other runs only."""
     model: ClassifierManifest
+    trials: tuple[str, ...]
+    """Lines of the classifier's trials.jsonl."""
     map: MapManifest
     accuracy: AccuracyManifest
     simulated: bool
@@ -83,6 +85,7 @@ def read_sources(run: Run, config: Config) -> Sources:
         mosaic=MosaicManifest.read(run).verify(run, checksums=False),
         samples=SamplesManifest.read(run).verify(run) if config.labels is not None else None,
         model=verified(model_folder(run, config)),
+        trials=tuple(file_of(model_folder(run, config), "trials.jsonl").read_text().splitlines()),
         map=MapManifest.read(run).verify(run),
         accuracy=AccuracyManifest.read(run).verify(run),
         simulated=_is_simulated(run),

@@ -121,6 +121,7 @@ def _accuracy(sources: Sources) -> dict[str, Any]:
     return {
         "performance": performance,
         "names": names,
+        "study": figures.study_chart(sources.trials),
         "distance_bars": figures.distance_bars(performance.distance_m),
         "colors": {entry.name: entry.color for entry in performance.classes},
         "by_pixel": by_pixel,

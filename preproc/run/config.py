@@ -310,8 +310,21 @@ class Classify(_Section):
     hold_out: Annotated[float, Field(ge=0, le=0.5)] | tuple[str, ...] = 0.0
     """What no choice and no training sees, and the finished classifier is tested on once: a share of the groups or
     squares, or names of districts, years or regions."""
+    method: Literal["catboost", "knn", "linear", "mlp", "best"] = "catboost"
+    """CatBoost; for few labels kNN, logistic regression or a small perceptron; or whichever is best."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Optuna trials; 0 trains with CatBoost's defaults."""
+    """Optuna trials of a method; 0 trains with its defaults."""
+    threads: Annotated[int, Field(ge=1, le=64)] = 4
+    """Of the final fit of CatBoost, whatever the machine has: another number gives (slightly) another classifier."""
+    max_rows: Annotated[int, Field(ge=100)] = 200_000
+    """Pixels trained on at most; beyond it the same number of each group is drawn, and that is said."""
+    learning_curve: bool = True
+    """Train on 1, 3, 10, 30 groups a class as well, to see whether more labels would help."""
+    baseline: bool | Literal["auto"] = "auto"
+    """Whether `validate` trains the same classifier on monthly medians of the same pixels, to say what the embedding
+    adds; auto: where that takes about a minute at most."""
+    task_type: Literal["CPU", "GPU"] = "CPU"
+    """Where CatBoost's final fit runs; GPU needs one of NVIDIA's, and does not promise the same bytes again."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Of folds, trials and the pixels drawn: the same seed gives the same map."""
     shrink: Annotated[float, Field(ge=0, le=1000)] = 10.0

@@ -64,6 +64,7 @@ STAGES = (
         gathers=True,
         makes="classifier",
         cheap=True,
+        in_shards="preproc.classify.train:TrainTrialsStage",
     ),
     StageEntry(
         "predict",

@@ -54,7 +54,7 @@ def assess(asked: Assessment) -> AssessedMap:
     Raises:
         SmaltiError: if map, legend or reference are not what they should be.
     """
-    settings = _settings(asked)
+    settings = settings_of(asked)
     class_map = open_map(asked.map, asked.legend)
     try:
         reference = read_reference(settings, class_map)
@@ -81,7 +81,8 @@ def assess(asked: Assessment) -> AssessedMap:
     return made
 
 
-def _settings(asked: Assessment) -> Validate:
+def settings_of(asked: Assessment) -> Validate:
+    """The same as [validate] of a run.toml would say it."""
     values: dict[str, Any] = {
         "reference": str(asked.reference.absolute()),
         "class": asked.class_,

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from preproc.classify.class_raster import ClassMap, open_map, read_map
 from preproc.classify.palette import palette
 from preproc.run.progress import say, show
 from preproc.survey.assess import pairs
-from preproc.survey.draw import Units, draw
+from preproc.survey.draw import Units, draw_rounds
 from preproc.survey.looks import NOTHING, look
 from preproc.survey.page import LabellingPage, render
 from preproc.survey.points import write_points
@@ -78,22 +77,9 @@ def design(asked: Wishes) -> DesignManifest:
     folder = output_folder(asked)
     class_map = map_of(asked)
     strata, sizes_by = _strata(asked, class_map)
-    inputs = {
-        "map": [sha256_file(path) for path in class_map.files],
-        "names": {str(code): name for code, name in class_map.names.items()},
-        "strata": [asdict(stratum) for stratum in strata],
-        "seed": asked.seed,
-    }
-    if (folder / MANIFEST).exists():
-        made = read_design(folder)
-        if dict(made.inputs) != inputs:
-            raise SmaltiError(
-                f"{folder}: holds a sample of another map or other sizes, on which somebody may be at work: name "
-                "another folder with --output"
-            )
-        say(f"{folder}: complete: this sample was drawn before")
-    else:
-        made = _write(asked, folder, class_map, strata, sizes_by, inputs)
+    made = write_sample(
+        asked, folder, class_map, strata, sizes_by, ({str(stratum.code): stratum.points for stratum in strata},)
+    )
     show(_table(made))
     _tell(asked, folder)
     return made
@@ -229,19 +215,46 @@ def _expected(asked: Wishes, class_map: ClassMap) -> tuple[NDArray[np.float64], 
     return np.array([found.get(class_map.names[code], _GUESS) for code in class_map.pixels]), whence
 
 
-def _write(
+def write_sample(
     asked: Wishes,
     folder: Path,
     class_map: ClassMap,
     strata: list[Stratum],
     sizes_by: str,
-    inputs: Mapping[str, Any],
+    rounds: tuple[Mapping[str, int], ...],
 ) -> DesignManifest:
+    """Draw the sample, round by round, and write its folder; or say that this very sample is there already.
+
+    Raises:
+        SmaltiError: if anything else is in the folder.
+    """
+    names = {str(code): name for code, name in class_map.names.items()}
+    inputs = {
+        "map": [sha256_file(path) for path in class_map.files],
+        "names": names,
+        "strata": [asdict(stratum) for stratum in strata],
+        "seed": asked.seed,
+        "rounds": [dict(one) for one in rounds],
+    }
+    if (folder / MANIFEST).exists():
+        there = read_design(folder)
+        if dict(there.inputs) != inputs:
+            raise SmaltiError(
+                f"{folder}: holds a sample of another map or other sizes, on which somebody may be at work: name "
+                "another folder"
+            )
+        say(f"{folder}: complete: this sample was drawn before")
+        return there
     if folder.exists() and any(folder.iterdir()):
-        raise SmaltiError(f"{folder}: is there and holds no sample of smalti: name another folder with --output")
-    units = draw(class_map, {stratum.code: stratum.points for stratum in strata}, asked.seed)
+        raise SmaltiError(f"{folder}: is there and holds no sample of smalti: name another folder")
+    units = draw_rounds(class_map, [{int(code): count for code, count in one.items()} for one in rounds], asked.seed)
     made = DesignManifest(
-        strata=tuple(strata), points=len(units), sizes_by=sizes_by, seed=asked.seed, names=inputs["names"]
+        strata=tuple(strata),
+        points=len(units),
+        sizes_by=sizes_by,
+        seed=asked.seed,
+        rounds=rounds,
+        names=names,
     )
     html = _page(asked, class_map, units, sha256_json(inputs))
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ A draw is a sequence: more points of the same seed begin with those that were dr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,16 @@ def draw(class_map: ClassMap, sizes: Mapping[int, int], seed: int, have: Mapping
         here = pixels_n3[:, 0] == index
         places[here] = class_map.centres(index, pixels_n3[here, 1], pixels_n3[here, 2])
     return Units(np.arange(len(codes)) + 1 + sum(before.values()), codes, pixels_n3, places)
+
+
+def draw_rounds(class_map: ClassMap, rounds: Sequence[Mapping[int, int]], seed: int) -> Units:
+    """A sample that grew: the first round's units, then those that each further round added, numbered on."""
+    have: dict[int, int] = {}
+    drawn = []
+    for sizes in rounds:
+        drawn.append(draw(class_map, sizes, seed, {**dict.fromkeys(sizes, 0), **have}))
+        have = {code: have.get(code, 0) + sizes.get(code, 0) for code in {*have, *sizes}}
+    return Units(*(np.concatenate([getattr(one, name) for one in drawn]) for name in vars(drawn[0])))
 
 
 def _locate(

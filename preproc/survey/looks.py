@@ -62,7 +62,7 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
     Returns:
         (N,) in their order. A tile that is not there or damaged leaves its places without; the latter is said.
     """
-    pixels = _pixels(plan.tiles, place_n2)
+    pixels = pixels_of(plan.tiles, place_n2)
     by_tile: dict[PlannedTile, list[int]] = {}
     for at, found in enumerate(pixels):
         if found is not None:
@@ -95,7 +95,7 @@ def _colours(run: Run, by_tile: Mapping[PlannedTile, list[int]], pixels: Sequenc
     return principal_components(lambda: iter(values_nc)) if any(len(part) for part in values_nc) else None
 
 
-def _pixels(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> list[_Pixel]:
+def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> list[_Pixel]:
     """Tile, row and column of each place, or None outside all tiles."""
     found: list[_Pixel] = [None] * len(place_n2)
     for epsg in sorted({tile.epsg for tile in tiles}):

@@ -85,12 +85,12 @@ def _whole(wished_h: NDArray[np.float64], free_h: NDArray[np.bool_]) -> NDArray[
     return made_h
 
 
-def smoothed(right_h: NDArray[Any], count_h: NDArray[Any]) -> NDArray[np.float64]:
-    """Shares of a sample, drawn towards one half by a unit each way: no stratum is taken for free of errors.
+def smoothed(count_h: NDArray[Any], all_h: NDArray[Any], kinds: int) -> NDArray[np.float64]:
+    """Shares of a sample, drawn towards 1 / kinds by the weight of one unit: no stratum is taken for free of errors.
 
     (Where a sample of 50 has no error the next one may have; S = 0 would say that a stratum needs no points at all.)
     """
-    return np.asarray((right_h + 1) / (count_h + 2), dtype=np.float64)
+    return np.asarray((count_h + 1 / kinds) / (all_h + 1), dtype=np.float64)
 
 
 def more(

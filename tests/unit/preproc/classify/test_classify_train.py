@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,26 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from support.embedded import TOML, embed, parcels, tiled_run, write_vector
 
-from infer.contract import FormatError, Run, SmaltiError, read_manifest
+from infer.contract import FormatError, Run, Shard, SmaltiError, read_manifest
+from infer.contract.classification import Figure, LearningPoint
 from infer.contract.manifest import describe_file
 from preproc.classify import boost, tune
-from preproc.classify.boost import Parameters, out_of_fold
+from preproc.classify.boost import Parameters
 from preproc.classify.folds import Folds, assign_folds, main_classes
+from preproc.classify.learning import told
+from preproc.classify.methods import Method, fit_any, out_of_fold, parameters
 from preproc.classify.model import CLASSIFIER, load_classifier
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import Samples, Source, read_samples
-from preproc.classify.train import TrainStage, trainable
-from preproc.classify.trials import Journal, Trial
+from preproc.classify.train import TrainStage, TrainTrialsStage, trainable
+from preproc.classify.trials import Study, Trial
 from preproc.classify.tune import best, propose, tuning_optimism, tuning_rows
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 
-TRAINING = "folds = 3\ntrials = 3\nmax_pixels = 12\n"
+TRAINING = "folds = 3\ntrials = 3\nmax_pixels = 12\nlearning_curve = false\n"
 
 
 def settings(run: Run, extra: str = TRAINING) -> Config:
@@ -68,8 +74,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def run(prepared: Run, tmp_path: Path) -> Run:
     """A sampled run of one's own."""
-    import shutil
-
     shutil.copytree(prepared.root, tmp_path / "run")
     return Run(tmp_path / "run")
 
@@ -180,41 +184,47 @@ def test_tuning_rows_take_the_same_share_of_every_group() -> None:
 
 
 def test_proposals_depend_on_the_history_alone(tmp_path: Path) -> None:
-    assert propose([], 0, seed=3) == Parameters()
+    assert propose("catboost", [], 0, seed=3) == Parameters()
     history: list[Trial] = []
     rng = np.random.default_rng(0)
     for number in range(9):
-        values = vars(propose(history, number, seed=3))
-        assert vars(propose(history, number, seed=3)) == values
+        values = vars(propose("catboost", history, number, seed=3))
+        assert vars(propose("catboost", history, number, seed=3)) == values
         history.append(Trial(number, dict(values), float(rng.random()), np.zeros(4, np.uint8)))
-    journal = Journal(tmp_path / "j", "key")
+    study = Study(tmp_path, "key")
     for trial in history:
-        journal.append(trial)
-    assert propose(Journal(tmp_path / "j", "key").trials, 9, seed=3) == propose(history, 9, seed=3)
-    assert propose(history, 9, seed=4) != propose(history, 9, seed=3)
+        study.write(trial)
+    kept = [trial for trial in map(study.read, range(9)) if trial is not None]
+    assert propose("catboost", kept, 9, seed=3) == propose("catboost", history, 9, seed=3)
+    assert propose("catboost", history, 9, seed=4) != propose("catboost", history, 9, seed=3)
     assert len({tuple(t.values.items()) for t in history}) == 9
 
 
-def test_a_journal_of_another_study_or_a_broken_one_is_not_used(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", "key")
-    journal.append(Trial(0, vars(Parameters()), 0.5, np.arange(3, dtype=np.uint8)))
-    read = Journal(tmp_path / "j", "key").trials
-    assert read[0].parameters == Parameters()
-    assert read[0].predicted_n.tolist() == [0, 1, 2]
-    assert Journal(tmp_path / "j", "other").trials == []
-    whole = (tmp_path / "j").read_text()
-    head = whole.splitlines()[0]
-    for content in (
-        whole[:-20],
-        head + "\n" + "[" * 100_000,
-        head + "\n[1]",
-        whole.replace('"number": 0', '"number": null'),
-    ):
-        (tmp_path / "j").write_text(content)
-        assert Journal(tmp_path / "j", "key").trials == []
-    (tmp_path / "j").unlink()
-    os.mkfifo(tmp_path / "j")
-    assert Journal(tmp_path / "j", "key").trials == []
+def test_a_trial_of_another_study_or_a_broken_one_is_not_used(tmp_path: Path) -> None:
+    study = Study(tmp_path, "key")
+    study.write(Trial(0, vars(Parameters()), 0.5, np.arange(3, dtype=np.uint8), (0.4, 0.5)))
+    read = study.read(0)
+    assert read is not None
+    assert parameters("catboost", read.values) == Parameters()
+    assert (read.predicted_n.tolist(), read.partial, read.pruned) == ([0, 1, 2], (0.4, 0.5), False)
+    assert Study(tmp_path, "other").read(0) is None
+    assert study.read(1) is None
+    path = study.path(0)
+    whole = path.read_text()
+    for content in (whole[:-20], "[" * 100_000, "[1]", whole.replace('"number": 0', '"number": null'), ""):
+        path.write_text(content)
+        assert study.read(0) is None
+    path.unlink()
+    os.mkfifo(path)
+    assert study.read(0) is None
+
+
+def test_processes_do_not_do_the_same_trial(tmp_path: Path) -> None:
+    study = Study(tmp_path, "key")
+    with study.claimed(3) as one, study.claimed(3) as other, study.claimed(4) as another:
+        assert (one, other, another) == (True, False, True)
+    with study.claimed(3) as again:
+        assert again
 
 
 def test_optimism_is_seen_where_there_is_nothing_to_learn() -> None:
@@ -250,6 +260,7 @@ def test_training_makes_the_same_bytes_again_and_on_any_number_of_workers(run: R
 
 
 def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = TRAINING + "[site]\nworkers = 1\n"  # one trial at a time
     run_stage(TrainStage(), run, settings(run))
     undisturbed = contents(run.model)
     for path in sorted(run.model.rglob("*")):
@@ -257,7 +268,9 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
     fits: list[Parameters] = []
     whole = boost.fit
 
-    def fit(x: Any, code: Any, chosen: Parameters, seed: int) -> Any:
+    def fit(x: Any, code: Any, chosen: Parameters, seed: int, **final: Any) -> Any:
+        if final:
+            return whole(x, code, chosen, seed, **final)
         fits.append(chosen)
         if len(fits) == 8:
             raise KeyboardInterrupt
@@ -265,20 +278,23 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_alike(run: Run, monkey
 
     monkeypatch.setattr(boost, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(TrainStage(), run, settings(run))
+        run_stage(TrainStage(), run, settings(run, alone))
     assert not run.model_manifest.exists()
-    assert (run.logs / "study" / "trials.jsonl").read_text().count("\n") == 1 + 2  # two trials of three folds
+    kept = len(list((run.logs / "study").rglob("*.json")))
+    assert kept == 2  # two trials of three folds
     fits.clear()
     fits.extend([Parameters()] * 100)  # no more interruptions
-    run_stage(TrainStage(), run, settings(run))
-    assert len(fits) - 100 == 3 + 3  # the third trial and the reported folds; the final fit has another name
+    run_stage(TrainStage(), run, settings(run, alone))
+    assert len(fits) - 100 == 3 + 3  # the third trial and the reported folds; the final fit has other threads
     assert contents(run.model) == undisturbed
+    assert not (run.logs / "study").exists()
 
 
 def test_the_classifier_answers_like_the_model_that_was_saved(run: Run) -> None:
     run_stage(TrainStage(), run, settings(run))
     classifier = load_classifier(run.model)
-    assert '"thread_count":1' in classifier.model.get_metadata()["params"]  # recorded in the bytes
+    params = getattr(classifier.model, "get_metadata")()["params"]  # noqa: B009 (only CatBoost has it)
+    assert '"thread_count":4' in params  # recorded in the bytes, and so a part of the recipe
     samples = read_samples(run)
     assert [(e.code, e.name) for e in classifier.classes] == [(1, "crop a"), (2, "crop b"), (3, "crop c")]
     values = classifier.predict_proba(samples.values_nc)
@@ -447,3 +463,108 @@ def test_very_few_samples_are_trained_on_and_equal_ones_are_refused_in_one_line(
     with pytest.raises(SmaltiError, match=r"CatBoost cannot be trained on these 4 samples: .*: add labels") as caught:
         boost.fit(np.zeros((4, 6), np.float32), code_n, Parameters(), 0)
     assert "\n" not in str(caught.value)
+
+
+# other methods, many processes, many rows
+
+
+@pytest.mark.parametrize("method", ["linear", "knn", "mlp"])
+def test_methods_for_few_labels_are_saved_as_arrays_and_answer_alike(run: Run, method: Method) -> None:
+    config = settings(run, f'{TRAINING}method = "{method}"\n')
+    run_stage(TrainStage(), run, config)
+    first = contents(run.model)
+    assert "classifier.npz" in first
+    assert CLASSIFIER not in first
+    samples = read_samples(run)
+    classifier = load_classifier(run.model)
+    values = classifier.predict_proba(samples.values_nc)
+    assert values.sum(axis=1) == pytest.approx(np.ones(len(samples)), abs=1e-5)
+    assert (values.argmax(axis=1) + 1 == samples.code_n).mean() > 0.6
+    oof = read_out_of_fold(run.model / "oof.parquet", [1, 2, 3])
+    assert f1_score(oof.code_n, oof.predicted_n, average="macro") > 0.6, "and on fields it has not seen"
+    run_stage(TrainStage(), run, config, force=True)
+    assert contents(run.model) == first
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
+    assert manifest["method"] == method
+    np.savez(run.model / "classifier.npz", nothing=np.zeros(2))
+    manifest["files"]["classifier.npz"] = describe_file(run.model / "classifier.npz")
+    run.model_manifest.write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match=rf"classifier\.npz: not the arrays of a {method} classifier"):
+        load_classifier(run.model)
+
+
+def test_two_classes_are_told_apart_by_every_method() -> None:
+    rng = np.random.default_rng(0)
+    code_n = np.repeat([3, 8], 60)
+    x_nc = (rng.normal(size=(120, 5)) + (code_n[:, None] == 8) * 2).astype(np.float32)
+    for method in ("linear", "knn", "mlp"):
+        model = fit_any(x_nc, code_n, parameters(method), 0)
+        shares = model.predict_proba(x_nc)
+        assert shares.shape == (120, 2)
+        assert (np.array(model.classes_)[shares.argmax(axis=1)] == code_n).mean() > 0.9, method
+
+
+def test_the_best_method_is_chosen_and_all_are_told(run: Run) -> None:
+    brief = 'folds = 2\ntrials = 1\nmethod = "best"\nlearning_curve = false\n'
+    run_stage(TrainStage(), run, settings(run, brief))
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
+    told = {entry["method"]: entry for entry in manifest["methods"]}
+    assert told.keys() == {"catboost", "linear", "knn", "mlp"}
+    top = max(told.values(), key=lambda entry: float(entry["tuning_macro_f1"]))
+    assert [name for name, entry in told.items() if entry["chosen"]] == [top["method"]] == [manifest["method"]]
+    assert all(entry["macro_f1"]["ci95"] for entry in told.values())
+    assert "learning" not in manifest or manifest["learning"] == []
+
+
+def test_the_learning_curve_rises_and_says_so(run: Run) -> None:
+    run_stage(TrainStage(), run, settings(run, "folds = 3\ntrials = 0\nmax_pixels = 12\n"))
+    points = read_manifest(run.model_manifest, "classifier", remedy="")["learning"]
+    assert [point["groups"] for point in points] == [1, 3, 10, 34]
+    scores = [point["macro_f1"]["value"] for point in points]
+    assert scores[0] < scores[-1]
+    assert points[0]["rows"] == 3 * 12, "a group of each class"
+    steep = [LearningPoint(n, n, Figure(v, None), Figure(v, None)) for n, v in ((3, 0.5), (10, 0.7))]
+    assert "more labels would help" in told(steep)
+    assert "would help little" in told([steep[0], replace(steep[1], macro_f1=Figure(0.505, None))])
+
+
+def test_shards_work_on_one_study_and_the_bytes_are_the_same(run: Run, tmp_path: Path) -> None:
+    config = settings(run, f"{TRAINING}".replace("trials = 3", "trials = 6"))
+    other = Run(shutil.copytree(run.root, tmp_path / "other"))
+    run_stage(TrainStage(), run, config)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: run_stage(TrainTrialsStage(), other, config, shard=Shard(i, 2)), range(2)))
+    assert len(list((other.logs / "study").rglob("0*.json"))) == 6
+    run_stage(TrainStage(), other, config)
+    assert contents(other.model) == contents(run.model)
+    assert TrainTrialsStage().open(other, config).units == []
+
+
+def test_trials_that_fall_behind_are_pruned(run: Run) -> None:
+    samples = read_samples(run)
+    split = assign_folds(samples.code_n, samples.group_n, 3, 0)
+    nothing = np.zeros(len(samples), np.uint8)
+    history = [Trial(n, vars(Parameters()), 0.99, nothing, (0.99, 0.99, 0.99)) for n in range(4)]
+    poor = tune._trial(samples, split, Parameters(iterations=20, depth=2), 4, history, 0)
+    assert poor.pruned
+    assert len(poor.partial) == 1
+    assert best([*history, poor]).number == 0
+    propose("catboost", [*history, poor], 5, 0)
+    easy = [replace(trial, partial=(0.1, 0.1, 0.1)) for trial in history]
+    assert not tune._trial(samples, split, Parameters(iterations=20, depth=2), 4, easy, 0).pruned
+
+
+def test_rows_beyond_the_cap_are_left_out_fairly_and_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(TrainStage(), run, settings(run, f"{TRAINING}max_rows = 256\n"))
+    manifest = read_manifest(run.model_manifest, "classifier", remedy="")
+    assert (manifest["rows"], manifest["rows_beyond"]) == (256, 768 - 256)
+    oof = read_out_of_fold(run.model / "oof.parquet", [1, 2, 3])
+    assert set(np.unique(oof.group_n, return_counts=True)[1]) == {4}
+    assert "512 of 768 pixels left out" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boost, "get_gpu_device_count", lambda: 0)
+    with pytest.raises(SmaltiError, match='task_type = "GPU": CatBoost finds no GPU here'):
+        run_stage(TrainStage(), run, settings(run, f'{TRAINING}task_type = "GPU"\n'))
+    assert not run.model.exists()

@@ -29,7 +29,7 @@ from preproc.classify.validate import ValidateStage
 from preproc.run.config import Classify, Config, parse_config
 from preproc.run.stage import run_stage
 
-BRIEF = "folds = 3\ntrials = 0\nmax_pixels = 6\n"
+BRIEF = "folds = 3\ntrials = 0\nmax_pixels = 6\nlearning_curve = false\n"
 
 
 def settings(run: Run, *others: Run, extra: str = "", labels: bool = True, district: bool = False) -> Config:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_templates_and_scripts_are_valid_shell(kind: str, tmp_path: Path) -> Non
     rendered = tmp_path / "job"
     rendered.write_text(render_script(profile("lumi-node"), script(kind, profile("lumi-node"))))
     for path in (SLURM / f"{kind}.sbatch", rendered):
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize(("kind", "memory"), [("stitch-sheets", "32G"), ("predict-sheets", "64G")])
+def test_tasks_of_sheets_run_a_shard_of_their_stage_with_its_resources(kind: str, memory: str, tmp_path: Path) -> None:
+    site = profile("betzy")
+    stage = kind.removesuffix("-sheets")
+    text = render_script(site, replace(script(kind, site), array="0-3", tasks=4, stages=(stage,)))
+    assert f"STAGE={stage}\n" in text
+    assert '"$STAGE" "$RUN" --shard "$INDEX/$TASKS"' in text
+    assert "TASKS=4\n" in text
+    assert f"#SBATCH --job-name=smalti-{kind}\n" in text
+    assert f"{kind}-%A_%a.log" in text
+    assert memory in text
+    (tmp_path / "job").write_text(text)
+    for path in (SLURM / "sheets.sbatch", tmp_path / "job"):
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer.contract import Shard, SmaltiError
-from preproc.cluster.jobs import Due, Step, build_chain, cost_lines
+from preproc.cluster.jobs import Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
 from preproc.cluster.submit import dependency_of, tasks_in_use, without_active
 from preproc.cluster.submitted import SubmittedJob
-from preproc.run.profile import Job, Limits, Profile, load_profile
+from preproc.run.profile import Job, Limits, Profile, load_profile, merge
 from preproc.run.task_count import choose_tasks
 
 COMMON = Script("", Path("/r"), Path("/p"), Path("/r/logs/slurm"), tasks=4)
@@ -42,6 +42,29 @@ def test_everything_is_due() -> None:
     assert chain["stitch"].after == (("afterany", "infer"),)
     assert chain["classify"].after == (("afterany", "stitch"),)
     assert chain["classify"].script.stages == ("sample", "train", "predict", "validate", "report")
+
+
+def test_many_sheets_are_arrays_between_what_comes_before_and_what_joins_them() -> None:
+    site = Profile.model_validate(merge(LOCAL.model_dump(exclude_unset=True), {"job": {"cpus": 2}}))
+    wanted = replace(due((0, 1, 2, 3), (0, 1, 2, 3)), sheets=5)
+    steps = build_chain(site, COMMON, wanted, 512)
+    assert [step.name for step in steps] == [
+        "fetch", "infer", "stitch-sheets", "stitch", "train", "predict-sheets", "classify"
+    ]  # fmt: skip
+    chain = by_name(steps)
+    assert [chain[name].after for name in ("stitch-sheets", "stitch", "train", "predict-sheets", "classify")] == [
+        (("afterany", name),) for name in ("infer", "stitch-sheets", "stitch", "train", "predict-sheets")
+    ]
+    sheets = chain["predict-sheets"].script
+    assert (sheets.array, sheets.tasks, sheets.stages, sheets.resources) == ("0-2", 3, ("predict",), "classify")
+    assert chain["train"].script.stages == ("sample", "train")
+    assert chain["classify"].script.stages == ("predict", "validate", "report")
+    only_map = build_chain(site, COMMON, replace(due((), (), ("predict", "report")), sheets=5), 512)
+    assert [step.name for step in only_map] == ["predict-sheets", "classify"]
+    narrow = site.model_copy(update={"limits": Limits(max_array=2)})
+    assert by_name(build_chain(narrow, COMMON, wanted, 512))["stitch-sheets"].script.array == "0-1"
+    assert gathering_jobs(site, 5) == 3 + 3 + 3
+    assert gathering_jobs(site, 1) == 3
 
 
 def test_tasks_whose_tiles_are_there_wait_for_nothing() -> None:
@@ -123,6 +146,8 @@ def test_what_is_queued_is_not_queued_again() -> None:
     assert left.shards == {"fetch": (1,), "infer": (0, 1)}
     assert tasks_in_use(jobs, active) == 4
     assert tasks_in_use(jobs, {}) is None
+    sheets = SubmittedJob(9, "stitch-sheets", ("stitch",), "0-1", 2)
+    assert tasks_in_use([*jobs, sheets], queued(TaskId(9, 1))) is None, "its tasks divide sheets, not tiles"
 
 
 def test_what_gathers_waits_for_older_jobs_too() -> None:

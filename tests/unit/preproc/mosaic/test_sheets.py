@@ -100,7 +100,9 @@ def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
         if array.ndim > 1
     }
     cube, d16, d4 = (("time", band, "y", "x") for band in ("band", "band_d16", "band_d4"))
+    seen = ("time", "observation", "y", "x")
     assert layout == {
+        "observations": ((1, 4, 32, 32), (1, 4, 128, 128), (1, 4, 4096, 4096), "uint8", seen),
         "embeddings": ((1, 128, 32, 32), (1, 128, 32, 32), (1, 128, 4096, 4096), "int8", cube),
         "embeddings_d16": ((1, 16, 32, 32), (1, 16, 64, 64), (1, 16, 4096, 4096), "int8", d16),
         "embeddings_d4": ((1, 4, 32, 32), (1, 4, 128, 128), (1, 4, 4096, 4096), "int8", d4),

@@ -12,6 +12,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
@@ -317,6 +318,9 @@ def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> N
     np.testing.assert_array_equal(values[:32, :32, :2], seen)
     np.testing.assert_array_equal(values[:32, :32, 2] == 2, (seen[..., 0] < 12) & seen.any(axis=2))
     assert (values[32:, :32] == 255).all(), "where there is no tile"
+    stored: Any = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")["utm31/observations"]
+    assert stored.attrs["smalti:layers"] == ["clear_s2", "s1", "reason", "origin"]
+    np.testing.assert_array_equal(np.moveaxis(stored[0], 0, 2), values)
     np.testing.assert_array_equal(values[..., 2] == 0, ~np.isnan(mosaic(run, "31N", int8=True)[..., 0]))
     assert cog_validate(run.mosaic / "observations_31N.tif", strict=True) == (True, [], [])
     item = pystac.Item.from_file(run.mosaic / "embeddings_31N.json")

@@ -25,7 +25,14 @@ from infer.contract.classification import AccuracyManifest
 from infer.contract.rasters import MappedClass
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.validate import ValidateStage
-from preproc.report.figures import class_areas, dates_chart, matrix_cells, percent_with_interval, worst_mix_ups
+from preproc.report.figures import (
+    class_areas,
+    dates_chart,
+    matrix_cells,
+    percent_with_interval,
+    study_chart,
+    worst_mix_ups,
+)
 from preproc.report.inputs import read_sources
 from preproc.report.observations import observe
 from preproc.report.stage import ReportStage, render, shown_settings
@@ -508,3 +515,24 @@ def test_on_paper_nothing_lies_beyond_a_scroll_bar_or_is_folded_up(made: tuple[R
     printed = page[page.index("@media print") : page.index("</style>")]
     for rule in (".scroll, pre { overflow: visible; }", "white-space: normal", "details > :not(summary)"):
         assert rule in printed
+
+
+def test_trials_are_drawn_in_their_order_and_pruned_ones_are_told_apart() -> None:
+    lines = [
+        json.dumps({"method": "linear", "number": n, "params": {"c": 0.02}, "score": s, "pruned": s < 0.5})
+        for n, s in enumerate((0.6, 0.4, 0.8))
+    ]
+    drawn = study_chart(lines)
+    assert drawn is not None
+    assert [dot.pruned for dot in drawn.dots] == [False, True, False]
+    xs, ys = [dot.x for dot in drawn.dots], [dot.y for dot in drawn.dots]
+    assert xs == sorted(xs)
+    assert ys[2] < ys[0] < ys[1], "better is higher"
+    assert "trial 2: 0.800; c 0.02" in drawn.dots[2].text
+    assert study_chart([]) is None
+
+
+def test_the_page_says_whether_more_labels_would_help(made: tuple[Run, Config]) -> None:
+    page = parse(made[0])
+    assert "Would more labels help?" in page.text
+    assert "How far test pixels lie from the nearest pixel trained on" in page.text

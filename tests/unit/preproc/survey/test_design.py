@@ -74,6 +74,84 @@ def test_more_points_reach_the_wish_with_as_few_as_can_be() -> None:
     assert not more(SHARES, spread, have, 0.02).any()
 
 
+def label(case: dict[str, Path], folder: Path, wrong: float) -> Path:
+    """The sample labelled with the map's own classes, but for a share; as the page saves it."""
+    rng = np.random.default_rng(1)
+    with (folder / "strata.csv").open() as file:
+        units = list(csv.DictReader(file))
+    other = {"wheat": "maize", "maize": "wheat", "water": "wheat"}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [float(unit["longitude"]), float(unit["latitude"])]},
+            "properties": {
+                "id": int(unit["id"]),
+                "class": (other if rng.random() < wrong else {}).get(unit["stratum"], unit["stratum"]),
+            },
+        }
+        for unit in units
+    ]
+    path = folder / "labelled.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def test_a_sample_grows_until_the_interval_is_as_wished(
+    case: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    design(case, "--sizes", "wheat=60,maize=40,water=30")
+    labels = label(case, case["folder"], 0.3)
+    grown = tmp_path / "grown"
+    design(case, "--more", "--reference", labels, "--interval", 0.03, "--draw", grown)
+    shown = capsys.readouterr()
+    assert "more points for overall accuracy ± 0.03" in shown.out
+    before, after = ((folder / "strata.csv").read_text().splitlines() for folder in (case["folder"], grown))
+    assert after[: len(before)] == before  # the same points under the same ids
+    assert len(after) > len(before)
+    assert len({tuple(line.split(",")[3:6]) for line in after}) == len(after)  # none twice
+    app(
+        ["validate", "--map", str(case["map"]), "--legend", str(case["legend"]), "--reference",
+         str(label(case, grown, 0.3)), "--output", str(tmp_path / "figures.json")], standalone_mode=False,
+    )  # fmt: skip
+    error = json.loads((tmp_path / "figures.json").read_text())["overall_accuracy"]["standard_error"]
+    assert 1.96 * error == pytest.approx(0.03, rel=0.15)  # the errors of new labels are not those of the old
+    capsys.readouterr()
+    design({**case, "folder": grown}, "--more", "--reference", grown / "labelled.geojson", "--interval", 0.04)
+    assert "0 more points" in capsys.readouterr().out
+
+
+def test_intervals_of_classes_and_areas_ask_for_points_where_they_are_wide(case: dict[str, Path]) -> None:
+    from preproc.survey.design import Wishes
+    from preproc.survey.further import MoreWishes, further
+
+    design(case, "--sizes", "wheat=60,maize=40,water=30")
+    labels = label(case, case["folder"], 0.3)
+    sample = Wishes(case["map"], case["folder"], legend=case["legend"])
+    users = further(sample, MoreWishes(0.1, "users", labels))
+    assert users["maize"] > users["wheat"] > 0  # of which there are more already
+    areas = further(sample, MoreWishes(0.04, "areas", labels))
+    assert areas["wheat"] > areas["water"]  # a larger stratum, as often wrong
+    assert further(sample, MoreWishes(0.3, "areas", labels)) == {"wheat": 0, "maize": 0, "water": 0}
+
+
+def test_more_needs_a_sample_with_labels_of_the_same_map(case: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SmaltiError, match="there is no sample yet"):
+        design(case, "--more")
+    design(case, "--sizes", "wheat=60,maize=40,water=30")
+    with pytest.raises(SmaltiError, match="give the labels of its sample: --reference FILE"):
+        design(case, "--more")
+    labels = label(case, case["folder"], 0.3)
+    with pytest.raises(SmaltiError, match=r"a share between 0 and 0.5, of overall, users, areas"):
+        design(case, "--more", "--reference", labels, "--of", "producers")
+    with pytest.raises(SmaltiError, match="--reference and --draw go with --more"):
+        design(case, "--draw", tmp_path / "x")
+    with pytest.raises(SmaltiError, match="holds a sample of another map"):
+        design(case, "--more", "--reference", labels, "--interval", 0.03, "--draw", case["folder"])
+    write_map(case["map"], np.ones((50, 50), np.uint8), size=10)
+    with pytest.raises(SmaltiError, match="was drawn from another map"):
+        design(case, "--more", "--reference", labels)
+
+
 @pytest.mark.parametrize("pixels", [300, 200_000])
 def test_fewer_points_of_a_seed_are_the_first_of_more(pixels: int) -> None:
     assert ranks(pixels, 100, 1, 3).tolist() == ranks(pixels, 140, 1, 3)[:100].tolist()

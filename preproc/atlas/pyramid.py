@@ -1,0 +1,169 @@
+"""Tiles of the web's grid (spherical Mercator, 256 pixels) from the rasters of a run: values, not colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.enums import Resampling
+from rasterio.io import MemoryFile
+from rasterio.transform import Affine
+from rasterio.warp import reproject
+
+from infer.contract import PIXEL_SIZE, PlannedTile, write_bytes
+
+SIDE = 256
+MERCATOR = 3857
+_HALF = math.pi * 6378137.0
+"""Half of the world's width in metres of the projection."""
+_PLACELESS = Affine.scale(10, -10)
+"""Of a picture: without any GDAL warns."""
+_TOP_TILES = 2
+"""Tiles along the longer side of the coarsest level, at most."""
+
+Place = tuple[int, int]
+"""Column and row of a tile, from the north-west."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles that hold pixels of a run, level by level."""
+
+    coarsest: int
+    finest: int
+    places: tuple[frozenset[Place], ...]
+    """Of each level from `coarsest` on."""
+    box: tuple[float, float, float, float]
+    """West, north, east, south of the run's tiles, 0 to 1 over the world; east is beyond 1 across the antimeridian."""
+
+    @property
+    def tiles(self) -> int:
+        """Over all levels."""
+        return sum(len(places) for places in self.places)
+
+
+def tile_metres(level: int) -> float:
+    """Side of a tile in metres of the projection."""
+    return 2 * _HALF / float(2**level)
+
+
+def grid_of(tiles: Sequence[PlannedTile], latitude: float) -> Grid:
+    """The pyramid of a run's tiles: its finest pixels are about as small as the run's.
+
+    Args:
+        tiles: of the plan.
+        latitude: of the region, by which the projection stretches.
+    """
+    ground = math.cos(math.radians(latitude))
+    finest = min(16, math.ceil(math.log2(2 * _HALF * ground / (SIDE * PIXEL_SIZE)) - 0.25))
+    places = frozenset(place for tile in tiles for place in _touched(tile, finest))
+    levels = [places]
+    while len(levels) <= finest and _extent(levels[0]) > _TOP_TILES:
+        levels.insert(0, frozenset((column // 2, row // 2) for column, row in levels[0]))
+    return Grid(finest - len(levels) + 1, finest, tuple(levels), _box(list(map(_world, tiles))))
+
+
+def _world(tile: PlannedTile) -> tuple[float, float, float, float]:
+    """West, north, east, south of a tile, 0 to 1 over the world."""
+    move = Transformer.from_crs(tile.epsg, MERCATOR, always_xy=True)
+    west, south, east, north = move.transform_bounds(*tile.bounds)
+    if east < west:  # across the antimeridian
+        east += 2 * _HALF
+    whole = 2 * _HALF
+    return (west + _HALF) / whole, (_HALF - north) / whole, (east + _HALF) / whole, (_HALF - south) / whole
+
+
+def _box(worlds: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
+    """Around all of them; beginning in the east, where that is the shorter way round."""
+
+    def around(turn: float) -> tuple[float, float, float, float]:
+        shifted = [(w + (w < turn), n, e + (w < turn), s) for w, n, e, s in worlds]
+        west, north, east, south = zip(*shifted, strict=True)
+        return min(west), min(north), max(east), max(south)
+
+    plain, turned = around(0.0), around(0.5)
+    return turned if turned[2] - turned[0] < plain[2] - plain[0] else plain
+
+
+def _touched(tile: PlannedTile, level: int) -> Iterable[Place]:
+    west, north, east, south = (value * 2**level for value in _world(tile))
+    columns, rows = range(math.floor(west), math.floor(east) + 1), range(math.floor(north), math.floor(south) + 1)
+    return [(column % 2**level, row) for column in columns for row in rows]
+
+
+def _extent(places: frozenset[Place]) -> int:
+    columns, rows = zip(*places, strict=True)
+    return int(max(max(columns) - min(columns), max(rows) - min(rows))) + 1
+
+
+def write_pyramid(
+    folder: Path, rasters: Sequence[Path], band: int, nodata: int, grid: Grid, done: Callable[[], None]
+) -> int:
+    """Write {level}/{column}/{row}.png: 8-bit grey, the values as they are; tiles without any are left out.
+
+    Args:
+        folder: of the layer.
+        rasters: GeoTIFFs or VRTs of uint8, one a zone.
+        band: which, from 1.
+        nodata: of the raster.
+        grid: which tiles.
+        done: called after each tile.
+
+    Returns:
+        Bytes written.
+    """
+    written = 0
+    for level, places in enumerate(grid.places, start=grid.coarsest):
+        for column, row in sorted(places):
+            values_hw = read_tile(rasters, band, nodata, level, column, row)
+            if (values_hw != nodata).any():
+                content = _png(values_hw)
+                write_bytes(folder / str(level) / str(column) / f"{row}.png", content)
+                written += len(content)
+            done()
+    return written
+
+
+def read_tile(rasters: Sequence[Path], band: int, nodata: int, level: int, column: int, row: int) -> NDArray[np.uint8]:
+    """(256, 256) values of a tile: of the nearest pixel, from the overview that is just finer."""
+    side = tile_metres(level)
+    west, north, pixel = column * side - _HALF, _HALF - row * side, side / SIDE
+    found = np.full((SIDE, SIDE), nodata, np.uint8)
+    for path in rasters:
+        with rasterio.open(path) as whole:
+            factors = whole.overviews(band)
+        ground = pixel / PIXEL_SIZE * _shrink(north - side / 2)
+        finer = [index for index, factor in enumerate(factors) if factor <= ground]
+        options = {"overview_level": finer[-1]} if finer else {}
+        values_hw = np.full((SIDE, SIDE), nodata, np.uint8)
+        with rasterio.open(path, **options) as source:
+            reproject(  # one band: a warped raster of several masks them all where one has no data
+                rasterio.band(source, band),
+                values_hw,
+                src_nodata=nodata,
+                dst_transform=Affine(pixel, 0, west, 0, -pixel, north),
+                dst_crs=f"EPSG:{MERCATOR}",
+                dst_nodata=nodata,
+                resampling=Resampling.nearest,
+            )
+        here = values_hw != nodata
+        found[here] = values_hw[here]
+    return found
+
+
+def _shrink(y: float) -> float:
+    """Metres on the ground of one metre of the projection."""
+    return 1 / math.cosh(y / 6378137.0)
+
+
+def _png(values_hw: NDArray[np.uint8]) -> bytes:
+    with MemoryFile() as memory:
+        with memory.open(driver="PNG", width=SIDE, height=SIDE, count=1, dtype="uint8", transform=_PLACELESS) as target:
+            target.write(values_hw, 1)
+        return bytes(memory.read())

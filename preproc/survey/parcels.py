@@ -1,0 +1,366 @@
+"""`smalti parcels`: a run seen by parcel: one vector a polygon, the map's majority in it, declared against mapped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rasterio
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from rasterio.windows import Window
+from rich.table import Table
+
+from infer.contract import (
+    Plan,
+    Run,
+    SmaltiError,
+    atomic_file,
+    read_embedding,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_manifest,
+)
+from preproc.classify.class_raster import ClassMap, read_map
+from preproc.classify.labels import class_values
+from preproc.classify.model import load_classifier
+from preproc.classify.sample import embeddings_fingerprint
+from preproc.region.grid import zone_epsg
+from preproc.region.vector import fingerprint, read_vector
+from preproc.run.classifier import model_folder
+from preproc.run.config import Config
+from preproc.run.progress import progress, say, show
+from preproc.survey.cover import covered
+
+KIND = "parcels"
+_POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be told"
+
+
+@dataclass(frozen=True)
+class ParcelWishes:
+    """What the command line asks for."""
+
+    polygons: Path
+    id: str | None = None
+    """Attribute that names a parcel, each once; None: the feature's number."""
+    class_: str | None = None
+    """Attribute with the declared class; None: nothing is checked."""
+    layer: str | None = None
+    encoding: str | None = None
+    pixels: float = 4.0
+    """A parcel of which fewer pixels are covered cannot be told."""
+    share: float = 0.5
+    """Nor one in which the majority has a smaller share of what is mapped."""
+
+
+@dataclass(frozen=True)
+class _Parcels:
+    """Polygons (N)."""
+
+    id_n: NDArray[Any]
+    degrees_n: NDArray[Any]
+    """In WGS 84."""
+    metres_n: NDArray[Any]
+    """In metres of `epsg_n`."""
+    epsg_n: NDArray[np.int32]
+    """The run's zone that the parcel is looked at in."""
+    declared_n: NDArray[Any] | None
+    """Declared class as text, None where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.id_n)
+
+
+@dataclass
+class _Sums:
+    """Over the pixels of each parcel (N), weighted by cover."""
+
+    weight_n: NDArray[np.float64]
+    sum_nc: NDArray[np.float64]
+    square_nc: NDArray[np.float64]
+
+
+def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
+    """Write RUN/parcels/<name>.parquet (and <name>_check.csv where a class is declared); the table's path.
+
+    Raises:
+        SmaltiError: if the polygons, the embeddings or, for a check, the map are not what they should be.
+    """
+    if not (0 <= asked.share <= 1) or not asked.pixels >= 0:
+        raise SmaltiError("--share, --pixels: a share between 0 and 1, and 0 pixels or more")
+    stem = asked.polygons.name.partition(".")[0] or "parcels"
+    table_path = run.root / "parcels" / f"{stem}.parquet"
+    manifest = table_path.with_suffix(".json")
+    with_map, with_model = run.map_manifest.exists(), (model_folder(run, config) / "model.json").exists()
+    if asked.class_ is not None and not with_map:
+        raise SmaltiError(
+            f"{run.map_manifest}: missing: what is declared is checked by a map: run `smalti predict {run.quoted}`"
+        )
+    class_map = read_map(run) if with_map else None
+    inputs = {
+        "polygons": fingerprint(asked.polygons),
+        "asked": [asked.id, asked.class_, asked.layer, asked.encoding, asked.pixels, asked.share],
+        "embeddings": embeddings_fingerprint(run),
+        "map": None if class_map is None else [sha256_file(path) for path in class_map.files],
+        "model": sha256_file(model_folder(run, config) / "model.json") if with_model else None,
+    }
+    if manifest.exists() and read_json(manifest, what="a table of parcels", remedy="delete it").get("inputs") == inputs:
+        say(f"{table_path}: complete")
+        return table_path
+    plan = Plan.read(run)
+    found = _read(asked, plan)
+    sums = _embedded(run, plan, found)
+    columns = _columns(found, sums)
+    if class_map is not None:
+        shares_nk, codes = _mapped(class_map, found)
+        columns |= _majority(shares_nk, [class_map.names[code] for code in codes])
+    if with_model:
+        columns |= _predicted(run, config, columns["mean"])
+    check = None
+    if found.declared_n is not None and class_map is not None:
+        columns["declared"] = found.declared_n
+        columns["check"] = _verdicts(asked, columns)
+        check = _check_table(columns)
+    files = [table_path]
+    _write_table(table_path, found, columns)
+    if check is not None:
+        files.append(table_path.with_name(f"{stem}_check.csv"))
+        write_bytes(files[-1], check.encode())
+    write_manifest(manifest, KIND, inputs=inputs, files=files, fields={"parcels": len(found)})
+    _tell(table_path, columns)
+    return table_path
+
+
+def _read(asked: ParcelWishes, plan: Plan) -> _Parcels:
+    attributes = [name for name in (asked.id, asked.class_) if name is not None]
+    vector = read_vector(
+        asked.polygons, key="POLYGONS", layer=asked.layer, encoding=asked.encoding, attributes=attributes
+    )
+    geometries = vector.geometries_n.copy()
+    there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    geometries[there] = shapely.make_valid(geometries[there])
+    odd = there & ~np.isin(shapely.get_type_id(geometries), _POLYGONS)
+    if odd.any():
+        kind = shapely.GeometryType(shapely.get_type_id(geometries[odd][0])).name.lower()
+        raise SmaltiError(f"{asked.polygons}: feature {vector.fids_n[odd][0]} is a {kind}: parcels are polygons")
+    if not there.any():
+        raise SmaltiError(f"{asked.polygons}: holds no polygon")
+    ids = np.array([str(fid) for fid in vector.fids_n], dtype=object)
+    if asked.id is not None:
+        ids, named = class_values(asked.polygons, asked.id, vector.columns[asked.id])
+        if not named[there].all():
+            fid = vector.fids_n[there & ~named][0]
+            raise SmaltiError(f"{asked.polygons}: feature {fid} has no {asked.id!r}: every parcel needs one")
+        ids = np.array([str(value) for value in ids], dtype=object)
+        known, counts = np.unique(ids[there].astype(str), return_counts=True)
+        if (counts > 1).any():
+            raise SmaltiError(
+                f"{asked.polygons}: {asked.id} {str(known[counts > 1][0])[:60]!r} is there {counts.max()} times: "
+                "ids name one parcel each"
+            )
+    declared = None
+    if asked.class_ is not None:
+        values, has = class_values(asked.polygons, asked.class_, vector.columns[asked.class_])
+        if not has[there].any():
+            raise SmaltiError(f"{asked.polygons}: attribute {asked.class_!r} is empty in all parcels")
+        declared = np.array([str(value) if ok else None for value, ok in zip(values, has, strict=True)], dtype=object)
+        declared = declared[there]
+    if not there.all():
+        say(f"{asked.polygons}: {int((~there).sum())} features without a geometry are left out")
+    return _placed(asked.polygons, plan, vector.crs, geometries[there], ids[there], declared)
+
+
+def _placed(
+    path: Path, plan: Plan, crs: CRS, geometries: NDArray[Any], ids: NDArray[Any], declared: NDArray[Any] | None
+) -> _Parcels:
+    """The parcels near the run, each in the zone of its middle, or the run's only one."""
+    degrees = _moved(geometries, crs, CRS.from_epsg(4326))
+    middles = shapely.get_coordinates(shapely.centroid(degrees))
+    zones = sorted({tile.epsg for tile in plan.tiles})
+    epsg = np.array([zone_epsg(float(np.clip(x, -180, 179.999)), float(y)) for x, y in middles], dtype=np.int32)
+    epsg = np.where(np.isin(epsg, zones), epsg, zones[0]).astype(np.int32)
+    metres = degrees.copy()
+    near = np.zeros(len(degrees), dtype=bool)
+    for zone in zones:
+        here = np.flatnonzero(epsg == zone)
+        metres[here] = _moved(geometries[here], crs, CRS.from_epsg(zone))
+        tiles = shapely.STRtree([shapely.box(*tile.bounds) for tile in plan.tiles if tile.epsg == zone])
+        finite = here[np.isfinite(shapely.bounds(metres[here])).all(axis=1)] if len(here) else here
+        near[finite[np.unique(tiles.query(metres[finite])[0])]] = True
+    if not near.any():
+        raise SmaltiError(f"{path}: no parcel lies in the run's region")
+    if not near.all():
+        say(f"{path}: {int((~near).sum())} of {len(near)} parcels lie outside the run's tiles and are left out")
+    return _Parcels(ids[near], degrees[near], metres[near], epsg[near], None if declared is None else declared[near])
+
+
+def _moved(geometries: NDArray[Any], source: CRS, target: CRS) -> NDArray[Any]:
+    move = Transformer.from_crs(source, target, always_xy=True)
+    made = shapely.transform(geometries, lambda c: np.column_stack(move.transform(c[:, 0], c[:, 1])))
+    return np.array(made, dtype=object)
+
+
+def _embedded(run: Run, plan: Plan, found: _Parcels) -> _Sums:
+    """Sums over the embeddings of each parcel's pixels."""
+    sums: _Sums | None = None
+    shapely.prepare(found.metres_n)
+    with progress("parcels", len(plan.tiles), "tiles") as bar:
+        for tile in plan.tiles:
+            bar.advance(note=tile.name)
+            here = np.flatnonzero(found.epsg_n == tile.epsg)
+            tree = shapely.STRtree(found.metres_n[here])
+            members = here[np.sort(tree.query(shapely.box(*tile.bounds)))]
+            if not len(members):
+                continue
+            embedding = read_embedding(run.embeddings, tile.name, checksums=False)
+            if sums is None:
+                dim = embedding.shape_hwc[2]
+                sums = _Sums(np.zeros(len(found)), np.zeros((len(found), dim)), np.zeros((len(found), dim)))
+            for at in members:
+                for rows, columns, share_hw in covered(found.metres_n[at], tile.west, tile.north, tile.size, tile.size):
+                    values_mc = embedding.window(rows, columns)[share_hw > 0].astype(np.float64)
+                    weight_m = share_hw[share_hw > 0]
+                    seen = np.isfinite(values_mc).all(axis=1)
+                    values_mc, weight_m = values_mc[seen], weight_m[seen]
+                    sums.weight_n[at] += weight_m.sum()
+                    sums.sum_nc[at] += weight_m @ values_mc
+                    sums.square_nc[at] += weight_m @ values_mc**2
+    assert sums is not None  # `_placed` keeps parcels that touch a tile
+    return sums
+
+
+def _columns(found: _Parcels, sums: _Sums) -> dict[str, Any]:
+    weight_n1 = np.where(sums.weight_n > 0, sums.weight_n, np.nan)[:, None]
+    mean_nc = sums.sum_nc / weight_n1
+    spread_nc = np.sqrt(np.maximum(sums.square_nc / weight_n1 - mean_nc**2, 0))
+    area_n = shapely.area(found.metres_n)
+    return {
+        "hectares": area_n / 10_000,
+        "pixels": sums.weight_n,
+        "observed": np.divide(sums.weight_n * 100, area_n, out=np.zeros(len(found)), where=area_n > 0),
+        "mean": mean_nc.astype(np.float32),
+        "spread": spread_nc.astype(np.float32),
+    }
+
+
+def _mapped(class_map: ClassMap, found: _Parcels) -> tuple[NDArray[np.float64], list[int]]:
+    """(N, K) pixels of each class in each parcel, weighted by cover, and the K codes."""
+    codes = list(class_map.pixels)
+    place = np.full(max(codes) + 1, -1)
+    place[codes] = np.arange(len(codes))
+    shares_nk = np.zeros((len(found), len(codes)))
+    for path, system in zip(class_map.files, class_map.systems, strict=True):
+        with rasterio.open(path, driver="GTiff") as raster:
+            west, north = raster.transform.c, raster.transform.f
+            for at in np.flatnonzero(found.epsg_n == system.to_epsg()):
+                for rows, columns, share_hw in covered(found.metres_n[at], west, north, raster.width, raster.height):
+                    window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+                    codes_hw = raster.read(1, window=window)
+                    valid_hw = (codes_hw != class_map.nodata) & (share_hw > 0)
+                    shares_nk[at] += np.bincount(
+                        place[codes_hw[valid_hw]], weights=share_hw[valid_hw], minlength=len(codes)
+                    )
+    return shares_nk, codes
+
+
+def _majority(shares_nk: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
+    """The class with most of each parcel; of equal ones the lower code."""
+    total_n = shares_nk.sum(axis=1)
+    best_n = shares_nk.argmax(axis=1)
+    share_n = np.divide(shares_nk.max(axis=1), total_n, out=np.zeros(len(total_n)), where=total_n > 0)
+    mapped = np.array([names[k] if total > 0 else None for k, total in zip(best_n, total_n, strict=True)], dtype=object)
+    return {"mapped": mapped, "mapped_share": share_n, "mapped_pixels": total_n}
+
+
+def _predicted(run: Run, config: Config, mean_nc: NDArray[np.float32]) -> dict[str, Any]:
+    """What the classifier says of each parcel's mean."""
+    classifier = load_classifier(model_folder(run, config))
+    seen = np.isfinite(mean_nc).all(axis=1)
+    names, shares = np.full(len(mean_nc), None, dtype=object), np.full(len(mean_nc), np.nan, dtype=np.float32)
+    if seen.any():
+        found_nk = classifier.predict_proba(mean_nc[seen])
+        names[seen] = [classifier.classes[k].name for k in found_nk.argmax(axis=1)]
+        shares[seen] = found_nk.max(axis=1)
+    return {"predicted": names, "probability": shares}
+
+
+def _verdicts(asked: ParcelWishes, columns: Mapping[str, Any]) -> NDArray[Any]:
+    """agrees, differs or cannot be told, of each parcel with a declared class; None of the others."""
+    made: list[str | None] = []
+    for declared, mapped, share, pixels in zip(
+        *(columns[name] for name in ("declared", "mapped", "mapped_share", "mapped_pixels")), strict=True
+    ):
+        if declared is None:
+            made.append(None)
+        elif mapped is None or pixels < asked.pixels or share < asked.share:
+            made.append(OPEN)
+        else:
+            made.append(AGREES if declared == mapped else DIFFERS)
+    return np.array(made, dtype=object)
+
+
+def _check_table(columns: Mapping[str, Any]) -> str:
+    """Parcels and hectares by declared and mapped class, as CSV."""
+    cells: dict[tuple[str, str, str], list[float]] = {}
+    rows = zip(*(columns[name] for name in ("declared", "mapped", "check", "hectares")), strict=True)
+    for declared, mapped, verdict, hectares in rows:
+        if declared is not None:
+            cell = cells.setdefault((declared, mapped or "", verdict), [0, 0.0])
+            cell[0] += 1
+            cell[1] += float(hectares)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("declared", "mapped", "check", "parcels", "hectares"))
+    for key, (count, hectares) in sorted(cells.items()):
+        writer.writerow((*key, count, round(hectares, 2)))
+    return stream.getvalue()
+
+
+def _write_table(path: Path, found: _Parcels, columns: Mapping[str, Any]) -> None:
+    arrays: dict[str, Any] = {"id": pa.array(found.id_n.tolist(), pa.string())}
+    for name, values in columns.items():
+        if name in ("mean", "spread"):
+            seen = np.isfinite(values).all(axis=1)
+            arrays[name] = pa.array(
+                [row if ok else None for row, ok in zip(values.tolist(), seen, strict=True)],
+                pa.list_(pa.float32(), values.shape[1]),
+            )
+        elif values.dtype == object:
+            arrays[name] = pa.array(values.tolist(), pa.string())
+        else:
+            arrays[name] = pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)
+    arrays["geometry"] = pa.array(shapely.to_wkb(found.degrees_n).tolist(), pa.binary())
+    west, south, east, north = shapely.total_bounds(found.degrees_n).tolist()
+    column = {"encoding": "WKB", "geometry_types": ["MultiPolygon", "Polygon"], "bbox": [west, south, east, north]}
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    table = pa.table(arrays).replace_schema_metadata({"geo": json.dumps(geo, sort_keys=True)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _tell(path: Path, columns: Mapping[str, Any]) -> None:
+    count, seen = len(columns["pixels"]), int((columns["pixels"] > 0).sum())
+    say(f"{path}: {count} parcels, {count - seen} of them without an embedding")
+    if "check" not in columns:
+        return
+    shown = Table(title="Declared against mapped", title_justify="left", box=None, pad_edge=False)
+    shown.add_column("check")
+    for name in ("parcels", "hectares"):
+        shown.add_column(name, justify="right")
+    for verdict in (AGREES, DIFFERS, OPEN):
+        here = columns["check"] == verdict
+        shown.add_row(verdict, str(int(here.sum())), f"{float(columns['hectares'][here].sum()):,.1f}")
+    show(shown)

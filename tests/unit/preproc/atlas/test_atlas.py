@@ -1,0 +1,193 @@
+"""The atlas: tiles in their places, and the page in a real browser."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from pyproj import Transformer
+from support.browser import Browser, chromium
+from support.mosaicked import NAMES, classified_run, config, embed_crops, planned_run
+
+from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles
+from infer.contract.rasters import MapManifest
+from preproc.atlas.atlas import write_atlas
+from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
+from preproc.atlas.serve import serving
+from preproc.explore.groups import cluster
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run, settings = classified_run(tmp_path_factory.mktemp("atlas") / "run")
+    cluster(run, settings, 3, 0)
+    write_atlas(run, None)
+    return run
+
+
+@contextmanager
+def served(run: Run) -> Iterator[tuple[str, list[str]]]:
+    asked: list[str] = []
+    with serving(run.root / "atlas", 0) as server:
+        handler: Any = server.RequestHandlerClass
+        handler.func.log_request = lambda self, *_: asked.append(self.path)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", asked
+        finally:
+            server.shutdown()
+            thread.join()
+            del handler.func.log_request
+
+
+def test_every_pixel_of_the_finest_level_has_the_class_of_its_place(made: Run) -> None:
+    tiles = planned_tiles(made)
+    back = Transformer.from_crs(3857, tiles[0].epsg, always_xy=True)
+    finest = max(int(path.name) for path in (made.root / "atlas" / "classes").iterdir())
+    with rasterio.open(made.map / "classes_31N.tif") as source:
+        classes, transform = source.read(1), source.transform
+    compared = 0
+    for path in (made.root / "atlas" / "classes" / str(finest)).rglob("*.png"):
+        with rasterio.open(path) as picture:
+            found = picture.read(1)
+        side, column, row = tile_metres(finest), int(path.parent.name), int(path.stem)
+        steps = (np.arange(256) + 0.5) * side / 256
+        x, y = np.meshgrid(column * side - math.pi * 6378137 + steps, math.pi * 6378137 - row * side - steps)
+        east, north = back.transform(x, y)
+        across, down = (east - transform.c) / 10, (transform.f - north) / 10
+        inside = (across >= 0) & (across < classes.shape[1]) & (down >= 0) & (down < classes.shape[0])
+        certain = inside & (np.abs(across % 1 - 0.5) < 0.4) & (np.abs(down % 1 - 0.5) < 0.4)
+        rows, columns = down[certain].astype(int), across[certain].astype(int)
+        np.testing.assert_array_equal(found[certain], classes[rows, columns])
+        assert not found[~inside & (np.abs(across + 1) < 0.5)].any()
+        compared += int(certain.sum())
+    assert compared > 3000
+
+
+def test_levels_end_where_two_tiles_hold_the_region() -> None:
+    far = [
+        PlannedTile(f"t{c}{r}", 32631, 500_000 + c * 81_920, 5_600_000 - r * 81_920, 512)
+        for c in range(9)
+        for r in range(9)
+    ]
+    grid = grid_of(far, 50.0)
+    assert grid.finest == 14
+    assert len(grid.places) == grid.finest - grid.coarsest + 1
+    for finer, coarser in zip(grid.places[1:], grid.places, strict=False):
+        assert {(column // 2, row // 2) for column, row in finer} == coarser
+    columns, rows = zip(*grid.places[0], strict=True)
+    assert max(columns) - min(columns) <= 1
+    assert max(rows) - min(rows) <= 1
+
+
+def test_a_region_across_the_antimeridian_has_tiles_on_both_sides() -> None:
+    tiles = [PlannedTile("t", 32601, 300_000, 6_900_000, 2048), PlannedTile("u", 32660, 690_000, 6_900_000, 2048)]
+    grid = grid_of(tiles, 62.0)
+    assert 0.9 < grid.box[0] < 1 < grid.box[2] < 1.1
+    columns = {column for column, _ in grid.places[-1]}
+    assert min(columns) < 100
+    assert max(columns) > 2**grid.finest - 100
+
+
+def test_coarse_levels_come_from_overviews(made: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    real = rasterio.open
+
+    def noting(*names: Any, **options: Any) -> Any:
+        opened.append(options.get("overview_level"))
+        return real(*names, **options)
+
+    monkeypatch.setattr("preproc.atlas.pyramid.rasterio.open", noting)
+    path = made.root / "big.tif"
+    profile = {"driver": "GTiff", "width": 512, "height": 512, "count": 1, "dtype": "uint8", "crs": "EPSG:32631"}
+    with real(path, "w", **profile, transform=rasterio.Affine(10, 0, 573_440, 0, -10, 5_626_880), tiled=True) as raster:
+        raster.write(np.full((512, 512), 7, np.uint8), 1)
+        raster.build_overviews([2, 4, 8])
+    tile = PlannedTile("t", 32631, 573_440, 5_626_880, 512)
+    (column, row) = min(grid_of([tile], 50.7).places[0])
+    level = grid_of([tile], 50.7).coarsest
+    assert (read_tile([path], 1, 0, level - 2, column >> 2, row >> 2) == 7).any()
+    assert opened[0] is None
+    assert opened[-1] in (1, 2)
+
+
+def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp_path: Path) -> None:
+    with served(made) as (url, asked), chromium(tmp_path / "profile") as browser:
+        start = time.monotonic()
+        open_page(browser, url)
+        wait(browser, "[...cache.values()].some(t => t.picture)")
+        assert time.monotonic() - start < 30  # a busy machine; the figure is in the docs
+        assert browser.evaluate("document.querySelectorAll('#left option').length") == 6
+        legend = browser.evaluate("document.getElementById('legend').textContent")
+        assert all(name in legend for name in NAMES), "as text, markup or not"
+        drawn = browser.evaluate(
+            "(() => { paint(); const p = pen.getImageData(canvas.width / 2 | 0, canvas.height / 2 | 0, 1, 1).data;"
+            " return '#' + [0, 1, 2].map(i => p[i].toString(16).padStart(2, '0')).join('') })()"
+        )
+        colors = {entry.color: entry.name for entry in MapManifest.read(made).classes}
+        assert drawn in colors
+        browser.evaluate("document.getElementById('map').focus()")
+        browser.press("Enter")
+        wait(browser, "!document.getElementById('here').hidden")
+        told = browser.evaluate("document.getElementById('here').textContent")
+        assert colors[drawn] in told, "what is drawn in the middle is what Enter tells"
+        assert "Embedded or why notembedded" in told, "though the counts of these made embeddings are not known"
+        browser.evaluate("(() => { const r = document.getElementById('right'); r.value = 'groups'; r.onchange() })()")
+        assert browser.evaluate("document.getElementById('swipebox').hidden") is False
+        wait(browser, "[...cache].some(([name, t]) => name.startsWith('groups/') && t.picture)")
+        before = browser.evaluate("view.zoom")
+        browser.press("+")
+        assert browser.evaluate("view.zoom") > before
+        assert browser.errors == []
+        names = browser.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert names
+        assert all(name.startswith(url) for name in names)
+        browser.screenshot(tmp_path / "desk.png")
+        assert (tmp_path / "desk.png").stat().st_size > 5000
+    assert "/" in asked
+    shown = {"classes", "groups", "confidence", "clear_s2", "s1", "reason"}
+    assert {path.split("/")[1] for path in asked} <= {"", *shown}
+    assert len({path.partition("/")[2].partition("/")[2] for path in asked}) < 10, "only where the run's tiles are"
+
+
+def open_page(browser: Browser, url: str) -> None:
+    browser.call("Page.navigate", url=url)
+    wait(browser, "document.readyState === 'complete' && location.protocol === 'http:' && typeof paint === 'function'")
+
+
+def wait(browser: Browser, condition: str) -> None:
+    for _ in range(400):
+        if browser.evaluate(condition):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"never: {condition}")
+
+
+def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0), (32632, 0, 0)])
+    with pytest.raises(SmaltiError, match=r"has no mosaic and no map yet: run `smalti run"):
+        write_atlas(run, None)
+    embed_crops(run)
+    cluster(run, config(run), 3, 0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(SmaltiError, match=r"holds something that is no atlas: name an empty or a new folder"):
+        write_atlas(run, tmp_path / "mine")
+    assert "1 layers" in write_atlas(run, tmp_path / "atlas")
+    first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
+    write_atlas(run, tmp_path / "atlas")
+    assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
+
+
+def test_only_an_atlas_is_served(tmp_path: Path) -> None:
+    with pytest.raises(SmaltiError, match="not an atlas: make one with"), serving(tmp_path, 0):
+        pass

@@ -1,0 +1,148 @@
+"""A run by parcel: cover, means, the map's majority, declared against mapped, and polygons that are refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from support.embedded import write_vector
+from support.mosaicked import EPSG, NAMES, NORTH, WEST, classified_run
+
+from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
+from preproc.classify.class_raster import read_map
+from preproc.cli import app
+from preproc.region.vector import read_vector
+from preproc.survey.cover import covered
+
+
+def test_cover_is_the_share_of_each_pixel() -> None:
+    polygon = shapely.box(105, 65, 125, 98)  # half of two columns, whole of one; 3.3 rows
+    (rows, columns, share), *rest = covered(polygon, 100, 100, 10, 10)
+    assert (rows, columns, rest) == (slice(0, 4), slice(0, 3), [])
+    assert share == pytest.approx(np.outer([0.8, 1, 1, 0.5], [0.5, 1, 0.5]))
+    assert not list(covered(shapely.box(0, 0, 5, 5), 100, 100, 10, 10))
+    tall = shapely.Point(1000, 0).buffer(1900)
+    found = sum(share.sum() for _, _, share in covered(tall, -1000, 2000, 400, 400))
+    assert found * 100 == pytest.approx(tall.area)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return classified_run(tmp_path_factory.mktemp("parcels") / "run")[0]
+
+
+@pytest.fixture
+def run(made: Run, tmp_path: Path) -> Run:
+    shutil.copytree(made.root, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def box(column: float, row: float, width: float, height: float) -> Any:
+    west, north = WEST + column * 10, NORTH - row * 10
+    return shapely.box(west, north - height * 10, west + width * 10, north)
+
+
+def write(run: Run, shapes: list[Any], **fields: Any) -> Path:
+    path = run.root / "fields.gpkg"
+    path.unlink(missing_ok=True)
+    return write_vector(path, shapes, {name: np.array(values) for name, values in fields.items()}, epsg=EPSG, to=4326)
+
+
+def parcels(run: Run, path: Path, *more: object) -> Any:
+    app(["parcels", str(run.root), str(path), *map(str, more)], standalone_mode=False)
+    return pq.read_table(run.root / "parcels" / "fields.parquet").to_pylist()
+
+
+def mosaic(run: Run) -> np.ndarray:
+    """(64, 64, C) of the four tiles."""
+    values = np.empty((64, 64, 6), np.float32)
+    for tile in planned_tiles(run):
+        top, left = (NORTH - tile.north) // 10, (tile.west - WEST) // 10
+        embedding = read_embedding(run.embeddings, tile.name)
+        values[top : top + 32, left : left + 32] = embedding.window(slice(None), slice(None))
+    return values
+
+
+def test_a_parcel_across_tiles_has_the_mean_and_spread_of_its_pixels_by_cover(run: Run) -> None:
+    shapes = [box(20.5, 28, 24, 9.25), box(0, 0, 2, 2), box(-40, 0, 20, 20)]  # the second in the nodata corner
+    whole, corner = parcels(run, write(run, shapes, name=["a", "b", "c"]), "--id", "name")
+    cover = np.outer(np.r_[np.ones(9), 0.25], np.r_[0.5, np.ones(23), 0.5])[..., None]
+    values = mosaic(run)[28:38, 20:45].astype(float)
+    full = cover.sum()
+    cover = np.where(np.isnan(values[..., :1]), 0, cover)  # a corner of the fourth tile has no embedding
+    values = np.nan_to_num(values)
+    mean = (values * cover).sum(axis=(0, 1)) / cover.sum()
+    spread = np.sqrt((((values - mean) ** 2) * cover).sum(axis=(0, 1)) / cover.sum())
+    assert whole["id"] == "a"
+    assert whole["mean"] == pytest.approx(mean.tolist(), rel=1e-3, abs=1e-3)  # its outline went to degrees and back
+    assert whole["spread"] == pytest.approx(spread.tolist(), rel=1e-3)
+    assert whole["pixels"] == pytest.approx(cover.sum(), rel=1e-4)
+    assert whole["observed"] == pytest.approx(cover.sum() / full, rel=1e-4)
+    assert whole["hectares"] == pytest.approx(2.22, rel=1e-3)
+    codes = read_map(run)
+    votes = np.zeros(4)
+    for _, _, codes_hw in codes.strips():
+        votes += np.bincount(np.maximum(codes_hw[28:38, 20:45], 0).ravel(), weights=cover.ravel(), minlength=4)
+    assert whole["mapped"] == codes.names[int(votes.argmax())]
+    assert whole["mapped_share"] == pytest.approx(votes.max() / votes.sum(), rel=1e-3)
+    assert 0 < whole["probability"] <= 1
+    assert (corner["mean"], corner["mapped"], corner["predicted"], corner["observed"]) == (None, None, None, 0)
+    again = read_vector(run.root / "parcels" / "fields.parquet", key="x", attributes=["id"])
+    assert len(again) == 2
+    assert again.crs.to_epsg() == 4326 or "CRS84" in again.crs.to_string()
+
+
+def test_declared_against_mapped(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    side = 8  # the truth's parcels
+    shapes = [box(column * side, row * side, side, side) for row in range(1, 7) for column in range(1, 7)]
+    known = parcels(run, write(run, shapes, name=np.arange(36)), "--id", "name")
+    mapped = [row["mapped"] for row in known]
+    declared = list(mapped)
+    declared[3] = next(name for name in NAMES if name != mapped[3])
+    declared[7] = None
+    path = write(run, [*shapes, box(30, 30, 1, 1)], name=np.arange(37), crop=np.array([*declared, NAMES[0]], object))
+    capsys.readouterr()
+    rows = parcels(run, path, "--id", "name", "--class", "crop", "--share", 0)
+    assert [row["check"] for row in rows[:8]] == ["agrees"] * 3 + ["differs"] + ["agrees"] * 3 + [None]
+    assert rows[36]["check"] == "cannot be told"  # one pixel
+    with (run.root / "parcels" / "fields_check.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert sum(int(row["parcels"]) for row in table) == 36
+    assert [row for row in table if row["check"] == "differs"] == [
+        {"declared": declared[3], "mapped": mapped[3], "check": "differs", "parcels": "1", "hectares": "0.64"}
+    ]
+    assert "Declared against mapped" in capsys.readouterr().out
+    before = (run.root / "parcels" / "fields.parquet").read_bytes()
+    parcels(run, path, "--id", "name", "--class", "crop", "--share", 0)
+    assert "complete" in capsys.readouterr().err
+    (run.root / "parcels" / "fields.json").unlink()
+    parcels(run, path, "--id", "name", "--class", "crop", "--share", 0)
+    assert (run.root / "parcels" / "fields.parquet").read_bytes() == before
+
+
+def test_parcels_that_are_none_end_with_one_line(run: Run) -> None:
+    shapes = [box(2, 2, 5, 5), box(10, 10, 5, 5)]
+
+    def refuse(path: Path, options: list[object], message: str) -> None:
+        with pytest.raises(SmaltiError, match=message) as caught:
+            parcels(run, path, *options)
+        assert "\n" not in str(caught.value)
+
+    refuse(run.root / "none.gpkg", [], "no such file")
+    refuse(write(run, shapes, name=["a", "a"]), ["--id", "name"], "name 'a' is there 2 times: ids name one parcel each")
+    refuse(write(run, shapes, name=np.array(["a", None], object)), ["--id", "name"], "feature 2 has no 'name'")
+    refuse(write(run, shapes, name=["a", "b"]), ["--id", "nam"], "no attribute 'nam'")
+    refuse(write(run, shapes, crop=[np.nan, np.nan]), ["--class", "crop"], "'crop' is empty in all parcels")
+    refuse(write(run, shapes, crop=[1.5, 2]), ["--class", "crop"], "holds 1.5: a class is text or a whole number")
+    refuse(write(run, [shapes[0].centroid], name=["a"]), [], "feature 1 is a point: parcels are polygons")
+    refuse(write(run, [box(9000, 0, 5, 5)], name=["a"]), [], "no parcel lies in the run's region")
+    refuse(write(run, shapes, name=["a", "b"]), ["--share", 2], "a share between 0 and 1")
+    run.map_manifest.unlink()
+    refuse(write(run, shapes, crop=["a", "b"]), ["--class", "crop"], "what is declared is checked by a map")
+    assert not (run.root / "parcels").exists()
