@@ -56,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--output",
         choices=("int8", "float32"),
-        default="int8",
-        help="codes with a scale a pixel, as in runs, or floats",
+        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly: float32)",
     )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -139,7 +138,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output,
+        arguments.output or ("float32" if arguments.checkpoint == "monthly" else "int8"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,

@@ -1,8 +1,9 @@
 """Embeddings on disk: `<tile>.npy` (float32, or int8 with `<tile>_scales.npy`) and the manifest `<tile>.json`.
 
 float32: NaN where neither modality has an observation. int8: value = code * scale, code in -127..127 (v1.x: from -128);
-nodata has code 0 and scale NaN. Of the family `monthly` single numbers may be NaN, too: months without an observation. `<tile>_observations.npy` says how many observations each pixel had: it outlives the
-time series, which may be released once they are embedded.
+nodata has code 0 and scale NaN. Of the family `monthly` single numbers may be NaN, too: months without an observation.
+`<tile>_observations.npy` says how many observations each pixel had: it outlives the time series, which may be released
+once they are embedded.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ class Embedding:
     def embedded(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
         """(h, w) where a window's pixels have an embedding."""
         if self.scales_hw is not None:
-            return ~np.isnan(self.scales_hw[rows, columns])
-        if self.gappy:
-            return ~np.isnan(self.values_hwc[rows, columns]).all(axis=-1)
-        return ~np.isnan(self.values_hwc[rows, columns, 0])
+            lacking: NDArray[np.bool_] = np.isnan(self.scales_hw[rows, columns])
+        elif self.gappy:
+            lacking = np.isnan(self.values_hwc[rows, columns]).all(axis=-1)
+        else:
+            lacking = np.isnan(self.values_hwc[rows, columns, 0])
+        return ~lacking
 
     def window(self, rows: slice, columns: slice, *, gaps: bool = False) -> NDArray[np.float32]:
         """float32 values of a window (h, w, C), NaN = nodata, dequantised where needed.

@@ -1,25 +1,28 @@
 """Monthly composites: what a pixel looked like, month by month, without any network. Pure; numpy only.
 
-Twelve calendar months from the first month of the season, twelve numbers each: the median of the clear values of the ten
-Sentinel-2 bands as reflectance (DN / 10000), and of VV and VH of both orbits as (dB + 25) / 25, dB = (v / 200 - 50) / 2 of
-the tile's scaled value. A month without an observation is NaN. The engine, the baseline of `validate` and
-`smalti compare` all take them from here.
+Twelve calendar months from the first month of the season, twelve numbers each: the median of the clear values of the
+ten Sentinel-2 bands as reflectance (DN / 10000), and of VV and VH of both orbits as (dB + 25) / 25, where dB =
+(v / 200 - 50) / 2 of the tile's scaled value. A month without an observation is NaN. The engine, the baseline of
+`validate` and the probe take them from here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.tile import BANDS, SAR_BANDS, Tile
+if TYPE_CHECKING:
+    from infer.contract.tile import Tile  # which needs, by way of the plan, what reads embeddings
 
 MONTHS = 12
 MONTHLY_FAMILY = "monthly"
-_FEATURES = len(BANDS) + len(SAR_BANDS)
+_FEATURES = 12
+"""The ten bands, VV and VH."""
 MONTHLY_DIM = MONTHS * _FEATURES
 """Numbers a pixel, month by month, each in the order of BANDS and then VV, VH."""
 _ABSENT = np.iinfo(np.int32).max
@@ -91,7 +94,7 @@ def monthly_composites(tile: Tile, rows: Any, columns: Any) -> NDArray[np.float3
 
     def taken(array_thwc: NDArray[Any]) -> NDArray[Any]:
         part = array_thwc[:, rows, columns]
-        return part.reshape(part.shape[0], -1, array_thwc.shape[3])
+        return part.reshape(part.shape[0], math.prod(part.shape[1:-1]), part.shape[-1])
 
     bands = taken(tile.bands_thwb)
     clear = taken(tile.masks_thw[..., None])[..., 0] == 1
@@ -107,8 +110,8 @@ def monthly_composites(tile: Tile, rows: Any, columns: Any) -> NDArray[np.float3
 def without_gaps(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Missing months filled, for what cannot do with gaps (previews, codes, linear models, groups of like pixels).
 
-    A band's missing month lies on the line between the nearest months before and after that have it; at the ends it is as
-    the nearest one; a band that was never observed is 0. Pixels without any observation stay NaN.
+    A band's missing month lies on the line between the nearest months before and after that have it; at the ends it is
+    as the nearest one; a band that was never observed is 0. Pixels without any observation stay NaN.
 
     Args:
         values: (..., 144) float32 as `monthly_composites` gives them.

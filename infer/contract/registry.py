@@ -22,8 +22,8 @@ HUB = "https://huggingface.co"
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
 
-_BUNDLED = {"demo": DEMO_CHECKPOINT, "monthly": DEMO_CHECKPOINT.with_name("monthly.json")}
-"""What needs no download. `monthly` has no weights: its file says what it computes, and its checksum stands for that."""
+_BUNDLED = {"demo": DEMO_CHECKPOINT, "monthly": DEMO_CHECKPOINT.with_name("monthly-v1.json")}
+"""What needs no download. `monthly` has no weights: its file says what it computes, its checksum stands for that."""
 
 
 MATRYOSHKA = (16, 32, 64, 128)

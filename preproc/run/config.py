@@ -204,8 +204,8 @@ class Model(_Section):
     output: Literal["int8", "float32"] = "int8"
     """How embeddings are kept: codes with a scale per pixel, or four times the disk."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16. The model `monthly` (plain monthly medians, no
-    network) gives 144, always as float32: these are its defaults."""
+    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16. The model `monthly` (plain monthly medians,
+    no network) gives 144, always as float32: these are its defaults."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; auto: bfloat16 on accelerators that have it, float32 elsewhere."""
     allow_source_mismatch: bool = False
@@ -239,7 +239,7 @@ class Model(_Section):
             asked = self.output, self.dim, self.precision == "bfloat16"
             if asked != ("float32", MONTHLY_DIM, False):
                 raise ValueError(
-                    f'monthly gives {MONTHLY_DIM} numbers as float32 (codes cannot say that a month is missing): leave '
+                    f"monthly gives {MONTHLY_DIM} numbers as float32 (codes cannot say that a month is missing): leave "
                     "out output, dim and precision"
                 )
         return self
