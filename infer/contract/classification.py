@@ -411,6 +411,8 @@ class AccuracyManifest(Record):
     """None without a reference sample."""
     map_accuracy_note: str
     headline: str
+    cleaned_accuracy: AssessedMap | None = None
+    """Of the map after [clean], by the same sample."""
 
     @classmethod
     def path(cls, run: Run) -> Path:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import Plan, Run, SmaltiError
-from infer.contract.rasters import MapManifest, MapSheet
+from infer.contract.rasters import CleanedMap, MapManifest, MapSheet
 from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, sheet_manifest
+from preproc.classify.cleaned import clean_map
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
 from preproc.raster.cog import cog_writer
@@ -47,6 +48,9 @@ class PredictStage:
         opened.refuse(facts)
         inputs = opened.inputs(facts)
         units = [*opened.units(), Unit("map", run.map_manifest, MapManifest.kind, inputs)]
+        if config.clean.steps:
+            steps = {**inputs, "clean": config.clean.model_dump(mode="json")}
+            units.append(Unit("cleaned map", CleanedMap.path(run), CleanedMap.kind, steps))
         return Session(units, lambda due: _build(opened, facts, due))
 
 
@@ -137,19 +141,26 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
         failed += built.error is not None
         yield built
     for unit in due.units:
-        if unit.kind != MapManifest.kind:
+        if unit.kind not in (MapManifest.kind, CleanedMap.kind):
             continue
         if failed:
             unit.manifest.unlink(missing_ok=True)
             yield Built(unit, SmaltiError(f"not joined: {failed} of its sheets failed"))
         else:
-            yield from one_by_one([unit], lambda unit: _join(opened, facts, unit))
+            make = _join if unit.kind == MapManifest.kind else _clean
+            yield from one_by_one([unit], lambda unit, make=make: make(opened, facts, unit))  # type: ignore[misc]
 
 
 def _join(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
     run, config = opened.run, opened.config
     legend = about_classifier(run, config).classes
     join_map(run, legend, facts, opened.zones, unit, probabilities=config.predict.probabilities)
+
+
+def _clean(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
+    run, config = opened.run, opened.config
+    legend = about_classifier(run, config).classes
+    clean_map(run, config.clean, legend, facts, [zone.grid for zone in opened.zones], unit)
 
 
 def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:

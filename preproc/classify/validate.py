@@ -7,15 +7,15 @@ from typing import Any
 
 from infer.contract import Run
 from infer.contract.classification import AccuracyManifest, Figure
-from infer.contract.rasters import MapManifest
+from infer.contract.rasters import CleanedMap, MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.baseline import baseline
-from preproc.classify.class_raster import read_map
+from preproc.classify.class_raster import read_cleaned, read_map
 from preproc.classify.learning import told
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold, read_places
 from preproc.classify.performance import held_out_figures, performance
-from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
+from preproc.classify.reference import WHAT, cleaned_accuracy, map_accuracy, read_reference, unmatched
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
 from preproc.run.classifier import about_classifier, file_of, model_folder, verified
@@ -50,6 +50,8 @@ class ValidateStage:
             if settings["encoding"] is None:
                 del settings["encoding"]  # as in files written before it could be set
             inputs["map"] = MapManifest.read(run).files_fingerprint
+            if config.clean.steps:
+                inputs["cleaned"] = CleanedMap.read(run).files_fingerprint
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
         unit = Unit("accuracy", run.accuracy, AccuracyManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
@@ -99,6 +101,10 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
         legend = {entry.code: entry.name for entry in about.classes}
         content["map_accuracy"] = map_accuracy(reference, class_map, legend, config.validate_)
         content["map_accuracy_note"] = WHAT
+        if config.clean.steps:
+            content["cleaned_accuracy"] = cleaned_accuracy(
+                reference, class_map, read_cleaned(run), legend, config.validate_
+            )
     made = from_json(AccuracyManifest, content, run.accuracy, "this is a fault of smalti")
     odd = None if made.map_accuracy is None else unmatched(made.map_accuracy)
     if odd is not None and config.validate_ is not None:
@@ -150,6 +156,8 @@ def _tell(made: AccuracyManifest) -> None:
             f"validate: held out and used once: macro-F1 {_shown(held.pixels.macro_f1)}, overall "
             f"{_shown(held.pixels.overall_accuracy)} ({counted(held.pixels.n_groups, 'group')})"
         )
+    if made.cleaned_accuracy is not None:
+        say(f"validate: the cleaned map: overall {_shown(made.cleaned_accuracy.overall_accuracy)}")
     for entry in made.performance.left_out:
         groups = counted(entry.groups, "group")
         say(f"validate: {entry.name} was left out of training ({groups}): the map never shows it")

@@ -366,6 +366,41 @@ class Predict(_Section):
     _resolve = field_validator("model", mode="before")(_absolute)
 
 
+class Clean(_Section):
+    """Cleaning of the map; each step is off unless it is set. The cleaned map stands beside the map: map/cleaned/."""
+
+    smooth: Annotated[int, Field(ge=0, le=15)] = 0
+    """Bayesian smoothing of the probabilities over a square of so many pixels (odd, 7 is usual); 0: none.
+
+    It needs `[predict] probabilities = true`.
+    """
+    smoothness: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    """How little a pixel's own probability is believed against its neighbours'."""
+    majority: Annotated[int, Field(ge=0, le=15)] = 0
+    """The commonest class of a square of so many pixels (odd, 3 is usual); 0: none."""
+    minimum_unit: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Hectares: smaller patches of a class are given to the neighbour with most of their border; 0: none."""
+
+    @field_validator("smooth", "majority")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value and (value % 2 == 0 or value == 1):
+            raise ValueError(f"{value} pixels: a square around a pixel has an odd side, 3 or more")
+        return value
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is done, in order, for people; empty: nothing."""
+        made = []
+        if self.smooth:
+            made.append(f"Bayesian smoothing over {self.smooth} x {self.smooth} pixels, smoothness {self.smoothness:g}")
+        if self.majority:
+            made.append(f"majority of {self.majority} x {self.majority} pixels")
+        if self.minimum_unit:
+            made.append(f"minimum mapping unit {self.minimum_unit:g} ha")
+        return tuple(made)
+
+
 class Validate(_Section):
     """A reference sample, for the accuracy of the map; without it only the classifier's performance is told."""
 
@@ -471,10 +506,17 @@ class Config(_Section):
     train: Train = Train()
     classify: Classify = Classify()
     predict: Predict = Predict()
+    clean: Clean = Clean()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @model_validator(mode="after")
+    def _smooths_what_is_there(self) -> Self:
+        if self.clean.smooth and not self.predict.probabilities:
+            raise ValueError("[clean] smooth needs the probabilities of classes: set [predict] probabilities = true")
+        return self
 
     @property
     def trains(self) -> bool:
