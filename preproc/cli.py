@@ -366,12 +366,13 @@ def parcels(
     encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
     pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
     share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
+    train: Annotated[bool, typer.Option("--train", help="Learn the declared classes from the parcels' means.")] = False,
 ) -> None:
     """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
     from preproc.run.config import load_config
     from preproc.survey.parcels import ParcelWishes, parcels
 
-    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share)
+    asked = ParcelWishes(polygons, id_, class_, layer, encoding, pixels, share, train)
     parcels(Run(run), load_config(Run(run)), asked)
 
 

@@ -316,6 +316,18 @@ class HeldOutFigures:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What plain features of the same pixels are worth to the same classifier on the same folds."""
+
+    features: str
+    macro_f1: Figure
+    overall_accuracy: Figure
+    adds_macro_f1: Figure
+    """Of the embedding less that of the features, on the same drawn groups."""
+    adds_overall_accuracy: Figure
+
+
+@dataclass(frozen=True)
 class Performance:
     """How well the classifier tells labelled groups apart that it has not seen."""
 
@@ -342,6 +354,10 @@ class Performance:
     """Trained on some years or regions, tested on another."""
     held_out: HeldOutFigures | None = None
     """Of what no choice and no training has seen; None where nothing was held out."""
+    baseline: Baseline | None = None
+    """None where it was not made: `baseline_note` says why."""
+    baseline_note: str = ""
+    """What the embedding adds to it, in words."""
 
     def __post_init__(self) -> None:
         for figures in (self.pixels, self.groups):
@@ -397,6 +413,8 @@ class AccuracyManifest(Record):
     """None without a reference sample."""
     map_accuracy_note: str
     headline: str
+    cleaned_accuracy: AssessedMap | None = None
+    """Of the map after [clean], by the same sample."""
 
     @classmethod
     def path(cls, run: Run) -> Path:

@@ -231,3 +231,35 @@ class ValueMapManifest(Provenance):
     def path(cls, run: Run) -> Path:
         """RUN/map/map.json."""
         return run.map_manifest
+
+
+@dataclass(frozen=True)
+class CleanedClass(ClassEntry):
+    """A class and how much of the cleaned map it has."""
+
+    pixels: int
+    hectares: float
+    """A count of pixels, not an estimate of the area."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanedMap(Record):
+    """map/cleaned/cleaned.json: the map after the steps of [clean]."""
+
+    kind = "map-cleaned"
+    stage = "predict"
+
+    steps: tuple[str, ...]
+    """What was done, in order, for people."""
+    pixels: int
+    changed: int
+    """Pixels that are of another class than in the map."""
+    classes: tuple[CleanedClass, ...]
+    """By ascending code."""
+    zones: Mapping[str, str]
+    """Label such as 31N -> raster of classes, relative to the manifest."""
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/map/cleaned/cleaned.json."""
+        return run.map / "cleaned" / "cleaned.json"

@@ -24,8 +24,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from infer.contract import PIXEL_SIZE, FormatError, Run, SmaltiError, read_regular
-from infer.contract.rasters import MapManifest
+from infer.contract import PIXEL_SIZE, FormatError, Run, SmaltiError, child, read_regular
+from infer.contract.rasters import CleanedMap, MapManifest
 from preproc.run.progress import progress
 
 Box = tuple[float, float, float, float]
@@ -114,6 +114,19 @@ def read_map(run: Run) -> ClassMap:
         raise FormatError(f"{run.map_manifest}: lists no class raster (one byte, with a colour table): {_REMEDY}")
     names = {entry.code: entry.name for entry in manifest.classes}
     made = _counted(tuple(files), 0, names)
+    hectares = {code: count * PIXEL_SIZE**2 / 10_000 for code, count in made.pixels.items()}
+    return ClassMap(**{**vars(made), "hectares": hectares, "even": True})
+
+
+def read_cleaned(run: Run) -> ClassMap:
+    """The cleaned map of a run, counted; see `read_map`.
+
+    Raises:
+        FormatError: if it is missing or damaged.
+    """
+    manifest = CleanedMap.read(run).verify(run)
+    files = tuple(child(CleanedMap.path(run).parent, manifest.zones[label]) for label in sorted(manifest.zones))
+    made = _counted(files, 0, {entry.code: entry.name for entry in manifest.classes})
     hectares = {code: count * PIXEL_SIZE**2 / 10_000 for code, count in made.pixels.items()}
     return ClassMap(**{**vars(made), "hectares": hectares, "even": True})
 

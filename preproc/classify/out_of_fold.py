@@ -50,6 +50,26 @@ class OutOfFold:
         return self.take(self.fold_n != HELD_OUT)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Pixels of tiles (N)."""
+
+    tile_n: NDArray[Any]
+    row_n: NDArray[np.int32]
+    col_n: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.tile_n)
+
+
+def read_places(path: Path) -> Places:
+    """Where the rows of `read_out_of_fold` that were cross-validated lie; it has found the file to be readable."""
+    table = pq.read_table(path, columns=["tile", "row", "col", "fold"])
+    crossed = table.column("fold").to_numpy() != HELD_OUT
+    names = np.array(table.column("tile").to_pylist(), dtype=np.str_)
+    return Places(names[crossed], *(table.column(name).to_numpy()[crossed] for name in ("row", "col")))
+
+
 def write_out_of_fold(
     path: Path, samples: Samples, fold_n: NDArray[np.int32], codes_k: NDArray[Any], values_nk: NDArray[np.float32]
 ) -> None:

@@ -121,6 +121,52 @@ def bootstrap(
     return {name: [float(v) for v in np.percentile(values, [2.5, 97.5])] for name, values in drawn.items()}
 
 
+def paired(
+    first_n: NDArray[Any],
+    second_n: NDArray[Any],
+    code_n: NDArray[Any],
+    group_n: NDArray[Any],
+    codes_k: NDArray[Any],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """How much better the first of two predictions of the same rows is, with 95 % intervals: the same groups for both.
+
+    Returns:
+        "macro_f1" and "overall_accuracy" -> value and ci95 (None with fewer than two groups).
+    """
+    size = len(codes_k)
+    group_i = np.unique(group_n, return_inverse=True)[1].astype(np.int64)
+    groups = int(group_i.max()) + 1
+    truth_n = np.searchsorted(codes_k, code_n)
+    scores: dict[str, Callable[[NDArray[Any]], float]] = {"overall_accuracy": overall, "macro_f1": macro_f1}
+    tables = []
+    for predicted_n in (first_n, second_n):
+        cells = np.searchsorted(codes_k, predicted_n) * size + truth_n
+        tables.append(np.unique(group_i * size * size + cells, return_counts=True))
+
+    def differences(times_g: NDArray[Any]) -> dict[str, float]:
+        matrices = []
+        for keys, counts in tables:
+            group_m, cell_m = np.divmod(keys, size * size)
+            weights = counts * times_g[group_m]
+            matrices.append(np.bincount(cell_m, weights=weights, minlength=size * size).reshape(size, size))
+        return {name: score(matrices[0]) - score(matrices[1]) for name, score in scores.items()}
+
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in scores}
+    for _ in range(_BOOTSTRAPS if groups > 1 else 0):
+        for name, value in differences(np.bincount(generator.integers(0, groups, groups), minlength=groups)).items():
+            drawn[name].append(value)
+    whole = differences(np.ones(groups, dtype=np.int64))
+    return {
+        name: {
+            "value": value,
+            "ci95": [float(v) for v in np.percentile(drawn[name], [2.5, 97.5])] if drawn[name] else None,
+        }
+        for name, value in whole.items()
+    }
+
+
 def majority(
     oof: OutOfFold, group_i: NDArray[np.intp], codes_k: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.intp]]:

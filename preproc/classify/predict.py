@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from infer.contract import Plan, Run, SmaltiError
 from infer.contract.classification import ClassifierManifest, RegressorManifest
-from infer.contract.rasters import MapManifest, MapSheet, ValueMapManifest
+from infer.contract.rasters import CleanedMap, MapManifest, MapSheet, ValueMapManifest
 from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, sheet_manifest
+from preproc.classify.cleaned import clean_map
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.regression import Regressor, load_regressor
@@ -51,6 +52,9 @@ class PredictStage:
         inputs = opened.inputs(facts)
         kind = ValueMapManifest.kind if opened.numbers else MapManifest.kind
         units = [*opened.units(), Unit("map", run.map_manifest, kind, inputs)]
+        if config.clean.steps and not opened.numbers:
+            steps = {**inputs, "clean": config.clean.model_dump(mode="json")}
+            units.append(Unit("cleaned map", CleanedMap.path(run), CleanedMap.kind, steps))
         return Session(units, lambda due: _build(opened, facts, due))
 
 
@@ -155,7 +159,8 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
             unit.manifest.unlink(missing_ok=True)
             yield Built(unit, SmaltiError(f"not joined: {failed} of its sheets failed"))
         else:
-            yield from one_by_one([unit], lambda unit: _join(opened, facts, unit))
+            make = _clean if unit.kind == CleanedMap.kind else _join
+            yield from one_by_one([unit], lambda unit, make=make: make(opened, facts, unit))  # type: ignore[misc]
 
 
 def _join(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
@@ -165,6 +170,12 @@ def _join(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
         return
     legend = about_classifier(run, config).classes
     join_map(run, legend, facts, opened.zones, unit, probabilities=config.predict.probabilities)
+
+
+def _clean(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
+    run, config = opened.run, opened.config
+    legend = about_classifier(run, config).classes
+    clean_map(run, config.clean, legend, facts, [zone.grid for zone in opened.zones], unit)
 
 
 def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:

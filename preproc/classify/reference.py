@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pyproj import CRS
 
 from infer.contract import SmaltiError
 from infer.contract.classification import AssessedMap
@@ -37,6 +38,9 @@ class Reference:
     """Stratum of each unit as text, where the strata are not the map's classes."""
     counts: Mapping[str, int]
     """What was dropped, by reason."""
+    crs: CRS
+    place_n2: NDArray[np.float64]
+    """(N, 2) where the units are."""
 
 
 def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
@@ -77,7 +81,8 @@ def read_reference(settings: Validate, class_map: ClassMap) -> Reference:
         on &= ~again
     strata_n = None if settings.stratum is None else points.groups_n[on]
     names_n = np.array([str(value) for value in points.classes_n[on]], dtype=object)
-    return Reference(mapped_n[on], names_n, strata_n, counts)
+    place_n2 = shapely.get_coordinates(points.geometries_n)[on]
+    return Reference(mapped_n[on], names_n, strata_n, counts, points.crs, place_n2)
 
 
 def _once(path: Path, pixels_n3: NDArray[Any], points: LabelSet) -> NDArray[np.bool_]:
@@ -157,6 +162,24 @@ def map_accuracy(
         ],
         "mapped_ha": hectares,
     }
+
+
+def cleaned_accuracy(
+    reference: Reference, class_map: ClassMap, cleaned: ClassMap, legend: Mapping[int, str], settings: Validate
+) -> dict[str, Any]:
+    """The same of the map after cleaning, by the same sample: its strata stay the classes of the map it was drawn from.
+
+    Raises:
+        SmaltiError: if the sample does not allow an estimate.
+    """
+    codes_n, _ = cleaned.codes_at(reference.crs, reference.place_n2)
+    moved = replace(reference, mapped_n=codes_n)
+    if settings.design == "random" or reference.strata_n is not None:
+        return map_accuracy(moved, cleaned, legend, settings)
+    strata = {str(code): hectares for code, hectares in class_map.hectares.items()}
+    moved = replace(moved, strata_n=np.array([str(code) for code in reference.mapped_n], dtype=object))
+    own = settings.model_copy(update={"stratum": "class before cleaning", "strata": strata})
+    return map_accuracy(moved, cleaned, legend, own)
 
 
 def unmatched(assessed: AssessedMap) -> str | None:

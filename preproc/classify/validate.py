@@ -8,14 +8,15 @@ from typing import Any
 
 from infer.contract import Run
 from infer.contract.classification import AccuracyManifest, Figure, ValueAccuracyManifest
-from infer.contract.rasters import MapManifest
+from infer.contract.rasters import CleanedMap, MapManifest
 from infer.contract.record import from_json, to_json
-from preproc.classify.class_raster import read_map
+from preproc.classify.baseline import baseline
+from preproc.classify.class_raster import read_cleaned, read_map
 from preproc.classify.learning import told
 from preproc.classify.model import OUT_OF_FOLD
-from preproc.classify.out_of_fold import read_out_of_fold
+from preproc.classify.out_of_fold import read_out_of_fold, read_places
 from preproc.classify.performance import held_out_figures, performance
-from preproc.classify.reference import WHAT, map_accuracy, read_reference, unmatched
+from preproc.classify.reference import WHAT, cleaned_accuracy, map_accuracy, read_reference, unmatched
 from preproc.classify.regression import tell, value_accuracy
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
@@ -50,12 +51,14 @@ class ValidateStage:
             unit = Unit("accuracy", run.accuracy, ValueAccuracyManifest.kind, numbers)
             return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write_values(folder, config, unit)))
         model = about_classifier(run, config).files_fingerprint
-        inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed}
+        inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed, "baseline": config.classify.baseline}
         if config.validate_ is not None:
             settings = config.validate_.model_dump(mode="json", exclude={"reference"})
             if settings["encoding"] is None:
                 del settings["encoding"]  # as in files written before it could be set
             inputs["map"] = MapManifest.read(run).files_fingerprint
+            if config.clean.steps:
+                inputs["cleaned"] = CleanedMap.read(run).files_fingerprint
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
         unit = Unit("accuracy", run.accuracy, AccuracyManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
@@ -82,7 +85,12 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
     folder = model_folder(run, config)
     about = verified(folder)
     oof = read_out_of_fold(file_of(folder, OUT_OF_FOLD), [entry.code for entry in about.classes])
+    compared, note = None, "the classifier was trained elsewhere"
+    if folder == run.model:
+        compared, note = baseline(run, config, about, oof.cross_validated, read_places(file_of(folder, OUT_OF_FOLD)))
     figures = {
+        "baseline": compared,
+        "baseline_note": note,
         **performance(oof, about.classes, config.classify.seed),
         "split": about.folds.by,
         "block_m": about.folds.block_m,
@@ -106,6 +114,10 @@ def accuracy(run: Run, config: Config) -> AccuracyManifest:
         legend = {entry.code: entry.name for entry in about.classes}
         content["map_accuracy"] = map_accuracy(reference, class_map, legend, config.validate_)
         content["map_accuracy_note"] = WHAT
+        if config.clean.steps:
+            content["cleaned_accuracy"] = cleaned_accuracy(
+                reference, class_map, read_cleaned(run), legend, config.validate_
+            )
     made = from_json(AccuracyManifest, content, run.accuracy, "this is a fault of smalti")
     odd = None if made.map_accuracy is None else unmatched(made.map_accuracy)
     if odd is not None and config.validate_ is not None:
@@ -140,6 +152,11 @@ def _tell(made: AccuracyManifest) -> None:
         say(f"validate: {one.method}{mark}: macro-F1 {_shown(one.macro_f1)}")
     if made.performance.learning_note:
         say(f"validate: {made.performance.learning_note}")
+    against = made.performance.baseline
+    if against is None:
+        say(f"validate: not compared with monthly medians: {made.performance.baseline_note}")
+    else:
+        say(f"validate: {against.features}: macro-F1 {_shown(against.macro_f1)}: {made.performance.baseline_note}")
     for row in made.performance.transfers:
         say(
             f"validate: trained on {', '.join(row.trained_on)}, tested on {row.tests} "
@@ -152,6 +169,8 @@ def _tell(made: AccuracyManifest) -> None:
             f"validate: held out and used once: macro-F1 {_shown(held.pixels.macro_f1)}, overall "
             f"{_shown(held.pixels.overall_accuracy)} ({counted(held.pixels.n_groups, 'group')})"
         )
+    if made.cleaned_accuracy is not None:
+        say(f"validate: the cleaned map: overall {_shown(made.cleaned_accuracy.overall_accuracy)}")
     for entry in made.performance.left_out:
         groups = counted(entry.groups, "group")
         say(f"validate: {entry.name} was left out of training ({groups}): the map never shows it")

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, write_bytes, write_manifest
+from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, sha256_file, write_bytes, write_manifest
+from infer.contract.rasters import CleanedMap
 from preproc.report import figures
 from preproc.report.cautions import cautions
 from preproc.report.inputs import Sources, fingerprint, read_sources
@@ -42,6 +43,8 @@ class ReportStage:
             "confidence": config.classify.confidence,
             "layout": LAYOUT,
         }
+        if config.clean.steps:
+            inputs["cleaned"] = sha256_file(CleanedMap.read(run).path(run))
         if config.report.truth is not None:
             inputs["truth"] = truth_fingerprint(config.report.truth)
         unit = Unit("index.html", run.report / "report.json", KIND, inputs)
@@ -91,6 +94,8 @@ def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:
         "bbox": _place(region.bbox),
         "cautions": cautions(sources, seen, truth_known=truth is not None),
         "map": made,
+        "cleaned": CleanedMap.read(run) if config.clean.steps else None,
+        "cleaned_assessed": sources.accuracy.cleaned_accuracy,
         "plan": sources.plan,
         "mosaic": sources.mosaic,
         "classifier": sources.model,

@@ -317,6 +317,9 @@ class Classify(_Section):
     """Pixels trained on at most; beyond it the same number of each group is drawn, and that is said."""
     learning_curve: bool = True
     """Train on 1, 3, 10, 30 groups a class as well, to see whether more labels would help."""
+    baseline: bool | Literal["auto"] = "auto"
+    """Whether `validate` trains the same classifier on monthly medians of the same pixels, to say what the embedding
+    adds; auto: where that takes about a minute at most."""
     task_type: Literal["CPU", "GPU"] = "CPU"
     """Where CatBoost's final fit runs; GPU needs one of NVIDIA's, and does not promise the same bytes again."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -358,6 +361,41 @@ class Predict(_Section):
     """Also write the probability of every class, a band of percent each."""
 
     _resolve = field_validator("model", mode="before")(_absolute)
+
+
+class Clean(_Section):
+    """Cleaning of the map; each step is off unless it is set. The cleaned map stands beside the map: map/cleaned/."""
+
+    smooth: Annotated[int, Field(ge=0, le=15)] = 0
+    """Bayesian smoothing of the probabilities over a square of so many pixels (odd, 7 is usual); 0: none.
+
+    It needs `[predict] probabilities = true`.
+    """
+    smoothness: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    """How little a pixel's own probability is believed against its neighbours'."""
+    majority: Annotated[int, Field(ge=0, le=15)] = 0
+    """The commonest class of a square of so many pixels (odd, 3 is usual); 0: none."""
+    minimum_unit: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Hectares: smaller patches of a class are given to the neighbour with most of their border; 0: none."""
+
+    @field_validator("smooth", "majority")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value and (value % 2 == 0 or value == 1):
+            raise ValueError(f"{value} pixels: a square around a pixel has an odd side, 3 or more")
+        return value
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is done, in order, for people; empty: nothing."""
+        made = []
+        if self.smooth:
+            made.append(f"Bayesian smoothing over {self.smooth} x {self.smooth} pixels, smoothness {self.smoothness:g}")
+        if self.majority:
+            made.append(f"majority of {self.majority} x {self.majority} pixels")
+        if self.minimum_unit:
+            made.append(f"minimum mapping unit {self.minimum_unit:g} ha")
+        return tuple(made)
 
 
 class Validate(_Section):
@@ -465,10 +503,17 @@ class Config(_Section):
     train: Train = Train()
     classify: Classify = Classify()
     predict: Predict = Predict()
+    clean: Clean = Clean()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @model_validator(mode="after")
+    def _smooths_what_is_there(self) -> Self:
+        if self.clean.smooth and not self.predict.probabilities:
+            raise ValueError("[clean] smooth needs the probabilities of classes: set [predict] probabilities = true")
+        return self
 
     @property
     def trains(self) -> bool:
@@ -482,7 +527,8 @@ class Config(_Section):
 
     def mapped_by(self, folder: Path) -> Config:
         """The same, but that a classifier trained elsewhere maps it."""
-        update = {"predict": Predict(model=folder.absolute()), "labels": None, "train": Train()}
+        predict = self.predict.model_copy(update={"model": folder.absolute()})
+        update = {"predict": predict, "labels": None, "train": Train()}
         return self.model_copy(update=update)
 
     @model_validator(mode="after")
@@ -496,6 +542,8 @@ class Config(_Section):
         if self.labels is not None and self.labels.value is not None:
             if self.validate_ is not None:
                 raise ValueError("[validate] measures a map of classes, and [labels] value makes one of numbers")
+            if self.clean.steps:
+                raise ValueError("[clean] mends a map of classes, and [labels] value makes one of numbers")
             if self.classify.method not in ("catboost", "best") or self.classify.task_type == "GPU":
                 raise ValueError("[classify] method: numbers ([labels] value) are learned by CatBoost, on the CPU")
         return self

@@ -58,6 +58,11 @@ trials = 20                      # Optuna trials; 0 trains with CatBoost's defau
 seed = 0
 shrink = 10                      # metres by which polygons are shrunk, so that mixed edge pixels are left out
 
+# A cleaned map beside the map: the commonest class of 3 x 3 pixels, patches below 0.3 hectares given to neighbours.
+# [clean]
+# majority = 3
+# minimum_unit = 0.3
+
 # For the accuracy of the map: points drawn at random within its classes ("stratified") or all over it ("random").
 # [validate]
 # reference = "reference.gpkg"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ from infer.contract import (
     write_bytes,
     write_manifest,
 )
+from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.class_raster import ClassMap, read_map
+from preproc.classify.folds import assign_folds
 from preproc.classify.labels import class_values
+from preproc.classify.methods import fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import load_classifier
 from preproc.classify.sample import embeddings_fingerprint
 from preproc.region.grid import zone_epsg
@@ -62,6 +66,8 @@ class ParcelWishes:
     """A parcel of which fewer pixels are covered cannot be told."""
     share: float = 0.5
     """Nor one in which the majority has a smaller share of what is mapped."""
+    train: bool = False
+    """Train on the means of the parcels with a declared class, and say of each what those of the others say."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +105,26 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
     """
     if not (0 <= asked.share <= 1) or not asked.pixels >= 0:
         raise SmaltiError("--share, --pixels: a share between 0 and 1, and 0 pixels or more")
+    if asked.train and asked.class_ is None:
+        raise SmaltiError("--train: learns the class of parcels: say which attribute has it, --class ATTRIBUTE")
     stem = asked.polygons.name.partition(".")[0] or "parcels"
     table_path = run.root / "parcels" / f"{stem}.parquet"
     manifest = table_path.with_suffix(".json")
     with_map, with_model = run.map_manifest.exists(), (model_folder(run, config) / "model.json").exists()
-    if asked.class_ is not None and not with_map:
+    if asked.class_ is not None and not with_map and not asked.train:
         raise SmaltiError(
             f"{run.map_manifest}: missing: what is declared is checked by a map: run `smalti predict {run.quoted}`"
         )
     class_map = read_map(run) if with_map else None
-    inputs = {
+    inputs: dict[str, Any] = {
         "polygons": fingerprint(asked.polygons),
         "asked": [asked.id, asked.class_, asked.layer, asked.encoding, asked.pixels, asked.share],
         "embeddings": embeddings_fingerprint(run),
         "map": None if class_map is None else [sha256_file(path) for path in class_map.files],
         "model": sha256_file(model_folder(run, config) / "model.json") if with_model else None,
     }
+    if asked.train:
+        inputs["train"] = [config.classify.method, config.classify.folds, config.classify.seed]
     if manifest.exists() and read_json(manifest, what="a table of parcels", remedy="delete it").get("inputs") == inputs:
         say(f"{table_path}: complete")
         return table_path
@@ -127,6 +137,10 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         columns |= _majority(shares_nk, [class_map.names[code] for code in codes])
     if with_model:
         columns |= _predicted(run, config, columns["mean"])
+    fields: dict[str, Any] = {"parcels": len(found)}
+    if asked.train and found.declared_n is not None:
+        taught, fields["trained"] = _taught(config, asked, found, columns["mean"])
+        columns |= taught
     check = None
     if found.declared_n is not None and class_map is not None:
         columns["declared"] = found.declared_n
@@ -137,7 +151,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
     if check is not None:
         files.append(table_path.with_name(f"{stem}_check.csv"))
         write_bytes(files[-1], check.encode())
-    write_manifest(manifest, KIND, inputs=inputs, files=files, fields={"parcels": len(found)})
+    write_manifest(manifest, KIND, inputs=inputs, files=files, fields=fields)
     _tell(table_path, columns)
     return table_path
 
@@ -293,6 +307,50 @@ def _predicted(run: Run, config: Config, mean_nc: NDArray[np.float32]) -> dict[s
         names[seen] = [classifier.classes[k].name for k in found_nk.argmax(axis=1)]
         shares[seen] = found_nk.max(axis=1)
     return {"predicted": names, "probability": shares}
+
+
+def _taught(
+    config: Config, asked: ParcelWishes, found: _Parcels, mean_nc: NDArray[np.float32]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a classifier of parcels says: of those with a declared class, one that has not seen them; and its scores."""
+    assert found.declared_n is not None
+    seen = np.isfinite(mean_nc).all(axis=1)
+    known = seen & np.array([name is not None for name in found.declared_n])
+    names, counts = np.unique(found.declared_n[known].astype(str), return_counts=True)
+    for name in names[counts < 2]:
+        say(f"{asked.polygons}: {name} is declared of one parcel only: it is left out of training")
+    names = names[counts > 1]
+    if len(names) < 2:
+        raise SmaltiError(
+            f"{asked.polygons}: {len(names)} classes are declared of two parcels or more with embeddings: training "
+            "needs two such classes"
+        )
+    known &= np.isin(found.declared_n.astype(str), names)
+    code_n, codes_k = np.searchsorted(names, found.declared_n[known].astype(str)) + 1, np.arange(len(names)) + 1
+    method, seed = config.classify.method, config.classify.seed
+    chosen = parameters("catboost" if method == "best" else method)
+    folds = assign_folds(code_n, found.id_n[known], config.classify.folds, seed)
+    shares_nk = np.full((len(found), len(names)), np.nan, dtype=np.float32)
+    with progress("train on parcels", folds.count + 1, "classifiers") as bar:
+        workers = len(os.sched_getaffinity(0))
+        shares_nk[known] = out_of_fold(mean_nc[known], code_n, codes_k, folds, chosen, seed=seed, workers=workers)
+        bar.advance(folds.count)
+        others = seen & ~known
+        if others.any():
+            model = fit_any(mean_nc[known], code_n, chosen, seed)
+            shares_nk[others] = probabilities(model, mean_nc[others], threads=1)
+        bar.advance()
+    matrix = count_matrix(codes_k[shares_nk[known].argmax(axis=1)], code_n, codes_k)
+    scores = {"parcels": int(known.sum()), "overall_accuracy": overall(matrix), "macro_f1": macro_f1(matrix)}
+    say(
+        f"trained on {scores['parcels']} parcels, each told by those of other folds: macro-F1 {scores['macro_f1']:.2f}"
+        f", overall {scores['overall_accuracy']:.2f}"
+    )
+    told = np.full(len(found), None, dtype=object)
+    told[seen] = names[shares_nk[seen].argmax(axis=1)]
+    best_n = np.full(len(found), np.nan, dtype=np.float32)
+    best_n[seen] = shares_nk[seen].max(axis=1)
+    return {"by_parcels": told, "by_parcels_probability": best_n}, scores
 
 
 def _verdicts(asked: ParcelWishes, columns: Mapping[str, Any]) -> NDArray[Any]:

@@ -138,6 +138,11 @@ def test_a_real_season_becomes_a_map(shared: Path, tmp_path: Path) -> None:
     done = smalti("run", root)
     assert "macro-F1" in done.stdout
     accuracy = read_manifest(root / "accuracy.json", "accuracy", remedy="")
+    compared = accuracy["performance"]["baseline"]
+    adds, low_high = compared["adds_macro_f1"]["value"], compared["adds_macro_f1"]["ci95"]
+    assert adds == pytest.approx(accuracy["performance"]["pixels"]["macro_f1"]["value"] - compared["macro_f1"]["value"])
+    assert low_high[0] <= adds <= low_high[1]
+    assert accuracy["performance"]["baseline_note"].startswith("the embedding ")
     names = {entry["name"] for entry in accuracy["performance"]["classes"]}
     assert {"grassland", "maize", "winter wheat"} <= names
     page = (root / "report" / "index.html").read_text()

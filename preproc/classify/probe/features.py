@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import BANDS, SAR_BANDS, Run, SmaltiError, Tile, read_embedding, read_tile
+from preproc.classify.out_of_fold import Places
 from preproc.classify.table import Samples
 
 Floats = NDArray[np.float32]
 
 MONTHS = 12
 _MONTH_DAYS = 30.5
+_AT_ONCE = 4096
+"""Pixels whose season is in memory: 16 MB a hundred dates."""
 
 
 def month_of(doys: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -55,7 +58,7 @@ def monthly_features(tile: Tile, rows: NDArray[np.integer], cols: NDArray[np.int
     return np.concatenate(parts, axis=2).reshape(len(rows), MONTHS * (len(BANDS) + len(SAR_BANDS)))
 
 
-def _by_tile(samples: Samples, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
+def _by_tile(samples: Samples | Places, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
     """Features of all samples, from a function of tile, rows and columns."""
     result: Floats | None = None
     for name in np.unique(samples.tile_n):
@@ -69,11 +72,13 @@ def _by_tile(samples: Samples, one: Callable[[str, NDArray[np.int32], NDArray[np
     return result
 
 
-def raw_features(run: Run, samples: Samples) -> Floats:
+def raw_features(run: Run, samples: Samples | Places) -> Floats:
     """(N, 144) monthly features of the samples, NaN where a month has none."""
 
     def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
-        return monthly_features(read_tile(run.tiles / name, need_manifest=True), rows, cols)
+        tile = read_tile(run.tiles / name, need_manifest=True)
+        parts = (slice(start, start + _AT_ONCE) for start in range(0, len(rows), _AT_ONCE))
+        return np.concatenate([monthly_features(tile, rows[part], cols[part]) for part in parts])
 
     return _by_tile(samples, one)
 

@@ -12,6 +12,7 @@ from support.embedded import tiled_run
 
 from infer.contract import FormatError, Plan, Run, SmaltiError
 from infer.contract.plan import Cost
+from infer.contract.registry import cache_path
 from preproc.preflight import check_labels, check_model, names_alike, preflight, refuse
 from preproc.run.checks import Verdict
 from preproc.run.config import Config, parse_config
@@ -124,9 +125,9 @@ def test_names_that_people_take_for_one() -> None:
 def test_an_archive_of_other_data_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "w"))
     for theirs, source, ours in (("aws", "mpc", "mpc"), ("mpc", "earth-search", "aws")):
-        weights = tmp_path / "w" / f"tessera-v1.1-{theirs}"
-        weights.mkdir(parents=True)
-        (weights / "checkpoint.pt").write_bytes(b"x")
-        text = TOML.replace('"mpc"', f'"{source}"') + f'[model]\nname = "{weights.name}"\n'
+        weights = cache_path(f"tessera-v1.1-{theirs}")
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"x")
+        text = TOML.replace('"mpc"', f'"{source}"') + f'[model]\nname = "{weights.parent.name}"\n'
         said = texts(check_model(parse_config(text, run.config)))
         assert f"trained on {theirs} data, the archive is {ours}" in said

@@ -19,9 +19,10 @@ from support.embedded import EPSG, NORTH, TOML, WEST, embed, map_of, parcels, ti
 from infer.contract import Run, SmaltiError, read_manifest
 from infer.contract.classification import ClassEntry
 from preproc.classify.accuracy import olofsson
+from preproc.classify.baseline import told
 from preproc.classify.folds import assign_folds
 from preproc.classify.out_of_fold import OutOfFold
-from preproc.classify.performance import bootstrap, distances, majority, performance
+from preproc.classify.performance import bootstrap, distances, majority, paired, performance
 from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage
 from preproc.classify.validate import ValidateStage
@@ -136,6 +137,25 @@ def test_folds_report_what_they_lack() -> None:
 
 
 # the stage
+
+
+def test_a_paired_difference_is_narrower_than_that_of_two_intervals() -> None:
+    oof = out_of_fold()
+    rng = np.random.default_rng(3)
+    worse_n = np.where(rng.random(len(oof.code_n)) < 0.2, rng.choice(CODES, len(oof.code_n)), oof.predicted_n)
+    group_i = np.unique(oof.group_n, return_inverse=True)[1]
+    one, other = (bootstrap(n, oof.code_n, group_i, CODES, 0)["macro_f1"] for n in (oof.predicted_n, worse_n))
+    found = paired(oof.predicted_n, worse_n, oof.code_n, oof.group_n, CODES, 0)["macro_f1"]
+    assert found["ci95"][0] <= found["value"] <= found["ci95"][1]
+    assert found["ci95"][1] - found["ci95"][0] < (one[1] - one[0]) + (other[1] - other[0])
+    same = paired(worse_n, worse_n, oof.code_n, oof.group_n, CODES, 0)
+    assert same["overall_accuracy"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+
+
+def test_what_the_embedding_adds_in_words() -> None:
+    assert told(0.031, [0.011, 0.049]) == "the embedding adds +0.03 (+0.01 to +0.05)"
+    assert told(-0.05, [-0.08, -0.02]) == "the embedding loses against them: -0.05 (-0.08 to -0.02)"
+    assert told(0.01, [-0.02, 0.03]).startswith("the embedding adds nothing that shows here: +0.01")
 
 
 def settings(run: Run, extra: str = "") -> Config:
