@@ -74,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
     )
+    parser.add_argument(
+        "--release", action="store_true", help="of a run: let a tile's arrays go when its embedding was read back"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make complete embeddings again, too")
     parser.add_argument("--self-test", action="store_true", help="device found, parity, speed, free memory")
     parser.add_argument("--member", metavar="K/N", help=argparse.SUPPRESS)  # one of several processes, see infer.fleet
@@ -117,13 +120,22 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     ]
     job = read_model_job(run)
     settings = Settings(
-        run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)
+        run.embeddings,
+        job.output,
+        job.dim,
+        arguments.overwrite,
+        job.allow_source_mismatch,
+        release=arguments.release,
+        any_precision=job.precision == "auto",
+        scratch=_scratch(arguments),
     )
     return Work(tasks, settings, job, run, None, arguments.compile)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a folder."""
+    if arguments.release:
+        raise SmaltiError("--release is for a RUN, whose tiles can be fetched again")
     missing = [f"--{name}" for name in ("checkpoint", "out") if getattr(arguments, name) is None]
     if missing:
         raise SmaltiError(f"--tiles also needs {' and '.join(missing)}")
@@ -143,7 +155,12 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         min_clear_s2=arguments.min_clear_s2,
     )
     settings = Settings(
-        arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch, _scratch(arguments)
+        arguments.out,
+        job.output,
+        job.dim,
+        arguments.overwrite,
+        arguments.allow_source_mismatch,
+        scratch=_scratch(arguments),
     )
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 

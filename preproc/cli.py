@@ -477,6 +477,29 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command(rich_help_panel=_LOOK)
+def clean(
+    run: RunArgument,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="fetch (arrays of embedded tiles, the default), stitch, predict or leftovers; may be repeated.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; say what would go.")] = False,
+) -> None:
+    """Free what can be rebuilt, and say what rebuilding it would cost.
+
+    A tile's arrays go when its embedding is complete and every byte of it was read back; the record of the tile stays.
+    """
+    from preproc.run.clean import clean
+    from preproc.run.config import load_config
+
+    for freed in clean(Run(run), load_config(Run(run)), stage or (), dry_run=dry_run):
+        print(freed.line(dry_run=dry_run))
+
+
 @app.command(rich_help_panel=_EXPLORE)
 def cluster(
     run: RunArgument,

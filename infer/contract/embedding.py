@@ -7,7 +7,9 @@ time series, which may be released once they are embedded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +125,20 @@ def write_embedding(
             write_npy(temporary, observations_hwm)
         files.append(counts_path)
     write_manifest(manifest_path, "embedding", inputs=inputs, files=files, fields={**fields, "tile": name})
+
+
+def read_back(folder: Path, name: str) -> None:
+    """Verify a tile's embedding by reading every byte of it, from the disk and not from memory where that can be asked.
+
+    Raises:
+        FormatError: one line that names the file and what is wrong with it.
+    """
+    values, scales, _ = embedding_paths(folder, name)
+    for path in (values, scales, observations_path(folder, name)):
+        with suppress(FileNotFoundError), path.open("rb") as stream:
+            if hasattr(os, "posix_fadvise"):  # not everywhere; elsewhere memory may answer
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read_embedding(folder, name, checksums=True)
 
 
 def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:

@@ -49,6 +49,20 @@ def _codec(value: str | None) -> str | None:
     return value
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?")
+
+
+def _size(value: Any) -> Any:
+    """Bytes of "500GB", "1.5 TB" or "64GiB"."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f'{value!r} is not a size: write for example "500GB" or "1.5TB"')
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(unit or " "))
+
+
 _YEARS = (2014, 2100)
 """Of the first radar image of Sentinel-1, and more than enough."""
 
@@ -185,6 +199,11 @@ class Tiles(_Section):
     """A date is kept if at least this share of the tile's pixels inside the region is clear (0: any clear pixel).
 
     Decided tile by tile: above 0 a pixel's dates depend on the size of the tiles, which shows as seams.
+    """
+    keep: Literal["arrays", "record"] = "arrays"
+    """What stays of a tile once its embedding was written and read back: its arrays, or only the record of it.
+
+    "record" keeps manifest, quality and region mask; a tile that is needed again is fetched again.
     """
 
     @field_validator("min_clear", mode="before")
@@ -474,6 +493,13 @@ class Site(SiteSettings):
     """Image with the engine; None: this Python when torch is importable."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that build the units of a stage side by side; 0: as many as CPUs are allotted."""
+    tile_space: Annotated[int, Field(gt=0)] | None = None
+    """Most bytes that tiles may take on disk at a time, for example "500GB": they are fetched and embedded in waves.
+
+    Needs [tiles] keep = "record". None: all tiles are fetched before any is let go.
+    """
+    tile_files: Annotated[int, Field(gt=0)] | None = None
+    """The same for files, of which a tile has 11 before its arrays are let go."""
     scratch: Annotated[str, Field(min_length=1)] | None = None
     """Node-local disk on which fetch makes its tiles and to which the engine copies them before it reads them.
 
@@ -481,6 +507,7 @@ class Site(SiteSettings):
     """
 
     _resolve = field_validator("container", mode="before")(_absolute)
+    _bytes = field_validator("tile_space", mode="before")(_size)
 
     @field_validator("scratch")
     @classmethod
@@ -530,6 +557,12 @@ class Config(_Section):
         predict = self.predict.model_copy(update={"model": folder.absolute()})
         update = {"predict": predict, "labels": None, "train": Train()}
         return self.model_copy(update=update)
+
+    @model_validator(mode="after")
+    def _released(self) -> Self:
+        if self.tiles.keep != "record" and (self.site.tile_space or self.site.tile_files):
+            raise ValueError('[site] tile_space and tile_files need [tiles] keep = "record": or no tile is let go')
+        return self
 
     @model_validator(mode="after")
     def _one_classifier(self) -> Self:

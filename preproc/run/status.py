@@ -14,6 +14,8 @@ from preproc.run.stage import Unit
 from preproc.run.stages import StageEntry, before, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
+RELEASED = "released"
+"""Units whose files were let go once they had served; a column of its own where there are any."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class StageStatus:
     stage: str
     noun: str
     counts: dict[str, int] = field(default_factory=dict)
-    """Units by state: complete, missing, stale, broken."""
+    """Units by state: complete, released, missing, stale, broken."""
     problems: dict[str, str] = field(default_factory=dict)
     """Stale and broken units with the reason."""
     waiting: str = ""
@@ -39,7 +41,8 @@ class StageStatus:
     @property
     def complete(self) -> bool:
         """Whether all its units are complete."""
-        return not self.waiting and not self.behind and self.counts.get("complete", 0) == self.total
+        done = self.counts.get("complete", 0) + self.counts.get(RELEASED, 0)
+        return not self.waiting and not self.behind and done == self.total
 
 
 @dataclass
@@ -140,12 +143,14 @@ def as_table(statuses: list[StageStatus]) -> Table:
     """The same for people."""
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
-    for kind in KINDS:
+    released = any(status.counts.get(RELEASED) for status in statuses)
+    kinds = ("complete", RELEASED, *KINDS[1:]) if released else KINDS
+    for kind in kinds:
         table.add_column(kind, justify="right")
     table.add_column("of")
     table.add_column("", overflow="fold")
     for status in statuses:
-        cells = [str(status.counts.get(kind, 0) or "·") for kind in KINDS]
+        cells = [str(status.counts.get(kind, 0) or "·") for kind in kinds]
         note = "done" if status.complete else ""
         if status.waiting:
             note = f"waiting: {status.waiting}"

@@ -28,11 +28,14 @@ from infer.contract import (
     DEMO_CHECKPOINT,
     MASK_POLARITY,
     TILE_ARRAYS,
+    FormatError,
     ModelJob,
     Run,
     Shard,
+    is_released,
     read_embedding,
     read_tile,
+    release_tile,
     scratch_folder,
     write_manifest,
     write_model_job,
@@ -402,3 +405,77 @@ def test_expected_numbers_of_the_self_test_are_the_plain_computations():
     found = embed_plain(formula_tile(), formula_checkpoint(), dtype=torch.float64)
     assert np.nanmax(np.abs(found - np.load(EXPECTED))) <= 1e-5
     assert {field.name for field in fields(formula_tile())} >= set(TILE_ARRAYS)
+
+
+def arrays_of(run: Run, name: str) -> list[str]:
+    return sorted(path.name for path in (run.tiles / name).glob("*.npy"))
+
+
+def run_engine(run: Run, *options: str) -> int:
+    return main([str(run.root), "--device", "cpu", *options])
+
+
+def test_arrays_are_released_once_the_embedding_was_read_back(tmp_path):
+    kept, run = make_run(tmp_path / "kept", "ab"), make_run(tmp_path / "run", "ab")
+    assert run_engine(kept) == run_engine(run, "--release") == 0
+    assert contents(kept.embeddings) == contents(run.embeddings)
+    assert [arrays_of(run, name) for name in "ab"] == [[], []]
+    assert (run.tiles / "a" / "tile.json").read_bytes() == (kept.tiles / "a" / "tile.json").read_bytes()
+    with pytest.raises(FormatError, match=r"arrays were released .*fetch --force"):
+        read_tile(run.tiles / "a", need_manifest=True)
+    before = {path: path.stat().st_mtime_ns for path in run.embeddings.iterdir()}
+    assert run_engine(run, "--release") == 0, "a released tile is no broken one"
+    assert before == {path: path.stat().st_mtime_ns for path in run.embeddings.iterdir()}
+    assert run_engine(kept, "--release") == 0, "what was complete before is released as well"
+    assert [arrays_of(kept, name) for name in "ab"] == [[], []]
+
+
+def test_an_embedding_that_cannot_be_read_back_keeps_its_tile(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path, "ab")
+
+    def bad(folder: Path, name: str) -> None:
+        if name == "a":
+            raise FormatError("a.npy: its contents do not match")
+
+    monkeypatch.setattr(infer_runner, "read_back", bad)
+    assert run_engine(run, "--release") == 1
+    assert "a failed: a.npy: its contents do not match; the tile's arrays are kept" in capsys.readouterr().err
+    assert len(arrays_of(run, "a")) == len(TILE_ARRAYS)
+    assert not (run.embeddings / "a.json").exists()
+    assert arrays_of(run, "b") == []
+    monkeypatch.undo()
+    assert run_engine(run, "--release") == 0
+    assert arrays_of(run, "a") == []
+
+
+def test_a_complete_embedding_is_verified_before_its_tile_is_released(tmp_path, capsys):
+    run = make_run(tmp_path, "a")
+    assert run_engine(run) == 0
+    good = (run.embeddings / "a.npy").read_bytes()
+    (run.embeddings / "a.npy").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert run_engine(run, "--release") == 0
+    assert "a is made again" in capsys.readouterr().err
+    assert (run.embeddings / "a.npy").read_bytes() == good
+    assert arrays_of(run, "a") == []
+
+
+def test_a_released_tile_that_is_needed_again_is_taken_back(tmp_path, capsys):
+    run = make_run(tmp_path, "ab")
+    assert run_engine(run, "--release") == 0
+    (run.embeddings / "a.npy").write_bytes(b"")
+    assert run_engine(run, "--release") == 1
+    assert "a: its arrays were released, and are needed to embed it anew: run `smalti fetch`" in capsys.readouterr().err
+    assert not (run.tiles / "a" / "released.json").exists()
+    assert (run.tiles / "b" / "released.json").exists()
+
+
+def test_what_a_kill_left_of_a_tile_is_released_to_the_end(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "a")
+    assert run_engine(run) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("infer.contract.tile._remove_arrays", lambda folder: 0)
+        assert release_tile(run.tiles / "a") == 0
+    assert is_released(run.tiles / "a")
+    assert len(arrays_of(run, "a")) == len(TILE_ARRAYS)
+    assert run_engine(run, "--release") == 0
+    assert arrays_of(run, "a") == []
