@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
+from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
 from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
@@ -222,7 +223,8 @@ class Model(_Section):
     output: Literal["int8", "float32"] = "int8"
     """How embeddings are kept: codes with a scale per pixel, or four times the disk."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16."""
+    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16. The model `monthly` (plain monthly medians,
+    no network) gives 144, always as float32: these are its defaults."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; auto: bfloat16 on accelerators that have it, float32 elsewhere."""
     allow_source_mismatch: bool = False
@@ -241,10 +243,24 @@ class Model(_Section):
             raise ValueError(f"unknown model {value!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _monthly(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") == MONTHLY_FAMILY:
+            return {"output": "float32", "dim": MONTHLY_DIM, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.name is None) == (self.checkpoint is None):
             raise ValueError("give either name or checkpoint, one of them")
+        if self.name == MONTHLY_FAMILY:
+            asked = self.output, self.dim, self.precision == "bfloat16"
+            if asked != ("float32", MONTHLY_DIM, False):
+                raise ValueError(
+                    f"monthly gives {MONTHLY_DIM} numbers as float32 (codes cannot say that a month is missing): leave "
+                    "out output, dim and precision"
+                )
         return self
 
     def job(self) -> ModelJob:
