@@ -315,6 +315,8 @@ def _fit_layers(
 
 def probabilities(model: Model, x_nc: NDArray[np.float32], *, threads: int) -> NDArray[np.float32]:
     """(N, K) float32 probabilities; the number of threads does not change them."""
+    if not len(x_nc):  # of which CatBoost says "No objects info loaded"
+        return np.zeros((0, len(model.classes_)), dtype=np.float32)
     values = model.predict_proba(np.ascontiguousarray(x_nc, dtype=np.float32), thread_count=threads)
     return np.asarray(values, dtype=np.float32)
 

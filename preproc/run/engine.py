@@ -70,7 +70,7 @@ def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, 
 
 def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
     """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
-    inputs = {"import": identity, "output": known["output"], "dim": known["dim"]}
+    inputs = {"import": identity, **{key: known[key] for key in ("output", "dim", "min_clear_s2")}}
     return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
 
 
