@@ -275,12 +275,13 @@ def _vectors(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int
     for top in range(0, embedding.shape_hwc[0], _BLOCK):
         first, last = np.searchsorted(rows, [top, top + _BLOCK])
         if first < last:
-            block = embedding.window(slice(top, top + _BLOCK), slice(None))
+            block = embedding.window(slice(top, top + _BLOCK), slice(None), gaps=True)
             yield block[rows[first:last] - top, cols[first:last]]
 
 
 def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
-    return np.concatenate([np.isfinite(vectors).all(axis=1) for vectors in _vectors(embedding, rows, cols)])
+    whole = np.any if embedding.gappy else np.all
+    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in _vectors(embedding, rows, cols)])
 
 
 def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

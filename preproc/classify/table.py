@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from infer.contract import PIXEL_SIZE, FormatError, Run
 from infer.contract.classification import SamplesManifest
 from infer.contract.mixing import GOLDEN, mix64
+from infer.contract.monthly import MONTHLY_FAMILY
 from infer.contract.provenance import Embedded
 
 _REMEDY = "run `smalti sample` again"
@@ -183,7 +184,9 @@ def read_samples(run: Run, called: str = "this run") -> Samples:
         raise FormatError(
             f"{run.samples}: has codes that {run.samples_manifest.name} does not know ({unknown[:5]}): {_REMEDY}"
         )
-    if not (np.isfinite(values_nc).all() and np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
+    gappy = about.embedded is not None and about.embedded.model.family == MONTHLY_FAMILY
+    odd_values = np.isinf(values_nc) if gappy else ~np.isfinite(values_nc)
+    if odd_values.any() or not (np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
         raise FormatError(f"{run.samples}: holds numbers that are not finite: {_REMEDY}")
     return Samples(
         tile_n=_strings(table, "tile"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from infer.contract import EXIT_FAILED, Record, Run, Shard, SmaltiError, stage_lock
+from infer.contract import EXIT_FAILED, Plan, Record, Run, Shard, SmaltiError, stage_lock
 from infer.contract.classification import AccuracyManifest
 from infer.contract.rasters import MapManifest, MosaicManifest
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.run.stage import Outcome, StageFailedError, run_stage
-from preproc.run.stages import StageEntry, chain
+from preproc.run.stage import Outcome, Stage, StageFailedError, run_stage
+from preproc.run.stages import StageEntry, chain, stage_named
 from preproc.run.status import Survey, stale_before
+from preproc.run.waves import NO_ROOM, budget, fewest_shards, lying
 
 
 def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
@@ -65,11 +66,20 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     failures: list[str] = []
     with stage_lock(run, "run"):
         entries = chain(config)
+        shards = 1
         for number, entry in enumerate(entries, start=1):
             if failures and entry.gathers:
                 say(f"[{number}/{len(entries)}] {entry.name}: not begun, because tiles failed before it")
                 continue
             say(f"[{number}/{len(entries)}] {entry.name}")
+            if entry.name == "fetch":
+                shards = _shards(run, config)
+                if shards > 1:
+                    done, failures = _in_waves(run, config, shards, force=force)
+                    outcomes += done
+                    continue
+            if entry.name == "infer" and (failures or any(outcome.stage == "infer" for outcome in outcomes)):
+                continue  # the waves have done it
             try:
                 outcomes.append(run_stage(entry.load(), run, config, force=force))
             except StageFailedError as error:
@@ -83,6 +93,53 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     if not config.maps:
         say("no [labels] in run.toml: the run ends with the mosaic of embeddings")
     return outcomes
+
+
+def _shards(run: Run, config: Config) -> int:
+    """How many waves the tiles need, each of which is a shard; 1: all can lie on disk."""
+    if budget(config) is None:
+        return 1
+    plan = Plan.read(run)
+    return fewest_shards(config, len(plan.tiles), plan.season.s2_days, plan.season.s1_days)
+
+
+def _in_waves(run: Run, config: Config, shards: int, *, force: bool) -> tuple[list[Outcome], list[str]]:
+    """Fetch and infer shard by shard: the tiles of one are let go before the next is begun.
+
+    A wave that found the room taken by tiles of later waves (of a run that was stopped) is tried once more at the end.
+
+    Returns:
+        What was done, and what failed.
+    """
+    outcomes: list[Outcome] = []
+    failures: dict[int, list[str]] = {}
+    again: list[int] = []
+    for wave in range(shards):
+        failures[wave] = _wave(run, config, Shard(wave, shards), outcomes, force=force)
+        if any(NO_ROOM in text for text in failures[wave]):
+            again.append(wave)
+    for wave in again:
+        failures[wave] = _wave(run, config, Shard(wave, shards), outcomes, force=False)
+    return outcomes, [text for texts in failures.values() for text in texts]
+
+
+def _wave(run: Run, config: Config, shard: Shard, outcomes: list[Outcome], *, force: bool) -> list[str]:
+    failures: list[str] = []
+    say(f"wave {shard.index + 1} of {shard.count}")
+    for name in ("fetch", "infer"):
+        stage = stage_named(name).load(shard=True)
+        if name == "infer" and not force and not failures and _complete(stage, run, config, shard):
+            continue  # the engine is not started for nothing
+        try:
+            outcomes.append(run_stage(stage, run, config, shard=shard, force=force))
+        except StageFailedError as error:
+            failures.append(str(error))
+    return failures
+
+
+def _complete(stage: Stage, run: Run, config: Config, shard: Shard) -> bool:
+    units = shard.take(stage.open(run, config).units)
+    return all(unit.state().complete for unit in units) and not lying(run, [unit.name for unit in units])
 
 
 def summarise(run: Run, config: Config) -> str:
