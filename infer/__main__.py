@@ -33,11 +33,13 @@ from infer.contract import (
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
+from infer.contract.monthly import MONTHLY_FAMILY
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
+from infer.monthly import MonthlyEngine
 from infer.progress import on_stop, say
-from infer.runner import Settings, TileRunner, TileTask
+from infer.runner import AnyEngine, Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
@@ -54,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--output",
         choices=("int8", "float32"),
-        default="int8",
-        help="codes with a scale a pixel, as in runs, or floats",
+        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly: float32)",
     )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -73,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
     parser.add_argument(
         "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
+    )
+    parser.add_argument(
+        "--release", action="store_true", help="of a run: let a tile's arrays go when its embedding was read back"
     )
     parser.add_argument("--overwrite", action="store_true", help="make complete embeddings again, too")
     parser.add_argument("--self-test", action="store_true", help="device found, parity, speed, free memory")
@@ -117,13 +121,22 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     ]
     job = read_model_job(run)
     settings = Settings(
-        run.embeddings, job.output, job.dim, arguments.overwrite, job.allow_source_mismatch, _scratch(arguments)
+        run.embeddings,
+        job.output,
+        job.dim,
+        arguments.overwrite,
+        job.allow_source_mismatch,
+        release=arguments.release,
+        any_precision=job.precision == "auto",
+        scratch=_scratch(arguments),
     )
     return Work(tasks, settings, job, run, None, arguments.compile)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a folder."""
+    if arguments.release:
+        raise SmaltiError("--release is for a RUN, whose tiles can be fetched again")
     missing = [f"--{name}" for name in ("checkpoint", "out") if getattr(arguments, name) is None]
     if missing:
         raise SmaltiError(f"--tiles also needs {' and '.join(missing)}")
@@ -137,23 +150,36 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output,
+        arguments.output or ("float32" if arguments.checkpoint == "monthly" else "int8"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,
     )
     settings = Settings(
-        arguments.out, job.output, job.dim, arguments.overwrite, arguments.allow_source_mismatch, _scratch(arguments)
+        arguments.out,
+        job.output,
+        job.dim,
+        arguments.overwrite,
+        arguments.allow_source_mismatch,
+        scratch=_scratch(arguments),
     )
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
 
-def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> None:
+def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
     checkpoint, device = engine.checkpoint, engine.device
     warning = "" if checkpoint.trained else " (its embeddings show that everything works, and nothing else)"
     say(f"infer: {checkpoint.label}, {checkpoint.family}{warning}")
-    dimensions = engine.architecture.dimensions(settings.dim)
+    dimensions = engine.dimensions(settings.dim, settings.output)
     say(f"infer: {len(tasks)} tiles to {settings.output} x {dimensions} on {device.kind}, {device.precision}")
+
+
+def _engine(work: Work, device: str, index: int) -> AnyEngine:
+    checkpoint, least = work.checkpoint(), work.job.min_clear_s2
+    if checkpoint.family == MONTHLY_FAMILY:
+        return MonthlyEngine(checkpoint, min_clear_s2=least)
+    chosen = choose_device(device, work.job.precision, index)
+    return Engine(checkpoint, chosen, compile_kernels=work.compile_kernels, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
@@ -166,12 +192,7 @@ def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
         stop.set()
 
     with on_stop(asked):
-        engine = Engine(
-            work.checkpoint(),
-            choose_device(device, work.job.precision, index),
-            compile_kernels=work.compile_kernels,
-            min_clear_s2=work.job.min_clear_s2,
-        )
+        engine = _engine(work, device, index)
         try:
             if stop.is_set():
                 return EXIT_TRY_AGAIN

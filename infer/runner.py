@@ -25,15 +25,20 @@ from infer.contract import (
     SmaltiError,
     Tile,
     embedding_paths,
+    is_released,
     output_state,
+    read_back,
     read_tile,
+    release_tile,
     remove_stale_temporaries,
     sha256_file,
     staged_copy,
+    take_back,
     write_embedding,
 )
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Engine, Output, TileResult
+from infer.monthly import MonthlyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
@@ -63,6 +68,10 @@ class Settings:
     """Leading dimensions to keep; 0 = what the family saves."""
     overwrite: bool = False
     allow_source_mismatch: bool = False
+    release: bool = False
+    """Let a tile's arrays go when its embedding was written and read back."""
+    any_precision: bool = False
+    """The embedding of a released tile is as good in another precision: none was asked for."""
     scratch: Path | None = None
     """Folder on a disk of this node from which tiles are read, copied there one ahead; None reads them in place."""
 
@@ -93,8 +102,14 @@ class Report:
         return "\n".join(lines)
 
 
+AnyEngine = Engine | MonthlyEngine
+
 Opened = tuple[Tile | LoadedTile, dict[str, Any]]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
+
+
+class _ReadBackError(SmaltiError):
+    """An embedding is not on the disk as it was written."""
 
 
 class DeviceLostError(SmaltiError):
@@ -124,7 +139,7 @@ def tile_fingerprint(folder: Path) -> str:
 class TileRunner:
     """Embeds a list of tiles and says what became of each."""
 
-    def __init__(self, engine: Engine, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, engine: AnyEngine, settings: Settings, stop: threading.Event) -> None:
         self._engine = engine
         self._settings = settings
         self._stop = stop
@@ -163,7 +178,7 @@ class TileRunner:
         return report
 
     def _run(self, tasks: Sequence[TileTask], report: Report, progress: Progress) -> None:
-        writing: Future[None] | None = None
+        writing: tuple[str, Future[None]] | None = None
         ahead = self._submit(tasks, 0)
         for index, task in enumerate(tasks):
             if self._stop.is_set():
@@ -187,12 +202,10 @@ class TileRunner:
                 report.failed[task.name] = str(error)
                 progress.say(f"infer: {task.name} failed: {error}")
                 continue
-            if writing is not None:
-                writing.result()
-            writing = self._writer.submit(self._write, content, inputs, result)
+            _settle(writing, report)
+            writing = task.name, self._writer.submit(self._write, task, content, inputs, result)
             report.done += 1
-        if writing is not None:
-            writing.result()
+        _settle(writing, report)
 
     def _submit(self, tasks: Sequence[TileTask], index: int) -> Future[Opened | None]:
         if index >= len(tasks):
@@ -209,8 +222,15 @@ class TileRunner:
             raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
         inputs = self.inputs(tile_fingerprint(task.folder))
         manifest = embedding_paths(self._settings.out, task.name)[2]
-        if not self._settings.overwrite and output_state(manifest, "embedding", inputs).complete:
+        gone = is_released(task.folder)
+        if not self._settings.overwrite and self._current(manifest, inputs, gone) and self._let_go(task):
             return None
+        if gone:
+            take_back(task.folder)
+            raise FormatError(
+                f"{task.folder}: its arrays were released, and are needed to embed it anew: "
+                "run `smalti fetch` for this tile, and `smalti infer` again"
+            )
         tile = self._read(task, inputs["tile"])
         if not self._settings.allow_source_mismatch:
             check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
@@ -218,6 +238,26 @@ class TileRunner:
             return tile, inputs
         with self._device_failures(task.name):
             return self._engine.load(tile), inputs
+
+    def _current(self, manifest: Path, inputs: dict[str, Any], gone: bool) -> bool:
+        """Whether an embedding is complete; that of a released tile may be in any precision, if none is asked for."""
+        if output_state(manifest, "embedding", inputs).complete:
+            return True
+        others = ("float32", "bfloat16") if gone and self._settings.any_precision else ()
+        return any(output_state(manifest, "embedding", {**inputs, "precision": other}).complete for other in others)
+
+    def _let_go(self, task: TileTask) -> bool:
+        """Release the arrays of a tile whose embedding is complete; False if its bytes are not what they should be."""
+        if not self._settings.release:
+            return True
+        if not is_released(task.folder):
+            try:
+                read_back(self._settings.out, task.name)
+            except FormatError as error:
+                say(f"infer: {task.name} is made again: {error}")
+                return False
+        release_tile(task.folder)
+        return True
 
     def _read(self, task: TileTask, fingerprint: str) -> Tile:
         """The tile's arrays, from the scratch disk if there is one and it can hold them."""
@@ -250,7 +290,7 @@ class TileRunner:
                 "elsewhere if it persists"
             ) from error
 
-    def _write(self, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
+    def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
         tile = opened.tile if isinstance(opened, LoadedTile) else opened
         fields = manifest_fields(self._engine, tile, result)
         with self._device_failures(tile.name):
@@ -258,9 +298,29 @@ class TileRunner:
         counts = result.observations_hwm
         folder = self._settings.out
         write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, fields=fields)
+        if self._settings.release:
+            try:
+                read_back(folder, tile.name)
+            except FormatError as error:
+                embedding_paths(folder, tile.name)[2].unlink(missing_ok=True)
+                raise _ReadBackError(f"{error}; the tile's arrays are kept") from error
+            release_tile(task.folder)
 
 
-def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str, Any]:
+def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
+    """Wait for what is being written; one that cannot be read back has failed, and the others go on."""
+    if writing is None:
+        return
+    name, future = writing
+    try:
+        future.result()
+    except _ReadBackError as error:
+        report.done -= 1
+        report.failed[name] = str(error)
+        say(f"infer: {name} failed: {error}")
+
+
+def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
     fields: dict[str, Any] = {
@@ -286,7 +346,7 @@ def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str,
     }
     if engine.min_clear_s2:
         fields["min_clear_s2"] = engine.min_clear_s2
-    if engine.architecture.rule is None:
+    if engine.draws:
         fields["draw"] = draw.SEED_RULE
     for key in ("grid", "data_source", "window"):
         if key in tile.manifest:

@@ -268,8 +268,9 @@ def import_command(
     """Take published embeddings into a planned run, instead of computing them.
 
     SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
-    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with, and the
-    season a calendar year. Afterwards sample, train, predict, validate and report work as ever, without a GPU.
+    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with. The
+    season has to be theirs: a calendar year, unless smalti made the store. Afterwards sample, train, predict, validate
+    and report work as ever, without a GPU.
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
@@ -477,17 +478,41 @@ def status(
     watch: Annotated[float, typer.Option("--watch", metavar="SECONDS", help="Look again until all is over.")] = 0,
 ) -> None:
     """Show what is done, missing, stale and broken, and the jobs. Exit code 0 if all is complete, 1 otherwise."""
-    from preproc.cluster.run_overview import look, show
+    from preproc.cluster.run_overview import Watcher, show
     from preproc.run.config import load_config
 
     config = load_config(Run(run))
-    overview = look(Run(run), config, checksums=deep)
+    watcher = Watcher(Run(run), config, checksums=deep)
+    overview = watcher.look()
     if as_json:
         print(json.dumps(overview.as_json(), indent=1))
     else:
-        overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
+        overview = show(overview, watcher.look, watch)
     if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(rich_help_panel=_LOOK)
+def clean(
+    run: RunArgument,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="fetch (arrays of embedded tiles, the default), stitch, predict or leftovers; may be repeated.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; say what would go.")] = False,
+) -> None:
+    """Free what can be rebuilt, and say what rebuilding it would cost.
+
+    A tile's arrays go when its embedding is complete and every byte of it was read back; the record of the tile stays.
+    """
+    from preproc.run.clean import clean
+    from preproc.run.config import load_config
+
+    for freed in clean(Run(run), load_config(Run(run)), stage or (), dry_run=dry_run):
+        print(freed.line(dry_run=dry_run))
 
 
 @app.command(rich_help_panel=_EXPLORE)

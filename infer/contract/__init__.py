@@ -17,7 +17,7 @@ from infer.contract.atomic import (
     write_json,
     write_npy,
 )
-from infer.contract.embedding import Embedding, embedding_paths, read_embedding, write_embedding
+from infer.contract.embedding import Embedding, embedding_paths, read_back, read_embedding, write_embedding
 from infer.contract.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -75,13 +75,19 @@ from infer.contract.tile import (
     BANDS,
     MASK_POLARITY,
     QUALITY_FILE,
+    RELEASED_FILE,
     ROI_FILE,
     SAR_BANDS,
     TILE_ARRAYS,
     TILE_MANIFEST,
     Tile,
+    array_paths,
+    is_released,
     is_tile_folder,
     read_tile,
+    record_state,
+    release_tile,
+    take_back,
 )
 
 __all__ = [
@@ -96,6 +102,7 @@ __all__ = [
     "PIXEL_SIZE",
     "QUALITY_FILE",
     "REGISTRY",
+    "RELEASED_FILE",
     "ROI_FILE",
     "SAR_BANDS",
     "SOFTWARE",
@@ -115,6 +122,7 @@ __all__ = [
     "SmaltiError",
     "State",
     "Tile",
+    "array_paths",
     "atomic_dir",
     "atomic_file",
     "brief_name",
@@ -125,6 +133,7 @@ __all__ = [
     "child",
     "describes_file",
     "embedding_paths",
+    "is_released",
     "is_tile_folder",
     "name_for",
     "name_problem",
@@ -135,6 +144,7 @@ __all__ = [
     "parse_json",
     "parse_toml",
     "planned_tiles",
+    "read_back",
     "read_embedding",
     "read_json",
     "read_manifest",
@@ -142,7 +152,9 @@ __all__ = [
     "read_regular",
     "read_tile",
     "read_toml",
+    "record_state",
     "registered_model",
+    "release_tile",
     "remove_stale_temporaries",
     "safe_name",
     "scratch_folder",
@@ -151,6 +163,7 @@ __all__ = [
     "stage_lock",
     "staged_copy",
     "staged_dir",
+    "take_back",
     "temporary_path",
     "verify_files",
     "weights_folder",

@@ -8,7 +8,7 @@ times, hosts or durations: equal work has equal bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,15 +33,16 @@ SOFTWARE = f"smalti {VERSION}"
 class State:
     """Where an output stands."""
 
-    kind: Literal["complete", "missing", "stale", "broken"]
-    """complete: valid and current; missing: no manifest; stale: made from other inputs; broken: damaged."""
+    kind: Literal["complete", "released", "missing", "stale", "broken"]
+    """complete: valid and current; released: it has served, and only its record is kept; missing: no manifest;
+    stale: made from other inputs; broken: damaged."""
     reason: str = ""
     """One line on why it is not complete."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing needs to be done."""
-        return self.kind == "complete"
+        return self.kind in ("complete", "released")
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -110,13 +111,24 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(path: Path, manifest: Mapping[str, Any], *, checksums: bool = True, remedy: str) -> None:
+def verify_files(
+    path: Path,
+    manifest: Mapping[str, Any],
+    *,
+    checksums: bool = True,
+    remedy: str,
+    without: Collection[str] = (),
+) -> None:
     """Check that the files of a manifest are there with the recorded size and, by default, checksum.
+
+    Files named in `without` may be gone.
 
     Raises:
         FormatError: naming the first file that does not match.
     """
     for name, record in manifest["files"].items():
+        if name in without:
+            continue
         file = path.parent / name
         try:
             size = check_regular(file)
@@ -138,6 +150,7 @@ def output_state(
     *,
     checksums: bool = False,
     partial: bool = False,
+    without: Collection[str] = (),
 ) -> State:
     """Whether the output behind the manifest `path` is complete, missing, stale or broken.
 
@@ -147,12 +160,13 @@ def output_state(
         inputs: the fingerprint that the output should have been made from; None skips that comparison.
         checksums: read every byte (slow, thorough) instead of comparing sizes only.
         partial: compare only the keys that `inputs` has; for readers that do not know all of what the writer knew.
+        without: names of files that may be gone.
     """
     if not path.exists():
         return State("missing", f"{path} is not there")
     try:
         manifest = read_manifest(path, kind, remedy="run the stage again")
-        verify_files(path, manifest, checksums=checksums, remedy="run the stage again")
+        verify_files(path, manifest, checksums=checksums, remedy="run the stage again", without=without)
     except FormatError as error:
         return State("broken", str(error))
     if inputs is None:

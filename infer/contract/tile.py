@@ -7,6 +7,7 @@ and smalti's tiles by it. See docs/format.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract.arrays import open_npy
-from infer.contract.errors import FormatError
-from infer.contract.manifest import read_manifest, verify_files
+from infer.contract.atomic import sha256_file
+from infer.contract.errors import FormatError, writing
+from infer.contract.manifest import State, output_state, read_manifest, verify_files, write_manifest
 from infer.contract.plan import PlannedTile
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
@@ -28,6 +30,8 @@ TILE_MANIFEST = "tile.json"
 ROI_FILE = "roi.tiff"
 QUALITY_FILE = "quality.json"
 """How well the tile is observed; see docs/format.md."""
+RELEASED_FILE = "released.json"
+"""Says that the arrays of this tile were let go once they were embedded: what stays of it is a record."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,10 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, plan
         _check_manifest(folder, manifest)
         if planned is not None:
             _check_planned(folder, manifest, planned)
+        if is_released(folder):
+            raise FormatError(
+                f"{folder}: its arrays were released once they were embedded: `smalti fetch --force` reads them again"
+            )
         verify_files(path, manifest, checksums=checksums, remedy=_REMEDY)
     arrays = {name: _load(folder / spec.file, spec) for name, spec in TILE_ARRAYS.items()}
     _check_axes(folder, arrays)
@@ -175,3 +183,53 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, plan
 def is_tile_folder(folder: Path) -> bool:
     """Whether a folder looks like a tile (has bands.npy or a manifest); it may still be broken."""
     return (folder / TILE_MANIFEST).exists() or (folder / TILE_ARRAYS["bands_thwb"].file).exists()
+
+
+def is_released(folder: Path) -> bool:
+    """Whether a tile's arrays were let go, or are being let go."""
+    return (folder / RELEASED_FILE).is_file()
+
+
+def release_tile(folder: Path) -> int:
+    """Let a tile's arrays go, whose embedding was read back; manifest, quality and region mask stay.
+
+    The record of it is written first: what a kill leaves is a released tile with some arrays, and the next call
+    removes them.
+
+    Returns:
+        Bytes that were freed.
+
+    Raises:
+        SmaltiError: if the file system refuses.
+    """
+    if not is_released(folder):
+        inputs = {"tile": sha256_file(folder / TILE_MANIFEST)}
+        write_manifest(folder / RELEASED_FILE, "released", inputs=inputs, files=[])
+    return _remove_arrays(folder)
+
+
+def _remove_arrays(folder: Path) -> int:
+    freed = 0
+    for path in array_paths(folder):
+        with writing(path), suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
+
+
+def array_paths(folder: Path) -> list[Path]:
+    """Where a tile's arrays are, or were."""
+    return [folder / spec.file for spec in TILE_ARRAYS.values()]
+
+
+def take_back(folder: Path) -> None:
+    """A released tile is needed again: without the record it is a tile whose arrays are missing, and is fetched."""
+    with writing(folder):
+        (folder / RELEASED_FILE).unlink(missing_ok=True)
+
+
+def record_state(folder: Path, inputs: Mapping[str, Any]) -> State:
+    """Where the record of a released tile stands: what stays of it, against what it should have been made from."""
+    gone = frozenset(path.name for path in array_paths(folder))
+    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=gone)

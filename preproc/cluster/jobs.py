@@ -9,6 +9,7 @@ from preproc.cluster.sbatch import OF_SHEETS, TRAIN, Script
 from preproc.cluster.slurm import compress, expand
 from preproc.run.profile import Profile
 from preproc.run.task_count import tile_minutes
+from preproc.run.waves import Waves
 
 ARRAYS = ("fetch", "infer")
 """Stages whose tasks share the tiles; what comes after them gathers, in one job or in an array of sheets and one."""
@@ -31,6 +32,8 @@ class Due:
     """Stages after infer that are wanted, in order."""
     sheets: int = 1
     """That mosaic and map are divided into."""
+    waves: Waves | None = None
+    """How the shards are grouped, where there is a budget for what tiles take on disk."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Step:
     """(afterany or aftercorr, name of a step before it)."""
     hours: float = 0.0
     """Expected hours of one process, all tasks together."""
+    behind: bool = False
+    """It waits for every job of the run that is not over yet, too."""
 
     @property
     def length(self) -> int:
@@ -56,25 +61,34 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
 
     fetch[i] -> infer[i] by aftercorr; tasks of infer whose tiles are there already wait for nothing and are an array
     of their own; what gathers waits by afterany, and looks at the manifests itself. Where sheets are more than a job
-    makes at a time, an array makes them, and the stage's job joins them.
+    makes at a time, an array makes them, and the stage's job joins them. Waves follow each other by afterany, the
+    first after the tasks whose tiles are there.
     """
     steps: list[Step] = []
 
-    def array(name: str, kind: str, indices: Sequence[int], **more: object) -> None:
+    def array(
+        name: str, kind: str, indices: Sequence[int], after: Sequence[tuple[str, str]] = (), **more: object
+    ) -> None:
         job = profile.kind(kind)
         share = due.tiles / due.tasks * len(indices)
         hours = share * tile_minutes(job, tile_size) * max(1, job.gpus) / 60
         script = replace(common, kind=kind, array=compress(indices), **more)  # type: ignore[arg-type]  # fields of Script
-        after = (("aftercorr", "fetch"),) if name == "infer" and "fetch" in [step.name for step in steps] else ()
-        steps.append(Step(name, script, after, hours))
+        behind = kind == "fetch" and due.waves is not None and "fetch" not in {step.script.kind for step in steps}
+        steps.append(Step(name, script, tuple(after), hours, behind))
 
     fetching, inferring = set(due.shards["fetch"]), due.shards["infer"]
     paired = [index for index in inferring if index in fetching]
     ready = [index for index in inferring if index not in fetching]
-    if fetching:
-        array("fetch", "fetch", sorted(fetching), pass_on_failed=bool(paired))
-    if paired:
-        array("infer", "infer", paired)
+    last = ["infer-ready" if paired else "infer"] if ready and due.waves is not None else []
+    groups = _in_waves(sorted(fetching), due.waves)
+    for number, members in enumerate(groups, start=1):
+        end = f"-{number}" if len(groups) > 1 else ""
+        pairs = [index for index in paired if index in members]
+        earlier = [("afterany", name) for name in last] if due.waves is not None else []
+        array(f"fetch{end}", "fetch", members, earlier, pass_on_failed=bool(pairs))
+        if pairs:
+            array(f"infer{end}", "infer", pairs, [("aftercorr", f"fetch{end}")])
+        last = [steps[-1].name]
     if ready:
         array("infer-ready" if paired else "infer", "infer", ready)
     before = tuple(("afterany", step.name) for step in steps if step.script.kind == "infer")
@@ -93,9 +107,18 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
         classify = classify[len(first) :]
     if classify:
         steps.append(Step("classify", replace(common, kind="classify", stages=classify), before))
-    if "infer-ready" in [step.name for step in steps]:
-        return _unpaired_first(steps)
-    return steps
+    # tasks that wait for nothing are queued first, so that they are not behind those that wait
+    return sorted(steps, key=lambda step: step.script.kind != "infer" or bool(step.after))
+
+
+def _in_waves(indices: Sequence[int], waves: Waves | None) -> list[list[int]]:
+    """Tasks of each wave that has any, in order."""
+    if waves is None:
+        return [list(indices)] if indices else []
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(waves.of(index), []).append(index)
+    return list(groups.values())
 
 
 def sheet_tasks(profile: Profile, kind: str, sheets: int) -> int:

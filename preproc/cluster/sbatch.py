@@ -55,6 +55,8 @@ class Script:
     """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
     scratch: str | None = None
     """infer: folder on the node's own disk, with variables that are filled in there."""
+    engine_options: tuple[str, ...] = ()
+    """infer: see `preproc.run.engine.engine_options`."""
     pass_on_failed: bool = False
     """Another array's tasks wait for this one's: a task some of whose tiles failed lets them go on with the others."""
 
@@ -165,7 +167,8 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
         lines += [_array("CONTAINER", options), _array("PASSED", passed)]
         lines.append(_array("DEVICE", () if script.command else device_arguments(profile)))
     if script.kind in _COMMANDS:
-        lines.append(_array("COMMAND", script.command or _COMMANDS[script.kind]))
+        more = script.engine_options if script.kind == "infer" else ()
+        lines.append(_array("COMMAND", script.command or (*_COMMANDS[script.kind], *more)))
     if script.template == "classify":
         values["STAGES"] = " ".join(script.stages)
     if script.kind in OF_SHEETS:

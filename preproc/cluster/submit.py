@@ -6,11 +6,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from infer.contract import (
     BusyError,
     Plan,
+    PlannedTile,
     Run,
     SmaltiError,
     planned_tiles,
@@ -27,6 +29,7 @@ from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
+from preproc.run.engine import engine_options
 from preproc.run.profile import Profile, load_profile, unmet_needs
 from preproc.run.progress import say
 from preproc.run.quality import quality_warnings
@@ -34,6 +37,7 @@ from preproc.run.stage import StageFailedError
 from preproc.run.stages import before, chain, stage_named
 from preproc.run.status import Survey, stale_before
 from preproc.run.task_count import choose_tasks
+from preproc.run.waves import budget, fewest_shards, waves_of
 
 
 def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
@@ -53,7 +57,7 @@ def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
 
 def _missing(run: Run, config: Config, stage: str) -> list[bool]:
     entry = stage_named(stage)
-    return [not unit.state().complete for unit in entry.load().open(run, config).units]
+    return [not state.complete for _, state in entry.load().open(run, config).states()]
 
 
 def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:
@@ -77,16 +81,10 @@ def what_is_due(
     if not tiles:
         raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
     sheets = sum(len(sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(tiles))
-    kinds = [profile.kind(kind) for kind in ARRAYS]
-    tasks = tasks or choose_tasks(
-        len(tiles),
-        tiles[0].size,
-        [job for job in kinds if job.where == "batch"],
-        profile.limits,
-        gathering_jobs(profile, sheets),
-    )
+    tasks = tasks or _tasks(run, config, profile, tiles, sheets)
     fetch = _missing(run, config, "fetch")
-    lacking = [first or second for first, second in zip(fetch, _missing(run, config, "infer"), strict=True)]
+    infer = _missing(run, config, "infer")  # imported ones are last, and are not fetched
+    lacking = [first or second for first, second in zip_longest(fetch, infer, fillvalue=False)]
     by_batch = profile.kind("fetch").where == "batch" or not here
     shards = {
         "fetch": _shards(fetch, tasks) if "fetch" in stages and by_batch else (),
@@ -98,7 +96,24 @@ def what_is_due(
         anew = any(other.name in gathers for other in before(stage_named(name), config))
         if anew or any(lacking) or any(_unfinished(run, config, name)):
             gathers.append(name)
-    return Due(tasks, len(tiles), shards, tuple(gathers), sheets)
+    waves = None if budget(config) is None else waves_of(Plan.read(run), config, tasks)
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, waves)
+
+
+def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], sheets: int) -> int:
+    """Shards to divide the tiles among: one of them has to fit into the room that tiles may take."""
+    jobs = [job for job in map(profile.kind, ARRAYS) if job.where == "batch"]
+    tasks = choose_tasks(len(tiles), tiles[0].size, jobs, profile.limits, gathering_jobs(profile, sheets))
+    if budget(config) is None:
+        return tasks
+    season = Plan.read(run).season
+    fewest = fewest_shards(config, len(tiles), season.s2_days, season.s1_days)
+    if fewest > profile.limits.max_array:
+        raise SmaltiError(
+            f"{run.config}: [site] tile_space, tile_files: {fewest} waves are needed, and an array may have "
+            f"{profile.limits.max_array} tasks ([site.limits] max_array): allow more room"
+        )
+    return max(tasks, fewest)
 
 
 def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
@@ -123,6 +138,7 @@ def common_script(
         container=container_of(run, config, profile),
         weights=weights_of(config),
         scratch=config.site.scratch,
+        engine_options=tuple(engine_options(config)),
     )
 
 
@@ -308,9 +324,9 @@ def _submit(
 
 
 def dependency_of(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:
-    """A step's --dependency: after its predecessors, and, for what gathers, after every unfinished job of the run."""
+    """A step's --dependency: after its predecessors; what gathers, and a first wave, after every unfinished job too."""
     parts = [f"{how}:{ids[name]}" for how, name in step.after]
-    if step.script.kind not in ARRAYS:
+    if step.behind or step.script.kind not in ARRAYS:
         parts += [f"afterany:{number}" for number in unfinished]
     return ",".join(parts)
 

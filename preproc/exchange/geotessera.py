@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ from rasterio.errors import RasterioError
 
 from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError, sha256_file, sha256_json
 from infer.contract.arrays import open_npy
+from infer.contract.embedding import OBSERVED
 from preproc.exchange.placement import SOUTH, Frame, Patch
 from preproc.reader.buckets import first_line, open_bucket
 from preproc.region.grid import tile_footprint
@@ -50,6 +51,8 @@ class Dataset:
     """False where the source says that its encoder never was: its embeddings mean nothing."""
     checkpoint: str | None = None
     """SHA-256 of its file, likewise."""
+    counts: bool = False
+    """It says how often each pixel was seen."""
     window: tuple[str, str] | None = None
     """First and last day, likewise; of the others it is a calendar year."""
 
@@ -112,6 +115,9 @@ class ZarrStore:
         )
         self._year = year
         self._zones: dict[int, Patch | None] = {}
+        if ours:
+            counts = any(f"{name}/observations" in self._root for name in self._root.group_keys())
+            self.dataset = replace(self.dataset, counts=counts)
 
     def patches(self, tile: PlannedTile) -> list[Patch]:
         """The tile's own zone first, then its neighbours, in whose group a tile on the seam may be."""
@@ -157,7 +163,13 @@ class ZarrStore:
                     exit_code=EXIT_TRY_AGAIN,
                 ) from error
 
-        return Patch(name, zone, west, north, (height, width), read)
+        counted: Any = group.get("observations")
+        known = counted is not None and list(counted.attrs.get("smalti:layers", []))[:2] == ["clear_s2", "s1"]
+
+        def observed(rows: slice, columns: slice) -> NDArray[np.uint8]:
+            return np.moveaxis(np.asarray(counted[index, : len(OBSERVED), rows, columns]), 0, -1)
+
+        return Patch(name, zone, west, north, (height, width), read, observed if known else None)
 
 
 def _open_group(source: str) -> zarr.Group:

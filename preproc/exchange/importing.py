@@ -106,6 +106,7 @@ class _Taker:
             "model": self._model.name,
             "output": model.output,
             "dim": model.dim,
+            **({"min_clear_s2": model.min_clear_s2} if model.min_clear_s2 else {}),
             "fill": stage.fill,
         }
         self.identity = source
@@ -135,18 +136,23 @@ class _Taker:
     def _take(self, unit: Unit, *, force: bool) -> bool:
         """Whether the tile was taken; the engine's are not to be."""
         tile = self._tiles[unit.name]
-        if not force and _is_engines(unit):
+        engines = _is_engines(unit)
+        if engines and not force:
             self._stage.kept.append(tile.name)
             return False
         dim, patches = self._config.model.dim, self.published.patches(tile)
-        found = take(Frame.of(tile), region_mask(self._region, tile) > 0, patches, self.published.dataset.dim)
-        if found.absent and self._stage.fill:
+        inside_hw, least = region_mask(self._region, tile) > 0, self._config.model.min_clear_s2
+        found = take(Frame.of(tile), inside_hw, patches, self.published.dataset.dim, min_clear_s2=least)
+        if (found.absent or found.few) and self._stage.fill:
             self._stage.left.append(tile.name)
+            if not engines:  # an earlier import's, without --fill
+                unit.manifest.unlink(missing_ok=True)
             return False
         counted = {
             "are not published there: no data": found.absent,
             "are published as without data (water)": found.no_data,
             "have a scale that cannot be believed: no data": found.damaged,
+            "have too few clear observations there: no data": found.few,
         }
         self._stage.counts.update(counted)
         codes_hwc = found.codes_hwc[..., :dim]
@@ -156,13 +162,14 @@ class _Taker:
             tile.name,
             codes_hwc if as_codes else dequantise(codes_hwc, found.scales_hw),
             found.scales_hw if as_codes else None,
+            observations_hwm=found.observations_hwm,
             inputs=unit.inputs,
             fields=self._stated(found, dim),
         )
         return True
 
     def _stated(self, found: Taken, dim: int) -> dict[str, Any]:
-        model = self._model
+        model, least = self._model, self._config.model.min_clear_s2
         how: Literal["whole pixels", "nearest pixels"] = "nearest pixels" if found.shift_m else "whole pixels"
         return {
             "model": {
@@ -175,6 +182,7 @@ class _Taker:
             },
             "dimensions": dim,
             "data_source": model.data_source,
+            **({"min_clear_s2": least} if least else {}),
             "origin": {
                 **self._fields,
                 "parts": found.parts,
@@ -183,6 +191,7 @@ class _Taker:
                 "pixels_absent": found.absent,
                 "pixels_without_data": found.no_data,
                 "pixels_damaged": found.damaged,
+                "pixels_too_thinly_observed": found.few,
             },
         }
 
@@ -222,7 +231,7 @@ def _fitting_model(run: Run, config: Config, published: Published, *, fill: bool
     shorter = asked.dim < dataset.dim and not (model.family == "v2-student" and asked.dim in MATRYOSHKA)
     if asked.dim > dataset.dim or shorter:
         raise SmaltiError(f"{run.config}: [model] dim is {asked.dim}, the source has {dataset.dim}: set it to that")
-    if asked.min_clear_s2:
+    if asked.min_clear_s2 and not dataset.counts:
         raise SmaltiError(
             f"{run.config}: [model] min_clear_s2 is {asked.min_clear_s2}, and the source does not say how often its "
             "pixels were seen: set it to 0"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from infer.contract import PIXEL_SIZE, PlannedTile
+from infer.contract.embedding import MOST_OBSERVED, OBSERVED
 
 SOUTH = 10_000_000
 """False northing of the southern hemisphere's zones in metres."""
@@ -33,6 +34,11 @@ class Patch:
     """Northing of the upper edge in metres, counted on below 0 south of the equator."""
     shape_hw: tuple[int, int]
     read: Read
+    observed: Callable[[slice, slice], NDArray[np.uint8]] | None = None
+    """Rows and columns -> observations (h, w, 2) in the order of OBSERVED, beyond MOST_OBSERVED where nobody knows.
+
+    None where the source does not count them.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,17 @@ class Taken:
     """Pixels of the region whose scale cannot be believed: no data here."""
     shift_m: float = 0.0
     """Largest distance between the centre of a pixel and that of the published one it was given."""
+    few: int = 0
+    """Pixels of the region with too few clear observations: no data here."""
+    observations_hwm: NDArray[np.uint8] | None = None
+    """(H, W, 2) of the pixels that were given, 0 elsewhere; None where nobody counted them."""
     parts: list[str] = field(default_factory=list)
     """Patches that gave pixels."""
 
 
-def take(frame: Frame, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], dim: int) -> Taken:
+def take(
+    frame: Frame, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], dim: int, *, min_clear_s2: int = 0
+) -> Taken:
     """Fill a frame from patches; of those that have a pixel the first gives it.
 
     Args:
@@ -77,6 +89,7 @@ def take(frame: Frame, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], d
         inside_hw: (H, W) pixels of the region: the others stay nodata, as the engine leaves them.
         patches: in order of preference.
         dim: numbers a pixel.
+        min_clear_s2: pixels that were seen less often are left out, where the patch says how often.
     """
     codes_hwc, scales_hw = np.zeros((*frame.shape_hw, dim), np.int8), np.full(frame.shape_hw, np.nan, np.float32)
     open_hw = np.array(inside_hw, dtype=bool)
@@ -96,13 +109,25 @@ def take(frame: Frame, inside_hw: NDArray[np.bool_], patches: Sequence[Patch], d
         published_n = ~np.isposinf(scales_n)
         if not published_n.any():
             continue
-        good_n = published_n & np.isfinite(scales_n) & (scales_n > 0) & (scales_n < MAX_SCALE)
+        believed_n = np.isfinite(scales_n) & (scales_n > 0) & (scales_n < MAX_SCALE)
+        good_n = published_n & believed_n
         places = np.flatnonzero(here_hw)
+        if patch.observed is not None:
+            seen = patch.observed(slice(top, int(rows_n.max()) + 1), slice(left, int(columns_n.max()) + 1))
+            seen_nm = seen[rows_n - top, columns_n - left]
+            few_n = good_n & (seen_nm[:, 0] < min_clear_s2)
+            taken.few += int(few_n.sum())
+            good_n &= ~few_n
+            told_n = published_n & (seen_nm[:, 0] <= MOST_OBSERVED)
+            if told_n.any():
+                if taken.observations_hwm is None:
+                    taken.observations_hwm = np.zeros((*frame.shape_hw, len(OBSERVED)), np.uint8)
+                taken.observations_hwm.reshape(-1, len(OBSERVED))[places[told_n]] = seen_nm[told_n]
         codes_hwc.reshape(-1, dim)[places[good_n]] = codes[rows_n[good_n] - top, columns_n[good_n] - left]
         scales_hw.reshape(-1)[places[good_n]] = scales_n[good_n]
         open_hw.reshape(-1)[places[published_n]] = False
         taken.no_data += int(np.isnan(scales_n).sum())
-        taken.damaged += int((published_n & ~good_n & ~np.isnan(scales_n)).sum())
+        taken.damaged += int((published_n & ~believed_n & ~np.isnan(scales_n)).sum())
         taken.shift_m = max(taken.shift_m, float(shift_hw.reshape(-1)[places[published_n]].max()))
         taken.parts.append(patch.name)
     taken.absent = int(open_hw.sum())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from infer.contract import EXIT_FAILED, Record, Run, Shard, SmaltiError, stage_lock
-from infer.contract.classification import AccuracyManifest
-from infer.contract.rasters import MapManifest, MosaicManifest
+from infer.contract import EXIT_FAILED, Plan, Record, Run, Shard, SmaltiError, stage_lock
+from infer.contract.classification import AccuracyManifest, ValueAccuracyManifest
+from infer.contract.rasters import MapManifest, MosaicManifest, ValueMapManifest
+from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.run.stage import Outcome, StageFailedError, run_stage
-from preproc.run.stages import StageEntry, chain
+from preproc.run.stage import Outcome, Stage, StageFailedError, run_stage
+from preproc.run.stages import StageEntry, chain, stage_named
 from preproc.run.status import Survey, stale_before
+from preproc.run.waves import NO_ROOM, budget, fewest_shards, lying
 
 
 def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None = None, force: bool = False) -> Outcome:
@@ -23,6 +25,10 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
             raise SmaltiError(
                 f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
                 "nothing to do"
+            )
+        if maps_number(config):
+            raise SmaltiError(
+                f"{run.config}: [labels] value: the report shows maps of classes, and this one is of numbers"
             )
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
@@ -65,11 +71,20 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     failures: list[str] = []
     with stage_lock(run, "run"):
         entries = chain(config)
+        shards = 1
         for number, entry in enumerate(entries, start=1):
             if failures and entry.gathers:
                 say(f"[{number}/{len(entries)}] {entry.name}: not begun, because tiles failed before it")
                 continue
             say(f"[{number}/{len(entries)}] {entry.name}")
+            if entry.name == "fetch":
+                shards = _shards(run, config)
+                if shards > 1:
+                    done, failures = _in_waves(run, config, shards, force=force)
+                    outcomes += done
+                    continue
+            if entry.name == "infer" and (failures or any(outcome.stage == "infer" for outcome in outcomes)):
+                continue  # the waves have done it
             try:
                 outcomes.append(run_stage(entry.load(), run, config, force=force))
             except StageFailedError as error:
@@ -85,6 +100,53 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     return outcomes
 
 
+def _shards(run: Run, config: Config) -> int:
+    """How many waves the tiles need, each of which is a shard; 1: all can lie on disk."""
+    if budget(config) is None:
+        return 1
+    plan = Plan.read(run)
+    return fewest_shards(config, len(plan.tiles), plan.season.s2_days, plan.season.s1_days)
+
+
+def _in_waves(run: Run, config: Config, shards: int, *, force: bool) -> tuple[list[Outcome], list[str]]:
+    """Fetch and infer shard by shard: the tiles of one are let go before the next is begun.
+
+    A wave that found the room taken by tiles of later waves (of a run that was stopped) is tried once more at the end.
+
+    Returns:
+        What was done, and what failed.
+    """
+    outcomes: list[Outcome] = []
+    failures: dict[int, list[str]] = {}
+    again: list[int] = []
+    for wave in range(shards):
+        failures[wave] = _wave(run, config, Shard(wave, shards), outcomes, force=force)
+        if any(NO_ROOM in text for text in failures[wave]):
+            again.append(wave)
+    for wave in again:
+        failures[wave] = _wave(run, config, Shard(wave, shards), outcomes, force=False)
+    return outcomes, [text for texts in failures.values() for text in texts]
+
+
+def _wave(run: Run, config: Config, shard: Shard, outcomes: list[Outcome], *, force: bool) -> list[str]:
+    failures: list[str] = []
+    say(f"wave {shard.index + 1} of {shard.count}")
+    for name in ("fetch", "infer"):
+        stage = stage_named(name).load(shard=True)
+        if name == "infer" and not force and not failures and _complete(stage, run, config, shard):
+            continue  # the engine is not started for nothing
+        try:
+            outcomes.append(run_stage(stage, run, config, shard=shard, force=force))
+        except StageFailedError as error:
+            failures.append(str(error))
+    return failures
+
+
+def _complete(stage: Stage, run: Run, config: Config, shard: Shard) -> bool:
+    units = shard.take(stage.open(run, config).units)
+    return all(unit.state().complete for unit in units) and not lying(run, [unit.name for unit in units])
+
+
 def summarise(run: Run, config: Config) -> str:
     """Paths of what a person opens next, and the figures of the classifier.
 
@@ -93,7 +155,10 @@ def summarise(run: Run, config: Config) -> str:
     """
     lines: list[str] = []
     lines += _rasters("embeddings", run, MosaicManifest)
-    if config.maps:
+    if maps_number(config):
+        lines += _rasters("map", run, ValueMapManifest)
+        lines.append(f"accuracy    {ValueAccuracyManifest.read(run).headline}  ({run.accuracy})")
+    elif config.maps:
         lines += _rasters("map", run, MapManifest)
         lines.append(f"accuracy    {AccuracyManifest.read(run).headline}  ({run.accuracy})")
         lines.append(f"report      {run.report / 'index.html'}")

@@ -5,43 +5,34 @@ This side never imports torch. It hands the engine RUN/model.json and reads its 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_OK,
     EXIT_TRY_AGAIN,
-    TILE_MANIFEST,
     Run,
     Shard,
     SmaltiError,
-    embedding_paths,
     planned_tiles,
     scratch_folder,
-    sha256_file,
     write_model_job,
 )
 from infer.contract.imported import imported_tiles
-from infer.contract.registry import cache_path
 from preproc.run.config import Config
 from preproc.run.container import container_of, container_variable, device_arguments, weights_of
+from preproc.run.embedded import embedding_units
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.quality import quality_warnings
 from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
-
-_HASHED_BYTES = 2**30
-"""Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
 
 class InferStage:
@@ -54,44 +45,17 @@ class InferStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
-        known, imported = _known_inputs(config), imported_tiles(run)
-        units = [_unit(run, tile.name, known, imported) for tile in planned_tiles(run)]
+        embedded = embedding_units(run, config)
+        imported = imported_tiles(run)
+        # what the engine is asked for comes first: its shards are divided alike
+        names = sorted((tile.name for tile in planned_tiles(run)), key=lambda name: name in imported)
+        units = [embedded(name) for name in names]
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
-def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
-    if name in imported:
-        return _imported_unit(run, name, imported[name], known)
-    source = run.tiles / name / TILE_MANIFEST
-    # people remove the time series once the embeddings are made: those are none the worse for it
-    inputs = {**known, "tile": sha256_file(source)} if source.is_file() else known
-    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
-
-
-def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
-    """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
-    inputs = {"import": identity, "output": known["output"], "dim": known["dim"]}
-    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
-
-
-def _known_inputs(config: Config) -> dict[str, Any]:
-    """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
-    model = config.model
-    known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}
-    if model.precision != "auto":
-        known["precision"] = model.precision
-    path = model.checkpoint if model.name is None else cache_path(model.name)
-    if path is not None and path.is_file():
-        stat = path.stat()
-        if stat.st_size <= _HASHED_BYTES:
-            known["checkpoint"] = _checkpoint_digest(path, stat.st_size, stat.st_mtime_ns)
-    return known
-
-
-@functools.lru_cache(maxsize=8)
-def _checkpoint_digest(path: Path, size: int, changed_ns: int) -> str:
-    del size, changed_ns  # part of the key: a file that was replaced is read again
-    return sha256_file(path)
+def engine_options(config: Config) -> list[str]:
+    """What the settings ask of the engine, wherever it runs."""
+    return ["--release"] if config.tiles.keep == "record" else []
 
 
 def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
@@ -102,6 +66,7 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
     """
     profile = load_profile(config.site.profile, run.root, config.site)
     arguments = ["-m", "infer", str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard)]
+    arguments += engine_options(config)
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
@@ -147,14 +112,15 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
     Raises:
         SmaltiError: if the engine could not start, refused its input or was interrupted (exit code 75).
     """
-    imported = [unit for unit in due.units if "import" in unit.inputs]
+    names = imported_tiles(run)
+    imported = [unit for unit in due.units if unit.name in names]
     for unit in imported:
         state = unit.state()
         remedy = f"run `smalti import {run.quoted} SOURCE` again"
         yield Built(unit, None if state.complete else SmaltiError(f"{state.reason}: {remedy}"), anew=False)
     if len(imported) == len(due.units):
         return  # neither weights nor torch are asked for
-    due = replace(due, units=[unit for unit in due.units if "import" not in unit.inputs])
+    due = replace(due, units=[unit for unit in due.units if unit.name not in names])
     write_model_job(run, config.model.job())
     before = {unit.name: _written(unit) for unit in due.units}
     command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,10 +11,12 @@ from rich.table import Table
 
 from infer.contract import Run, SmaltiError, State
 from preproc.run.config import Config
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, file_mark
 from preproc.run.stages import StageEntry, before, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
+RELEASED = "released"
+"""Units whose files were let go once they had served; a column of its own where there are any."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class StageStatus:
     stage: str
     noun: str
     counts: dict[str, int] = field(default_factory=dict)
-    """Units by state: complete, missing, stale, broken."""
+    """Units by state: complete, released, missing, stale, broken."""
     problems: dict[str, str] = field(default_factory=dict)
     """Stale and broken units with the reason."""
     waiting: str = ""
@@ -39,7 +42,12 @@ class StageStatus:
     @property
     def complete(self) -> bool:
         """Whether all its units are complete."""
-        return not self.waiting and not self.behind and self.counts.get("complete", 0) == self.total
+        done = self.counts.get("complete", 0) + self.counts.get(RELEASED, 0)
+        return not self.waiting and not self.behind and done == self.total
+
+
+_Marks = dict[str, tuple[State, tuple[int, ...]]]
+"""Unit that is complete -> its state, and the mark that it had then."""
 
 
 @dataclass
@@ -50,7 +58,25 @@ class Survey:
     config: Config
     checksums: bool = False
     """Read every byte."""
+    watching: bool = False
+    """Others will follow this one; see `again`."""
     _seen: dict[str, list[tuple[Unit, State]] | SmaltiError] = field(default_factory=dict)
+    _earlier: Mapping[str, _Marks] = field(default_factory=dict)
+    """Stage -> what was complete in the last survey."""
+    _marks: dict[str, _Marks] = field(default_factory=dict)
+    _changed: set[str] = field(default_factory=set)
+    """Names of units that an earlier survey does not answer for."""
+
+    def again(self) -> Survey:
+        """Another look, at what something was done to since: a tile that was complete and is untouched still is.
+
+        Only a first look sees that somebody took away a file from beside its manifest.
+        """
+        earlier = self._marks if self._plan == file_mark(self.run.plan) else {}
+        return Survey(self.run, self.config, self.checksums, watching=True, _earlier=earlier)
+
+    def __post_init__(self) -> None:
+        self._plan = file_mark(self.run.plan)
 
     def of(self, stage: str) -> list[tuple[Unit, State]]:
         """Every unit of a stage with its state, in order.
@@ -60,14 +86,32 @@ class Survey:
         """
         if stage not in self._seen:
             try:
-                units = stage_named(stage).load().open(self.run, self.config).units
-                self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
+                session = stage_named(stage).load().open(self.run, self.config)
+                if self.watching and not stage_named(stage).gathers and stage != "plan":
+                    self._seen[stage] = self._watched(stage, session)
+                else:
+                    self._seen[stage] = list(session.states(checksums=self.checksums))
             except SmaltiError as error:
                 self._seen[stage] = error
         found = self._seen[stage]
         if isinstance(found, SmaltiError):
             raise found
         return found
+
+    def _watched(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
+        earlier = self._earlier.get(stage, {})
+        marks = {unit.name: unit.mark() for unit in session.units}  # before the look: what happens during it is seen
+        known = {
+            name: state
+            for name, (state, mark) in earlier.items()
+            if name not in self._changed and mark == marks.get(name)
+        }
+        fresh = [unit for unit in session.units if unit.name not in known]
+        self._changed.update(unit.name for unit in fresh)  # what is made of it is looked at as well
+        session.ahead(fresh)
+        states = [(unit, known.get(unit.name) or unit.state(checksums=self.checksums)) for unit in session.units]
+        self._marks[stage] = {unit.name: (state, marks[unit.name]) for unit, state in states if state.complete}
+        return states
 
 
 @dataclass(frozen=True)
@@ -140,12 +184,14 @@ def as_table(statuses: list[StageStatus]) -> Table:
     """The same for people."""
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
-    for kind in KINDS:
+    released = any(status.counts.get(RELEASED) for status in statuses)
+    kinds = ("complete", RELEASED, *KINDS[1:]) if released else KINDS
+    for kind in kinds:
         table.add_column(kind, justify="right")
     table.add_column("of")
     table.add_column("", overflow="fold")
     for status in statuses:
-        cells = [str(status.counts.get(kind, 0) or "·") for kind in KINDS]
+        cells = [str(status.counts.get(kind, 0) or "·") for kind in kinds]
         note = "done" if status.complete else ""
         if status.waiting:
             note = f"waiting: {status.waiting}"

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from infer.contract import TILE_MANIFEST, PlannedTile, Run, SmaltiError, child, planned_tiles, scratch_folder
+from infer.contract import (
+    TILE_MANIFEST,
+    Plan,
+    PlannedTile,
+    Run,
+    SmaltiError,
+    State,
+    child,
+    is_released,
+    planned_tiles,
+    record_state,
+    scratch_folder,
+)
 from infer.contract.imported import imported_tiles
 from preproc.catalogue.items import SceneIndex, archive_moved, load_scenes
 from preproc.reader.gdal import check_coordinates, gdal_settings
@@ -18,10 +31,12 @@ from preproc.reader.signing import make_signer
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
+from preproc.run.embedded import embedding_units
 from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import summarise_quality
-from preproc.run.stage import Built, Due, Session, Unit, one_by_one
+from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
+from preproc.run.waves import NOTHING, Room, budget, room_of, tile_space
 from preproc.tile.build import build_tiles
 from preproc.tile.recipe import Fingerprints, TileJob
 
@@ -34,6 +49,30 @@ TELL_S = 10.0
 """Seconds between two lines on how far a group is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TileUnit(Unit):
+    """A tile. When its arrays were released it is complete as long as its embedding is, and fetched again otherwise."""
+
+    embedded: Callable[[str], Unit]
+
+    def state(self, *, checksums: bool = False) -> State:
+        """As of any unit, or "released"."""
+        folder = self.manifest.parent
+        if not is_released(folder):
+            return super().state(checksums=checksums)
+        record = record_state(folder, self.wanted())
+        if not record.complete:
+            return record
+        embedding = self.embedded(self.name).state()
+        if embedding.complete:
+            return State("released")
+        return State("missing", f"its arrays were released, and its embedding is {embedding.kind}: {embedding.reason}")
+
+    def mark(self) -> tuple[int, ...]:
+        """As of any unit; a released tile's is its embedding's as well."""
+        return (*super().mark(), *(self.embedded(self.name).mark() if is_released(self.manifest.parent) else ()))
+
+
 @dataclass(frozen=True)
 class _RunScenes:
     """What all tiles of a run share."""
@@ -43,6 +82,18 @@ class _RunScenes:
     index: SceneIndex
     tiles: dict[str, PlannedTile]
     fingerprints: Fingerprints
+    imported: Mapping[str, str]
+    """Tiles whose embeddings are there: nobody will read their scenes."""
+    embedded: Callable[[str], Unit]
+    """Of a tile's name: its embedding."""
+    looked_up: dict[str, str] = field(default_factory=dict)
+    """Name of a tile -> fingerprint of its scenes."""
+
+    def look_up(self, units: Sequence[Unit]) -> None:
+        """Find the scenes of many tiles together, which is much faster than one by one."""
+        tiles = [self.tiles[unit.name] for unit in units]
+        for tile, scenes in zip(tiles, self.index.for_tiles(tiles), strict=True):
+            self.looked_up[tile.name] = self.fingerprints.of(scenes)
 
     @property
     def window(self) -> tuple[str, str]:
@@ -51,16 +102,24 @@ class _RunScenes:
 
     def unit(self, run: Run, tile: PlannedTile) -> Unit:
         """The unit of a tile; its inputs are everything that the tile's bytes depend on."""
-        inputs = {
+        return TileUnit(
+            tile.name,
+            child(run.tiles, tile.name) / TILE_MANIFEST,
+            "tile",
+            LateInputs(lambda: self._inputs(tile)),
+            embedded=self.embedded,
+        )
+
+    def _inputs(self, tile: PlannedTile) -> dict[str, Any]:
+        return {
             "grid": [tile.epsg, tile.west, tile.north, tile.size],
             "region": self.region.fingerprint,
             "window": list(self.window),
             "min_clear": self.config.tiles.min_clear,
             "on_missing": self.config.archive.on_missing,
             "source": self.config.archive.source,
-            "scenes": self.fingerprints.of(self.index.for_tile(tile)),
+            "scenes": self.looked_up.get(tile.name) or self.fingerprints.of(self.index.for_tile(tile)),
         }
-        return Unit(tile.name, child(run.tiles, tile.name) / TILE_MANIFEST, "tile", inputs)
 
     def job(self, unit: Unit, scratch: Path | None) -> TileJob:
         """What a tile is made from."""
@@ -84,7 +143,8 @@ def _season(run: Run, config: Config) -> _RunScenes:
     tiles = {tile.name: tile for tile in planned_tiles(run)}
     index = SceneIndex(load_scenes(run, config))
     fingerprints = Fingerprints(run.root, archive_moved(run, config))
-    return _RunScenes(config, load_region(config.region), index, tiles, fingerprints)
+    region, imported = load_region(config.region), imported_tiles(run)
+    return _RunScenes(config, region, index, tiles, fingerprints, imported, embedding_units(run, config))
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:
@@ -92,6 +152,25 @@ def group_key(tile: PlannedTile) -> tuple[int, int, int]:
     side = max(1, min(GROUP_TILES, GROUP_PIXELS // tile.size)) * tile.size * 10
     west, south, _, _ = tile.bounds
     return tile.epsg, west // side, south // side
+
+
+def jobs_that_fit(jobs: Sequence[TileJob], room: Room | None) -> tuple[list[TileJob], dict[str, SmaltiError]]:
+    """Those of some tiles that may be made together, and what is to be said of the others."""
+    if room is None:
+        return list(jobs), {}
+    fitting: list[TileJob] = []
+    refused: dict[str, SmaltiError] = {}
+    needs = NOTHING
+    for job in jobs:
+        days = {(scene.modality, scene.orbit if scene.modality == "s1" else "", scene.day) for scene in job.scenes}
+        s2 = sum(modality == "s2" for modality, _, _ in days)
+        more = needs + tile_space(job.tile.size, s2, len(days) - s2)
+        if room.fits(more):
+            needs = more
+            fitting.append(job)
+        else:
+            refused[job.tile.name] = room.refusal()
+    return fitting, refused
 
 
 class _Teller:
@@ -123,10 +202,11 @@ class FetchStage:
         Raises:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
-        imported = imported_tiles(run)  # their embeddings are there: nobody will read their scenes
         season = _season(run, config)
-        units = [season.unit(run, tile) for tile in season.tiles.values() if tile.name not in imported]
-        return Session(units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run))
+        units = [season.unit(run, tile) for tile in season.tiles.values() if tile.name not in season.imported]
+        return Session(
+            units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run), ahead=season.look_up
+        )
 
 
 def _said_afterwards(run: Run) -> list[str]:
@@ -137,6 +217,8 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
     """Fetch tiles, each together with those of its neighbours that are due as well."""
     archive = season.config.archive
     scratch = scratch_folder(season.config.site.scratch)
+    fetched = [name for name in season.tiles if name not in season.imported]
+    room = None if budget(season.config) is None else room_of(run, season.config, Plan.read(run), due.shard, fetched)
     groups: dict[tuple[int, int, int], list[Unit]] = {}
     for unit in due.units:
         groups.setdefault(group_key(season.tiles[unit.name]), []).append(unit)
@@ -153,7 +235,10 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
             if unit.name not in results:
                 together = groups.pop(group_key(season.tiles[unit.name]), [unit])
                 jobs = [season.job(member, scratch) for member in together]
-                errors = build_tiles(jobs, reader, pool, archive.workers, _Teller(len(together)))
+                jobs, errors = jobs_that_fit(jobs, room)
+                errors |= build_tiles(jobs, reader, pool, archive.workers, _Teller(len(jobs)))
+                if room is not None:
+                    room.measure(job.tile.name for job in jobs)
                 results.update({member.name: errors.get(member.name) for member in together})
             error = results.pop(unit.name)
             if error is not None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +96,50 @@ def test_a_run_without_labels_ends_with_the_mosaic(tmp_path: Path, archive: Path
     assert "embeddings_" in done.stdout
     assert not (root / "map").exists()
     assert smalti("status", root).returncode == 0
+
+
+def series_bytes(root: Path) -> int:
+    """What the arrays of tiles take on disk now."""
+    total = 0
+    for folder, _, names in os.walk(root / "tiles"):  # passes over folders that vanish
+        for name in names:
+            if name.endswith(".npy"):
+                with suppress(OSError):  # let go meanwhile
+                    total += (Path(folder) / name).stat().st_size
+    return total
+
+
+def test_a_run_in_waves_that_keeps_records_only_gives_the_same_map(
+    by_file: Path, archive: Path, tmp_path: Path
+) -> None:
+    budget = 700_000
+    text = RUN_TOML.replace("size = 32", 'size = 32\nkeep = "record"') + f'[site]\ntile_space = "{budget // 1000}kB"\n'
+    root = make_run(tmp_path / "run", archive, text)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(smalti, "run", root)
+        most = 0
+        while not running.done():
+            most = max(most, series_bytes(root))
+            time.sleep(0.005)
+    assert "wave 3 of" in running.result().stderr
+    assert 0 < most <= budget < series_bytes(by_file)
+    kept, made = digest(by_file), digest(root)
+    gone = {name for name in kept if name not in made}
+    assert gone == {name for name in kept if name.startswith("tiles/") and name.endswith(".npy")}
+    assert {name for name in made if name not in kept} == {
+        f"{Path(name).parent}/released.json" for name in kept if name.endswith("tile.json")
+    }
+    differing = {name for name in kept if name in made and made[name] != kept[name]}
+    # the report shows the settings, and without time series the embedding is not compared with plain features
+    assert differing <= {"report/index.html", "report/report.json", "accuracy.json"}
+    shown = smalti("status", root)
+    assert "released" in shown.stdout
+    assert "everything is complete" in smalti("run", root).stderr
+    broken = next((root / "embeddings").glob("*_scales.npy"))
+    broken.write_bytes(b"")
+    for stage in ("fetch", "infer"):
+        smalti(stage, root)
+    assert digest(root) == made, "the tile of a broken embedding is fetched again, and released again"
 
 
 def test_the_tutorials_notebook_runs_on_a_run(by_file: Path, archive: Path, tmp_path: Path) -> None:

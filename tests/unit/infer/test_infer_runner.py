@@ -28,16 +28,20 @@ from infer.contract import (
     DEMO_CHECKPOINT,
     MASK_POLARITY,
     TILE_ARRAYS,
+    FormatError,
     ModelJob,
     Run,
     Shard,
+    is_released,
     read_embedding,
     read_tile,
+    release_tile,
     scratch_folder,
     write_manifest,
     write_model_job,
     write_npy,
 )
+from infer.contract.monthly import monthly_composites
 from infer.device import choose_device
 from infer.engine import Engine
 from infer.fleet import part_of, worst
@@ -118,10 +122,31 @@ def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained
 
 def test_a_folder_is_embedded_as_a_run_is(tiles, tmp_path):
     asked, setting = build_parser().parse_args([]), Model(name="demo").job()
-    assert (asked.output, asked.precision) == (setting.output, setting.precision)
+    assert asked.precision == setting.precision
     assert infer(tiles / "b", tmp_path / "out") == 0
     embedding = read_embedding(tmp_path / "out", "b")
     assert (embedding.values_hwc.dtype, embedding.shape_hwc[2]) == (np.int8, setting.dim)
+
+
+def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path):
+    assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0
+    before = contents(tmp_path / "out")
+    assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0, "all complete"
+    assert contents(tmp_path / "out") == before
+    rows, cols = np.divmod(np.arange(36), 6)
+    for name in "abc":
+        embedding, tile = read_embedding(tmp_path / "out", name), read_tile(tiles / name, need_manifest=False)
+        assert embedding.shape_hwc == (6, 6, 144)
+        expected = monthly_composites(tile, rows, cols)
+        found = embedding.window(slice(None), slice(None), gaps=True).reshape(36, 144)
+        np.testing.assert_array_equal(found, expected)
+        assert np.isnan(found).any()
+        there = embedding.embedded(slice(None), slice(None))
+        assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
+        assert embedding.manifest["nodata_pixels"] == int((~there).sum())
+    assert infer(tiles, tmp_path / "codes", "--output", "int8", checkpoint="monthly") != 0
+    assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
+    assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
 
 
 def test_one_tile_folder_alone(tiles, tmp_path):
@@ -402,3 +427,77 @@ def test_expected_numbers_of_the_self_test_are_the_plain_computations():
     found = embed_plain(formula_tile(), formula_checkpoint(), dtype=torch.float64)
     assert np.nanmax(np.abs(found - np.load(EXPECTED))) <= 1e-5
     assert {field.name for field in fields(formula_tile())} >= set(TILE_ARRAYS)
+
+
+def arrays_of(run: Run, name: str) -> list[str]:
+    return sorted(path.name for path in (run.tiles / name).glob("*.npy"))
+
+
+def run_engine(run: Run, *options: str) -> int:
+    return main([str(run.root), "--device", "cpu", *options])
+
+
+def test_arrays_are_released_once_the_embedding_was_read_back(tmp_path):
+    kept, run = make_run(tmp_path / "kept", "ab"), make_run(tmp_path / "run", "ab")
+    assert run_engine(kept) == run_engine(run, "--release") == 0
+    assert contents(kept.embeddings) == contents(run.embeddings)
+    assert [arrays_of(run, name) for name in "ab"] == [[], []]
+    assert (run.tiles / "a" / "tile.json").read_bytes() == (kept.tiles / "a" / "tile.json").read_bytes()
+    with pytest.raises(FormatError, match=r"arrays were released .*fetch --force"):
+        read_tile(run.tiles / "a", need_manifest=True)
+    before = {path: path.stat().st_mtime_ns for path in run.embeddings.iterdir()}
+    assert run_engine(run, "--release") == 0, "a released tile is no broken one"
+    assert before == {path: path.stat().st_mtime_ns for path in run.embeddings.iterdir()}
+    assert run_engine(kept, "--release") == 0, "what was complete before is released as well"
+    assert [arrays_of(kept, name) for name in "ab"] == [[], []]
+
+
+def test_an_embedding_that_cannot_be_read_back_keeps_its_tile(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path, "ab")
+
+    def bad(folder: Path, name: str) -> None:
+        if name == "a":
+            raise FormatError("a.npy: its contents do not match")
+
+    monkeypatch.setattr(infer_runner, "read_back", bad)
+    assert run_engine(run, "--release") == 1
+    assert "a failed: a.npy: its contents do not match; the tile's arrays are kept" in capsys.readouterr().err
+    assert len(arrays_of(run, "a")) == len(TILE_ARRAYS)
+    assert not (run.embeddings / "a.json").exists()
+    assert arrays_of(run, "b") == []
+    monkeypatch.undo()
+    assert run_engine(run, "--release") == 0
+    assert arrays_of(run, "a") == []
+
+
+def test_a_complete_embedding_is_verified_before_its_tile_is_released(tmp_path, capsys):
+    run = make_run(tmp_path, "a")
+    assert run_engine(run) == 0
+    good = (run.embeddings / "a.npy").read_bytes()
+    (run.embeddings / "a.npy").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert run_engine(run, "--release") == 0
+    assert "a is made again" in capsys.readouterr().err
+    assert (run.embeddings / "a.npy").read_bytes() == good
+    assert arrays_of(run, "a") == []
+
+
+def test_a_released_tile_that_is_needed_again_is_taken_back(tmp_path, capsys):
+    run = make_run(tmp_path, "ab")
+    assert run_engine(run, "--release") == 0
+    (run.embeddings / "a.npy").write_bytes(b"")
+    assert run_engine(run, "--release") == 1
+    assert "a: its arrays were released, and are needed to embed it anew: run `smalti fetch`" in capsys.readouterr().err
+    assert not (run.tiles / "a" / "released.json").exists()
+    assert (run.tiles / "b" / "released.json").exists()
+
+
+def test_what_a_kill_left_of_a_tile_is_released_to_the_end(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "a")
+    assert run_engine(run) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("infer.contract.tile._remove_arrays", lambda folder: 0)
+        assert release_tile(run.tiles / "a") == 0
+    assert is_released(run.tiles / "a")
+    assert len(arrays_of(run, "a")) == len(TILE_ARRAYS)
+    assert run_engine(run, "--release") == 0
+    assert arrays_of(run, "a") == []

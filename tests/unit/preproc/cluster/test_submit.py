@@ -17,6 +17,7 @@ from preproc.cluster.submit import dependency_of, tasks_in_use, without_active
 from preproc.cluster.submitted import SubmittedJob
 from preproc.run.profile import Job, Limits, Profile, load_profile, merge
 from preproc.run.task_count import choose_tasks
+from preproc.run.waves import Space, Waves
 
 COMMON = Script("", Path("/r"), Path("/p"), Path("/r/logs/slurm"), tasks=4)
 LOCAL = load_profile("local", Path())
@@ -75,6 +76,28 @@ def test_tasks_whose_tiles_are_there_wait_for_nothing() -> None:
     assert chain["infer-ready"].script.array == "0"
     assert chain["infer-ready"].after == ()
     assert set(chain["stitch"].after) == {("afterany", "infer"), ("afterany", "infer-ready")}
+
+
+def test_waves_follow_each_other() -> None:
+    waves = Waves(Space(1e9, 1e3), shards=6, together=2)
+    asked = Due(6, 60, {"fetch": (0, 1, 2, 5), "infer": (0, 1, 2, 4, 5)}, ALL, waves=waves)
+    chain = by_name(build_chain(LOCAL, COMMON, asked, 512))
+    shown = {name: (step.script.array, step.after) for name, step in chain.items() if step.script.array}
+    assert shown == {
+        "infer-ready": ("4", ()),
+        "fetch-1": ("0-1", (("afterany", "infer-ready"),)),
+        "infer-1": ("0-1", (("aftercorr", "fetch-1"),)),
+        "fetch-2": ("2", (("afterany", "infer-1"),)),
+        "infer-2": ("2", (("aftercorr", "fetch-2"),)),
+        "fetch-3": ("5", (("afterany", "infer-2"),)),
+        "infer-3": ("5", (("aftercorr", "fetch-3"),)),
+    }
+    assert next(iter(chain)) == "infer-ready"
+    assert {name for _, name in chain["stitch"].after} == {"infer-ready", "infer-1", "infer-2", "infer-3"}
+    alone = build_chain(LOCAL, COMMON, replace(asked, shards={"fetch": (0, 1), "infer": (0, 1)}), 512)
+    assert [step.name for step in alone[:2]] == ["fetch", "infer"]
+    assert dependency_of(alone[0], {}, [7, 8]) == "afterany:7,afterany:8", "queued waves go first"
+    assert dependency_of(alone[1], {"fetch": 9}, [7, 8]) == "aftercorr:9"
 
 
 def test_only_what_is_missing() -> None:

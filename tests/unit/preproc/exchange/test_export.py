@@ -17,6 +17,7 @@ from pyproj import Transformer
 from support.mosaicked import MODEL, config, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract.imported import imported_tiles
 from preproc.exchange.export import CARD, export
 from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
@@ -126,6 +127,29 @@ def test_the_store_goes_out_and_in_again(run: Run, tmp_path: Path) -> None:
         import_embeddings(
             other, parse_config(text.replace('"demo"', '"tessera-v2-small"'), other.config), str(tmp_path / "store")
         )
+
+
+def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS)
+    for tile in planned_tiles(run):
+        values = np.random.default_rng(0).normal(size=(32, 32, 128)).astype(np.float32)
+        write_tile(run, tile, values, int8=True, observations_hwm=looks(32))
+    run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
+    other = planned_run(tmp_path / "other", CELLS)
+    text = other.config.read_text().replace("bbox = [4.0, 50.7, 4.1, 50.8]", "bbox = [3.9, 50.6, 4.4, 51.0]")
+    text += '[model]\nname = "demo"\nmin_clear_s2 = 15\n'
+    import_embeddings(other, parse_config(text, other.config), str(run.mosaic / "embeddings.zarr"))
+    for tile in planned_tiles(run):
+        found = read_embedding(other.embeddings, tile.name)
+        np.testing.assert_array_equal(found.observations_hwm, looks(32))
+        assert found.scales_hw is not None
+        np.testing.assert_array_equal(np.isnan(found.scales_hw), looks(32)[..., 0] < 15)
+        assert found.manifest["origin"]["pixels_too_thinly_observed"] == int((looks(32)[..., 0] < 15).sum())
+    import_embeddings(
+        other, parse_config(text, other.config), str(run.mosaic / "embeddings.zarr"), fill=True, force=True
+    )
+    assert not imported_tiles(other), "each has such pixels: all are left to the engine"
+    assert not list(other.embeddings.glob("*.json")), "and what was taken before is not taken for the engine's"
 
 
 def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
