@@ -42,6 +42,8 @@ def baseline(
     wanted, work = config.classify.baseline, len(oof.code_n) * len(about.classes)
     if wanted is False:
         return None, "[classify] baseline = false"
+    if config.labels is None:
+        return None, "the labelled pixels are of other runs"
     if wanted == "auto" and work > MOST_WORK:
         return None, f"it takes more than a minute for {len(oof.code_n)} pixels: ask with [classify] baseline = true"
     if about.trained_on and about.trained_on[0].embedded.model.family == MONTHLY_FAMILY:

@@ -282,8 +282,10 @@ class Labels(_Section):
 
     path: Path
     """GeoJSON, GeoPackage or shapefile."""
-    class_: Annotated[str, Field(alias="class", min_length=1)]
+    class_: Annotated[str | None, Field(alias="class", min_length=1)] = None
     """Attribute that names the class."""
+    value: Annotated[str | None, Field(min_length=1)] = None
+    """Instead of class: attribute with a number (yield, height, biomass), which is then mapped with an interval."""
     group: str | None = None
     """Attribute that tells which labels belong together (parcel, farm ...); None: each feature is its own group."""
     district: str | None = None
@@ -295,6 +297,17 @@ class Labels(_Section):
 
     _resolve = field_validator("path", mode="before")(_absolute)
     _known = field_validator("encoding")(_codec)
+
+    @property
+    def attribute(self) -> str:
+        """What is learned: the class, or the number."""
+        return self.class_ or self.value or ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.class_ is None) == (self.value is None):
+            raise ValueError("give class (the attribute with the class) or value (one with a number), one of them")
+        return self
 
 
 class Train(_Section):
@@ -557,7 +570,8 @@ class Config(_Section):
 
     def mapped_by(self, folder: Path) -> Config:
         """The same, but that a classifier trained elsewhere maps it."""
-        update = {"predict": Predict(model=folder.absolute()), "labels": None, "train": Train()}
+        predict = self.predict.model_copy(update={"model": folder.absolute()})
+        update = {"predict": predict, "labels": None, "train": Train()}
         return self.model_copy(update=update)
 
     @model_validator(mode="after")
@@ -574,6 +588,13 @@ class Config(_Section):
             raise ValueError("[predict] model names a classifier, and [train] runs trains another: leave one out")
         if self.classify.split == "district" and self.labels is not None and self.labels.district is None:
             raise ValueError('[classify] split = "district" needs [labels] district, the attribute')
+        if self.labels is not None and self.labels.value is not None:
+            if self.validate_ is not None:
+                raise ValueError("[validate] measures a map of classes, and [labels] value makes one of numbers")
+            if self.clean.steps:
+                raise ValueError("[clean] mends a map of classes, and [labels] value makes one of numbers")
+            if self.classify.method not in ("catboost", "best") or self.classify.task_type == "GPU":
+                raise ValueError("[classify] method: numbers ([labels] value) are learned by CatBoost, on the CPU")
         return self
 
 

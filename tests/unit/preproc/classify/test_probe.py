@@ -28,7 +28,12 @@ def samples(parcels: int = 12, pixels: int = 8) -> Samples:
     place = zero.astype(np.float64)
     values = np.zeros((count, 4), np.float32)
     legend = {1: "grassland", 2: "maize", 3: "wheat"}
-    more = {"feature_n": zero.astype(np.int64), "district_n": np.full(count, ""), "run_n": zero.astype(np.int16)}
+    more = {
+        "feature_n": zero.astype(np.int64),
+        "district_n": np.full(count, ""),
+        "run_n": zero.astype(np.int16),
+        "value_n": np.full(count, np.nan),
+    }
     tiles, sources = np.full(count, "t"), (Source("this run", None, ""),)
     return Samples(
         tiles, zero, zero, place, place, zero, code, names, values_nc=values, legend=legend, sources=sources, **more
