@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("smalti", deadline=None)  # a busy machine is no fault
+settings.load_profile("smalti")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
