@@ -33,11 +33,13 @@ from infer.contract import (
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
+from infer.contract.monthly import MONTHLY_FAMILY
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.fleet import run_members, take_cores
+from infer.monthly import MonthlyEngine
 from infer.progress import on_stop, say
-from infer.runner import Settings, TileRunner, TileTask
+from infer.runner import AnyEngine, Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
@@ -54,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--output",
         choices=("int8", "float32"),
-        default="int8",
-        help="codes with a scale a pixel, as in runs, or floats",
+        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly: float32)",
     )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -149,7 +150,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output,
+        arguments.output or ("float32" if arguments.checkpoint == "monthly" else "int8"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,
@@ -165,12 +166,20 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
 
-def _announce(engine: Engine, settings: Settings, tasks: Sequence[TileTask]) -> None:
+def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
     checkpoint, device = engine.checkpoint, engine.device
     warning = "" if checkpoint.trained else " (its embeddings show that everything works, and nothing else)"
     say(f"infer: {checkpoint.label}, {checkpoint.family}{warning}")
-    dimensions = engine.architecture.dimensions(settings.dim)
+    dimensions = engine.dimensions(settings.dim, settings.output)
     say(f"infer: {len(tasks)} tiles to {settings.output} x {dimensions} on {device.kind}, {device.precision}")
+
+
+def _engine(work: Work, device: str, index: int) -> AnyEngine:
+    checkpoint, least = work.checkpoint(), work.job.min_clear_s2
+    if checkpoint.family == MONTHLY_FAMILY:
+        return MonthlyEngine(checkpoint, min_clear_s2=least)
+    chosen = choose_device(device, work.job.precision, index)
+    return Engine(checkpoint, chosen, compile_kernels=work.compile_kernels, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
@@ -183,12 +192,7 @@ def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
         stop.set()
 
     with on_stop(asked):
-        engine = Engine(
-            work.checkpoint(),
-            choose_device(device, work.job.precision, index),
-            compile_kernels=work.compile_kernels,
-            min_clear_s2=work.job.min_clear_s2,
-        )
+        engine = _engine(work, device, index)
         try:
             if stop.is_set():
                 return EXIT_TRY_AGAIN

@@ -106,6 +106,20 @@ class Engine:
             "v1" if self.architecture.family in ("v1.0", "v1.0-qat", "v1.1") else "v2",
         )
 
+    @property
+    def draws(self) -> bool:
+        """Whether observations are drawn at random (v1.0)."""
+        return self.architecture.rule is None
+
+    def dimensions(self, requested: int, output: Output) -> int:
+        """Numbers a pixel that are written for a requested number of them (0 = what the family saves).
+
+        Raises:
+            FormatError: for a prefix that the family does not have.
+        """
+        del output  # any
+        return self.architecture.dimensions(requested)
+
     def close(self) -> None:
         """End the engine's threads."""
         self._machinery.workers.close()

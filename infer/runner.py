@@ -38,6 +38,7 @@ from infer.contract import (
 )
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Engine, Output, TileResult
+from infer.monthly import MonthlyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
@@ -101,6 +102,8 @@ class Report:
         return "\n".join(lines)
 
 
+AnyEngine = Engine | MonthlyEngine
+
 Opened = tuple[Tile | LoadedTile, dict[str, Any]]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
 
@@ -136,7 +139,7 @@ def tile_fingerprint(folder: Path) -> str:
 class TileRunner:
     """Embeds a list of tiles and says what became of each."""
 
-    def __init__(self, engine: Engine, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, engine: AnyEngine, settings: Settings, stop: threading.Event) -> None:
         self._engine = engine
         self._settings = settings
         self._stop = stop
@@ -317,7 +320,7 @@ def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
         say(f"infer: {name} failed: {error}")
 
 
-def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str, Any]:
+def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
     fields: dict[str, Any] = {
@@ -343,7 +346,7 @@ def manifest_fields(engine: Engine, tile: Tile, result: TileResult) -> dict[str,
     }
     if engine.min_clear_s2:
         fields["min_clear_s2"] = engine.min_clear_s2
-    if engine.architecture.rule is None:
+    if engine.draws:
         fields["draw"] = draw.SEED_RULE
     for key in ("grid", "data_source", "window"):
         if key in tile.manifest:

@@ -159,6 +159,11 @@ def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, he
             f"{path}: its SHA-256 is {sha256[:12]}..., that of {registered.name} is {str(expected)[:12]}...: "
             f"run `smalti weights verify` and fetch it again"
         )
+    if registered is not None and registered.weightless:
+        label = "monthly medians"
+        return Checkpoint(
+            registered.name, path, sha256, registered.family, {}, {}, registered.normalisation, None, True, label
+        )
     content = read_torch(path, _REMEDY)
     family, state, settings = _recognise(path, content)
     if heads is not None:

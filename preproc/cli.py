@@ -464,15 +464,16 @@ def status(
     watch: Annotated[float, typer.Option("--watch", metavar="SECONDS", help="Look again until all is over.")] = 0,
 ) -> None:
     """Show what is done, missing, stale and broken, and the jobs. Exit code 0 if all is complete, 1 otherwise."""
-    from preproc.cluster.run_overview import look, show
+    from preproc.cluster.run_overview import Watcher, show
     from preproc.run.config import load_config
 
     config = load_config(Run(run))
-    overview = look(Run(run), config, checksums=deep)
+    watcher = Watcher(Run(run), config, checksums=deep)
+    overview = watcher.look()
     if as_json:
         print(json.dumps(overview.as_json(), indent=1))
     else:
-        overview = show(overview, lambda: look(Run(run), config, checksums=deep), watch)
+        overview = show(overview, watcher.look, watch)
     if not overview.complete:
         raise typer.Exit(EXIT_FAILED)
 

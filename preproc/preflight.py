@@ -79,6 +79,10 @@ def check_labels(config: Config) -> list[Finding]:
     if not inside.any():
         return [failed("labels", f"{labels.path}: none lies in the region", "check the file, its CRS and [region]")]
     classes, groups = labels.classes_n[inside].astype(str), labels.groups_n[inside].astype(str)
+    if config.labels.value is not None:
+        numbers = labels.classes_n[inside].astype(float)
+        text = f"{int(inside.sum())} in the region, in {len(np.unique(groups))} groups; {config.labels.value} from "
+        return [ok("labels", f"{text}{numbers.min():g} to {numbers.max():g}")]
     names, counts = np.unique(classes, return_counts=True)
     per_class = [len(np.unique(groups[classes == name])) for name in names]
     table = ", ".join(f"{n} ({c} in {g})" for n, c, g in zip(names.tolist(), counts.tolist(), per_class, strict=True))
@@ -217,7 +221,10 @@ def _labels(config: Config, region: Region) -> LabelSet:
     labels = config.labels
     assert labels is not None
     zones = {epsg: region_in(region, epsg).bounds for epsg in utm_zones(region)}
-    return read_labels(labels.path, labels.class_, labels.group, labels.layer, zones, encoding=labels.encoding)
+    numeric = labels.value is not None
+    return read_labels(
+        labels.path, labels.attribute, labels.group, labels.layer, zones, encoding=labels.encoding, numeric=numeric
+    )
 
 
 def _inside(labels: LabelSet, region: Region) -> np.ndarray[Any, np.dtype[np.bool_]]:

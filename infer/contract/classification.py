@@ -66,6 +66,8 @@ class SamplesManifest(Record):
     """What was read and what was dropped, by reason."""
     embedded: Embedded | None = None
     """What the embeddings are; None in tables of older versions."""
+    value: str | None = None
+    """Attribute with a number that is learned instead of classes; the one class is then called so."""
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -423,3 +425,82 @@ class AccuracyManifest(Record):
 def _check_square(matrix: Counts, classes: int) -> None:
     if [len(row) for row in matrix] != [classes] * classes:
         raise ValueError(f"its count_matrix is not of {classes} x {classes} classes")
+
+
+@dataclass(frozen=True)
+class ValueFigures:
+    """How well numbers are predicted, in their own unit; None where a figure does not exist."""
+
+    n: int
+    n_groups: int
+    rmse: Figure
+    bias: Figure
+    """Mean of predicted less true."""
+    mae: float
+    r2: float | None
+    coverage: float
+    """Share of true numbers within the interval, which is to be 0.9."""
+
+
+@dataclass(frozen=True)
+class ValueFold:
+    """What a fold tested."""
+
+    fold: int
+    tests: str
+    """Its name, if it has one."""
+    figures: ValueFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressorManifest(Record):
+    """model/model.json of a run that learns a number."""
+
+    kind = "regressor"
+    stage = "train"
+
+    value: str
+    """The attribute."""
+    dim: int
+    """Embedding numbers it was trained on."""
+    parameters: Mapping[str, Any]
+    folds: FoldsUsed
+    rows: int
+    range: tuple[float, float]
+    """Least and greatest number trained on: trees never predict beyond them."""
+    widening: float
+    """Added to both sides of the quantiles' interval, so that it holds 90 % of what was not trained on."""
+    trained_on: tuple[TrainedOn, ...]
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/model/model.json."""
+        return run.model_manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over its files: what a map depends on."""
+        return sha256_json([self.files, self.value, self.dim])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueAccuracyManifest(Record):
+    """accuracy.json of a run that learns a number."""
+
+    kind = "value-accuracy"
+    stage = "validate"
+
+    value: str
+    what: str
+    split: str
+    pixels: ValueFigures
+    groups: ValueFigures
+    """Of the groups' means."""
+    folds: tuple[ValueFold, ...]
+    distance_m: Distances
+    headline: str
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/accuracy.json."""
+        return run.accuracy

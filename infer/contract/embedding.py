@@ -1,8 +1,9 @@
 """Embeddings on disk: `<tile>.npy` (float32, or int8 with `<tile>_scales.npy`) and the manifest `<tile>.json`.
 
 float32: NaN where neither modality has an observation. int8: value = code * scale, code in -127..127 (v1.x: from -128);
-nodata has code 0 and scale NaN. `<tile>_observations.npy` says how many observations each pixel had: it outlives the
-time series, which may be released once they are embedded.
+nodata has code 0 and scale NaN. Of the family `monthly` single numbers may be NaN, too: months without an observation.
+`<tile>_observations.npy` says how many observations each pixel had: it outlives the time series, which may be released
+once they are embedded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files, write_manifest
+from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY, without_gaps
 from infer.contract.names import brief_name, child
 
 OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
@@ -52,12 +54,37 @@ class Embedding:
         height, width, channels = self.values_hwc.shape
         return int(height), int(width), int(channels)
 
-    def window(self, rows: slice, columns: slice) -> NDArray[np.float32]:
-        """float32 values of a window (h, w, C), NaN = nodata, dequantised where needed."""
+    @property
+    def gappy(self) -> bool:
+        """Whether single numbers of a pixel may be missing."""
+        model = self.manifest.get("model")
+        family = model.get("family") if isinstance(model, Mapping) else None
+        return family == MONTHLY_FAMILY and self.scales_hw is None and self.values_hwc.shape[2] == MONTHLY_DIM
+
+    def embedded(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
+        """(h, w) where a window's pixels have an embedding."""
+        if self.scales_hw is not None:
+            lacking: NDArray[np.bool_] = np.isnan(self.scales_hw[rows, columns])
+        elif self.gappy:
+            lacking = np.isnan(self.values_hwc[rows, columns]).all(axis=-1)
+        else:
+            lacking = np.isnan(self.values_hwc[rows, columns, 0])
+        return ~lacking
+
+    def window(self, rows: slice, columns: slice, *, gaps: bool = False) -> NDArray[np.float32]:
+        """float32 values of a window (h, w, C), NaN = nodata, dequantised where needed.
+
+        Args:
+            rows: of the window.
+            columns: of the window.
+            gaps: leave numbers that are missing as NaN, for classifiers that know what to do with them; otherwise they
+                are filled as `infer.contract.monthly` says.
+        """
         values = np.asarray(self.values_hwc[rows, columns])
-        if self.scales_hw is None:
-            return values.astype(np.float32, copy=False)
-        return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
+        if self.scales_hw is not None:
+            return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
+        values = values.astype(np.float32, copy=False)
+        return without_gaps(values) if self.gappy and not gaps else values
 
 
 def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:

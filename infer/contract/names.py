@@ -41,6 +41,8 @@ def name_problem(value: Any) -> str | None:
         return f"is longer than {MAX_NAME_BYTES} bytes"
     if not _SEPARATORS.isdisjoint(value):
         return "holds a path, not a name"
+    if value.isascii() and value.isprintable():
+        return None  # as nearly all are: a plan may have a million of them
     if any(unicodedata.category(c) in UNPRINTABLE for c in value):
         return "holds control characters"
     return None

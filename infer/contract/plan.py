@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -156,9 +157,8 @@ class Plan(Record):
             SmaltiError: if there is no such run.
             FormatError: if the plan is missing or not what it should be.
         """
-        content = _content(run)
-        content["tiles"] = tuple(_tiles(run, content))
-        return from_json(cls, content, run.plan, _again(run))
+        content, tiles = _read(run)
+        return from_json(cls, {**content, "tiles": tiles}, run.plan, _again(run))
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -172,12 +172,30 @@ def planned_tiles(run: Run) -> list[PlannedTile]:
     Raises:
         FormatError: if the plan is not what it should be; a tile's name must be safe, for folders are named by it.
     """
-    return _tiles(run, _content(run))
+    return list(_read(run)[1])
 
 
-def _content(run: Run) -> dict[str, Any]:
+def _read(run: Run) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
+    """The plan without its tiles, and those. A command asks for it many times; a country's takes a while to read."""
     check_folder(run)
-    return read_manifest(run.plan, Plan.kind, remedy=f"run `smalti plan {run.quoted}`")
+    try:
+        found = run.plan.stat()
+    except OSError:
+        return _parsed(run)  # which says what is wrong
+    return _kept(run, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _kept(run: Run, *file: int) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
+    del file  # part of the key: a plan that was replaced is read again
+    return _parsed(run)
+
+
+def _parsed(run: Run) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
+    content = read_manifest(run.plan, Plan.kind, remedy=f"run `smalti plan {run.quoted}`")
+    tiles = tuple(_tiles(run, content))
+    content.pop("tiles")
+    return content, tiles
 
 
 def _again(run: Run) -> str:
@@ -185,20 +203,24 @@ def _again(run: Run) -> str:
 
 
 def _tiles(run: Run, content: Mapping[str, Any]) -> list[PlannedTile]:
-    remedy = _again(run)
+    remedy, where = _again(run), str(run.plan)
     rows, size = content.get("tiles"), content.get("tile_size")
     if not isinstance(rows, list) or type(size) is not int or not 0 < size <= MAX_TILE_SIZE:
         raise FormatError(f"{run.plan}: its tiles cannot be read (no list of tiles, or no size): {remedy}")
-    tiles = [_planned(run, row, size, remedy) for row in rows]
+    tiles = [_planned(row, size, where, remedy) for row in rows]
     if len({tile.name for tile in tiles}) < len(tiles):
         raise FormatError(f"{run.plan}: two of its tiles have the same name: {remedy}")
     return tiles
 
 
-def _planned(run: Run, row: Any, size: int, remedy: str) -> PlannedTile:
-    if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int and abs(n) < 10**8 for n in row[1:]):
-        raise FormatError(f"{run.plan}: its tiles cannot be read (a row is not name, EPSG, west, north): {remedy}")
+def _planned(row: Any, size: int, where: str, remedy: str) -> PlannedTile:
+    if not (isinstance(row, list) and len(row) == 4 and _whole(row[1]) and _whole(row[2]) and _whole(row[3])):
+        raise FormatError(f"{where}: its tiles cannot be read (a row is not name, EPSG, west, north): {remedy}")
     name, epsg, west, north = row
     if epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
-        raise FormatError(f"{run.plan}: EPSG:{epsg} is no UTM zone: {remedy}")
-    return PlannedTile(safe_name(name, str(run.plan), remedy), epsg, west, north, size)
+        raise FormatError(f"{where}: EPSG:{epsg} is no UTM zone: {remedy}")
+    return PlannedTile(safe_name(name, where, remedy), epsg, west, north, size)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and -(10**8) < value < 10**8

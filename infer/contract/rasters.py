@@ -133,7 +133,11 @@ class MapSheet(Provenance):
     bounds: tuple[float, float, float, float]
     """West, south, east, north in metres."""
     confidence: Mapping[str, tuple[int, ...]]
-    """Class code -> pixels by confidence, (101,) index: percent."""
+    """Class code -> pixels by confidence, (101,) index: percent; empty where a number is mapped."""
+    pixels: int | None = None
+    """With a number, where one is mapped."""
+    total: float | None = None
+    """Sum of these numbers."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,43 @@ class MapManifest(Provenance):
     """What the areas are, for people."""
     confidence_is: str
     zones: Mapping[str, MapZone]
+    """Label such as 31N -> its files."""
+
+    @classmethod
+    def path(cls, run: Run) -> Path:
+        """RUN/map/map.json."""
+        return run.map_manifest
+
+
+@dataclass(frozen=True)
+class ValueZone:
+    """The map of numbers of one UTM zone; files are named relative to the manifest."""
+
+    epsg: int
+    width: int
+    height: int
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north in metres."""
+    values: str
+    """float32, three bands: the number, and the ends of its 90 % interval."""
+    item: str
+    sheets: Mapping[str, str]
+    """Name -> manifest of each sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueMapManifest(Provenance):
+    """map.json of a run that learns a number."""
+
+    kind = "value-map"
+    stage = "predict"
+
+    value: str
+    """What is mapped."""
+    pixels: int
+    mean: float | None
+    """Of all mapped pixels; not corrected for the regressor's bias."""
+    zones: Mapping[str, ValueZone]
     """Label such as 31N -> its files."""
 
     @classmethod

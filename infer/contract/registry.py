@@ -14,13 +14,16 @@ from typing import Any, Literal
 
 from infer.contract.errors import SmaltiError
 
-Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat"]
+Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly"]
 DataSource = Literal["mpc", "aws", "other"]
 
 HUB = "https://huggingface.co"
 
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
+
+_BUNDLED = {"demo": DEMO_CHECKPOINT, "monthly": DEMO_CHECKPOINT.with_name("monthly-v1.json")}
+"""What needs no download. `monthly` has no weights: its file says what it computes, its checksum stands for that."""
 
 
 MATRYOSHKA = (16, 32, 64, 128)
@@ -68,7 +71,12 @@ class RegisteredModel:
     @property
     def bundled(self) -> bool:
         """Whether the weights come with smalti."""
-        return self.name == "demo"
+        return self.name in _BUNDLED
+
+    @property
+    def weightless(self) -> bool:
+        """Whether it is no network: plain numbers, which the pixel's observations are summed up in."""
+        return self.family == "monthly"
 
 
 def _v2(name: str, letter: str, parameters: int, size_bytes: int, sha256: str, **other: Any) -> RegisteredModel:
@@ -91,6 +99,16 @@ def _v1(name: str, family: Family, normalisation: str, source: DataSource, **oth
 _MODELS = (
     RegisteredModel(
         "demo", "v2-student", "v2-student", None, note="comes with smalti", licence="MIT", citation="smalti"
+    ),
+    RegisteredModel(
+        "monthly",
+        "monthly",
+        "none",
+        None,
+        parameters=0,
+        note="monthly medians, no network: comes with smalti",
+        licence="MIT",
+        citation="smalti",
     ),
     _v2("nano", "N", 1_070_000, 4_288_221, "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691"),
     _v2("small", "S", 7_110_000, 28_000_000, "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95"),
@@ -170,7 +188,7 @@ def cache_path(name: str) -> Path:
     """Where the checkpoint of a registered model is, or will be once it has been fetched."""
     model = registered_model(name)
     if model.bundled:
-        return DEMO_CHECKPOINT
+        return _BUNDLED[name]
     return weights_folder() / name / Path(model.file or "checkpoint.pt").name
 
 

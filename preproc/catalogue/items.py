@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -43,12 +43,15 @@ from preproc.catalogue.static import read_static
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import absolute, is_bucket, is_url, portable
 from preproc.reader.ranges import RangeClient
-from preproc.region.grid import tile_footprint
+from preproc.region.grid import tile_footprints
 from preproc.region.region import Region
 from preproc.run.config import Config
 
 FOOTPRINT_MARGIN = 1000.0
 """Metres by which a tile is widened before it is compared with footprints, which are coarse."""
+
+_TOGETHER = 2048
+"""Tiles whose scenes are looked up together."""
 
 _MAX_REASON = 300
 """Characters of a reason, which repeats what the item says."""
@@ -239,8 +242,18 @@ class SceneIndex:
 
         Footprints are coarse: a scene that is given here may have no pixel in the tile after all.
         """
-        hits = self._tree.query(tile_footprint(tile, FOOTPRINT_MARGIN), predicate="intersects")
-        return [self._scenes[index] for index in sorted(hits.tolist())]
+        return next(self.for_tiles([tile]))
+
+    def for_tiles(self, tiles: Sequence[PlannedTile]) -> Iterator[list[Scene]]:
+        """The same of many tiles, in their order."""
+        for start in range(0, len(tiles), _TOGETHER):
+            part = tiles[start : start + _TOGETHER]
+            which, hits = self._tree.query(tile_footprints(part, FOOTPRINT_MARGIN), predicate="intersects")
+            found: list[list[int]] = [[] for _ in part]
+            for index, hit in zip(which.tolist(), hits.tolist(), strict=True):
+                found[index].append(hit)
+            for indices in found:
+                yield [self._scenes[index] for index in sorted(indices)]
 
 
 def scenes_for_tile(scenes: Sequence[Scene], tile: PlannedTile) -> list[Scene]:

@@ -9,12 +9,13 @@ import numpy as np
 
 from infer.contract import Run, SmaltiError
 from infer.contract.classification import ClassifierManifest
+from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.folds import Folds
 from preproc.classify.methods import out_of_fold, parameters
 from preproc.classify.out_of_fold import OutOfFold, Places
 from preproc.classify.performance import bootstrap, paired
-from preproc.classify.probe.features import filled, raw_features
+from preproc.classify.probe.features import raw_features
 from preproc.run.config import Config
 from preproc.run.progress import progress
 
@@ -41,8 +42,12 @@ def baseline(
     wanted, work = config.classify.baseline, len(oof.code_n) * len(about.classes)
     if wanted is False:
         return None, "[classify] baseline = false"
+    if config.labels is None:
+        return None, "the labelled pixels are of other runs"
     if wanted == "auto" and work > MOST_WORK:
         return None, f"it takes more than a minute for {len(oof.code_n)} pixels: ask with [classify] baseline = true"
+    if about.trained_on and about.trained_on[0].embedded.model.family == MONTHLY_FAMILY:
+        return None, "the classifier was trained on them"
     if len(about.trained_on) > 1:
         return None, "samples of several runs were trained on"
     workers = config.site.workers or len(os.sched_getaffinity(0))
@@ -53,8 +58,6 @@ def baseline(
             why = str(error).replace(f"{run.root}/", "")  # equal runs say the same, wherever they are
             return None, f"the time series of the labelled pixels are not there ({why})"
         bar.advance(note="read")
-        if about.method != "catboost":  # which takes a missing month as such; the others see the mean of the others
-            values_nc = filled(values_nc, values_nc)[0]
         codes_k = np.array([entry.code for entry in about.classes])
         chosen = parameters(about.method, about.parameters)
         folds = Folds(oof.fold_n, int(oof.fold_n.max()) + 1, {})

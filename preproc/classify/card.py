@@ -13,7 +13,8 @@ from preproc.classify.elsewhere import described
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import OutOfFold, read_out_of_fold
 from preproc.classify.performance import WHAT, performance
-from preproc.run.classifier import file_of, verified
+from preproc.classify.regression import show as show_number
+from preproc.run.classifier import file_of, learns_number, verified
 
 CARD = "card.json"
 CARD_TEXT = "card.md"
@@ -111,6 +112,8 @@ def show(folder: Path) -> str:
     Raises:
         SmaltiError: if it is not a classifier, or damaged.
     """
+    if learns_number(folder):
+        return show_number(folder)
     about = verified(folder)
     oof = read_out_of_fold(file_of(folder, OUT_OF_FOLD), [entry.code for entry in about.classes])
     settings = about.inputs.get("settings", {})

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from infer.contract import SmaltiError
-from infer.contract.classification import ClassifierManifest, TrainedOn
+from infer.contract.classification import ClassifierManifest, RegressorManifest, TrainedOn
 from infer.contract.provenance import Embedded
 from preproc.raster.provenance import RunProvenance
 
@@ -15,7 +15,7 @@ _DAYS = 10
 """Windows that begin or last so much differently are worth a word."""
 
 
-def refuse_other_embeddings(folder: Path, about: ClassifierManifest, facts: RunProvenance) -> None:
+def refuse_other_embeddings(folder: Path, about: ClassifierManifest | RegressorManifest, facts: RunProvenance) -> None:
     """Make sure that the embeddings are of the kind that the classifier knows.
 
     Args:
@@ -54,7 +54,7 @@ def differing(known: Embedded, dim: int, facts: RunProvenance) -> tuple[str, str
     return None
 
 
-def remarks(about: ClassifierManifest, facts: RunProvenance) -> list[str]:
+def remarks(about: ClassifierManifest | RegressorManifest, facts: RunProvenance) -> list[str]:
     """In what the run differs from everything that the classifier was trained on: season, length, archive, place."""
     seasons = [entry.embedded.window for entry in about.trained_on]
     start, end = (date.fromisoformat(day) for day in facts.window)

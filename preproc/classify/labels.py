@@ -28,6 +28,8 @@ _COLLECTION = (
     shapely.GeometryType.MULTIPOINT,
     shapely.GeometryType.MULTILINESTRING,
 )
+_LARGEST = 1e30
+"""Of numbers that are learned: their squares are summed."""
 _NAME_LIMIT = 1000
 """Characters of a class or group."""
 _NO_VALUE = frozenset({"nan", "none", "null", "<na>", "na", "n/a", "#n/a", "nil", "<null>"})
@@ -46,7 +48,7 @@ class LabelSet:
     geometries_n: NDArray[Any]
     """(N,) valid, non-empty shapely (multi)points and (multi)polygons."""
     classes_n: NDArray[Any]
-    """(N,) str or int."""
+    """(N,) str or int; float where a number is learned."""
     groups_n: NDArray[Any]
     """(N,) str."""
     fids_n: NDArray[np.int64]
@@ -75,6 +77,7 @@ def read_labels(
     encoding: str | None = None,
     section: str = "labels",
     district_attribute: str | None = None,
+    numeric: bool = False,
 ) -> LabelSet:
     """Read the labels that lie near the tiles.
 
@@ -86,6 +89,7 @@ def read_labels(
         zones: EPSG code -> (west, south, east, north) in metres around its tiles; limits what is read, unless empty.
         encoding: of the text, where the file states none or a wrong one.
         section: of run.toml, for messages.
+        numeric: the attribute is a number to be learned, not a class.
         district_attribute: the part of the region that a feature is in, if it is wanted.
 
     Raises:
@@ -97,9 +101,12 @@ def read_labels(
         path, key=key, layer=layer, encoding=encoding, attributes=wanted, box=lambda crs: _read_box(crs, zones)
     )
     fids = vector.fids_n
-    classes_n, has_class = class_values(path, class_attribute, vector.columns[class_attribute])
-    for line in doubtful(path, class_attribute, vector.columns[class_attribute], section):
-        say(f"Warning: {line}")
+    if numeric:
+        classes_n, has_class = number_values(path, class_attribute, vector.columns[class_attribute])
+    else:
+        classes_n, has_class = class_values(path, class_attribute, vector.columns[class_attribute])
+        for line in doubtful(path, class_attribute, vector.columns[class_attribute], section):
+            say(f"Warning: {line}")
     if len(fids) and not has_class.any():
         raise SmaltiError(
             f"{path}: attribute {class_attribute!r}, which [{section}] names, is empty in all {len(fids)} features "
@@ -111,7 +118,7 @@ def read_labels(
     keep = has_class & ~empty
     counts = {
         "features read": len(fids),
-        "features dropped: no class": int((~has_class).sum()),
+        f"features dropped: no {'number' if numeric else 'class'}": int((~has_class).sum()),
         "features dropped: no geometry": int((empty & has_class).sum()),
         "invalid outlines repaired": int((repaired & keep).sum()),
         "features without a group, each taken as its own": int((ungrouped & keep).sum()),
@@ -184,6 +191,36 @@ def class_values(path: Path, attribute: str, column: pa.ChunkedArray) -> tuple[N
         raise SmaltiError(f"{path}: attribute {attribute!r} is of type {kind}: a class is text or a whole number")
     result[:] = made
     return result, np.array([value is not None for value in made], dtype=bool)
+
+
+def number_values(path: Path, attribute: str, column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Number of each feature, and which features have one (NaN and gaps are none).
+
+    Raises:
+        SmaltiError: for other types, text that is no number, and numbers without end.
+    """
+    kind = column.type
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (numeric or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise SmaltiError(f"{path}: attribute {attribute!r} is of type {kind}: [labels] value names numbers")
+    found = np.empty(len(column), dtype=object)
+    present = np.zeros(len(column), dtype=bool)
+    for index, value in enumerate(column.to_pylist()):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            hint = ": write 3.5, not 3,5" if "," in value else ""
+            raise SmaltiError(
+                f"{path}: attribute {attribute!r} holds {value[:40]!r}, which is no number{hint}"
+            ) from None
+        if np.isnan(number):
+            continue
+        if abs(number) > _LARGEST:
+            raise SmaltiError(f"{path}: attribute {attribute!r} holds {number}: a map keeps float32 numbers")
+        found[index], present[index] = number, True
+    return found, present
 
 
 def _whole(path: Path, attribute: str, value: float | None) -> int | None:

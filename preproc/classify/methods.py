@@ -26,6 +26,8 @@ Method = Literal["catboost", "linear", "knn", "mlp"]
 METHODS: tuple[Method, ...] = ("catboost", "linear", "knn", "mlp")
 _NEIGHBOURS_OF = 20_000
 """Rows that kNN keeps: every pixel of a map is compared with each of them."""
+_SILENT = 1e9
+"""Standard deviation of a column without a number: whatever is there later comes to nothing."""
 _BLOCK = 1024
 """Rows compared with those at a time."""
 
@@ -131,8 +133,7 @@ class _Arrays:
 
     def standard(self, x: Any) -> NDArray[np.float32]:
         """Standardised rows."""
-        result: NDArray[np.float32] = (np.asarray(x, np.float32) - self.mean_c) / self.scale_c
-        return result
+        return _standard(np.asarray(x, np.float32), self.mean_c, self.scale_c)
 
     @property
     def feature_names_(self) -> list[str]:
@@ -222,6 +223,28 @@ SAVED: Mapping[Method, type[_Arrays]] = {"linear": Linear, "knn": Knn, "mlp": La
 """Those that are arrays; CatBoost has a format of its own."""
 
 
+def _statistics(x_nc: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(C,) mean and standard deviation of what is there of each column; a column that is never there says nothing."""
+    counts_c = np.count_nonzero(~np.isnan(x_nc), axis=0)
+    if (counts_c == len(x_nc)).all():
+        mean_c, scale_c = x_nc.mean(axis=0, dtype=np.float64), x_nc.std(axis=0, dtype=np.float64)
+    else:
+        known_c = np.maximum(counts_c, 1)
+        mean_c = np.nansum(x_nc, axis=0, dtype=np.float64) / known_c
+        scale_c = np.sqrt(np.nansum((x_nc - mean_c) ** 2, axis=0, dtype=np.float64) / known_c)
+        scale_c[counts_c == 0] = _SILENT
+    return mean_c.astype(np.float32), np.maximum(scale_c, 1e-6).astype(np.float32)
+
+
+def _standard(
+    x_nc: NDArray[np.float32], mean_c: NDArray[np.float32], scale_c: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Standardised rows; a missing number is taken for the mean of the training rows."""
+    result: NDArray[np.float32] = (x_nc - mean_c) / scale_c
+    result[np.isnan(result)] = 0
+    return result
+
+
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return result
@@ -253,9 +276,8 @@ def fit_any(
         if threads == 1 and task_type == "CPU":
             return cast(Model, boost.fit(x_nc, code_n, chosen, seed))
         return cast(Model, boost.fit(x_nc, code_n, chosen, seed, threads=threads, task_type=task_type))
-    mean_c = x_nc.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale_c = np.maximum(x_nc.std(axis=0, dtype=np.float64), 1e-6).astype(np.float32)
-    standard_nc = (x_nc - mean_c) / scale_c
+    mean_c, scale_c = _statistics(x_nc)
+    standard_nc = _standard(x_nc, mean_c, scale_c)
     codes, code_i = np.unique(code_n, return_inverse=True)
     common = {"classes_": codes.astype(np.int64), "mean_c": mean_c, "scale_c": scale_c}
     if isinstance(chosen, KnnParameters):

@@ -44,7 +44,7 @@ class Classifier:
         """Class probabilities of pixels.
 
         Args:
-            x_nc: (N, C) float32 embeddings without nodata.
+            x_nc: (N, C) float32 embeddings without nodata; single numbers may be missing (NaN).
 
         Returns:
             (N, K) float32; rows add up to 1.
@@ -56,7 +56,7 @@ class Classifier:
             raise ValueError(f"embeddings {x_nc.shape}, the classifier was trained on (N, {self.dim})")
         if len(x_nc) == 0:
             return np.empty((0, len(self.classes)), dtype=np.float32)
-        if not np.isfinite(x_nc).all():
+        if np.isinf(x_nc).any() or np.isnan(x_nc).all(axis=1).any():
             raise ValueError("embeddings with nodata: leave those pixels out")
         return probabilities(self.model, x_nc, threads=len(os.sched_getaffinity(0)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,7 +294,23 @@ def summary(metres_n: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def points_of(rows: OutOfFold | Samples) -> NDArray[np.float64]:
+class Places(Protocol):
+    """Whatever has places (N) in zones."""
+
+    @property
+    def x_n(self) -> NDArray[np.float64]:
+        """Easting in metres."""
+
+    @property
+    def y_n(self) -> NDArray[np.float64]:
+        """Northing in metres."""
+
+    @property
+    def epsg_n(self) -> NDArray[np.int32]:
+        """Zone."""
+
+
+def points_of(rows: Places) -> NDArray[np.float64]:
     """(N, 2) metres, all in the first zone's where there are several."""
     points_n2 = np.column_stack([rows.x_n, rows.y_n])
     zones = np.unique(rows.epsg_n)

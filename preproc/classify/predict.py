@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import Plan, Run, SmaltiError
-from infer.contract.rasters import CleanedMap, MapManifest, MapSheet
+from infer.contract.classification import ClassifierManifest, RegressorManifest
+from infer.contract.rasters import CleanedMap, MapManifest, MapSheet, ValueMapManifest
 from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, sheet_manifest
 from preproc.classify.cleaned import clean_map
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
+from preproc.classify.regression import Regressor, load_regressor
+from preproc.classify.value_map import ValueSheetMaker, join_values
 from preproc.raster.cog import cog_writer
 from preproc.raster.observations import BANDS, NODATA, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
 from preproc.raster.strips import ROWS, Strip, strips
 from preproc.raster.zones import Sheet, sheets_of, zone_grids
-from preproc.run.classifier import about_classifier, model_folder
+from preproc.run.classifier import about_classifier, maps_number, model_folder, read_regressor
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
@@ -47,8 +50,9 @@ class PredictStage:
         facts = opened.embeddings.provenance(opened.tiles)
         opened.refuse(facts)
         inputs = opened.inputs(facts)
-        units = [*opened.units(), Unit("map", run.map_manifest, MapManifest.kind, inputs)]
-        if config.clean.steps:
+        kind = ValueMapManifest.kind if opened.numbers else MapManifest.kind
+        units = [*opened.units(), Unit("map", run.map_manifest, kind, inputs)]
+        if config.clean.steps and not opened.numbers:
             steps = {**inputs, "clean": config.clean.model_dump(mode="json")}
             units.append(Unit("cleaned map", CleanedMap.path(run), CleanedMap.kind, steps))
         return Session(units, lambda due: _build(opened, facts, due))
@@ -65,7 +69,7 @@ class PredictSheetsStage:
     def open(self, run: Run, config: Config) -> Session:
         """The sheets; the embeddings of each are looked at when it is asked for."""
         opened = _open(run, config)
-        about_classifier(run, config)  # without one no sheet can be made
+        _ = opened.classifier  # without one no sheet can be made
         return Session(opened.units(), lambda due: _build_sheets(opened, due.units))
 
 
@@ -79,7 +83,14 @@ class _Opened:
     @cached_property
     def classifier(self) -> str:
         """Fingerprint of it."""
+        if self.numbers:
+            return read_regressor(model_folder(self.run, self.config)).fingerprint
         return about_classifier(self.run, self.config).fingerprint
+
+    @cached_property
+    def numbers(self) -> bool:
+        """A number is mapped, not classes."""
+        return maps_number(self.config)
 
     @property
     def tiles(self) -> Sequence[Any]:
@@ -132,27 +143,31 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
     run, config = opened.run, opened.config
     sheets = [unit for unit in due.units if unit.kind == MapSheet.kind]
     if sheets:
-        _refuse_misfit(run, config, facts, load_classifier(model_folder(run, config)))  # once, not for every sheet
+        folder = model_folder(run, config)  # said once, not for every sheet
+        _refuse_misfit(run, config, facts, load_regressor(folder) if opened.numbers else load_classifier(folder))
         if config.labels is None:
-            for line in remarks(about_classifier(run, config), facts):
+            for line in remarks(_about(run, config), facts):
                 say(f"predict: {line}")
     failed = 0
     for built in _build_sheets(opened, sheets):
         failed += built.error is not None
         yield built
     for unit in due.units:
-        if unit.kind not in (MapManifest.kind, CleanedMap.kind):
+        if unit.kind == MapSheet.kind:
             continue
         if failed:
             unit.manifest.unlink(missing_ok=True)
             yield Built(unit, SmaltiError(f"not joined: {failed} of its sheets failed"))
         else:
-            make = _join if unit.kind == MapManifest.kind else _clean
+            make = _clean if unit.kind == CleanedMap.kind else _join
             yield from one_by_one([unit], lambda unit, make=make: make(opened, facts, unit))  # type: ignore[misc]
 
 
 def _join(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
     run, config = opened.run, opened.config
+    if opened.numbers:
+        join_values(run, read_regressor(model_folder(run, config)).value, facts, opened.zones, unit)
+        return
     legend = about_classifier(run, config).classes
     join_map(run, legend, facts, opened.zones, unit, probabilities=config.predict.probabilities)
 
@@ -166,7 +181,9 @@ def _clean(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
 def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:
     wanted = {unit.name for unit in units}
     sheets = {sheet.name: sheet for sheet in opened.sheets if sheet.name in wanted}
-    make = _SheetMaker(opened.run, opened.config, opened.embeddings, sheets)
+    make: Callable[[Unit], None] = _SheetMaker(opened.run, opened.config, opened.embeddings, sheets)
+    if opened.numbers:
+        make = ValueSheetMaker(opened.run, model_folder(opened.run, opened.config), opened.embeddings, sheets)
     pixels = sum(sheet.pixels for sheet in sheets.values())
     yield from side_by_side(units, make, worker_count(opened.config, pixels))
 
@@ -231,10 +248,14 @@ class _SheetMaker:
 def _refuse_other(run: Run, config: Config, facts: RunProvenance) -> None:
     """Make sure that a classifier trained on other runs knows such embeddings."""
     if config.predict.model is not None or config.train.runs:
-        refuse_other_embeddings(model_folder(run, config), about_classifier(run, config), facts)
+        refuse_other_embeddings(model_folder(run, config), _about(run, config), facts)
 
 
-def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: Classifier) -> None:
+def _about(run: Run, config: Config) -> ClassifierManifest | RegressorManifest:
+    return read_regressor(model_folder(run, config)) if maps_number(config) else about_classifier(run, config)
+
+
+def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: Classifier | Regressor) -> None:
     _refuse_other(run, config, facts)
     if facts.dim != classifier.dim:
         raise SmaltiError(

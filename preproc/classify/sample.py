@@ -54,7 +54,7 @@ class SampleStage:
         inputs = {
             "labels": fingerprint(labels.path),
             "attributes": {
-                "class": labels.class_,
+                **({"class": labels.class_} if labels.value is None else {"value": labels.value}),
                 "group": labels.group,
                 "layer": labels.layer,
                 **({"encoding": labels.encoding} if labels.encoding else {}),
@@ -173,12 +173,13 @@ def draw_samples(run: Run, config: Config) -> Drawn:
     tiles = planned_tiles(run)
     labels = read_labels(
         settings.path,
-        settings.class_,
+        settings.attribute,
         settings.group,
         settings.layer,
         _zone_bounds(tiles),
         encoding=settings.encoding,
         district_attribute=settings.district,
+        numeric=settings.value is not None,
     )
     picked = _pick(run, config, tiles, labels)
     chosen = _cap(picked, labels)
@@ -189,17 +190,21 @@ def draw_samples(run: Run, config: Config) -> Drawn:
 def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     """Write RUN/samples.parquet and its manifest."""
     drawn = draw_samples(run, config)
+    value = _settings(run, config).value
     with atomic_file(run.samples) as temporary:
-        writer = SampleWriter(temporary, drawn.dim, district=drawn.labels.districts_n is not None)
+        writer = SampleWriter(
+            temporary, drawn.dim, district=drawn.labels.districts_n is not None, value=value is not None
+        )
         try:
-            _write_rows(writer, run, drawn)
+            _write_rows(writer, run, drawn, value)
         finally:
             writer.close()
         run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
     about = SamplesManifest(
         rows=len(drawn.chosen.tile_n),
         dim=drawn.dim,
-        classes=tuple(_legend(drawn)),
+        classes=tuple(_legend(drawn) if value is None else _one_entry(drawn, value)),
+        value=value,
         counts=drawn.counts,
         embedded=embedded(read_provenance(run), Plan.read(run)),
     )
@@ -275,12 +280,13 @@ def _vectors(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int
     for top in range(0, embedding.shape_hwc[0], _BLOCK):
         first, last = np.searchsorted(rows, [top, top + _BLOCK])
         if first < last:
-            block = embedding.window(slice(top, top + _BLOCK), slice(None))
+            block = embedding.window(slice(top, top + _BLOCK), slice(None), gaps=True)
             yield block[rows[first:last] - top, cols[first:last]]
 
 
 def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
-    return np.concatenate([np.isfinite(vectors).all(axis=1) for vectors in _vectors(embedding, rows, cols)])
+    whole = np.any if embedding.gappy else np.all
+    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in _vectors(embedding, rows, cols)])
 
 
 def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -309,15 +315,22 @@ def _cap(picked: _Picked, labels: LabelSet) -> _Chosen:
 
 def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int]:
     classes = set(labels.classes_n[chosen.feature_n].tolist())
+    if settings.value is not None:
+        if len(classes) < 2:
+            raise SmaltiError(
+                f"{labels.path}: all labels in the region have the same number ({settings.value} = "
+                f"{next(iter(classes))}): there is nothing to learn"
+            )
+        return dict.fromkeys(classes, 1)
     if len(classes) < 2:
         raise SmaltiError(
-            f"{labels.path}: all labels in the region are of one class ({settings.class_} = {next(iter(classes))}): "
+            f"{labels.path}: all labels in the region are of one class ({settings.attribute} = {next(iter(classes))}): "
             "a classifier needs two or more"
         )
     return assign_codes(classes)
 
 
-def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn) -> None:
+def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None) -> None:
     """One row group a tile."""
     chosen, labels = drawn.chosen, drawn.labels
     for index in np.unique(chosen.tile_n):
@@ -332,14 +345,21 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn) -> None:
             "x": x,
             "y": y,
             "epsg": np.full(len(rows), tile.epsg, dtype=np.int32),
-            "class": [str(value) for value in labels.classes_n[features]],
-            "code": [drawn.codes[value] for value in labels.classes_n[features]],
-            "group": [str(value) for value in labels.groups_n[features]],
+            "class": [str(name) if value is None else value for name in labels.classes_n[features]],
+            "code": [drawn.codes[name] for name in labels.classes_n[features]],
+            "group": [str(name) for name in labels.groups_n[features]],
             "feature": labels.fids_n[features],
         }
+        if value is not None:
+            place["value"] = labels.classes_n[features].astype(np.float64)
         if labels.districts_n is not None:
             place["district"] = labels.districts_n[features].tolist()
         writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
+
+
+def _one_entry(drawn: Drawn, value: str) -> list[SampledClass]:
+    groups = len(set(drawn.labels.groups_n[drawn.chosen.feature_n].tolist()))
+    return [SampledClass(1, value, len(drawn.chosen.feature_n), groups)]
 
 
 def _legend(drawn: Drawn) -> list[SampledClass]:

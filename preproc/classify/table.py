@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE, FormatError, Run
-from infer.contract.classification import SamplesManifest
+from infer.contract.classification import SamplesManifest, TrainedOn
 from infer.contract.mixing import GOLDEN, mix64
+from infer.contract.monthly import MONTHLY_FAMILY
 from infer.contract.provenance import Embedded
 
 _REMEDY = "run `smalti sample` again"
@@ -37,6 +38,8 @@ _PLACE = (
 )
 _DISTRICT = ("district", pa.string())
 """Only where [labels] district names an attribute; empty for a label without one."""
+_VALUE = ("value", pa.float64())
+"""Only where [labels] value names an attribute: the number to be learned."""
 
 
 def embedding_columns(dim: int) -> list[str]:
@@ -44,13 +47,13 @@ def embedding_columns(dim: int) -> list[str]:
     return [f"e{index:03d}" for index in range(dim)]
 
 
-def schema(dim: int, *, district: bool = False) -> pa.Schema:
+def schema(dim: int, *, district: bool = False, value: bool = False) -> pa.Schema:
     """Arrow schema of samples.parquet for embeddings of `dim` numbers."""
-    return pa.schema([*_place(district), *((name, pa.float32()) for name in embedding_columns(dim))])
+    return pa.schema([*_place(district, value), *((name, pa.float32()) for name in embedding_columns(dim))])
 
 
-def _place(district: bool) -> list[tuple[str, Any]]:
-    return [*_PLACE, *([_DISTRICT] if district else [])]
+def _place(district: bool, value: bool) -> list[tuple[str, Any]]:
+    return [*_PLACE, *([_DISTRICT] if district else []), *([_VALUE] if value else [])]
 
 
 def counted(number: int, noun: str) -> str:
@@ -104,6 +107,8 @@ class Source:
     """None in tables of older versions."""
     digest: str
     """SHA-256 over the table's checksums."""
+    value: str | None = None
+    """The attribute with the number to be learned; None where classes are."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ class Samples:
     """Name of the district; empty where the labels have none."""
     run_n: NDArray[np.int16]
     """Index of the run in `sources` that the row is of."""
+    value_n: NDArray[np.float64]
+    """The number to be learned; NaN where classes are."""
     values_nc: NDArray[np.float32]
     legend: Mapping[int, str]
     """Code -> class name, by ascending code."""
@@ -143,6 +150,16 @@ class Samples:
         """Every column by the name of its field."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    @property
+    def trained_on(self) -> tuple[TrainedOn, ...]:
+        """The runs that its rows are of, as models state them."""
+        found = []
+        for index, source in enumerate(self.sources):
+            here = self.run_n == index
+            if source.embedded is not None and here.any():
+                found.append(TrainedOn(int(here.sum()), len(np.unique(self.group_n[here])), source.embedded))
+        return tuple(found)
 
     def hashes(self, seed: int) -> NDArray[np.uint64]:
         """`pixel_hash` of every row."""
@@ -165,7 +182,8 @@ def read_samples(run: Run, called: str = "this run") -> Samples:
         table = pq.read_table(run.samples)
     except (pa.ArrowInvalid, OSError) as error:
         raise FormatError(f"{run.samples}: not readable as Parquet ({error}): {_REMEDY}") from error
-    expected = schema(dim, district=_DISTRICT[0] in table.schema.names)
+    extra = {"district": _DISTRICT[0] in table.schema.names, "value": about.value is not None}
+    expected = schema(dim, **extra)
     if table.schema.names != expected.names:
         raise FormatError(f"{run.samples}: its columns are not those of samples: {_REMEDY}")
     odd = next((f for f, kind in zip(table.schema, expected, strict=True) if f.type != kind.type), None)
@@ -183,7 +201,11 @@ def read_samples(run: Run, called: str = "this run") -> Samples:
         raise FormatError(
             f"{run.samples}: has codes that {run.samples_manifest.name} does not know ({unknown[:5]}): {_REMEDY}"
         )
-    if not (np.isfinite(values_nc).all() and np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
+    if extra["value"] and not np.isfinite(table.column("value").to_numpy()).all():
+        raise FormatError(f"{run.samples}: its column value holds what is no number: {_REMEDY}")
+    gappy = about.embedded is not None and about.embedded.model.family == MONTHLY_FAMILY
+    odd_values = np.isinf(values_nc) if gappy else ~np.isfinite(values_nc)
+    if odd_values.any() or not (np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
         raise FormatError(f"{run.samples}: holds numbers that are not finite: {_REMEDY}")
     return Samples(
         tile_n=_strings(table, "tile"),
@@ -197,9 +219,10 @@ def read_samples(run: Run, called: str = "this run") -> Samples:
         feature_n=table.column("feature").to_numpy(),
         district_n=_strings(table, "district") if "district" in expected.names else np.full(table.num_rows, ""),
         run_n=np.zeros(table.num_rows, dtype=np.int16),
+        value_n=table.column("value").to_numpy() if extra["value"] else np.full(table.num_rows, np.nan),
         values_nc=values_nc,
         legend=legend,
-        sources=(Source(called, about.embedded, about.files_fingerprint),),
+        sources=(Source(called, about.embedded, about.files_fingerprint, about.value),),
     )
 
 
@@ -210,9 +233,9 @@ def _strings(table: pa.Table, name: str) -> NDArray[Any]:
 class SampleWriter:
     """Writes rows tile by tile, so that memory does not grow with the number of samples."""
 
-    def __init__(self, path: Path, dim: int, *, district: bool = False) -> None:
-        self._place = _place(district)
-        self._schema = schema(dim, district=district)
+    def __init__(self, path: Path, dim: int, *, district: bool = False, value: bool = False) -> None:
+        self._place = _place(district, value)
+        self._schema = schema(dim, district=district, value=value)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, place: Mapping[str, Sequence[Any] | NDArray[Any]], values_nc: NDArray[np.float32]) -> None:

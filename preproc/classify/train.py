@@ -22,7 +22,7 @@ from infer.contract.classification import (
     LearningPoint,
     LeftOutClass,
     MethodScore,
-    TrainedOn,
+    RegressorManifest,
     Transfer,
     Tuning,
 )
@@ -37,12 +37,14 @@ from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold, write_out_o
 from preproc.classify.palette import palette
 from preproc.classify.performance import transfer_rows
 from preproc.classify.pool import pooled_samples, regions, samples_inputs, years
+from preproc.classify.regression import build_regressor
 from preproc.classify.split import Split, divide, hold_out, split_of
 from preproc.classify.table import Samples, counted
 from preproc.classify.trials import KIND as TRIAL_KIND
 from preproc.classify.trials import Study, Trial, published
 from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
 from preproc.raster.legend import legend_csv
+from preproc.run.classifier import maps_number
 from preproc.run.config import Classify, Config
 from preproc.run.progress import progress, say
 from preproc.run.stage import Built, Due, Session, Unit, one_by_one
@@ -65,6 +67,9 @@ class TrainStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
         inputs = training_inputs(run, config)
+        if maps_number(config):
+            numbers = Unit("model", run.model_manifest, RegressorManifest.kind, inputs)
+            return Session([numbers], lambda due: one_by_one(due.units, lambda _: build_regressor(run, config, inputs)))
         unit = Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
 
@@ -80,6 +85,8 @@ class TrainTrialsStage:
     def open(self, run: Run, config: Config) -> Session:
         """Every trial of every method. All shards help with all of them, for a trial waits for those before it."""
         inputs = training_inputs(run, config)
+        if maps_number(config):
+            raise SmaltiError("[labels] value: numbers are learned without trials: leave --shard out")
         studies = {method: _study(run, method, inputs) for method in _methods(config.classify)}
         units = [
             Unit(f"{method} {number}", study.path(number), TRIAL_KIND, study.inputs)
@@ -142,6 +149,9 @@ def _training_set(run: Run, config: Config) -> _TrainingSet:
     if settings.task_type == "GPU":
         refuse_missing_gpu()
     pooled = pooled_samples(run, config)
+    numbers = [source.name for source in pooled.sources if source.value is not None]
+    if numbers:
+        raise SmaltiError(f"[train] runs: the samples of {', '.join(numbers)} hold numbers, and not classes")
     whole = split_of(pooled, settings)
     held, held_out = hold_out(pooled, whole, settings)
     used, left_out = trainable(pooled, ~held, settings.min_groups)
@@ -252,7 +262,7 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         ),
         left_out=tuple(taught.left_out),
         rows=len(samples),
-        trained_on=_trained_on(samples),
+        trained_on=samples.trained_on,
         method=winner,
         methods=tuple(
             MethodScore(method, method == winner, len(trials[method]), top.score if top else None, **scores[method])
@@ -290,15 +300,6 @@ def _transfers(
         from_json(Transfer, row, Path("transfers"), "this is a fault of smalti")
         for row in transfer_rows(by, samples, parts, best_n, codes_k, seed)
     ]
-
-
-def _trained_on(samples: Samples) -> tuple[TrainedOn, ...]:
-    found = []
-    for index, source in enumerate(samples.sources):
-        here = samples.run_n == index
-        if source.embedded is not None and here.any():
-            found.append(TrainedOn(int(here.sum()), len(np.unique(samples.group_n[here])), source.embedded))
-    return tuple(found)
 
 
 def _companions(folder: Path, about: ClassifierManifest) -> list[Path]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from infer.contract import Run
-from infer.contract.classification import AccuracyManifest, Figure
+from infer.contract.classification import AccuracyManifest, Figure, ValueAccuracyManifest
 from infer.contract.rasters import CleanedMap, MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.baseline import baseline
@@ -16,9 +17,10 @@ from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold, read_places
 from preproc.classify.performance import held_out_figures, performance
 from preproc.classify.reference import WHAT, cleaned_accuracy, map_accuracy, read_reference, unmatched
+from preproc.classify.regression import tell, value_accuracy
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
-from preproc.run.classifier import about_classifier, file_of, model_folder, verified
+from preproc.run.classifier import about_classifier, file_of, maps_number, model_folder, read_regressor, verified
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
@@ -43,6 +45,11 @@ class ValidateStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
+        if maps_number(config):
+            folder = model_folder(run, config)
+            numbers = {"model": read_regressor(folder).files_fingerprint, "seed": config.classify.seed}
+            unit = Unit("accuracy", run.accuracy, ValueAccuracyManifest.kind, numbers)
+            return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write_values(folder, config, unit)))
         model = about_classifier(run, config).files_fingerprint
         inputs: dict[str, Any] = {"model": model, "seed": config.classify.seed, "baseline": config.classify.baseline}
         if config.validate_ is not None:
@@ -55,6 +62,12 @@ class ValidateStage:
             inputs["reference"] = {"file": fingerprint(config.validate_.reference, section="validate"), **settings}
         unit = Unit("accuracy", run.accuracy, AccuracyManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write(run, config, unit)))
+
+
+def _write_values(folder: Path, config: Config, unit: Unit) -> None:
+    made = value_accuracy(folder, config.classify.seed)
+    made.write(unit.manifest, inputs=unit.inputs, files=[])
+    tell(made)
 
 
 def _write(run: Run, config: Config, unit: Unit) -> None:

@@ -15,7 +15,7 @@ from preproc.cluster.tasks import QueueView, look_at_queue
 from preproc.run import progress, status
 from preproc.run.config import Config
 from preproc.run.leftovers import leftover_lines, leftovers
-from preproc.run.quality import QualitySummary, summarise_quality
+from preproc.run.quality import Qualities, QualitySummary, summarise_quality
 
 _PROBLEMS = 20
 """Damaged or stale outputs that are listed a stage."""
@@ -75,22 +75,32 @@ class Overview:
         return Group(*parts)
 
 
-def look(run: Run, config: Config, *, checksums: bool = False) -> Overview:
-    """Look at outputs and jobs.
-
-    Args:
-        run: the run directory.
-        config: its settings.
-        checksums: read every byte of the outputs.
-    """
-    survey = status.Survey(run, config, checksums)
+def _look(survey: status.Survey, qualities: Qualities) -> Overview:
+    run = survey.run
     queue = look_at_queue(survey)
-    return Overview(run, status.run_status(survey), queue, _quality(run), _left(run))
+    return Overview(run, status.run_status(survey), queue, _quality(run, qualities), _left(run))
 
 
-def _quality(run: Run) -> QualitySummary | None:
+class Watcher:
+    """Looks at a run again and again, each time only at what something was done to since."""
+
+    def __init__(self, run: Run, config: Config, *, checksums: bool = False) -> None:
+        """A watcher of a run; with `checksums` the first look at an output reads every byte of it."""
+        self._survey = status.Survey(run, config, checksums, watching=True)
+        self._qualities = Qualities()
+        self._first = True
+
+    def look(self) -> Overview:
+        """The run of now."""
+        if not self._first:
+            self._survey = self._survey.again()
+        self._first = False
+        return _look(self._survey, self._qualities)
+
+
+def _quality(run: Run, known: Qualities) -> QualitySummary | None:
     try:
-        return summarise_quality(run)
+        return summarise_quality(run, known)
     except SmaltiError:
         return None  # the stages say what is missing or broken
 

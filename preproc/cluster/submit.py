@@ -57,7 +57,7 @@ def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
 
 def _missing(run: Run, config: Config, stage: str) -> list[bool]:
     entry = stage_named(stage)
-    return [not unit.state().complete for unit in entry.load().open(run, config).units]
+    return [not state.complete for _, state in entry.load().open(run, config).states()]
 
 
 def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:

@@ -59,7 +59,8 @@ def strips(run: Run, tile: PlannedTile) -> Iterator[Strip]:
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
         scales = None if embedding.scales_hw is None else np.asarray(embedding.scales_hw[rows])
-        yield Strip(tile, top, np.asarray(embedding.values_hwc[rows]), scales)
+        values = embedding.window(rows, slice(None)) if scales is None else np.asarray(embedding.values_hwc[rows])
+        yield Strip(tile, top, values, scales)
 
 
 def write_layer(

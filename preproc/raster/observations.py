@@ -32,8 +32,7 @@ ORIGINS = {COMPUTED: "computed in this run", IMPORTED: "imported"}
 
 def reason_codes(embedding: Embedding) -> NDArray[np.uint8]:
     """(H, W) of REASONS: a pixel that was observed and is not embedded had too few observations."""
-    marks_hw = embedding.values_hwc[..., 0] if embedding.scales_hw is None else embedding.scales_hw
-    codes_hw = np.where(np.isnan(marks_hw), UNSEEN, EMBEDDED).astype(np.uint8)
+    codes_hw = np.where(embedding.embedded(slice(None), slice(None)), EMBEDDED, UNSEEN).astype(np.uint8)
     if embedding.observations_hwm is not None:
         codes_hw[(codes_hw == UNSEEN) & embedding.observations_hwm.any(axis=2)] = TOO_FEW
     return codes_hw

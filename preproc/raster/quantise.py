@@ -22,7 +22,7 @@ def to_codes(embedding: Embedding, rows: slice, columns: slice) -> tuple[NDArray
     """
     if embedding.scales_hw is not None:
         return np.asarray(embedding.values_hwc[rows, columns]), np.asarray(embedding.scales_hw[rows, columns])
-    values_hwc = np.asarray(embedding.values_hwc[rows, columns], dtype=np.float32)
+    values_hwc = embedding.window(rows, columns)
     scales_hw = (np.abs(values_hwc).max(axis=2) / np.float32(_LARGEST)).astype(np.float32)
     return _divide(values_hwc, scales_hw), scales_hw
 

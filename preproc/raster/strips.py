@@ -31,7 +31,8 @@ class Strip:
     scales_hw: NDArray[np.float32]
     """(h, W): finite where there is an embedding, NaN where its tile says that there is none, inf outside of tiles."""
     values_hwc: NDArray[np.float32] | None
-    """(h, W, C) NaN = nodata, where asked for: not the codes' values, if the embeddings are kept as float32."""
+    """(h, W, C) NaN = nodata or a missing month, where asked for: not the codes' values, if the embeddings are kept as
+    float32."""
     observed_hwc: NDArray[np.uint8]
     """(h, W, 4) as in `preproc.raster.observations`."""
 
@@ -50,11 +51,11 @@ class Strip:
             codes_hwc, scales_hw = to_codes(tile.embedding, part.rows, part.columns)
             self.codes_hwc[place][wanted_hw] = codes_hwc[wanted_hw]
         else:
-            lacking_hw = np.isnan(tile.embedding.values_hwc[part.rows, part.columns, 0])
-            scales_hw = np.where(lacking_hw, np.float32(np.nan), np.float32(1))
+            there_hw = tile.embedding.embedded(part.rows, part.columns)
+            scales_hw = np.where(there_hw, np.float32(1), np.float32(np.nan))
         self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
         if self.values_hwc is not None:
-            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns)[wanted_hw]
+            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns, gaps=True)[wanted_hw]
         self.observed_hwc[place][wanted_hw] = tile.observed_hwc[part.rows, part.columns][wanted_hw]
 
     def valid_values(self, start: int, stop: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ cut passes through are in both sub-grids (at most one pixel of overlap, never a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -108,12 +108,26 @@ def region_mask(region: Region, tile: PlannedTile) -> NDArray[np.uint8]:
 
 def tile_footprint(tile: PlannedTile, margin: float = 0) -> MultiPolygon:
     """A tile's outline in degrees, widened by `margin` metres, cut at the antimeridian."""
-    west, south, east, north = tile.bounds
-    square = shapely.box(west - margin, south - margin, east + margin, north + margin)
-    backward = _to_degrees(tile.epsg)
-    dense = shapely.segmentize(square, (east - west + 2 * margin) / 4)
-    outline = shapely.transform(dense, lambda xy: np.column_stack(backward.transform(xy[:, 0], xy[:, 1])))
-    return MultiPolygon(split_antimeridian(outline))
+    return tile_footprints([tile], margin)[0]
+
+
+def tile_footprints(tiles: Sequence[PlannedTile], margin: float = 0) -> list[MultiPolygon]:
+    """The same of many tiles, in their order."""
+    found: dict[int, MultiPolygon] = {}
+    for epsg in {tile.epsg for tile in tiles}:
+        indices = [index for index, tile in enumerate(tiles) if tile.epsg == epsg]
+        west, south, east, north = np.array([tiles[index].bounds for index in indices], dtype=float).T
+        squares = shapely.box(west - margin, south - margin, east + margin, north + margin)
+        dense = shapely.segmentize(squares, (east - west + 2 * margin) / 4)
+        backward = _to_degrees(epsg)
+        outlines = shapely.transform(
+            dense, lambda xy, backward=backward: np.column_stack(backward.transform(xy[:, 0], xy[:, 1]))
+        )
+        left, _, right, _ = shapely.bounds(outlines).T
+        crossing = ~((right - left <= 180) & (left >= -180) & (right <= 180))  # of most there is nothing to cut
+        for index, outline, cut in zip(indices, outlines, crossing, strict=True):
+            found[index] = MultiPolygon(split_antimeridian(outline) if cut else [outline])
+    return [found[index] for index in range(len(tiles))]
 
 
 def _candidate_zones(region: Region) -> set[int]:

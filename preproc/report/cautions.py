@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infer.contract import REGISTRY
 from preproc.report.inputs import Sources
 from preproc.report.observations import Observations
 from preproc.run.quality import FEW_CLEAR, blind_spots
@@ -56,7 +55,7 @@ def _about_the_encoder(sources: Sources) -> list[Caution]:
             "projections do, but they are not TESSERA embeddings. This map shows that the chain works, no more."
         )
         found.append(Caution("The encoder is not trained", text, True))
-    elif model.name in REGISTRY and REGISTRY[model.name].bundled:
+    elif model.name == "demo":
         text = (
             f"The embeddings come from “{model.label}”, a small encoder that was trained on simulated land. They "
             "are not TESSERA embeddings; within one season plain monthly medians tell crops apart better. For a map "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from infer.contract import EXIT_FAILED, Plan, Record, Run, Shard, SmaltiError, stage_lock
-from infer.contract.classification import AccuracyManifest
-from infer.contract.rasters import MapManifest, MosaicManifest
+from infer.contract.classification import AccuracyManifest, ValueAccuracyManifest
+from infer.contract.rasters import MapManifest, MosaicManifest, ValueMapManifest
+from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Outcome, Stage, StageFailedError, run_stage
@@ -24,6 +25,10 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
             raise SmaltiError(
                 f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
                 "nothing to do"
+            )
+        if maps_number(config):
+            raise SmaltiError(
+                f"{run.config}: [labels] value: the report shows maps of classes, and this one is of numbers"
             )
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
@@ -150,7 +155,10 @@ def summarise(run: Run, config: Config) -> str:
     """
     lines: list[str] = []
     lines += _rasters("embeddings", run, MosaicManifest)
-    if config.maps:
+    if maps_number(config):
+        lines += _rasters("map", run, ValueMapManifest)
+        lines.append(f"accuracy    {ValueAccuracyManifest.read(run).headline}  ({run.accuracy})")
+    elif config.maps:
         lines += _rasters("map", run, MapManifest)
         lines.append(f"accuracy    {AccuracyManifest.read(run).headline}  ({run.accuracy})")
         lines.append(f"report      {run.report / 'index.html'}")

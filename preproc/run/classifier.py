@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infer.contract import FormatError, Run, SmaltiError, read_manifest, verify_files
-from infer.contract.classification import ClassifierManifest
+from infer.contract import FormatError, Run, SmaltiError, read_json, read_manifest, verify_files
+from infer.contract.classification import ClassifierManifest, RegressorManifest
 from infer.contract.record import from_json
 from preproc.run.config import Config
 
@@ -25,6 +25,33 @@ def about_classifier(run: Run, config: Config) -> ClassifierManifest:
         SmaltiError: in one line, if it is missing or not what it should be.
     """
     return ClassifierManifest.read(run) if config.predict.model is None else read_about(config.predict.model)
+
+
+def learns_number(folder: Path) -> bool:
+    """Whether the model in a folder gives numbers, not classes; False where there is none."""
+    try:
+        content = read_json(_inner(folder) / MANIFEST, what="the manifest of this model", remedy=_REMEDY)
+    except (SmaltiError, OSError):
+        return False
+    return isinstance(content, dict) and content.get("format") == f"smalti/{RegressorManifest.kind}"
+
+
+def maps_number(config: Config) -> bool:
+    """Whether a run maps a number ([labels] value, or a model of one), not classes."""
+    if config.labels is not None:
+        return config.labels.value is not None
+    return config.predict.model is not None and learns_number(config.predict.model)
+
+
+def read_regressor(folder: Path) -> RegressorManifest:
+    """The manifest of a model of a number; its files are not looked at.
+
+    Raises:
+        SmaltiError: in one line, if it is missing or not what it should be.
+    """
+    path = _inner(folder) / MANIFEST
+    content = read_manifest(path, RegressorManifest.kind, remedy=_REMEDY)
+    return from_json(RegressorManifest, content, path, "run `smalti train --force` where it was trained")
 
 
 def read_about(folder: Path) -> ClassifierManifest:

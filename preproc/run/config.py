@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
+from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
 from infer.contract.registry import REGISTRY, DataSource
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
@@ -222,7 +223,8 @@ class Model(_Section):
     output: Literal["int8", "float32"] = "int8"
     """How embeddings are kept: codes with a scale per pixel, or four times the disk."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 128
-    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16."""
+    """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16. The model `monthly` (plain monthly medians,
+    no network) gives 144, always as float32: these are its defaults."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; auto: bfloat16 on accelerators that have it, float32 elsewhere."""
     allow_source_mismatch: bool = False
@@ -241,10 +243,24 @@ class Model(_Section):
             raise ValueError(f"unknown model {value!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _monthly(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") == MONTHLY_FAMILY:
+            return {"output": "float32", "dim": MONTHLY_DIM, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.name is None) == (self.checkpoint is None):
             raise ValueError("give either name or checkpoint, one of them")
+        if self.name == MONTHLY_FAMILY:
+            asked = self.output, self.dim, self.precision == "bfloat16"
+            if asked != ("float32", MONTHLY_DIM, False):
+                raise ValueError(
+                    f"monthly gives {MONTHLY_DIM} numbers as float32 (codes cannot say that a month is missing): leave "
+                    "out output, dim and precision"
+                )
         return self
 
     def job(self) -> ModelJob:
@@ -266,8 +282,10 @@ class Labels(_Section):
 
     path: Path
     """GeoJSON, GeoPackage or shapefile."""
-    class_: Annotated[str, Field(alias="class", min_length=1)]
+    class_: Annotated[str | None, Field(alias="class", min_length=1)] = None
     """Attribute that names the class."""
+    value: Annotated[str | None, Field(min_length=1)] = None
+    """Instead of class: attribute with a number (yield, height, biomass), which is then mapped with an interval."""
     group: str | None = None
     """Attribute that tells which labels belong together (parcel, farm ...); None: each feature is its own group."""
     district: str | None = None
@@ -279,6 +297,17 @@ class Labels(_Section):
 
     _resolve = field_validator("path", mode="before")(_absolute)
     _known = field_validator("encoding")(_codec)
+
+    @property
+    def attribute(self) -> str:
+        """What is learned: the class, or the number."""
+        return self.class_ or self.value or ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.class_ is None) == (self.value is None):
+            raise ValueError("give class (the attribute with the class) or value (one with a number), one of them")
+        return self
 
 
 class Train(_Section):
@@ -541,7 +570,8 @@ class Config(_Section):
 
     def mapped_by(self, folder: Path) -> Config:
         """The same, but that a classifier trained elsewhere maps it."""
-        update = {"predict": Predict(model=folder.absolute()), "labels": None, "train": Train()}
+        predict = self.predict.model_copy(update={"model": folder.absolute()})
+        update = {"predict": predict, "labels": None, "train": Train()}
         return self.model_copy(update=update)
 
     @model_validator(mode="after")
@@ -558,6 +588,13 @@ class Config(_Section):
             raise ValueError("[predict] model names a classifier, and [train] runs trains another: leave one out")
         if self.classify.split == "district" and self.labels is not None and self.labels.district is None:
             raise ValueError('[classify] split = "district" needs [labels] district, the attribute')
+        if self.labels is not None and self.labels.value is not None:
+            if self.validate_ is not None:
+                raise ValueError("[validate] measures a map of classes, and [labels] value makes one of numbers")
+            if self.clean.steps:
+                raise ValueError("[clean] mends a map of classes, and [labels] value makes one of numbers")
+            if self.classify.method not in ("catboost", "best") or self.classify.task_type == "GPU":
+                raise ValueError("[classify] method: numbers ([labels] value) are learned by CatBoost, on the CPU")
         return self
 
 

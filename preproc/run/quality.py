@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, planned_tiles, read_json
+from preproc.run.stage import file_mark
 from preproc.run.text import percent
 
 STACKS = {
@@ -22,7 +24,7 @@ _NAMED = 5
 _REMEDY = "fetch this tile again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StackQuality:
     """One stack of one tile; observations are counted per pixel of the region."""
 
@@ -39,7 +41,7 @@ class StackQuality:
     """Longest stretch of days without a date."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TileQuality:
     """quality.json of a tile."""
 
@@ -141,8 +143,17 @@ class QualitySummary:
         return texts
 
 
-def tile_qualities(run: Run, planned: Sequence[PlannedTile]) -> list[TileQuality]:
+Qualities = dict[str, tuple[tuple[int, ...], TileQuality]]
+"""Tile -> which file its quality was read from, and the quality: for whoever will ask again."""
+
+
+def tile_qualities(run: Run, planned: Sequence[PlannedTile], known: Qualities | None = None) -> list[TileQuality]:
     """quality.json of those tiles of the plan that are fetched and hold pixels of the region.
+
+    Args:
+        run: the run directory.
+        planned: tiles of its plan.
+        known: of earlier calls; files that have not changed are not read again.
 
     Raises:
         FormatError: if a quality.json cannot be read.
@@ -150,13 +161,24 @@ def tile_qualities(run: Run, planned: Sequence[PlannedTile]) -> list[TileQuality
     found = []
     for tile in planned:
         path = run.tiles / tile.name / QUALITY_FILE
-        if path.is_file():
-            content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
-            try:
-                found.append(_parse(tile.name, content))
-            except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-                raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
-    return [quality for quality in found if quality.pixels]
+        mark = file_mark(path)
+        if not mark:
+            continue
+        before = None if known is None else known.get(tile.name)
+        quality = before[1] if before is not None and before[0] == mark else _read(tile.name, path)
+        if known is not None:
+            known[tile.name] = mark, quality
+        if quality.pixels:
+            found.append(quality)
+    return found
+
+
+def _read(name: str, path: Path) -> TileQuality:
+    content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
+    try:
+        return _parse(name, content)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"{path}: cannot be read ({error!r}): {_REMEDY}") from error
 
 
 def _parse(name: str, content: Any) -> TileQuality:
@@ -227,14 +249,18 @@ def poor_tiles(tiles: Sequence[TileQuality]) -> tuple[str, ...]:
     return tuple(tile.name for tile in tiles if tile.stacks["s2"].median < FEW_CLEAR)
 
 
-def summarise_quality(run: Run) -> QualitySummary:
+def summarise_quality(run: Run, known: Qualities | None = None) -> QualitySummary:
     """Sum up what is fetched.
+
+    Args:
+        run: the run directory.
+        known: see `tile_qualities`.
 
     Raises:
         FormatError: if there is no plan, or a quality.json cannot be read.
     """
     planned = planned_tiles(run)
-    tiles = tile_qualities(run, planned)
+    tiles = tile_qualities(run, planned, known)
     stacks = summarise(tiles)
     s2, *radar = stacks.values()
     return QualitySummary(

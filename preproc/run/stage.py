@@ -32,11 +32,12 @@ class LateInputs(Mapping[str, Any]):
     """A fingerprint that is reckoned when somebody first looks at it: a task then reads what its own units need."""
 
     def __init__(self, reckon: Callable[[], Mapping[str, Any]]) -> None:
-        self._reckon = reckon
+        """A fingerprint that `reckon` gives: for whoever only compares it, or, as a mapping, once and for good."""
+        self.reckon = reckon
 
     @cached_property
     def _content(self) -> Mapping[str, Any]:
-        return self._reckon()
+        return self.reckon()
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]
@@ -49,6 +50,15 @@ class LateInputs(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # another process is told what was reckoned
+
+
+def file_mark(path: Path) -> tuple[int, ...]:
+    """What tells a file, or a folder's list of files, from what it was before; empty if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,24 @@ class Unit:
     def state(self, *, checksums: bool = False) -> State:
         """Complete, missing, stale or broken; missing too if what it is made from is not there."""
         try:
-            inputs = dict(self.inputs)
+            inputs = self.wanted()
         except SmaltiError as error:
             return State("missing", str(error))
         return output_state(self.manifest, self.kind, inputs, checksums=checksums, partial=self.partial)
+
+    def wanted(self) -> Mapping[str, Any]:
+        """`inputs`, which are not kept if they are reckoned: of a country's units nearly all are only looked at.
+
+        Raises:
+            SmaltiError: if what they are reckoned from is not there.
+        """
+        return self.inputs.reckon() if isinstance(self.inputs, LateInputs) else dict(self.inputs)
+
+    def mark(self) -> tuple[int, ...]:
+        """What tells whether anything was done to the output since: empty where there is none."""
+        folder = self.manifest.parent
+        own = file_mark(folder) if folder.name == self.name else ()  # files come and go in it
+        return (*file_mark(self.manifest), *own)
 
 
 @dataclass(frozen=True)
@@ -103,6 +127,10 @@ def _no_lines() -> Sequence[str]:
     return ()
 
 
+def _nothing(_units: Sequence[Unit]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Session:
     """A stage opened on a run: whatever its units are reckoned from is read once."""
@@ -115,6 +143,14 @@ class Session:
     """What to tell people before the whole stage (not a shard of it) is run."""
     after: Callable[[], Sequence[str]] = _no_lines
     """And when it is over, though units failed."""
+    ahead: Callable[[Sequence[Unit]], None] = _nothing
+    """Told which units will be asked for their state, so that what they depend on can be looked up together."""
+
+    def states(self, *, checksums: bool = False) -> Iterator[tuple[Unit, State]]:
+        """Every unit and where it stands."""
+        self.ahead(self.units)
+        for unit in self.units:
+            yield unit, unit.state(checksums=checksums)
 
 
 class Stage(Protocol):
@@ -206,6 +242,8 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
         units = shard.take(session.units)
         _check_folders(run, units)
         _tidy(run, units)
+        if not force and not stage.apart:
+            session.ahead(units)
         due = [unit for unit in units if force or stage.apart or not unit.state().complete]
         outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))
         if shard.whole:  # a task of an array says nothing: `smalti submit` has

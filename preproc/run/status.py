@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from infer.contract import Run, SmaltiError, State
 from preproc.run.config import Config
-from preproc.run.stage import Unit
+from preproc.run.stage import Session, Unit, file_mark
 from preproc.run.stages import StageEntry, before, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
@@ -45,6 +46,10 @@ class StageStatus:
         return not self.waiting and not self.behind and done == self.total
 
 
+_Marks = dict[str, tuple[State, tuple[int, ...]]]
+"""Unit that is complete -> its state, and the mark that it had then."""
+
+
 @dataclass
 class Survey:
     """The units of a run's stages and their states, each looked at once however many ask."""
@@ -53,7 +58,25 @@ class Survey:
     config: Config
     checksums: bool = False
     """Read every byte."""
+    watching: bool = False
+    """Others will follow this one; see `again`."""
     _seen: dict[str, list[tuple[Unit, State]] | SmaltiError] = field(default_factory=dict)
+    _earlier: Mapping[str, _Marks] = field(default_factory=dict)
+    """Stage -> what was complete in the last survey."""
+    _marks: dict[str, _Marks] = field(default_factory=dict)
+    _changed: set[str] = field(default_factory=set)
+    """Names of units that an earlier survey does not answer for."""
+
+    def again(self) -> Survey:
+        """Another look, at what something was done to since: a tile that was complete and is untouched still is.
+
+        Only a first look sees that somebody took away a file from beside its manifest.
+        """
+        earlier = self._marks if self._plan == file_mark(self.run.plan) else {}
+        return Survey(self.run, self.config, self.checksums, watching=True, _earlier=earlier)
+
+    def __post_init__(self) -> None:
+        self._plan = file_mark(self.run.plan)
 
     def of(self, stage: str) -> list[tuple[Unit, State]]:
         """Every unit of a stage with its state, in order.
@@ -63,14 +86,32 @@ class Survey:
         """
         if stage not in self._seen:
             try:
-                units = stage_named(stage).load().open(self.run, self.config).units
-                self._seen[stage] = [(unit, unit.state(checksums=self.checksums)) for unit in units]
+                session = stage_named(stage).load().open(self.run, self.config)
+                if self.watching and not stage_named(stage).gathers and stage != "plan":
+                    self._seen[stage] = self._watched(stage, session)
+                else:
+                    self._seen[stage] = list(session.states(checksums=self.checksums))
             except SmaltiError as error:
                 self._seen[stage] = error
         found = self._seen[stage]
         if isinstance(found, SmaltiError):
             raise found
         return found
+
+    def _watched(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
+        earlier = self._earlier.get(stage, {})
+        marks = {unit.name: unit.mark() for unit in session.units}  # before the look: what happens during it is seen
+        known = {
+            name: state
+            for name, (state, mark) in earlier.items()
+            if name not in self._changed and mark == marks.get(name)
+        }
+        fresh = [unit for unit in session.units if unit.name not in known]
+        self._changed.update(unit.name for unit in fresh)  # what is made of it is looked at as well
+        session.ahead(fresh)
+        states = [(unit, known.get(unit.name) or unit.state(checksums=self.checksums)) for unit in session.units]
+        self._marks[stage] = {unit.name: (state, marks[unit.name]) for unit, state in states if state.complete}
+        return states
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ dim = 128                        # v2 students also 64, 32, 16
 # [labels]
 # path = "parcels.gpkg"
 # class = "crop"                 # attribute with the class
+# value = "yield"                # or, instead of class, a number to be mapped with an interval
 # group = "parcel"               # attribute that keeps related pixels on one side of a fold
 
 # Instead of labels: a classifier that another run trained on embeddings of the same kind (its model/, or a copy).

@@ -137,7 +137,7 @@ def outliers(samples: Samples) -> dict[tuple[str, int], float]:
     keys, unit_n = _units(samples.group_n, samples.code_n)
     sizes = np.bincount(unit_n)
     mean_uc = np.zeros((len(keys), samples.values_nc.shape[1]))
-    np.add.at(mean_uc, unit_n, samples.values_nc)
+    np.add.at(mean_uc, unit_n, np.nan_to_num(samples.values_nc))  # a month without a look is NaN
     mean_uc /= sizes[:, None]
     code_u = np.array([code for _, code in keys])
     found: dict[tuple[str, int], float] = {}

@@ -72,10 +72,14 @@ class Fingerprints:
         """
         self._root, self._moved = root, moved
         self._known: dict[tuple[str, str], str] = {}
+        self._lists: dict[tuple[str, ...], str] = {}
 
     def of(self, scenes: Sequence[Scene]) -> str:
         """SHA-256 of the scenes, whatever their order."""
-        return sha256_json(sorted(self._one(scene) for scene in scenes))
+        one_by_one = tuple(sorted([self._one(scene) for scene in scenes]))
+        if one_by_one not in self._lists:  # neighbours mostly have the same
+            self._lists[one_by_one] = sha256_json(one_by_one)
+        return self._lists[one_by_one]
 
     def _one(self, scene: Scene) -> str:
         key = (scene.modality, scene.id)

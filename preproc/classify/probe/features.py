@@ -9,53 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import BANDS, SAR_BANDS, Run, SmaltiError, Tile, read_embedding, read_tile
+from infer.contract import Run, SmaltiError, read_embedding, read_tile
+from infer.contract.monthly import monthly_composites
 from preproc.classify.out_of_fold import Places
 from preproc.classify.table import Samples
 
 Floats = NDArray[np.float32]
 
-MONTHS = 12
-_MONTH_DAYS = 30.5
 _AT_ONCE = 4096
 """Pixels whose season is in memory: 16 MB a hundred dates."""
-
-
-def month_of(doys: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Month 0 to 11 of days of year, months being 30.5 days long."""
-    return np.minimum((doys.astype(np.int64) - 1) / _MONTH_DAYS, MONTHS - 1).astype(np.int64)
-
-
-def _medians(values_tnc: Floats, month_t: NDArray[np.int64]) -> Floats:
-    """(N, 12, C) median of every month over what is not NaN; NaN for an empty month."""
-    result = np.full((values_tnc.shape[1], MONTHS, values_tnc.shape[2]), np.nan, np.float32)
-    with warnings.catch_warnings():
-        # A pixel without an observation in a month is NaN, which is what is wanted.
-        warnings.filterwarnings("ignore", message="All-NaN slice", category=RuntimeWarning)
-        for month in np.unique(month_t):
-            result[:, month] = np.nanmedian(values_tnc[month_t == month], axis=0)
-    return result
-
-
-def monthly_features(tile: Tile, rows: NDArray[np.integer], cols: NDArray[np.integer]) -> Floats:
-    """Monthly medians of the ten bands and of VV and VH (both orbits together) of pixels.
-
-    Args:
-        tile: with T dates.
-        rows: (N,) pixel rows.
-        cols: (N,) pixel columns.
-
-    Returns:
-        (N, 144) float32, NaN for months without a clear observation.
-    """
-    bands = tile.bands_thwb[:, rows, cols].astype(np.float32)
-    bands[tile.masks_thw[:, rows, cols] != 1] = np.nan
-    radar = np.concatenate([stack[:, rows, cols] for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)])
-    radar = radar.astype(np.float32)
-    radar[(radar == 0).all(axis=-1)] = np.nan
-    sar_doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t])
-    parts = [_medians(bands, month_of(tile.doys_t)), _medians(radar, month_of(sar_doys))]
-    return np.concatenate(parts, axis=2).reshape(len(rows), MONTHS * (len(BANDS) + len(SAR_BANDS)))
 
 
 def _by_tile(samples: Samples | Places, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
@@ -78,7 +40,7 @@ def raw_features(run: Run, samples: Samples | Places) -> Floats:
     def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
         tile = read_tile(run.tiles / name, need_manifest=True)
         parts = (slice(start, start + _AT_ONCE) for start in range(0, len(rows), _AT_ONCE))
-        return np.concatenate([monthly_features(tile, rows[part], cols[part]) for part in parts])
+        return np.concatenate([monthly_composites(tile, rows[part], cols[part]) for part in parts])
 
     return _by_tile(samples, one)
 

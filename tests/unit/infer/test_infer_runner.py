@@ -41,6 +41,7 @@ from infer.contract import (
     write_model_job,
     write_npy,
 )
+from infer.contract.monthly import monthly_composites
 from infer.device import choose_device
 from infer.engine import Engine
 from infer.fleet import part_of, worst
@@ -121,10 +122,31 @@ def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained
 
 def test_a_folder_is_embedded_as_a_run_is(tiles, tmp_path):
     asked, setting = build_parser().parse_args([]), Model(name="demo").job()
-    assert (asked.output, asked.precision) == (setting.output, setting.precision)
+    assert asked.precision == setting.precision
     assert infer(tiles / "b", tmp_path / "out") == 0
     embedding = read_embedding(tmp_path / "out", "b")
     assert (embedding.values_hwc.dtype, embedding.shape_hwc[2]) == (np.int8, setting.dim)
+
+
+def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path):
+    assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0
+    before = contents(tmp_path / "out")
+    assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0, "all complete"
+    assert contents(tmp_path / "out") == before
+    rows, cols = np.divmod(np.arange(36), 6)
+    for name in "abc":
+        embedding, tile = read_embedding(tmp_path / "out", name), read_tile(tiles / name, need_manifest=False)
+        assert embedding.shape_hwc == (6, 6, 144)
+        expected = monthly_composites(tile, rows, cols)
+        found = embedding.window(slice(None), slice(None), gaps=True).reshape(36, 144)
+        np.testing.assert_array_equal(found, expected)
+        assert np.isnan(found).any()
+        there = embedding.embedded(slice(None), slice(None))
+        assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
+        assert embedding.manifest["nodata_pixels"] == int((~there).sum())
+    assert infer(tiles, tmp_path / "codes", "--output", "int8", checkpoint="monthly") != 0
+    assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
+    assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
 
 
 def test_one_tile_folder_alone(tiles, tmp_path):

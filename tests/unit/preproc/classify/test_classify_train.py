@@ -169,6 +169,7 @@ def fake_samples(groups: int, each: int) -> Samples:
         epsg_n=np.full(n, 32631, np.int32), code_n=(index // each % 3 + 1).astype(np.int32),
         group_n=(index // each).astype(str), values_nc=np.zeros((n, 2), np.float32), legend={1: "a", 2: "b", 3: "c"},
         feature_n=index.astype(np.int64), district_n=np.full(n, ""), run_n=np.zeros(n, np.int16),
+        value_n=np.full(n, np.nan),
         sources=(Source("this run", None, ""),),
     )  # fmt: skip
 

@@ -83,6 +83,7 @@ def test_a_copy_of_a_classifier_maps_another_run_to_the_last_page(
     assert (made.pixels, [entry.name for entry in made.classes]) == (4 * (32 * 32 - 9), [e.name for e in about.classes])
     run_stage(ValidateStage(), run, config)
     accuracy = AccuracyManifest.read(run)
+    assert accuracy.performance.baseline is None, "its labelled pixels have another year's time series here"
     assert accuracy.performance.pixels == AccuracyManifest.read(trained).performance.pixels
     run_stage(StitchStage(), run, config)
     run_stage(ReportStage(), run, config)

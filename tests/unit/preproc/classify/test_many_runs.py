@@ -190,7 +190,7 @@ def checkerboard(patch: float, fields: int = 40, side: float = 100.0) -> Samples
     return Samples(
         tile_n=np.full(n, "t"), row_n=zero, col_n=zero, x_n=x, y_n=y, epsg_n=zero + 32631, code_n=code,
         group_n=np.arange(n).astype(str), feature_n=np.arange(n), district_n=np.full(n, ""),
-        run_n=zero.astype(np.int16), values_nc=np.zeros((n, 2), np.float32), sources=(),
+        run_n=zero.astype(np.int16), value_n=np.full(n, np.nan), values_nc=np.zeros((n, 2), np.float32), sources=(),
         legend={1: "a", 2: "b", 3: "c"},
     )  # fmt: skip
 

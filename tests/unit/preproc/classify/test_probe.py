@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infer.contract import EXIT_BAD_INPUT, SmaltiError, read_tile
+from infer.contract.monthly import month_index, monthly_composites, season_start, without_gaps
 from preproc.classify.probe.__main__ import build_parser, main, probe
-from preproc.classify.probe.features import filled, keep_classes, month_of, monthly_features
+from preproc.classify.probe.features import filled, keep_classes
 from preproc.classify.probe.figure import curves_png, table
 from preproc.classify.probe.score import cross_validated, draw_groups, efficiency
 from preproc.classify.table import Samples, Source
@@ -26,37 +28,56 @@ def samples(parcels: int = 12, pixels: int = 8) -> Samples:
     place = zero.astype(np.float64)
     values = np.zeros((count, 4), np.float32)
     legend = {1: "grassland", 2: "maize", 3: "wheat"}
-    more = {"feature_n": zero.astype(np.int64), "district_n": np.full(count, ""), "run_n": zero.astype(np.int16)}
+    more = {
+        "feature_n": zero.astype(np.int64),
+        "district_n": np.full(count, ""),
+        "run_n": zero.astype(np.int16),
+        "value_n": np.full(count, np.nan),
+    }
     tiles, sources = np.full(count, "t"), (Source("this run", None, ""),)
     return Samples(
         tiles, zero, zero, place, place, zero, code, names, values_nc=values, legend=legend, sources=sources, **more
     )
 
 
-def test_monthly_features_are_medians_of_what_is_clear(tmp_path: Path) -> None:
+def test_monthly_composites_are_medians_of_what_is_clear(tmp_path: Path) -> None:
     write_tile(tmp_path / "tile", 3, 8)
     tile = read_tile(tmp_path / "tile", need_manifest=True)
     rows, cols = np.array([0, 3, 7]), np.array([1, 4, 6])
-    found = monthly_features(tile, rows, cols).reshape(3, 12, 12)
-    month = month_of(tile.doys_t)
-    sar = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp])
-    sar_month = month_of(np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]))
+    found = monthly_composites(tile, rows, cols).reshape(3, 12, 12)
+    start = season_start(tile.manifest)
+    month = month_index(tile.doys_t, start)
+    sar = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp]).astype(np.float64)
+    sar_month = month_index(np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]), start)
     for place, (row, col) in enumerate(zip(rows, cols, strict=True)):
         for which in range(12):
             clear = (month == which) & (tile.masks_thw[:, row, col] == 1)
             expected = np.median(tile.bands_thwb[clear, row, col], axis=0) if clear.any() else np.full(10, np.nan)
-            np.testing.assert_allclose(found[place, which, :10], expected)
-            seen = sar_month == which
-            expected = np.median(sar[seen, row, col], axis=0) if seen.any() else np.full(2, np.nan)
-            np.testing.assert_allclose(found[place, which, 10:], expected)
+            np.testing.assert_allclose(found[place, which, :10], expected / 10_000, rtol=1e-6)
+            seen = (sar_month == which) & (sar[:, row, col] != 0).any(axis=1)
+            decibel = (np.median(sar[seen, row, col], axis=0) / 200 - 50) / 2 if seen.any() else np.full(2, np.nan)
+            np.testing.assert_allclose(found[place, which, 10:], (decibel + 25) / 25, rtol=1e-5)
+    np.testing.assert_array_equal(
+        monthly_composites(tile, slice(2, 4), slice(None)), monthly_composites(tile, *np.divmod(np.arange(16, 32), 8))
+    )
 
 
-def test_months_cover_the_year() -> None:
-    months = month_of(np.arange(1, 367))
-    assert months[0] == 0
-    assert months[-1] == 11
-    assert (np.diff(months) >= 0).all()
-    assert len(np.unique(months)) == 12
+def test_months_are_those_of_the_calendar_from_the_first_of_the_season() -> None:
+    assert month_index(np.array([1, 31, 32, 365]), date(2021, 1, 1)).tolist() == [0, 0, 1, 11]
+    # 1 and 30 November 2023, 29 February and 1 March of a leap year, 31 October: its last month.
+    assert month_index(np.array([305, 334, 60, 61, 305 - 1]), date(2023, 11, 1)).tolist() == [0, 0, 3, 4, 11]
+    assert month_index(np.array([300, 280]), date(2023, 10, 15)).tolist() == [0, 11], "last days: last month"
+
+
+def test_missing_months_are_filled_along_the_year() -> None:
+    values = np.full((3, 12, 12), np.nan, np.float32)
+    values[0, 2, 0], values[0, 6, 0] = 1, 3
+    values[1] = np.arange(144).reshape(12, 12)
+    found = without_gaps(values.reshape(3, 144)).reshape(3, 12, 12)
+    assert found[0, :, 0].tolist() == [1, 1, 1, 1.5, 2, 2.5, 3, 3, 3, 3, 3, 3]
+    assert (found[0, :, 1:] == 0).all(), "never observed"
+    np.testing.assert_array_equal(found[1], values[1])
+    assert np.isnan(found[2]).all(), "no pixel"
 
 
 def test_gaps_are_filled_from_training_rows_only() -> None:

@@ -18,6 +18,7 @@ from preproc.region.grid import (
     plan_tiles,
     region_mask,
     tile_footprint,
+    tile_footprints,
     tile_name,
     utm_zones,
     zone_epsg,
@@ -233,6 +234,15 @@ def test_footprint_of_a_tile_contains_its_corners() -> None:
     for corner in ((west, south), (west, north), (east, south), (east, north)):
         assert footprint.distance(shapely.Point(backward.transform(*corner))) < 1e-9
     assert tile_footprint(tile, 1000).contains(footprint)
+
+
+def test_footprints_of_many_tiles_are_those_of_each() -> None:
+    boxes = [(179.9, -0.05, 180, 0.05), (-180, -0.05, -179.9, 0.05), (5.95, 50, 6.05, 50.05)]
+    tiles = plan_tiles(region_of(shapely.MultiPolygon([shapely.box(*box) for box in boxes])), 512)
+    assert len({tile.epsg for tile in tiles}) == 6
+    together = tile_footprints(tiles, 1000)
+    assert [shapely.to_wkb(one) for one in together] == [shapely.to_wkb(tile_footprint(tile, 1000)) for tile in tiles]
+    assert any(len(one.geoms) == 2 for one in together)
 
 
 def test_footprint_of_a_tile_on_the_antimeridian_is_cut() -> None:

@@ -163,7 +163,7 @@ BAD = {
     "no model": (GOOD + '[model]\noutput = "int8"\n', r"\[model\]: give either name or checkpoint"),
     "output": (GOOD + '[model]\nname = "demo"\noutput = "int16"\n', r"\[model\] output: .*'int8' or 'float32'"),
     "dim": (GOOD + '[model]\nname = "demo"\ndim = 0\n', r"\[model\] dim: .*greater than or equal to 1"),
-    "labels without class": (GOOD + '[labels]\npath = "p.gpkg"\n', r"\[labels\] class: missing"),
+    "labels without class": (GOOD + '[labels]\npath = "p.gpkg"\n', r"\[labels\]: give class"),
     "one fold": (GOOD + "[classify]\nfolds = 1\n", r"\[classify\] folds: .*greater than or equal to 2"),
     "negative trials": (GOOD + "[classify]\ntrials = -1\n", r"\[classify\] trials: .*greater than or equal to 0"),
     "seed": (GOOD + '[classify]\nseed = "a"\n', r"\[classify\] seed: .*integer"),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from support.tiny import SIZE, TinyArchive
 
-from infer.contract import FormatError, Run, planned_tiles
-from preproc.cluster.run_overview import look
+from infer.contract import FormatError, Run, planned_tiles, read_json
+from preproc.cluster.run_overview import Watcher
+from preproc.run import quality
 from preproc.run.chain import run_one
 from preproc.run.config import Config
-from preproc.run.quality import blind_spots, quality_warnings, summarise_quality
+from preproc.run.quality import Qualities, blind_spots, quality_warnings, summarise_quality
 from preproc.run.stages import stage_named
 from preproc.run.text import percent
 
@@ -49,7 +50,23 @@ def test_tiles_are_summed_up(fetched: tuple[Run, Config, str]) -> None:
     assert "no clear Sentinel-2 observation at all: no radar saw them either" in warnings[1]
     assert all(warning in said for warning in warnings), "fetch says so at its end"
     assert quality_warnings(run) == [f"Warning: {warning}" for warning in warnings], "the plan's are history by now"
-    assert look(run, config).as_json()["quality"]["s2_without"] == 64
+    assert Watcher(run, config).look().as_json()["quality"]["s2_without"] == 64
+
+
+def test_a_record_is_read_again_only_if_it_changed(
+    fetched: tuple[Run, Config, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _, _ = fetched
+    known: Qualities = {}
+    first = summarise_quality(run, known)
+    read: list[str] = []
+    monkeypatch.setattr(quality, "read_json", lambda path, **words: read.append(path) or read_json(path, **words))
+    assert summarise_quality(run, known) == first
+    assert read == []
+    changed = run.tiles / planned_tiles(run)[0].name / "quality.json"
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    assert summarise_quality(run, known) == first
+    assert read == [changed]
 
 
 def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:
@@ -60,7 +77,7 @@ def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:
     assert "no Sentinel-1 scene was found" in said
     assert "1 Sentinel-2 dates" in said
     assert summarise_quality(run).lines() == []
-    assert look(run, config).quality == summarise_quality(run)
+    assert Watcher(run, config).look().quality == summarise_quality(run)
 
 
 def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str]) -> None:
@@ -71,7 +88,7 @@ def test_a_record_that_cannot_be_read_is_named(fetched: tuple[Run, Config, str])
     path.write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"quality\.json: cannot be read"):
         summarise_quality(run)
-    assert look(run, config).quality is None
+    assert Watcher(run, config).look().quality is None
 
 
 def test_records_from_before_unseen_pixels_were_counted_are_read(fetched: tuple[Run, Config, str]) -> None:

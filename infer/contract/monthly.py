@@ -1,0 +1,139 @@
+"""Monthly composites: what a pixel looked like, month by month, without any network. Pure; numpy only.
+
+Twelve calendar months from the first month of the season, twelve numbers each: the median of the clear values of the
+ten Sentinel-2 bands as reflectance (DN / 10000), and of VV and VH of both orbits as (dB + 25) / 25, where dB =
+(v / 200 - 50) / 2 of the tile's scaled value. A month without an observation is NaN. The engine, the baseline of
+`validate` and the probe take them from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from infer.contract.tile import Tile  # which needs, by way of the plan, what reads embeddings
+
+MONTHS = 12
+MONTHLY_FAMILY = "monthly"
+_FEATURES = 12
+"""The ten bands, VV and VH."""
+MONTHLY_DIM = MONTHS * _FEATURES
+"""Numbers a pixel, month by month, each in the order of BANDS and then VV, VH."""
+_ABSENT = np.iinfo(np.int32).max
+"""Sorts behind every observation."""
+_PLAIN_YEAR = date(2023, 1, 1)
+"""Of a tile that does not state its season: a calendar year."""
+
+
+def season_start(manifest: Mapping[str, Any]) -> date:
+    """First day of a tile's season, from its manifest; 1 January where it states none."""
+    window = manifest.get("window")
+    stated = window.get("start") if isinstance(window, Mapping) else None
+    try:
+        return date.fromisoformat(str(stated))
+    except ValueError:
+        return _PLAIN_YEAR
+
+
+def month_index(doys_t: NDArray[Any], start: date) -> NDArray[np.int64]:
+    """Month 0 to 11 of days of year, 0 being the calendar month that the season begins in.
+
+    Args:
+        doys_t: (T,) day of year, 1..366.
+        start: first day of the season; a day of year before it is one of the following year.
+
+    Returns:
+        (T,) of a season that ends in the calendar month it began in, those last days count to month 11.
+    """
+    first = start.timetuple().tm_yday
+    months = []
+    for doy in np.asarray(doys_t).tolist():
+        year = start.year if doy >= first else start.year + 1
+        day = date(year, 1, 1) + timedelta(days=int(doy) - 1)
+        months.append((day.year - start.year) * MONTHS + day.month - start.month)
+    return np.clip(np.array(months, dtype=np.int64), 0, MONTHS - 1)
+
+
+def _medians(values_tnc: NDArray[Any], valid_tn: NDArray[np.bool_], month_t: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(N, 12, C) median of each month's valid values; NaN for an empty month."""
+    _, pixels, channels = values_tnc.shape
+    result = np.full((pixels, MONTHS, channels), np.nan, dtype=np.float32)
+    for month in np.unique(month_t):
+        here = month_t == month
+        valid = valid_tn[here]
+        count_n = valid.sum(axis=0)
+        seen = np.flatnonzero(count_n)
+        if not len(seen):
+            continue
+        ordered = np.where(valid[..., None], values_tnc[here], _ABSENT).astype(np.int32)
+        ordered.sort(axis=0)
+        counts = count_n[seen]
+        low, high = ordered[(counts - 1) // 2, seen], ordered[counts // 2, seen]
+        result[seen, month] = (low + high).astype(np.float32) / np.float32(2)
+    return result
+
+
+def monthly_composites(tile: Tile, rows: Any, columns: Any) -> NDArray[np.float32]:
+    """Monthly composites of some pixels of a tile.
+
+    Args:
+        tile: whose manifest may state its season (`window`).
+        rows: their rows: (N,) numbers, or a slice.
+        columns: likewise.
+
+    Returns:
+        (N, 144) float32, NaN for months without an observation; of slices, the window's pixels row by row.
+    """
+    start = season_start(tile.manifest)
+
+    def taken(array_thwc: NDArray[Any]) -> NDArray[Any]:
+        part = array_thwc[:, rows, columns]
+        return part.reshape(part.shape[0], math.prod(part.shape[1:-1]), part.shape[-1])
+
+    bands = taken(tile.bands_thwb)
+    clear = taken(tile.masks_thw[..., None])[..., 0] == 1
+    radar = np.concatenate([taken(tile.sar_asc_thwp), taken(tile.sar_desc_thwp)])
+    doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t])
+    optical = _medians(bands, clear, month_index(tile.doys_t, start)) / np.float32(10_000)
+    scaled = _medians(radar, (radar != 0).any(axis=-1), month_index(doys, start))
+    decibel = (scaled / np.float32(200) - np.float32(50)) / np.float32(2)
+    both = [optical, (decibel + np.float32(25)) / np.float32(25)]
+    return np.concatenate(both, axis=2).reshape(-1, MONTHLY_DIM)
+
+
+def without_gaps(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Missing months filled, for what cannot do with gaps (previews, codes, linear models, groups of like pixels).
+
+    A band's missing month lies on the line between the nearest months before and after that have it; at the ends it is
+    as the nearest one; a band that was never observed is 0. Pixels without any observation stay NaN.
+
+    Args:
+        values: (..., 144) float32 as `monthly_composites` gives them.
+
+    Returns:
+        A new array of the same shape.
+    """
+    shape = values.shape
+    cube = values.reshape(-1, MONTHS, _FEATURES)
+    there = ~np.isnan(cube)
+    nowhere = ~there.any(axis=(1, 2))
+    months = np.arange(MONTHS)[None, :, None]
+    before = np.maximum.accumulate(np.where(there, months, -1), axis=1)
+    after = np.minimum.accumulate(np.where(there, months, MONTHS)[:, ::-1], axis=1)[:, ::-1]
+    before, after = np.where(before < 0, after, before), np.where(after == MONTHS, before, after)
+    never = before == MONTHS  # and so is `after`, or it is -1
+    last, following = np.where(never, 0, before), np.where(never, 0, after)
+    one = np.take_along_axis(cube, last, axis=1)
+    other = np.take_along_axis(cube, following, axis=1)
+    share = (months - last) / np.maximum(following - last, 1)
+    filled = np.where(there, cube, one + (other - one) * share.astype(np.float32))
+    filled = np.where(never, np.float32(0), filled)
+    filled[nowhere] = np.nan
+    result: NDArray[np.float32] = filled.astype(np.float32).reshape(shape)
+    return result

@@ -1,0 +1,229 @@
+"""A number instead of classes, from labels to a float map with an interval, here and in a run without labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+from rio_cogeo import cog_validate
+from support.embedded import TOML, centre_grid, embed, parcels, tiled_run, truth, write_vector
+
+from infer.contract import Run, SmaltiError, planned_tiles, read_manifest
+from infer.contract.classification import ValueAccuracyManifest
+from infer.contract.rasters import ValueMapManifest
+from preproc.classify.card import show
+from preproc.classify.predict import PredictSheetsStage, PredictStage
+from preproc.classify.sample import SampleStage
+from preproc.classify.train import TrainStage, TrainTrialsStage
+from preproc.classify.validate import ValidateStage
+from preproc.run.chain import run_one
+from preproc.run.config import Config, parse_config
+from preproc.run.stage import run_stage
+from preproc.run.stages import chain, stage_named
+
+MEANS = np.array([3.0, 6.0, 9.0])
+BRIEF = "[classify]\nfolds = 3\nmax_pixels = 8\n"
+
+
+def settings(run: Run, labels: str = 'value = "yield"\n', extra: str = BRIEF) -> Config:
+    text = f'{TOML}[labels]\npath = "labels.gpkg"\n{labels}group = "parcel"\n{extra}'
+    return parse_config(text, run.config)
+
+
+def write_yields(run: Run, values: Any = None) -> np.ndarray[Any, Any]:
+    shapes, names = parcels(run)
+    noise = np.random.default_rng(4).normal(size=len(shapes)) * 0.3
+    made = MEANS[["abc".index(name[-1]) for name in names]] + noise
+    fields = {"yield": made if values is None else values(made), "parcel": np.arange(len(shapes)), "crop": names}
+    write_vector(run.root / "labels.gpkg", shapes, fields)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = tiled_run(tmp_path_factory.mktemp("yield") / "run")
+    embed(run, noise=0.5)
+    write_yields(run)
+    run_stage(SampleStage(), run, settings(run))
+    run_stage(TrainStage(), run, settings(run))
+    return run
+
+
+@pytest.fixture
+def run(prepared: Run, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(prepared.root, tmp_path / "run"))
+
+
+def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(run)
+    assert [entry.name for entry in chain(config)][-4:] == ["sample", "train", "predict", "validate"]
+    run_stage(PredictStage(), run, config)
+    about = ValueMapManifest.read(run).verify(run)
+    assert about.value == "yield"
+    with rasterio.open(run.map / about.zones["31N"].values) as raster:
+        assert (raster.count, set(raster.dtypes)) == (3, {"float32"})
+        assert raster.descriptions == ("yield", "yield, 5 %", "yield, 95 %")
+        value, low, high = raster.read()
+        assert np.isnan(raster.nodata)
+    assert cog_validate(run.map / about.zones["31N"].values, strict=True) == (True, [], [])
+    tile = planned_tiles(run)[0]
+    expected = MEANS[truth(*centre_grid(tile))]
+    assert np.isnan(value[0, :32]).all(), "nodata of the embedding"
+    here = value[1:32, :32]
+    assert np.abs(here - expected[1:]).mean() < 0.8
+    seen = np.isfinite(value)
+    assert (low[seen] <= value[seen]).all()
+    assert (value[seen] <= high[seen]).all()
+    assert about.pixels == seen.sum()
+    assert about.mean == pytest.approx(float(value[seen].mean(dtype=np.float64)), rel=1e-6)
+    run_stage(ValidateStage(), run, config)
+    made = ValueAccuracyManifest.read(run)
+    oof = pq.read_table(run.model / "oof.parquet")
+    true, found = (oof.column(name).to_numpy() for name in ("value", "predicted"))
+    assert made.pixels.rmse.value == pytest.approx(float(np.sqrt(np.mean((found - true) ** 2))))
+    assert made.pixels.bias.value == pytest.approx(float(np.mean(found - true)))
+    assert made.pixels.r2 == pytest.approx(1 - float(np.sum((found - true) ** 2) / np.sum((true - true.mean()) ** 2)))
+    assert made.pixels.rmse.ci95 is not None
+    assert made.pixels.rmse.ci95[0] < made.pixels.rmse.value < made.pixels.rmse.ci95[1]
+    assert made.groups.r2 is not None
+    assert made.groups.r2 > 0.8
+    assert made.groups.n == 64
+    assert 0.82 < made.pixels.coverage < 0.97, "the interval holds what it says, on fields it has not seen"
+    assert [fold.fold for fold in made.folds] == [1, 2, 3]
+    assert "RMSE" in capsys.readouterr().err
+
+
+def test_the_same_bytes_again_and_no_group_on_two_sides(run: Run) -> None:
+    first = {path.name: path.read_bytes() for path in run.model.iterdir()}
+    assert sorted(first) == ["card.md", "model.json", "oof.parquet", "regressor.cbm", "scatter.png"]
+    run_stage(TrainStage(), run, settings(run), force=True)
+    assert {path.name: path.read_bytes() for path in run.model.iterdir()} == first
+    oof = pq.read_table(run.model / "oof.parquet")
+    pairs = set(zip(oof.column("group").to_pylist(), oof.column("fold").to_pylist(), strict=True))
+    assert len(pairs) == 64
+
+
+def test_a_model_of_yields_maps_a_run_without_labels(run: Run, tmp_path: Path) -> None:
+    other = tiled_run(tmp_path / "other")
+    embed(other, noise=0.5, seed=8)
+    folder = shutil.copytree(run.model, tmp_path / "yields of 2021")
+    config = parse_config(f'{TOML}[predict]\nmodel = "{folder}"\n', other.config)
+    assert [entry.name for entry in chain(config)][-2:] == ["predict", "validate"]
+    run_stage(PredictSheetsStage(), other, config)
+    run_stage(PredictStage(), other, config)
+    run_stage(ValidateStage(), other, config)
+    assert ValueMapManifest.read(other).mean == pytest.approx(6, abs=1)
+    assert "A model of yield" in show(folder)
+    content = (folder / "regressor.cbm").read_bytes()
+    (folder / "regressor.cbm").write_bytes(content[:-1])
+    with pytest.raises(SmaltiError, match=r"regressor\.cbm: \d+ bytes, model\.json says"):
+        show(folder)
+    embed(other, noise=0.5, seed=8, checkpoint="cd" * 32)
+    with pytest.raises(SmaltiError, match=r"those of this run are of .*\(cdcdcdcd\)"):
+        run_stage(PredictStage(), other, config)
+
+
+def as_text(change: Callable[[list[str]], None]) -> Callable[[Any], Any]:
+    def values(made: Any) -> Any:
+        texts = [f"{value:.2f}" for value in made]
+        change(texts)
+        return np.array(texts, dtype=object)
+
+    return values
+
+
+def put(text: str) -> Callable[[Any], Any]:
+    return as_text(lambda texts: texts.__setitem__(5, text))
+
+
+BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "text": (put("about 7"), r"attribute 'yield' holds 'about 7', which is no number"),
+    "a comma": (put("7,25"), r"holds '7,25', which is no number: write 3\.5, not 3,5"),
+    "without end": (put("inf"), r"holds inf: a map keeps float32 numbers"),
+    "too large": (put("1e40"), r"holds 1e\+40: a map keeps float32 numbers"),
+    "all equal": (lambda made: np.full(len(made), 4.0), r"have the same number \(yield = 4\.0\): there is nothing"),
+    "all empty": (lambda made: np.full(len(made), np.nan), r"attribute 'yield', which \[labels\] names, is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_numbers_that_are_none_are_refused_in_a_line(name: str, run: Run) -> None:
+    values, message = BAD[name]
+    write_yields(run, values)
+    before = run.samples.read_bytes()
+    with pytest.raises(SmaltiError, match=message) as caught:
+        run_stage(SampleStage(), run, settings(run))
+    assert len(str(caught.value).splitlines()) == 1
+    assert run.samples.read_bytes() == before
+
+
+def test_gaps_among_numbers_are_dropped_and_counted(run: Run) -> None:
+    write_yields(run, as_text(lambda texts: texts.__setitem__(slice(0, 3), ["", "NaN", "nan"])))
+    run_stage(SampleStage(), run, settings(run))
+    counts = read_manifest(run.samples_manifest, "samples", remedy="")["counts"]
+    assert counts["features dropped: no number"] == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "extra", "message"),
+    [
+        ('value = "yield"\nclass = "crop"\n', BRIEF, "give class .* or value .*, one of them"),
+        ("", BRIEF, "give class .* or value .*, one of them"),
+        ('value = "yield"\n', BRIEF + 'method = "knn"\n', "learned by CatBoost"),
+        ('value = "yield"\n', BRIEF + 'task_type = "GPU"\n', "on the CPU"),
+        (
+            'value = "yield"\n',
+            BRIEF + '[validate]\nreference = "r.gpkg"\nclass = "c"\ndesign = "random"\n',
+            r"\[validate\] measures a map of classes",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_numbers_are_refused(
+    labels: str, extra: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SmaltiError, match=message):
+        settings(Run(tmp_path), labels, extra)
+
+
+def test_numbers_and_classes_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    other = tiled_run(tmp_path / "classes")
+    embed(other, noise=0.5, seed=3)
+    write_yields(other)
+    by_class = settings(other, 'class = "crop"\n')
+    run_stage(SampleStage(), other, by_class)
+    both = settings(run, extra=f'[train]\nruns = ["{other.root}"]\n{BRIEF}')
+    with pytest.raises(SmaltiError, match=r"no class of this run \(yield\) is in another run"):
+        run_stage(TrainStage(), run, both)
+    with pytest.raises(SmaltiError, match="numbers are learned without trials"):
+        run_stage(TrainTrialsStage(), run, settings(run))
+    with pytest.raises(SmaltiError, match="hold_out belongs to classes"):
+        run_stage(TrainStage(), run, settings(run, extra=BRIEF + "hold_out = 0.2\n"))
+    with pytest.raises(SmaltiError, match="the report shows maps of classes"):
+        run_one(stage_named("report"), run, settings(run))
+    alone = parse_config(f'{TOML}[train]\nruns = ["{run.root}"]\n', other.config)
+    with pytest.raises(SmaltiError, match="hold numbers, and not classes"):
+        run_stage(TrainStage(), other, alone)
+
+
+def test_numbers_that_are_damaged_are_refused(run: Run) -> None:
+    from infer.contract.manifest import describe_file
+
+    table = pq.read_table(run.samples)
+    import pyarrow as pa
+
+    values = table.column("value").to_numpy().copy()
+    values[3] = np.nan
+    index = table.schema.get_field_index("value")
+    pq.write_table(table.set_column(index, "value", pa.array(values)), run.samples)
+    manifest = json.loads(run.samples_manifest.read_text())
+    manifest["files"] = {"samples.parquet": describe_file(run.samples)}
+    run.samples_manifest.write_text(json.dumps(manifest))
+    with pytest.raises(SmaltiError, match="its column value holds what is no number"):
+        run_stage(TrainStage(), run, settings(run))

@@ -1,0 +1,107 @@
+"""A run that is looked at again and again: only what something was done to is read anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import TinyArchive
+
+from infer.contract import Run, planned_tiles, release_tile, write_embedding
+from preproc.run.chain import run_one
+from preproc.run.config import Config
+from preproc.run.embedded import embedding_units
+from preproc.run.stage import Unit
+from preproc.run.stages import stage_named
+from preproc.run.status import Survey
+from preproc.tile.stage import TileUnit
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> tuple[Run, Config]:
+    """Two tiles; one of them is embedded."""
+    archive = TinyArchive(tmp_path / "archive")
+    archive.s2("one", "2021-07-01")
+    run, config = archive.run(tmp_path / "run", tiles=(1, 2))
+    run_one(stage_named("fetch"), run, config)
+    embed(run, config, planned_tiles(run)[0].name)
+    return run, config
+
+
+def embed(run: Run, config: Config, name: str) -> None:
+    codes, scales = np.zeros((32, 32, 128), np.int8), np.ones((32, 32), np.float32)
+    inputs = dict(embedding_units(run, config)(name).inputs)
+    write_embedding(run.embeddings, name, codes, scales, inputs=inputs, fields={})
+
+
+def kinds(survey: Survey) -> list[str]:
+    return [state.kind for stage in ("fetch", "infer") for _, state in survey.of(stage)]
+
+
+def test_what_is_complete_and_untouched_is_not_read_again(
+    fetched: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = fetched
+    survey = Survey(run, config, watching=True)
+    assert kinds(survey) == ["complete", "complete", "complete", "missing"]
+    looked: list[str] = []
+    for kind, short in ((Unit, "embedding"), (TileUnit, "tile")):
+        state = kind.state
+
+        def counted(unit: Unit, *, checksums: bool = False, state=state, short=short):  # type: ignore[no-untyped-def]
+            if unit.kind == short:
+                looked.append(f"{short} {unit.name}")
+            return state(unit, checksums=checksums)
+
+        monkeypatch.setattr(kind, "state", counted)
+    first, second = [tile.name for tile in planned_tiles(run)]
+    survey = survey.again()
+    assert kinds(survey) == ["complete", "complete", "complete", "missing"]
+    assert looked == [f"embedding {second}"], "what was missing may be there by now"
+    looked.clear()
+    embed(run, config, second)
+    survey = survey.again()
+    assert kinds(survey) == ["complete"] * 4
+    assert looked == [f"embedding {second}"]
+    looked.clear()
+    manifest = run.tiles / first / "tile.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "another": 1}))
+    survey = survey.again()
+    assert kinds(survey) == ["complete", "complete", "stale", "complete"]
+    assert looked == [f"tile {first}", f"embedding {first}"], "and what was made of it"
+
+
+def test_a_tile_is_seen_to_be_released_and_to_lack_its_embedding(fetched: tuple[Run, Config]) -> None:
+    run, config = fetched
+    first = planned_tiles(run)[0].name
+    survey = Survey(run, config, watching=True)
+    assert kinds(survey)[0] == "complete"
+    release_tile(run.tiles / first)
+    survey = survey.again()
+    assert kinds(survey)[0] == "released"
+    assert kinds(survey.again())[0] == "released"
+    (run.embeddings / f"{first}.json").unlink()
+    assert kinds(survey.again())[0] == "missing"
+
+
+def test_with_another_plan_everything_is_looked_at(fetched: tuple[Run, Config]) -> None:
+    run, config = fetched
+    survey = Survey(run, config, watching=True)
+    kinds(survey)
+    assert survey.again()._earlier
+    os.utime(run.plan)
+    assert not survey.again()._earlier
+
+
+def test_a_plan_that_was_replaced_is_read_again(fetched: tuple[Run, Config]) -> None:
+    run, _ = fetched
+    planned = planned_tiles(run)
+    planned.clear()  # the caller's own list
+    assert len(planned_tiles(run)) == 2
+    content = json.loads(run.plan.read_text())
+    content["tiles"] = content["tiles"][:1]
+    run.plan.write_text(json.dumps(content))
+    assert len(planned_tiles(run)) == 1
