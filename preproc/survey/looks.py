@@ -15,6 +15,7 @@ from pyproj import Transformer
 
 from infer.contract import (
     PIXEL_SIZE,
+    Embedding,
     FormatError,
     Plan,
     PlannedTile,
@@ -34,6 +35,8 @@ _DECIDE = 256
 """Pictures whose pixels decide on the colours of all."""
 _Pixel = tuple[PlannedTile, int, int] | None
 """Tile, row and column; None outside all tiles."""
+_Grid = Mapping[tuple[int, int, int], PlannedTile]
+"""Tiles by zone, west and north."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,14 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
     for at, found in enumerate(pixels):
         if found is not None:
             by_tile.setdefault(found[0], []).append(at)
+    grid = {(tile.epsg, tile.west, tile.north): tile for tile in plan.tiles}
     looks = [NOTHING] * len(place_n2)
     with progress("look", 2 * len(by_tile), "tiles") as bar:
-        colours = _colours(run, by_tile, pixels, bar)
+        colours = _colours(run, grid, by_tile, pixels, bar)
         for tile, members in by_tile.items():
             pictures = dict.fromkeys(members, "")
             if colours is not None:
-                for at, values in _windows(run, tile, members, pixels):
+                for at, values in _windows(run, grid, tile, members, pixels):
                     pictures[at] = _uri(png_bytes(colours.colours(values)))
             series = _series(run, tile)
             for at in members:
@@ -84,12 +88,14 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
     return looks
 
 
-def _colours(run: Run, by_tile: Mapping[PlannedTile, list[int]], pixels: Sequence[_Pixel], bar: Bar) -> Any:
+def _colours(
+    run: Run, grid: _Grid, by_tile: Mapping[PlannedTile, list[int]], pixels: Sequence[_Pixel], bar: Bar
+) -> Any:
     """How to colour all pictures alike, from some of them; None where there are no embeddings."""
     decide = {int(at) for at in np.linspace(0, len(pixels) - 1, min(_DECIDE, len(pixels)))}
     values_nc: list[NDArray[np.float32]] = []
     for tile, members in by_tile.items():
-        for _, values in _windows(run, tile, [at for at in members if at in decide], pixels):
+        for _, values in _windows(run, grid, tile, [at for at in members if at in decide], pixels):
             values_nc.append(values[~np.isnan(values[..., 0])])
         bar.advance(note=tile.name)
     return principal_components(lambda: iter(values_nc)) if any(len(part) for part in values_nc) else None
@@ -110,25 +116,45 @@ def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> li
 
 
 def _windows(
-    run: Run, tile: PlannedTile, members: Sequence[int], pixels: Sequence[_Pixel]
+    run: Run, grid: _Grid, tile: PlannedTile, members: Sequence[int], pixels: Sequence[_Pixel]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The embeddings around each place, NaN beyond the tile."""
-    if not members or not embedding_paths(run.embeddings, tile.name)[2].exists():
+    """The embeddings around each place of a tile, from its neighbours as well; NaN where there are none."""
+    own = _embedding(run, tile, tell=True) if members else None
+    if own is None:
         return
-    try:
-        embedding = read_embedding(run.embeddings, tile.name, checksums=False)
-    except FormatError as error:
-        say(f"Warning: {error}: places in it have no picture")
-        return
-    side = 2 * AROUND + 1
+    size, side, dim = tile.size, 2 * AROUND + 1, own.shape_hwc[2]
+    opened: dict[tuple[int, int], Embedding | None] = {(0, 0): own}
     for at in members:
         _, row, column = pixels[at] or (tile, 0, 0)
-        values = np.full((side, side, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
-        top, left = max(0, row - AROUND), max(0, column - AROUND)
-        part = embedding.window(slice(top, row + AROUND + 1), slice(left, column + AROUND + 1))
-        down, across = top - (row - AROUND), left - (column - AROUND)
-        values[down : down + part.shape[0], across : across + part.shape[1]] = part
+        values = np.full((side, side, dim), np.nan, dtype=np.float32)
+        top, left = row - AROUND, column - AROUND
+        for down in range(top // size, (top + side - 1) // size + 1):
+            for across in range(left // size, (left + side - 1) // size + 1):
+                if (down, across) not in opened:
+                    step = size * PIXEL_SIZE
+                    beside = grid.get((tile.epsg, tile.west + across * step, tile.north - down * step))
+                    opened[down, across] = None if beside is None else _embedding(run, beside, tell=False)
+                embedding = opened[down, across]
+                if embedding is None or embedding.shape_hwc != (size, size, dim):
+                    continue
+                rows = slice(max(0, top - down * size), min(size, top + side - down * size))
+                columns = slice(max(0, left - across * size), min(size, left + side - across * size))
+                first, start = rows.start + down * size - top, columns.start + across * size - left
+                part = embedding.window(rows, columns)
+                values[first : first + part.shape[0], start : start + part.shape[1]] = part
         yield at, values
+
+
+def _embedding(run: Run, tile: PlannedTile, *, tell: bool) -> Embedding | None:
+    """A tile's embedding, if it is there and whole; of one that is damaged it may be told."""
+    if not embedding_paths(run.embeddings, tile.name)[2].exists():
+        return None
+    try:
+        return read_embedding(run.embeddings, tile.name, checksums=False)
+    except FormatError as error:
+        if tell:
+            say(f"Warning: {error}: places in it have no picture")
+        return None
 
 
 def _series(run: Run, tile: PlannedTile) -> Tile | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from unit.preproc.survey.test_assess import write_legend, write_map
 
 from infer.contract import SmaltiError
+from preproc.classify import class_raster
 from preproc.classify.class_raster import open_map
 from preproc.cli import app
 from preproc.survey.draw import draw, ranks
@@ -170,6 +171,18 @@ def test_every_pixel_is_as_likely(tmp_path: Path) -> None:
         expected = 400 * count / (codes == code).sum()
         assert np.abs(hits[codes == code] - expected).max() < 5 * np.sqrt(expected)
     assert hits[codes == 0].sum() == 0
+
+
+def test_the_draw_is_the_same_in_whatever_strips_the_map_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = np.random.default_rng(2).integers(0, 4, (60, 40)).astype(np.uint8)
+    path = write_map(tmp_path / "map.tif", codes)
+    whole = draw(open_map(path), {1: 30, 2: 20, 3: 10}, 1)
+    assert (codes[whole.pixel_n3[:, 1], whole.pixel_n3[:, 2]] == whole.code_n).all()
+    monkeypatch.setattr(class_raster, "_STRIP", 280)  # seven rows
+    strips = draw(open_map(path), {1: 30, 2: 20, 3: 10}, 1)
+    assert (strips.pixel_n3 == whole.pixel_n3).all()
 
 
 @pytest.fixture

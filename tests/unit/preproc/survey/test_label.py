@@ -175,6 +175,16 @@ def test_pictures_are_of_the_place_and_damaged_tiles_leave_theirs_out(
     assert (alpha[: AROUND - 7] == 0).all()  # the place is in row 7 and column 5: beyond the tile there is nothing
     assert (alpha[:, : AROUND - 5] == 0).all()
     assert alpha[AROUND - 7, AROUND - 5] == 0  # nodata in the tile's corner
+    beside = PlannedTile("t32631_1_0", EPSG, WEST + 320, NORTH, 32)
+    edge = np.array([back.transform(WEST + 315, NORTH - 105)])  # row 10, the last column of its tile
+    alone, joined = (look(run, replace(plan, tiles=tiles), edge)[0] for tiles in ((tile,), (tile, beside)))
+    for one, last in ((alone, AROUND), (joined, 2 * AROUND)):  # the neighbour's pixels are there as well
+        with (
+            warnings.catch_warnings(action="ignore"),
+            rasterio.MemoryFile(base64.b64decode(one.picture.partition(",")[2])) as file,
+            file.open() as image,
+        ):
+            assert image.read(4)[AROUND].nonzero()[0].max() == last
     assert "places in it have no curves" in " ".join(capsys.readouterr().err.split())  # tile.json lists no arrays
     for path in run.embeddings.glob("t32631_0_0.npy"):
         path.write_bytes(b"x")
