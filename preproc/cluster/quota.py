@@ -87,4 +87,4 @@ def _number(text: str) -> float | None:
     if match is None:
         return None
     number, unit, binary = match.groups()
-    return float(number) * (1024 if binary else 1000) ** " KMGTPE".index(unit.upper() or " ")
+    return float(number) * (1024.0 if binary else 1000.0) ** " KMGTPE".index(unit.upper() or " ")
