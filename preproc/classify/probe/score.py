@@ -48,6 +48,19 @@ class Score:
     """Code -> F1."""
 
 
+def deal_predictions(
+    kind: Classifier, x_nc: Floats, code_n: NDArray[Any], group_n: NDArray[Any], *, folds: int, deals: int, seed: int
+) -> NDArray[np.int64]:
+    """(D, N) codes that each deal of the folds says of every row, from classifiers that saw none of its group."""
+    found_dn = np.empty((deals, len(code_n)), np.int64)
+    for deal in range(deals):
+        dealt = assign_folds(code_n, group_n, folds, seed + deal)
+        for fold in range(dealt.count):
+            test = dealt.fold_n == fold
+            found_dn[deal, test] = predict(kind, x_nc[~test], code_n[~test], x_nc[test], seed)
+    return found_dn
+
+
 def cross_validated(
     kind: Classifier, x_nc: Floats, code_n: NDArray[Any], group_n: NDArray[Any], *, folds: int, deals: int, seed: int
 ) -> Score:
@@ -63,14 +76,8 @@ def cross_validated(
         seed: of the first deal.
     """
     codes = np.unique(code_n)
-    scores = np.empty((deals, len(codes)))
-    for deal in range(deals):
-        dealt = assign_folds(code_n, group_n, folds, seed + deal)
-        found = np.empty(len(code_n), np.int64)
-        for fold in range(dealt.count):
-            test = dealt.fold_n == fold
-            found[test] = predict(kind, x_nc[~test], code_n[~test], x_nc[test], seed)
-        scores[deal] = f1_score(code_n, found, labels=codes, average=None, zero_division=0)
+    found_dn = deal_predictions(kind, x_nc, code_n, group_n, folds=folds, deals=deals, seed=seed)
+    scores = np.array([f1_score(code_n, found, labels=codes, average=None, zero_division=0) for found in found_dn])
     macro = scores.mean(axis=1)
     by_class = {int(code): float(value) for code, value in zip(codes, scores.mean(axis=0), strict=True)}
     return Score(float(macro.mean()), float(macro.std()), by_class)
