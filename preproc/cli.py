@@ -162,8 +162,21 @@ def infer(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = Fal
 
 
 @app.command(rich_help_panel=_STAGES)
-def stitch(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+def stitch(
+    run: RunArgument,
+    shard: ShardOption = "0/1",
+    force: ForceOption = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read a finished mosaic back and compare it with the embeddings.")
+    ] = False,
+) -> None:
     """Make the embeddings a Zarr store and GeoTIFFs. Shards make sheets; without --shard they are joined."""
+    if check:
+        from preproc.mosaic.check import check_mosaic
+        from preproc.run.config import load_config
+
+        print(check_mosaic(Run(run), load_config(Run(run))))
+        return
     _stage("stitch", run, shard, force)
 
 

@@ -23,7 +23,8 @@ from preproc.classify.predict import PredictSheetsStage, PredictStage
 from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage, TrainTrialsStage
 from preproc.classify.validate import ValidateStage
-from preproc.run.chain import run_one
+from preproc.mosaic.stage import StitchStage
+from preproc.run.chain import run_one, summarise
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 from preproc.run.stages import chain, stage_named
@@ -98,6 +99,10 @@ def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.Capture
     assert 0.82 < made.pixels.coverage < 0.97, "the interval holds what it says, on fields it has not seen"
     assert [fold.fold for fold in made.folds] == [1, 2, 3]
     assert "RMSE" in capsys.readouterr().err
+    run_stage(StitchStage(), run, config)
+    told = summarise(run, config)
+    assert "values_31N.tif" in told
+    assert f"accuracy    {made.headline}" in told
 
 
 def test_the_same_bytes_again_and_no_group_on_two_sides(run: Run) -> None:

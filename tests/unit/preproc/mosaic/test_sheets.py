@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
 
 from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
+from preproc.mosaic.check import check_mosaic
 from preproc.mosaic.stage import StitchSheetsStage, StitchStage
 from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
 from preproc.run.stage import StageFailedError, run_stage
@@ -198,3 +199,32 @@ def test_a_task_reads_its_own_share_and_a_missing_tile_stops_its_own_sheet_only(
     assert sorted(path.stem for path in run.mosaic.glob("sheet_*")) == ["sheet_31N_r00_c00", "sheet_31N_r01_c00"]
     with pytest.raises(SmaltiError, match=r"1 of 7 tiles have no valid embedding"):
         run_stage(StitchStage(), run, settings)
+
+
+def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0), (32631, 3, 1), (32632, 0, 0)], size=48)
+    embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    assert "pixels of store and GeoTIFFs have the numbers of the embeddings" in check_mosaic(run, settings)
+    shard = run.mosaic / "embeddings.zarr/utm31/embeddings_d4/c/0/0/0/1"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(SmaltiError, match=r"31N_r00_c01, .*shard of embeddings_d4 is not there") as raised:
+        check_mosaic(run, settings)
+    assert "pixels of embeddings_d4 in the store differ" in str(raised.value)
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SmaltiError, match="31N_r00_c01: cannot be read"):
+        check_mosaic(run, settings)
+    shard.write_bytes(content)
+    path = run.mosaic / "embeddings_32N.tif"
+    with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as raster:
+        values = raster.read(5)
+        values[20:22, 30] = 1
+        raster.write(values, 5)
+    with pytest.raises(SmaltiError, match=r"32N, rows from 0: 2 pixels of embeddings_32N\.tif differ"):
+        check_mosaic(run, settings)
+    root = run.mosaic / "embeddings.zarr" / "zarr.json"
+    root.write_text(root.read_text().replace("EPSG:32632", "EPSG:32633"))
+    with pytest.raises(SmaltiError, match="EPSG:32633"):
+        check_mosaic(run, settings)
