@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infer.contract import EXIT_OK, Run, SmaltiError, write_bytes, write_json
 from preproc.classify.probe.features import Floats, embedding_features, keep_classes, raw_features
 from preproc.classify.probe.figure import curves_png, table
@@ -26,7 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run with tiles, embeddings and samples")
     parser.add_argument(
-        "--embeddings", action="append", default=[], metavar="NAME=DIR", help="other embeddings of the same tiles"
+        "--embeddings",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="other embeddings of the same tiles; a name given again puts its numbers beside those before",
     )
     parser.add_argument("--classes", help="only these classes, separated by commas")
     parser.add_argument("--folds", type=int, default=4, help="folds by parcel (default 4)")
@@ -45,7 +51,8 @@ def feature_tables(run: Run, samples: Samples, others: Sequence[str]) -> dict[st
         name, separator, folder = text.partition("=")
         if not (separator and name and folder):
             raise SmaltiError(f"--embeddings {text}: expected NAME=DIR")
-        tables[name] = embedding_features(Path(folder), samples)
+        more = embedding_features(Path(folder), samples)
+        tables[name] = np.concatenate([tables[name], more], axis=1) if name in tables else more
     return tables
 
 

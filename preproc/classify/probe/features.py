@@ -46,12 +46,12 @@ def raw_features(run: Run, samples: Samples | Places) -> Floats:
 
 
 def embedding_features(folder: Path, samples: Samples) -> Floats:
-    """(N, C) embeddings of the samples from a folder of embeddings of the same tiles."""
+    """(N, C) embeddings of the samples from a folder of embeddings of the same tiles; NaN where a month is missing."""
 
     def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
         embedding = read_embedding(folder, name)
         values = embedding.window(slice(None), slice(None))[rows, cols]
-        if np.isnan(values).any():
+        if np.isnan(values).all(axis=1).any():  # of `monthly` some months may be missing
             raise SmaltiError(f"{folder / name}.npy: labelled pixels have no embedding: embed the run's own tiles")
         return np.asarray(values, np.float32)
 

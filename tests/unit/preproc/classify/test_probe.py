@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.contract import EXIT_BAD_INPUT, SmaltiError, read_tile
+from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, write_embedding
 from infer.contract.monthly import month_index, monthly_composites, season_start, without_gaps
-from preproc.classify.probe.__main__ import build_parser, main, probe
+from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
 from preproc.classify.probe.features import filled, keep_classes
 from preproc.classify.probe.figure import curves_png, table
 from preproc.classify.probe.score import cross_validated, draw_groups, efficiency
@@ -86,6 +86,23 @@ def test_gaps_are_filled_from_training_rows_only() -> None:
     new_train, new_test = filled(train, test)
     assert new_train.tolist() == [[1, 0], [3, 0]]
     assert new_test.tolist() == [[2, 5]]
+
+
+def test_embeddings_of_one_name_stand_side_by_side_and_may_lack_months_but_not_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preproc.classify.probe.__main__.raw_features", lambda run, samples: samples.values_nc)
+    values = np.zeros((1, 1, 3), np.float32)
+    values[0, 0, 1] = np.nan
+    write_embedding(tmp_path / "a", "t", values, None, inputs={}, fields={})
+    write_embedding(tmp_path / "b", "t", values[..., :2] + 1, None, inputs={}, fields={})
+    asked = [f"both={tmp_path / 'a'}", f"alone={tmp_path / 'b'}", f"both={tmp_path / 'b'}"]
+    tables = feature_tables(Run(tmp_path), samples(), asked)
+    np.testing.assert_array_equal(tables["both"][5], [0, np.nan, 0, 1, np.nan])
+    np.testing.assert_array_equal(tables["alone"][5], [1, np.nan])
+    write_embedding(tmp_path / "b", "t", np.full_like(values, np.nan), None, inputs={}, fields={})
+    with pytest.raises(SmaltiError, match="labelled pixels have no embedding"):
+        feature_tables(Run(tmp_path), samples(), asked)
 
 
 @pytest.mark.parametrize("kind", ["linear", "catboost"])
