@@ -23,6 +23,7 @@ from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
 from preproc.run.classifier import verified
 from preproc.run.config import Archive, Config
+from preproc.run.disk import disk_of
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
 
@@ -47,7 +48,7 @@ def preflight(
     found += check_model(config, hashes=hashes)
     if not (elsewhere and contained(run, config)):
         found += check_engine(run, config)
-    return Findings((*found, *check_space(run, plan)))
+    return Findings((*found, *check_space(run, config, plan)))
 
 
 def refuse(run: Run, config: Config, plan: Plan | None, *, elsewhere: bool = False) -> None:
@@ -197,12 +198,12 @@ def check_engine(run: Run, config: Config) -> list[Finding]:
     return [ok("engine", f"in this Python, torch at {spec.origin if spec else 'an unknown place'}")]
 
 
-def check_space(run: Run, plan: Plan | None) -> list[Finding]:
+def check_space(run: Run, config: Config, plan: Plan | None) -> list[Finding]:
     """Free bytes and files against the plan's estimate. Quotas may be tighter than what the file system says."""
     if plan is None or not run.root.is_dir():
         return []
-    need_bytes = sum(cost.written_bytes for cost in plan.estimate.values())
-    need_files = sum(cost.files for cost in plan.estimate.values())
+    peak = disk_of(plan, config)[-1].peak
+    need_bytes, need_files = peak.bytes, round(peak.files)
     system = os.statvfs(run.root)
     free_bytes, free_files = system.f_bavail * system.f_frsize, system.f_favail
     text = f"{need_bytes / 1e9:.1f} GB and {need_files} files needed, {free_bytes / 1e9:.0f} GB free"

@@ -52,7 +52,7 @@ def examine(run: Run, config: Config, site: str | None = None, *, probe: bool = 
         lambda: _check_plan(run, config, plan),
         lambda: _check_outputs(run, config),
         lambda: machine_checks.check_run_directory(run),
-        lambda: machine_checks.check_quota(profile),
+        lambda: machine_checks.check_quota(run, config, profile, plan),
         lambda: machine_checks.check_purge(run, profile),
         machine_checks.check_temporary,
         lambda: _check_archive(run, config, profile),

@@ -11,9 +11,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from infer.contract import Run, SmaltiError, scratch_folder, stage_lock, temporary_path
+from infer.contract import Plan, Run, SmaltiError, scratch_folder, stage_lock, temporary_path
 from preproc.catalogue.items import load_scenes
 from preproc.catalogue.sources import CATALOGUES
+from preproc.cluster.quota import Quota, quota_of
 from preproc.reader.placement import UnusableError
 from preproc.reader.ranges import RangeClient, is_remote
 from preproc.reader.read import local_name
@@ -21,9 +22,11 @@ from preproc.reader.signing import make_signer
 from preproc.reader.transport import HttpTransport, fetch_bytes
 from preproc.run.checks import Finding, error_text, failed, ok, warning
 from preproc.run.config import Config
+from preproc.run.disk import disk_of
 from preproc.run.profile import Profile
 from preproc.run.resources import CONTAINERS, ENGINE, SITES, SLURM
 from preproc.run.stages import STAGES
+from preproc.run.text import human_bytes
 
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_PRELOAD")
 _SETTINGS = ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH", "SBATCH_PARTITION")
@@ -123,10 +126,10 @@ def check_run_directory(run: Run) -> list[Finding]:
     return [ok("run directory", "can be written and locked")]
 
 
-def check_quota(profile: Profile) -> list[Finding]:
-    """What the site's own command says of quotas, for people to compare with the plan: each site's differs."""
+def check_quota(run: Run, config: Config, profile: Profile, plan: Plan | None) -> list[Finding]:
+    """What the site's own command says of quotas, against what the plan takes, or for people to compare with it."""
     try:
-        words = shlex.split(profile.storage.quota)
+        words = shlex.split(os.path.expandvars(profile.storage.quota))
     except ValueError as error:
         return [failed("quota", f"{profile.storage.quota!r}: {error}", "correct [site.storage] quota")]
     if not words:
@@ -150,6 +153,11 @@ def check_quota(profile: Profile) -> list[Finding]:
     if done.returncode or not said:
         text = f"`{profile.storage.quota}` ended with {done.returncode} and said nothing of use"
         return [warning("quota", text, "look at your quotas by hand")]
+    form = profile.storage.quota_format
+    if form != "text":
+        quota = quota_of(done.stdout, form, run.root.resolve())
+        if quota is not None:
+            return [_compare(quota, run, config, plan)]
     return [ok("quota", f"compare with what `{profile.storage.quota}` says: {' / '.join(said[:_QUOTA_LINES])}")]
 
 
@@ -228,3 +236,18 @@ def _check_catalogue(config: Config) -> list[Finding]:
     except SmaltiError as error:
         return [failed("archive", *error_text(error))]
     return [ok("archive", f"{url} answers")]
+
+
+def _compare(quota: Quota, run: Run, config: Config, plan: Plan | None) -> Finding:
+    """What may still be written against the run's peak; what it has written already counts for it."""
+    left = quota.left
+    text = f"{quota.place}: {human_bytes(left.bytes)} and {left.files:,.0f} files left"
+    if plan is None:
+        return ok("quota", text)
+    need = disk_of(plan, config)[-1].peak
+    text += f", {human_bytes(need.bytes)} and {need.files:,.0f} files needed at the peak"
+    if left.holds(need):
+        return ok("quota", text)
+    remedy = 'set [tiles] keep = "record" and [site] tile_space, `smalti clean`, or ask for more'
+    begun = run.tiles.is_dir()  # part of it may be written already
+    return warning("quota", text, remedy) if begun else failed("quota", text, remedy)

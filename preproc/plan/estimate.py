@@ -105,7 +105,7 @@ def _fetch(work: Work, config: Config) -> dict[str, float]:
     return {
         "read_bytes": received,
         "written_bytes": work.tiles * size**2 * (kept * 21 + season.s1_days * 4),
-        "files": work.tiles * 9,
+        "files": work.tiles * 11,
         "memory_bytes": BASE_MEMORY + size**2 * (21 * 4 + config.archive.workers * 8),
         "seconds": seconds,
     }

@@ -34,6 +34,7 @@ from preproc.reader.hrefs import is_url, portable
 from preproc.region.grid import plan_tiles, utm_zones, zone_part
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
+from preproc.run.disk import disk_of
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
@@ -203,7 +204,7 @@ def describe_plan(run: Run) -> str:
 def dry_run(run: Run, config: Config) -> tuple[str, Plan]:
     """What `smalti plan` would find and what the run would cost, as text and as a plan; writes nothing."""
     _, plan = make_plan(config, load_region(config.region), run.root)
-    return render_plan(plan), plan
+    return render_plan(plan, disk_of(plan, config)), plan
 
 
 def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:

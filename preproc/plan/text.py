@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from infer.contract.plan import Plan
+from preproc.run.disk import StageDisk
 from preproc.run.progress import plain_console
 from preproc.run.text import human_bytes, human_time
+from preproc.run.waves import Space
 
 WIDTH = 110
 
 
-def render_plan(plan: Plan) -> str:
-    """plan.json as text."""
+def render_plan(plan: Plan, disk: Sequence[StageDisk] = ()) -> str:
+    """plan.json as text, with what it takes on disk at the peak and at the end where that is given."""
     out = plain_console(file=io.StringIO(), width=WIDTH, color_system=None)
     region, size = plan.region, plan.tile_size
     zones = ", ".join(f"{count:,} in EPSG:{epsg}" for epsg, count in list(plan.zones.items())[:4])
@@ -28,6 +31,8 @@ def render_plan(plan: Plan) -> str:
     _print_scenes(out, plan)
     out.print()
     out.print(_cost_table(plan))
+    if disk:
+        out.print(_disk_table(disk))
     out.print(f"`smalti submit` will choose {plan.neighbours_in_shards_of} shards. All rough: see docs/plan.md.")
     for warning in plan.warnings:
         out.print(f"Warning: {warning}")
@@ -52,6 +57,20 @@ def _print_scenes(out: Console, plan: Plan) -> None:
         out.print(f"left out   {scenes.duplicates} older copies of other items")
     for row in scenes.rejected:
         out.print(f"left out   {row.items} items (such as {', '.join(row.examples[:1])}): {row.reason}")
+
+
+def _disk_table(disk: Sequence[StageDisk]) -> Table:
+    table = Table("stage", title="What lies on disk", title_justify="left")
+    for name in ("at the peak", "files", "at the end", "files"):
+        table.add_column(name, justify="right")
+    for stage in disk:
+        cells = [f"{space.files:,.0f}" if files else human_bytes(space.bytes) for space, files in _columns(stage)]
+        table.add_row(stage.stage, *cells)
+    return table
+
+
+def _columns(stage: StageDisk) -> list[tuple[Space, bool]]:
+    return [(space, files) for space in (stage.peak, stage.end) for files in (False, True)]
 
 
 def _cost_table(plan: Plan) -> Table:

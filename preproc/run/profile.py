@@ -206,7 +206,10 @@ class Storage(Section):
     purge_days: Annotated[int, Field(ge=0)] = 0
     """Untouched files are removed after this many days; 0: never."""
     quota: str = ""
-    """Command that shows quotas, for example lumi-quota."""
+    """Command that shows quotas, for example lumi-quota; $USER is filled in."""
+    quota_format: Literal["text", "lfs", "used/max"] = "text"
+    """How doctor reads what it says: lfs quota's table; rows of a path with used/max of bytes and of files, as
+    lumi-quota's; or not at all, for people to read."""
 
 
 class Billing(Section):

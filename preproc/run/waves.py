@@ -100,16 +100,18 @@ def fewest_shards(config: Config, tiles: int, s2_dates: float, s1_dates: float) 
         SmaltiError: if not one tile fits.
     """
     space = budget(config)
-    if space is None:
-        return 1
+    return 1 if space is None else max(1, -(-tiles // _fitting(space, config, s2_dates, s1_dates)))
+
+
+def _fitting(space: Space, config: Config, s2_dates: float, s1_dates: float) -> int:
+    """Tiles that may lie on disk at a time."""
     one = tile_space(config.tiles.size, s2_dates, s1_dates) * _UNEVEN
     if not space.holds(one):
         raise SmaltiError(
             f"[site] tile_space, tile_files: a tile takes {human_bytes(one.bytes)} and {TILE_FILES} files: allow more, "
             "or make [tiles] size smaller"
         )
-    fitting = math.floor(min(space.bytes / one.bytes, space.files / one.files))
-    return max(1, -(-tiles // fitting))
+    return math.floor(min(space.bytes / one.bytes, space.files / one.files))
 
 
 def waves_of(plan: Plan, config: Config, shards: int) -> Waves | None:
@@ -121,8 +123,9 @@ def waves_of(plan: Plan, config: Config, shards: int) -> Waves | None:
     space = budget(config)
     if space is None:
         return None
-    fewest = fewest_shards(config, len(plan.tiles), plan.season.s2_days, plan.season.s1_days)
-    return Waves(space, shards, max(1, shards // fewest))
+    fitting = _fitting(space, config, plan.season.s2_days, plan.season.s1_days)
+    largest = max(1, -(-len(plan.tiles) // shards))
+    return Waves(space, shards, max(1, fitting // largest))
 
 
 def lying(run: Run, tiles: Collection[str]) -> dict[str, Space]:

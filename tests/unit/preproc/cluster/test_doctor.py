@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -11,22 +12,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.embedded import plan_of
+from support.embedded import plan_of, tiled_run
 from support.range_server import Faults, RangeServer, serve_folder
 
-from infer.contract import Run, SmaltiError, sha256_file, write_json
+from infer.contract import Plan, Run, SmaltiError, sha256_file, write_json
 from infer.contract.plan import Cost
 from preproc.cluster import doctor, machine_checks
 from preproc.cluster.check_jobs import parse_findings, probe_profile
 from preproc.cluster.check_on_node import MARK
 from preproc.cluster.image import engine_hash, record_path
+from preproc.cluster.quota import quota_of
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import parse_associations
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, finding_from, ok, warning
 from preproc.run.config import parse_config
 from preproc.run.container import Container
+from preproc.run.disk import disk_of
 from preproc.run.profile import Profile, load_profile, merge
 from preproc.run.resources import ENGINE
+from preproc.run.waves import Space
 
 RUN_TOML = """
 [region]
@@ -40,6 +44,10 @@ source = "mpc"
 
 def profile(**changes: Any) -> Profile:
     return Profile.model_validate(merge(load_profile("local", Path()).model_dump(exclude_unset=True), changes))
+
+
+def check_quota(site: Profile) -> list[Finding]:
+    return machine_checks.check_quota(Run(Path("/r")), parse_config(RUN_TOML, Path("/r/run.toml")), site, None)
 
 
 def worst(found: list[Finding]) -> Verdict:
@@ -75,13 +83,13 @@ def test_what_the_sites_quota_command_says_is_shown(tmp_path: Path, monkeypatch:
     tool.write_text("#!/bin/sh\necho 'space   10 of 20 GB'\necho\necho \"files   $1\"\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    said = machine_checks.check_quota(profile(storage={"quota": "dusage -u"}))
+    said = check_quota(profile(storage={"quota": "dusage -u"}))
     assert worst(said) is Verdict.OK
     assert "space 10 of 20 GB / files -u" in said[0].text
-    assert machine_checks.check_quota(profile()) == []
+    assert check_quota(profile()) == []
     tool.write_text("#!/bin/sh\nexit 3\n")
-    assert worst(machine_checks.check_quota(profile(storage={"quota": "dusage"}))) is Verdict.WARNING
-    assert "not on the PATH" in machine_checks.check_quota(profile(storage={"quota": "surely-no-such-tool"}))[0].text
+    assert worst(check_quota(profile(storage={"quota": "dusage"}))) is Verdict.WARNING
+    assert "not on the PATH" in check_quota(profile(storage={"quota": "surely-no-such-tool"}))[0].text
 
 
 def test_the_nodes_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +259,69 @@ def test_a_scene_is_read_as_fetch_reads_it(
         assert server.tally.requests["/box/busy.tif"] == 2
         assert check(f"{tmp_path}/box/B02.tif").verdict is Verdict.OK
         assert "does not read ftp" in check("ftp://box/B02.tif").text
+
+
+LFS = """\
+Disk quotas for usr me (uid 10012345):
+      Filesystem    kbytes   quota   limit   grace   files   quota   limit   grace
+        /scratch  41285932       0 1048576000       -  312045       0 1000000       -
+/cluster/projects/nn1234k/with/a/long/name
+                 955183104* 943718400 1048576000 6d23h12m  12045       0       0       -
+uid 10012345 is using default block quota setting
+"""
+LUMI = """\
+Quota for your projects:
+
+Disk area                          Capacity(used/max)  Files(used/max)
+----------------------------------------------------------------------
+Personal home folder
+ Home folder is hosted on lustrep3
+/users/me                                   3.4G/22G       19K/100K
+----------------------------------------------------------------------
+Project: project_465000000
+ Project is hosted on lustrep4
+/projappl/project_465000000                 1.2G/54G         5/100K
+/scratch/project_465000000                   40T/55T      1.9M/2.0M
+----------------------------------------------------------------------
+"""
+
+
+def test_quotas_as_lustre_tells_them() -> None:
+    scratch = quota_of(LFS, "lfs", Path("/scratch/me/run"))
+    assert scratch is not None
+    assert scratch.left == Space((1048576000 - 41285932) * 1024, 1000000 - 312045)
+    project = quota_of(LFS, "lfs", Path("/cluster/projects/nn1234k/with/a/long/name/run"))
+    assert project is not None
+    assert project.left.bytes < 0, "the soft limit is passed, which an asterisk says"
+    assert project.left.files == math.inf, "0 is no limit"
+    assert quota_of(LFS, "lfs", Path("/home/me")) is None
+    assert quota_of("", "lfs", Path("/scratch")) is None
+
+
+def test_quotas_as_lumi_tells_them() -> None:
+    quota = quota_of(LUMI, "used/max", Path("/scratch/project_465000000/run"))
+    assert quota is not None
+    assert quota.left == Space(15e12, pytest.approx(0.1e6))
+    assert quota_of(LUMI, "used/max", Path("/scratch/project_465000001/run")) is None
+
+
+def test_the_peak_is_compared_with_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiled_run(tmp_path / "run", across=4, down=2)
+    plan = replace(Plan.read(run), estimate={"fetch": Cost(1, 10**9, 88, 1, 1), "infer": Cost(1, 10**8, 24, 1, 1)})
+    kept = parse_config(RUN_TOML, tmp_path / "run.toml")
+    waves = parse_config(f'{RUN_TOML}[tiles]\nkeep = "record"\n[site]\ntile_space = "200MB"\n', tmp_path / "run.toml")
+    assert [stage.stage for stage in disk_of(plan, kept)] == ["fetch", "infer", "all"]
+    assert disk_of(plan, kept)[-1].peak == Space(1.1e9, 112)
+    assert disk_of(plan, waves)[-1].peak.bytes < 0.4e9
+    assert disk_of(plan, waves)[0].end.files == 8 * 5
+    tool = tmp_path / "bin" / "lfs"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho '{tmp_path} 100 0 600000 - 10 0 500 -'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    site = profile(storage={"quota": "lfs quota -u $USER", "quota_format": "lfs"})
+    (found,) = machine_checks.check_quota(run, kept, site, plan)
+    assert found.verdict is Verdict.FAILED
+    assert "112 files needed at the peak" in found.text
+    assert "tile_space" in found.remedy
+    assert worst(machine_checks.check_quota(run, waves, site, plan)) is Verdict.OK

@@ -54,8 +54,10 @@ def test_as_many_waves_as_the_budget_asks_for(tmp_path: Path) -> None:
     assert waves_of(plan, config(), 8) is None
     waves = waves_of(plan, three, 8)
     assert waves is not None
-    assert (waves.count, waves.together) == (4, 2), "waves of whole shards, none above the budget"
-    assert [list(waves.members(wave)) for wave in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [list(waves.members(wave)) for wave in range(waves.count)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    uneven = waves_of(plan, three, 6)
+    assert uneven is not None
+    assert uneven.together == 1, "the largest shards have two tiles, and four tiles are above the budget"
     with pytest.raises(SmaltiError, match=r"a tile takes .* and 11 files: allow more"):
         fewest_shards(config(tile_files=9), 8, 10, 5)
 
@@ -63,14 +65,14 @@ def test_as_many_waves_as_the_budget_asks_for(tmp_path: Path) -> None:
 def test_what_lies_there_of_other_waves_is_room_that_a_wave_has_not_got(tmp_path: Path) -> None:
     run, plan = planned(tmp_path)
     names = [tile.name for tile in plan.tiles]
-    settings = config(tile_space=int(TILE.bytes * 3.4))  # 4 waves of 2 shards of a tile
-    room = room_of(run, settings, plan, Shard(2, 8), names)
+    settings = config(tile_space=int(TILE.bytes * 3.4))  # waves of 3 shards of a tile
+    room = room_of(run, settings, plan, Shard(4, 8), names)
     assert room is not None
     assert room.fits(TILE)
-    assert not room.fits(TILE * 2), "the other shard of the wave has the other half"
+    assert not room.fits(TILE * 2), "the other shards of the wave have the rest"
     put(run, names[0], int(TILE.bytes))  # of the first wave: embedding it failed
     put(run, f".{names[7]}.host.0.1.tmp", int(TILE.bytes))  # and a killed process left this of the last one
-    room = room_of(run, settings, plan, Shard(2, 8), names)
+    room = room_of(run, settings, plan, Shard(4, 8), names)
     assert room is not None
     assert not room.fits(TILE)
     assert "embed them" in str(room.refusal())
