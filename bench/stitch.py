@@ -231,8 +231,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.way:
         before = cpu()
-        seconds = way(options.way, Run(options.run), options.sheet)
-        print(json.dumps([seconds, peak_mb(), cpu() - before]))
+        took = way(options.way, Run(options.run), options.sheet)
+        print(json.dumps([took, peak_mb(), cpu() - before]))
         return
     names = ["store-1", "store-2", "zarr", "cog-1", *([] if options.without_gdal else ["gdal"])]
     names += ["predict-1", "predict-2", "catboost"]
@@ -247,8 +247,8 @@ def main() -> None:
                 [*command, str(options.sheet)], stdout=subprocess.PIPE, text=True, check=True, env={**os.environ}
             )
             seconds[name], peak, computed = json.loads(done.stdout.splitlines()[-1])
-            took = f"{total / seconds[name]:>10,.0f} pixels/s, {computed:.1f} s of computing"
-            print(f"{name:<10} {took}, a process took at most {peak:.0f} MB", flush=True)
+            speed = f"{total / seconds[name]:>10,.0f} pixels/s, {computed:.1f} s of computing"
+            print(f"{name:<10} {speed}, a process took at most {peak:.0f} MB", flush=True)
     for what, one, other in [
         ("two processes / one, store", "store-1", "store-2"),
         ("store / zarr-python from memory", "zarr", "store-1"),
