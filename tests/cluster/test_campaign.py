@@ -6,16 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.cluster import Campaign, await_that, make_campaign, slurm
 from support.runs import digest, smalti
-
-from infer.contract import Plan, Run
-from preproc.run.waves import tile_space
 
 SETUP = Path(__file__).parent / "setup"
 TASKS = 6
@@ -232,50 +228,3 @@ def test_doctor_looks_from_inside_the_jobs(fetched: Campaign) -> None:
         "[container] can be written",
     ):
         assert said in findings, findings
-
-
-def test_waves_under_a_budget(workshop: Path, image: Path, reference: Path, expected: dict[str, str]) -> None:
-    """Tiles are let go, in at least three waves, one task is killed: the mosaic's bytes, and never above the budget."""
-    plan = Plan.read(Run(reference))
-    budget = int(4.5 * 1.1 * tile_space(plan.tile_size, plan.season.s2_days, plan.season.s1_days).bytes)
-    campaign = make_campaign(workshop / "waves", workshop, image)
-    text = (campaign.root / "run.toml").read_text()
-    text = text.replace("[tiles]\n", '[tiles]\nkeep = "record"\n') + f"tile_space = {budget}\n"
-    (campaign.root / "run.toml").write_text(text)
-    most, over = [0], threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.1):
-            found = subprocess.run(
-                ["find", campaign.root / "tiles", "-name", "*.npy", "-printf", "%s\n"],
-                capture_output=True,
-                text=True,
-                check=False,  # files go while it looks
-            )
-            most[0] = max(most[0], sum(map(int, found.stdout.split())))
-
-    watcher = threading.Thread(target=sample)
-    watcher.start()
-    try:
-        told = campaign.submit()
-        assert "infer-3" in told, told
-        killed = stop_engine(campaign, 0)
-        os.kill(batch_shell(killed), signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.kill(killed, signal.SIGKILL)
-        campaign.finished(900)
-        assert not campaign.status()["complete"], "the tiles of the killed task are not embedded"
-        campaign.resubmit()
-        campaign.finished(900)
-    finally:
-        over.set()
-        watcher.join()
-    status = campaign.status()
-    assert status["complete"], str(status)
-    fetch = next(stage for stage in status["stages"] if stage["stage"] == "fetch")
-    assert fetch["counts"] == {"released": len(plan.tiles)}
-    assert 0 < most[0] <= budget
-    made = digest(campaign.root)
-    assert {name: made.get(name) for name in expected if name.startswith("mosaic/")} == {
-        name: value for name, value in expected.items() if name.startswith("mosaic/")
-    }
