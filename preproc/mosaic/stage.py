@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infer.contract import Plan, Run, SmaltiError
+from infer.contract import Plan, Run, SmaltiError, remove_stale_temporaries
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from preproc.mosaic.join import ZoneSheets, join_sheets
 from preproc.mosaic.sheet import SheetFiles, SheetMaker, codes_layer, values_layer
@@ -109,6 +109,8 @@ def _common(facts: RunProvenance) -> dict[str, Any]:
 
 def _open(run: Run, config: Config) -> _Opened:
     plan = Plan.read(run)
+    for inner in (folder for folder in run.mosaic.rglob("*") if folder.is_dir()):  # what killed processes left there
+        remove_stale_temporaries(inner)
     embeddings = Embeddings.of_run(run, plan)
     zones = [
         ZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet)), picture_step(grid.width, grid.height))

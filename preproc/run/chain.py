@@ -153,8 +153,10 @@ def summarise(run: Run, config: Config) -> str:
     Raises:
         SmaltiError: if a manifest is not what it should be.
     """
-    lines: list[str] = []
-    lines += _rasters("embeddings", run, MosaicManifest)
+    mosaic = MosaicManifest.read(run)
+    stores = ["embeddings.zarr"] if any(zone.group is not None for zone in mosaic.zones.values()) else []
+    names = [*stores, *(zone.raster for zone in mosaic.zones.values() if zone.raster is not None)]
+    lines = [f"{'embeddings':<11} {run.mosaic / name}" for name in names]
     if maps_number(config):
         lines += _rasters("map", run, ValueMapManifest)
         lines.append(f"accuracy    {ValueAccuracyManifest.read(run).headline}  ({run.accuracy})")

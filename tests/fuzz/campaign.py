@@ -189,6 +189,7 @@ def _be_smalti(arguments: list[str], spoken: Path) -> None:
         out = os.open(spoken, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)  # not pytest's
         sys.argv = ["smalti", *arguments]
         main()
         code = 0

@@ -256,7 +256,7 @@ CASES: dict[str, Case] = {
         ("sample",), r"\[labels\]: missing", 2,
     ),
     "no shard": Case(nothing, ("fetch", "--shard", "2/2"), r"--shard 2/2: write I/N with 0 <= I < N", 2),
-    "a gathering stage in shards": Case(nothing, ("stitch", "--shard", "0/2"), r"[Nn]o such option", 2),
+    "a gathering stage in shards": Case(nothing, ("validate", "--shard", "0/2"), r"[Nn]o such option", 2),
     # region and archive
     "no region file": Case(edit("region.geojson", "nowhere.geojson"), ("plan",), r"nowhere.geojson: ", 2),
     "region without CRS": Case(without_crs("region.geojson", "archive"), ("plan",), r"bare.shp: .*CRS", 2),

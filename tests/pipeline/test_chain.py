@@ -59,15 +59,15 @@ def test_a_search_and_reads_over_http_with_tokens_give_the_same_map(
 
 
 def test_outputs_name_the_model_the_window_and_the_source(by_file: Path) -> None:
-    (mosaic,) = (by_file / "mosaic").glob("embeddings_*.tif")
-    manifest = read_manifest(by_file / "mosaic" / "mosaic.json", "mosaic", remedy="")
-    assert mosaic.name in manifest["files"]
-    with rasterio.open(mosaic) as dataset:
+    zone = read_manifest(by_file / "mosaic" / "mosaic.json", "mosaic", remedy="")["zones"]["31N"]
+    with rasterio.open(by_file / "mosaic" / zone["scales"]) as dataset:
+        scales = dataset.read(1)
+    with rasterio.open(by_file / "mosaic" / zone["raster"]) as dataset:
         tags = dataset.tags()
         assert dataset.count == 128
-        assert np.isnan(dataset.nodata)
-        values = dataset.read()
+        codes = dataset.read()
         transform = dataset.transform
+    values = codes.astype(np.float32) * scales
     assert tags["SMALTI_MODEL"] == "demo"
     assert (tags["SMALTI_WINDOW_START"], tags["SMALTI_WINDOW_END"]) == ("2021-10-01", "2022-09-30")
     for tile in planned_tiles(Run(by_file)):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from infer.contract import Plan, Run, SmaltiError, planned_tiles
 from preproc.cli import app
-from preproc.cluster.run_overview import look, show
+from preproc.cluster.run_overview import Watcher, show
 from preproc.run import progress
 from preproc.run.config import load_config
 from preproc.run.leftovers import leftover_lines, leftovers
@@ -67,7 +67,8 @@ def test_status_keeps_a_path_on_one_line_where_there_is_no_terminal(
     archive.s2("one", "2021-07-01")
     run, config = archive.run(tmp_path / ("a long name of a [folder] " * 6))
     run.plan.unlink()
-    show(look(run, config), lambda: look(run, config), 0)
+    watcher = Watcher(run, config)
+    show(watcher.look(), watcher.look, 0)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(run.root)
     assert sum(f"`smalti plan '{run.root}'`" in line for line in lines) >= 2
@@ -86,7 +87,7 @@ def test_tiles_of_an_earlier_plan_are_named_with_the_way_to_be_rid_of_them(tmp_p
     for name in (kept, "31N_E1_N1", "31N_E11_N1"):
         for end in (".npy", "_scales.npy", ".json"):
             (run.embeddings / f"{name}{end}").touch()
-    overview = look(run, config)
+    overview = Watcher(run, config).look()
     left = {"tiles": ["31N_E1_N1"], "embeddings": ["31N_E11_N1", "31N_E1_N1"]}
     assert overview.as_json()["leftovers"] == leftovers(run) == left
     lines = leftover_lines(run, left)
