@@ -33,6 +33,9 @@ class Faults:
     """Share of the requests that are spoilt."""
     kinds: tuple[str, ...] = ("429", "503", "503-after", "403", "reset", "truncate", "stall", "garble")
     seed: int = 0
+    garbles: int = 2
+    """Answers of one path that are garbled at most. Who asks first is up to threads, so a seed alone does not keep one
+    file from coming wrong each of the `FETCHES` times that its reader tries."""
     stall_s: float = 3600.0
     """How long a stalled connection stays silent."""
     gone: frozenset[str] = frozenset()
@@ -73,6 +76,7 @@ class RangeServer:
         self.tally = Tally()
         self.port = 0
         self._random = random.Random(self.faults.seed)
+        self._garbled: Counter[str] = Counter()
         self._uses: Counter[str] = Counter()
         self._tokens = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,6 +131,9 @@ class RangeServer:
         kind = self.faults.always.get(path, "")
         if not kind and self._random.random() < self.faults.share:
             kind = self._random.choice(self.faults.kinds)
+            if kind == "garble" and self._garbled[path] == self.faults.garbles:
+                kind = "reset"
+            self._garbled[path] += kind == "garble"
         if kind:
             self.tally.faults[kind] += 1
         if not self._allowed(path, query):
