@@ -159,8 +159,8 @@ def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> 
     if kind == "geoparquet":
         if wanted.path is not None:
             for tile, chosen in given(run, tiles, wanted.path, name=wanted.name, layer=wanted.layer).items():
-                inputs = {"embedding": digests[tile.name], "points": chosen.fingerprint()}
-                yield ExportUnit(tile.name, inputs, _points_writer(run, facts, tile, chosen))
+                made_of = {"embedding": digests[tile.name], "points": chosen.fingerprint()}
+                yield ExportUnit(tile.name, made_of, _points_writer(run, facts, tile, chosen))
             return
         for tile in tiles:
             inputs = {"embedding": digests[tile.name], "every": wanted.every}

@@ -42,8 +42,8 @@ class Chosen:
     def part(self, which_n: NDArray[Any]) -> Chosen:
         """Some of them, or all in another order."""
         names = None if self.id_n is None else self.id_n.take(pa.array(np.arange(len(self.row_n))[which_n]))
-        axes = (self.row_n, self.column_n, self.longitude_n, self.latitude_n)
-        return Chosen(*(axis[which_n] for axis in axes), names)
+        places = self.longitude_n[which_n], self.latitude_n[which_n]
+        return Chosen(self.row_n[which_n], self.column_n[which_n], *places, names)
 
     def fingerprint(self) -> str:
         """Of the points and their names."""
@@ -98,7 +98,8 @@ def given(
     found: dict[PlannedTile, Chosen] = {}
     for tile, triples in members.items():
         which_n, row_n, column_n = np.array(triples, np.int64).T
-        chosen = Chosen(row_n, column_n, *place_n2[which_n].T, names.take(pa.array(at_n[which_n])))
+        longitude_n, latitude_n = place_n2[which_n].T
+        chosen = Chosen(row_n, column_n, longitude_n, latitude_n, names.take(pa.array(at_n[which_n])))
         embedding = read_embedding(run.embeddings, tile.name, checksums=False)
         chosen = chosen.part(_embedded(embedding, chosen))
         if len(chosen.row_n):
