@@ -285,8 +285,12 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geoparquet", "mosaic", "zarr"],
-        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; RUN/mosaic with its STAC; its Zarr store."),
+        Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"],
+        typer.Option(
+            "--as",
+            help="npy tiles of 0.1 degree; the same as float32 GeoTIFFs; a row a pixel; RUN/mosaic (COGs, STAC and "
+            "store); the store alone.",
+        ),
     ] = "mosaic",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
     points: Annotated[

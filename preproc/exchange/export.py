@@ -25,14 +25,14 @@ from infer.contract import (
 )
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
-from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables
+from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
 from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
 from preproc.raster.provenance import RunProvenance, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.progress import progress, say
 
-Kind = Literal["geotessera", "geoparquet", "mosaic", "zarr"]
+Kind = Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
 _DONE = ".smalti"
@@ -76,8 +76,8 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     Args:
         run: the run directory.
         target: a folder, or the address of one in an object store.
-        kind: "geotessera" (npy tiles of 0.1 degree), "geoparquet" (points), "zarr" (the mosaic's
-            store) or "mosaic" (all of RUN/mosaic, with its STAC).
+        kind: "geotessera" (npy tiles of 0.1 degree), "geotiff" (the same as float32), "geoparquet" (points), "zarr"
+            (the mosaic's store) or "mosaic" (all of RUN/mosaic, with its STAC).
         points: for "geoparquet", which.
         force: write again what is there.
 
@@ -168,11 +168,12 @@ def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> 
         return
     if not facts.int8 or facts.dim != 128:
         raise SmaltiError(
-            f"{run.config}: geotessera's tiles are int8 codes of 128 numbers, the run has {facts.dim} as "
+            f"{run.config}: geotessera's tiles are made of int8 codes of 128 numbers, the run has {facts.dim} as "
             f"{'int8' if facts.int8 else 'float32'}: set [model] output and dim to that, or export as something else"
         )
     for cell, near in cells_with_tiles(tiles).items():
-        made = CellExport(run, cell, tuple(near), _year(facts))
+        tags = tiff_tags(facts, _year(facts)) if kind == "geotiff" else None
+        made = CellExport(run, cell, tuple(near), _year(facts), tags)
         yield ExportUnit(cell.name, {"embeddings": [digests[tile.name] for tile in near]}, made.write)
 
 

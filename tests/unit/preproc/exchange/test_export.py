@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,32 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
             assert mask.transform.c % 10 == mask.transform.f % 10 == 0
             scales = np.load(codes.with_name(f"{name}_scales.npy"))
             np.testing.assert_array_equal(mask.read(1) == 1, ~np.isnan(scales))
+
+
+def test_geotiffs_hold_the_values_in_geotesseras_cells(run: Run, tmp_path: Path) -> None:
+    """Names, bands and tags are those by which geotessera and torchgeo know them."""
+    export(run, str(tmp_path / "out"), "geotiff")
+    published = sorted((tmp_path / "out").glob("grid_*.tiff"))
+    assert published
+    seen = 0
+    for path in published:
+        assert re.fullmatch(r"grid_[0-9.-]+_[0-9.-]+_2019\.tiff", path.name)
+        with rasterio.open(path) as raster:
+            assert raster.count == 128
+            assert raster.descriptions[127] == "Tessera_Band_127"
+            assert raster.tags()["TESSERA_DATASET_VARIANT"].startswith("smalti-abab")
+            assert raster.tags()["TESSERA_TILE_LON"] in path.name
+            values, where = raster.read([1, 77]), raster.transform
+        for tile in planned_tiles(run):
+            made = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None))
+            row, column = round((where.f - tile.north) / 10), round((tile.west - where.c) / 10)
+            rows = np.arange(32)[(np.arange(32) + row >= 0) & (np.arange(32) + row < values.shape[1])]
+            columns = np.arange(32)[(np.arange(32) + column >= 0) & (np.arange(32) + column < values.shape[2])]
+            if len(rows) and len(columns):
+                found = values[:, rows[:, None] + row, columns[None, :] + column]
+                np.testing.assert_array_equal(found, np.moveaxis(made[rows[:, None], columns][..., [0, 76]], -1, 0))
+                seen += found.shape[1] * found.shape[2]
+    assert seen >= 3 * 32 * 32
 
 
 def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) -> None:
