@@ -96,8 +96,18 @@ def test_what_is_exported_is_a_published_student(undisturbed: Path) -> None:
     assert all(value.dtype == torch.float32 for value in content["model"].values())
 
 
-def test_training_lowers_the_loss_and_keeps_all_dimensions_alive(tiles: Path, tmp_path: Path) -> None:
-    options = ("--steps=150", "--record-every=30", "--batch=96", "--latent-dim=8", "--direct-redundancy=0.3")
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ("--monthly-weight=0", "--twins-weight=1", "--direct-redundancy=0.3", "--learning-rate=0.006"),
+        ("--monthly-weight=5", "--twins-weight=0", "--learning-rate=0.01"),
+    ],
+    ids=["twins", "months"],
+)
+def test_training_lowers_the_loss_and_keeps_all_dimensions_alive(
+    tiles: Path, tmp_path: Path, objective: tuple[str, ...]
+) -> None:
+    options = ("--steps=150", "--record-every=30", "--batch=96", "--latent-dim=8", *objective)
     done = pretrain(tmp_path / "out", tiles, *options)
     assert done.returncode == EXIT_OK, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
