@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,7 +152,7 @@ class _Chosen:
 class Drawn:
     """What the table will hold."""
 
-    tiles: list[PlannedTile]
+    tiles: Sequence[PlannedTile]
     labels: LabelSet
     chosen: _Chosen
     codes: Mapping[Any, int]
@@ -212,7 +212,7 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     _tell(about)
 
 
-def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
+def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
     zones: dict[int, list[tuple[int, int, int, int]]] = {}
     for tile in tiles:
         zones.setdefault(tile.epsg, []).append(tile.bounds)
@@ -223,7 +223,7 @@ def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, floa
     }
 
 
-def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) -> _Picked:
+def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet) -> _Picked:
     """Labelled pixels that have an embedding, at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from infer.contract import Plan, Run, SmaltiError, remove_stale_temporaries
@@ -109,8 +111,8 @@ def _common(facts: RunProvenance) -> dict[str, Any]:
 
 def _open(run: Run, config: Config) -> _Opened:
     plan = Plan.read(run)
-    for inner in (folder for folder in run.mosaic.rglob("*") if folder.is_dir()):  # what killed processes left there
-        remove_stale_temporaries(inner)
+    for folder, _, _ in os.walk(run.mosaic):  # what killed processes left there
+        remove_stale_temporaries(Path(folder))
     embeddings = Embeddings.of_run(run, plan)
     zones = [
         ZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet)), picture_step(grid.width, grid.height))
