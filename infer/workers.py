@@ -75,8 +75,11 @@ class Workers:
 
         futures = [self._pool.submit(work) for _ in range(self._count)]
         errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
+        try:
+            if errors:
+                raise errors[0]
+        finally:  # its traceback refers to this frame: a cycle would keep the failed batch's memory for a while
+            del futures, errors
 
     def close(self) -> None:
         """End the threads."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from infer.model.student import random_student
 from infer.quantise import quantise
 from infer.tilework import InterruptedTileError, Watch
 from infer.weights import Checkpoint, load_checkpoint
+from infer.workers import Workers
 
 TOLERANCE = 2e-5
 SIZES = {"repr_dim": 128, "latent_dim": 8, "num_layers": 2, "nhead": 4, "dim_feedforward": 48}
@@ -148,6 +152,28 @@ def test_a_kernel_between_products_gives_the_same_values(monkeypatch):
         assert agree(engine.embed(tile).values_hwc, embed(checkpoint, tile).values_hwc) <= TOLERANCE
     finally:
         engine.close()
+
+
+def test_what_a_failed_batch_held_is_free_once_its_error_was_handled():
+    class Held:
+        pass
+
+    held = [Held()]
+    gone = weakref.ref(held[0])
+
+    def fails() -> None:
+        mine = held.pop()
+        raise RuntimeError(f"out of memory {mine}")
+
+    workers = Workers(on_cpu())
+    gc.disable()  # on a GPU nobody waits for it either
+    try:
+        with contextlib.suppress(RuntimeError):
+            workers.run([fails])
+        assert gone() is None
+    finally:
+        gc.enable()
+        workers.close()
 
 
 def test_a_kernel_that_fails_or_is_wrong_is_not_used(monkeypatch):
