@@ -267,10 +267,10 @@ def import_command(
 ) -> None:
     """Take published embeddings into a planned run, instead of computing them.
 
-    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
-    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with. The
-    season has to be theirs: a calendar year, unless smalti made the store. Afterwards sample, train, predict, validate
-    and report work as ever, without a GPU.
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, an Icechunk
+    repository of one (….icechunk), or a folder of its npy tiles with tessera_metadata.json. The model in run.toml has
+    to be the one that they were made with. The season has to be theirs: a calendar year, unless smalti made the store.
+    Afterwards sample, train, predict, validate and report work as ever, without a GPU.
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
