@@ -66,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--min-clear-s2", type=int, default=0, metavar="N", help="leave pixels with fewer clear observations as nodata"
     )
+    folder.add_argument(
+        "--timings", type=Path, metavar="FILE", help="add a line (JSON) a tile: its pixels, and the seconds they took"
+    )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
     parser.add_argument(
@@ -162,6 +165,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         arguments.overwrite,
         arguments.allow_source_mismatch,
         scratch=_scratch(arguments),
+        timings=arguments.timings,
     )
     return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
 
