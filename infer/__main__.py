@@ -33,13 +33,11 @@ from infer.contract import (
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
-from infer.contract.monthly import MONTHLY_FAMILY
-from infer.device import accelerator_count, choose_device
-from infer.engine import Engine
+from infer.device import accelerator_count
+from infer.families import AnyEngine, make_engine
 from infer.fleet import run_members, take_cores
-from infer.monthly import MonthlyEngine
 from infer.progress import on_stop, say
-from infer.runner import AnyEngine, Settings, TileRunner, TileTask
+from infer.runner import Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
 
@@ -179,11 +177,14 @@ def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) 
 
 
 def _engine(work: Work, device: str, index: int) -> AnyEngine:
-    checkpoint, least = work.checkpoint(), work.job.min_clear_s2
-    if checkpoint.family == MONTHLY_FAMILY:
-        return MonthlyEngine(checkpoint, min_clear_s2=least)
-    chosen = choose_device(device, work.job.precision, index)
-    return Engine(checkpoint, chosen, compile_kernels=work.compile_kernels, min_clear_s2=least)
+    return make_engine(
+        work.checkpoint(),
+        device,
+        work.job.precision,
+        index=index,
+        compile_kernels=work.compile_kernels,
+        min_clear_s2=work.job.min_clear_s2,
+    )
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:

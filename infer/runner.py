@@ -40,8 +40,8 @@ from infer.contract import (
     writing,
 )
 from infer.device import is_out_of_memory
-from infer.engine import SEMANTICS, Engine, Output, TileResult
-from infer.monthly import MonthlyEngine
+from infer.engine import SEMANTICS, Output, TileResult
+from infer.families import AnyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
@@ -106,8 +106,6 @@ class Report:
             lines.append("infer: stopped on request; the same command goes on from here")
         return "\n".join(lines)
 
-
-AnyEngine = Engine | MonthlyEngine
 
 Opened = tuple[Tile | LoadedTile, dict[str, Any]]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
