@@ -92,11 +92,10 @@ class Tile:
         """Height and width in pixels."""
         return int(self.masks_thw.shape[1]), int(self.masks_thw.shape[2])
 
-
     def positions(self, pixels_p: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of some pixels (counted row by row) in the grid that the manifest states.
 
-        What depends on a pixel's place has to ask here: then a pixel that was taken from a tile gives what it gave there.
+        What depends on a pixel's place has to ask here, so that pixels taken from a tile give what they gave there.
         """
         if self.pixels_p2 is None:
             width = self.shape_hw[1]

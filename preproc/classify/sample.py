@@ -29,7 +29,7 @@ from infer.contract import (
 from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, Samples, Source, counted, keep_per_group, pixel_hash
+from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
@@ -228,9 +228,7 @@ def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, floa
     }
 
 
-def _pick(
-    run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet, embedded_only: bool
-) -> _Picked:
+def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
     """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]

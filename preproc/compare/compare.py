@@ -1,4 +1,4 @@
-"""`smalti compare`: embed the labelled pixels with each model, score all alike, and put them in one table and figure."""
+"""`smalti compare`: embed the labelled pixels with each model, score all alike, and put them side by side."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples
 from preproc.classify.train import trainable
 from preproc.classify.tune import tuning_rows
-from preproc.compare.cost import cost_text
 from preproc.compare.contest import Contest, verdict
+from preproc.compare.cost import cost_text
 from preproc.compare.entrants import Entrant, entrants
 from preproc.compare.page import Speed, page_and_table
 from preproc.compare.pixels import Cut, cut, cuts_of, values_of
 from preproc.run.classifier import maps_number
 from preproc.run.config import Classify, Config
 from preproc.run.engine import embed_folder
-from preproc.run.progress import progress, say
+from preproc.run.progress import Bar, progress, say
 from preproc.run.stage import Outcome, StageFailedError, failure_table
 
 _RECIPE = 1
@@ -86,8 +86,9 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
         SmaltiError: if there is nothing to compare on.
         BusyError: if another process compares in this run.
     """
-    taking_part, methods = entrants(run, config, wishes.models), _methods(config, wishes)
+    taking_part, methods = entrants(config, wishes.models), _methods(config, wishes)
     folder = Comparison.path(run).parent
+    failed: dict[str, str] = {}
     with stage_lock(run, "compare"):
         for inside in (folder, folder / "pixels", folder / "scores"):
             if inside.is_dir():
@@ -95,14 +96,10 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
         field = _field(run, config, wishes)
         say(_about(field, taking_part))
         cut(run, field.cuts, folder / "pixels")
-        failed: dict[str, str] = {}
         numbers = {one.name: found for one in taking_part if (found := _embedded(run, one, field, failed)) is not None}
-        if not numbers:
-            raise StageFailedError(failure_table(Outcome("compare", "models", failed=failed)))
-        made = _scored(run, [one for one in taking_part if one.name in numbers], numbers, field, methods, wishes, failed)
-        if not made.models:
-            raise StageFailedError(failure_table(Outcome("compare", "models", failed=failed)))
-        text = _write(run, made)
+        present = [one for one in taking_part if one.name in numbers]
+        made = _scored(run, present, numbers, field, (methods, wishes), failed) if present else None
+        text = "" if made is None else _write(run, made)
     if failed:
         say(text)
         raise StageFailedError(failure_table(Outcome("compare", "models", failed=failed)))
@@ -111,7 +108,7 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
 
 def dry_run(run: Run, config: Config, wishes: Wishes) -> str:
     """What a comparison would take; nothing is written, no tile is read."""
-    taking_part, methods = entrants(run, config, wishes.models), _methods(config, wishes)
+    taking_part, methods = entrants(config, wishes.models), _methods(config, wishes)
     field = _field(run, config, wishes)
     contest = Contest.of(field.samples, field.split, _settings(config), methods, wishes.deals, 1)
     return cost_text(run, contest, taking_part, tiles=len(set(field.samples.tile_n)))
@@ -130,14 +127,18 @@ def _methods(config: Config, wishes: Wishes) -> tuple[Method, ...]:
 def _field(run: Run, config: Config, wishes: Wishes) -> _Field:
     """The labelled pixels that everybody is tried on; held-out labels are not among them, as this is a choice."""
     if maps_number(config):
-        raise SmaltiError(f"{run.config}: [labels] value: models are compared by how they tell classes apart: set class")
+        raise SmaltiError(
+            f"{run.config}: [labels] value: models are compared by how they tell classes apart: set class"
+        )
     drawn = places_of(draw_samples(run, config, embedded_only=False))
     settings = _settings(config)
     if settings != config.classify:
-        say(f'compare: [classify] split = "{config.classify.split}" takes several runs, and this is one: split by group')
+        say(
+            f'compare: [classify] split = "{config.classify.split}" takes several runs, and this is one: split by group'
+        )
     split = split_of(drawn, settings)
     held, _ = hold_out(drawn, split, settings)
-    kept, left_out = trainable(drawn, ~held, settings.min_groups)
+    kept, left_out = trainable(drawn, ~held, settings.min_groups, "compare")
     few = np.flatnonzero(kept)[tuning_rows(drawn.take(kept), settings.seed, wishes.pixels)]
     samples = drawn.take(few)
     return _Field(samples, split.take(few), tuple(entry.name for entry in left_out), tuple(cuts_of(samples)))
@@ -179,10 +180,11 @@ def _scored(
     taking_part: Sequence[Entrant],
     numbers: Mapping[str, NDArray[np.float32]],
     field: _Field,
-    methods: tuple[Method, ...],
-    wishes: Wishes,
+    how: tuple[tuple[Method, ...], Wishes],
     failed: dict[str, str],
-) -> Comparison:
+) -> Comparison | None:
+    """All scores, those that are there already being left; None if no model could be scored."""
+    methods, wishes = how
     seen_n = np.logical_and.reduce([~np.isnan(values_nc).all(axis=1) for values_nc in numbers.values()])
     if not seen_n.any():
         raise SmaltiError("no labelled pixel has numbers of every model: compare fewer models")
@@ -191,35 +193,44 @@ def _scored(
     contest = Contest.of(samples, field.split.take(seen_n), _settings(config), methods, wishes.deals, workers)
     folder = Comparison.path(run).parent
     made: list[ComparedModel] = []
-    said: dict[str, NDArray[np.int16]] = {}
     with progress("compare: scores", len(taking_part) * contest.steps, "deals") as bar:
         for one in taking_part:
             try:
                 inputs = _score_inputs(folder, one, field, contest)
-                scores = one.scores(folder)
-                if not output_state(scores, ComparedModel.kind, inputs).complete:
-                    _score(folder, one, field, contest, numbers[one.name][seen_n], inputs, lambda note: bar.advance(note=note))
-                else:
+                if output_state(one.scores(folder), ComparedModel.kind, inputs).complete:
                     bar.advance(contest.steps, note=one.name)
-                made.append(ComparedModel.read_file(scores, run))
-                said[one.name] = np.load(scores.with_suffix(".npy"), allow_pickle=False)
+                else:
+                    _score(folder, one, field, contest, numbers[one.name][seen_n], inputs, bar)
+                made.append(ComparedModel.read_file(one.scores(folder), run))
             except SmaltiError as error:
                 failed[one.name] = str(error)
                 say(f"compare: {one.name} failed: {error}")
-    against = _against(wishes, made)
-    differences = [
-        contest.difference(method, (model.name, against), said)
-        for method in methods
-        for model in made
-        if model.name != against
-    ]
+    return _comparison(folder, contest, made, field, int((~seen_n).sum()), wishes, failed) if made else None
+
+
+def _comparison(
+    folder: Path,
+    contest: Contest,
+    made: Sequence[ComparedModel],
+    field: _Field,
+    unseen: int,
+    wishes: Wishes,
+    failed: Mapping[str, str],
+) -> Comparison:
+    samples, against = contest.samples, _against(wishes, made)
+    said = {model.name: np.load(folder / "scores" / f"{model.name}.npy", allow_pickle=False) for model in made}
     counts = groups_per_class(samples.code_n, samples.group_n)
     return Comparison(
         models=tuple(made),
         failed=dict(sorted(failed.items())),
         against=against,
-        differences=tuple(differences),
-        verdicts={method: _verdict(contest, method, made, said) for method in methods if made},
+        differences=tuple(
+            contest.difference(method, (model.name, against), said)
+            for method in contest.methods
+            for model in made
+            if model.name != against
+        ),
+        verdicts={method: _verdict(contest, method, made, said) for method in contest.methods},
         classes=tuple(
             ComparedClass(samples.legend[code], int((samples.code_n == code).sum()), counts[code])
             for code in contest.codes_k.tolist()
@@ -227,8 +238,8 @@ def _scored(
         left_out=field.left_out,
         pixels=len(samples),
         groups=len(set(samples.group_n)),
-        unseen=int((~seen_n).sum()),
-        methods=methods,
+        unseen=unseen,
+        methods=contest.methods,
         split=field.split.by,
         folds=contest.deals[0].count,
         deals=len(contest.deals),
@@ -257,7 +268,9 @@ def _score_inputs(folder: Path, one: Entrant, field: _Field, contest: Contest) -
     samples = contest.samples
     table = [samples.tile_n, samples.row_n, samples.col_n, samples.code_n, samples.group_n]
     return {
-        "embeddings": {cut.name: sha256_file(embedding_paths(one.embeddings(folder), cut.name)[2]) for cut in field.cuts},
+        "embeddings": {
+            cut.name: sha256_file(embedding_paths(one.embeddings(folder), cut.name)[2]) for cut in field.cuts
+        },
         "samples": sha256_json([column.tolist() for column in table]),
         "folds": sha256_json([folds.fold_n.tolist() for folds in contest.deals]),
         "methods": list(contest.methods),
@@ -273,9 +286,9 @@ def _score(
     contest: Contest,
     values_nc: NDArray[np.float32],
     inputs: Mapping[str, Any],
-    told: Any,
+    bar: Bar,
 ) -> None:
-    figures, said_mdn = contest.score(values_nc, lambda method: told(f"{one.name}, {method}"))
+    figures, said_mdn = contest.score(values_nc, lambda method: bar.advance(note=f"{one.name}, {method}"))
     first = read_embedding(one.embeddings(folder), field.cuts[0].name)
     model = first.manifest.get("model")
     if not isinstance(model, Mapping):

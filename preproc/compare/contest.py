@@ -54,9 +54,7 @@ class Contest:
         """What `score` counts for one model."""
         return len(self.methods) * len(self.deals)
 
-    def score(
-        self, values_nc: NDArray[np.float32], told: Step
-    ) -> tuple[tuple[MethodFigures, ...], NDArray[np.int16]]:
+    def score(self, values_nc: NDArray[np.float32], told: Step) -> tuple[tuple[MethodFigures, ...], NDArray[np.int16]]:
         """Cross-validate every method in every deal.
 
         Args:
@@ -118,9 +116,7 @@ class Contest:
         found: NDArray[np.intp] = np.unique(self.samples.group_n, return_inverse=True)[1]
         return found
 
-    def difference(
-        self, method: Method, names: tuple[str, str], said: Mapping[str, NDArray[np.int16]]
-    ) -> Difference:
+    def difference(self, method: Method, names: tuple[str, str], said: Mapping[str, NDArray[np.int16]]) -> Difference:
         """How much better the first of two models is: the same groups are drawn for both, in all deals at once."""
         index = self.methods.index(method)
         deals = len(self.deals)
@@ -131,7 +127,7 @@ class Contest:
         for key in ("macro_f1", "overall_accuracy"):
             ci95 = found[key]["ci95"]
             figures[key] = Figure(found[key]["value"], None if ci95 is None else (ci95[0], ci95[1]))
-        return Difference(method, *names, **figures)
+        return Difference(method, names[0], names[1], figures["macro_f1"], figures["overall_accuracy"])
 
 
 def verdict(best: ComparedModel, method: str, closest: Difference | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infer.contract import REGISTRY, Run, SmaltiError, sha256_file
+from infer.contract import REGISTRY, SmaltiError, sha256_file
 from infer.contract.registry import cached_checkpoint
 from preproc.run.config import Config, Model
 
@@ -46,12 +46,11 @@ class Entrant:
         return folder / "scores" / f"{self.name}.json"
 
 
-def entrants(run: Run, config: Config, names: Sequence[str]) -> list[Entrant]:
+def entrants(config: Config, names: Sequence[str]) -> list[Entrant]:
     """The models that take part, in the order in which they were named.
 
     Args:
-        run: whose labels decide.
-        config: its settings.
+        config: settings of the run whose labels decide.
         names: registered models or checkpoint files; none are the run's own model and monthly medians.
 
     Raises:
@@ -72,7 +71,9 @@ def _entrant(config: Config, text: str) -> Entrant:
     known = text in REGISTRY
     path = Path(text).expanduser().absolute()
     if not known and not path.is_file():
-        raise SmaltiError(f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or name a file")
+        raise SmaltiError(
+            f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or name a file"
+        )
     own = config.model.name == text if known else config.model.checkpoint == path
     name = text if known else re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip(".-") or "checkpoint"
     if own:
