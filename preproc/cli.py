@@ -267,10 +267,10 @@ def import_command(
 ) -> None:
     """Take published embeddings into a planned run, instead of computing them.
 
-    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
-    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with. The
-    season has to be theirs: a calendar year, unless smalti made the store. Afterwards sample, train, predict, validate
-    and report work as ever, without a GPU.
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, an Icechunk
+    repository of one (….icechunk), or a folder of its npy tiles with tessera_metadata.json. The model in run.toml has
+    to be the one that they were made with. The season has to be theirs: a calendar year, unless smalti made the store.
+    Afterwards sample, train, predict, validate and report work as ever, without a GPU.
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
@@ -285,16 +285,30 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geoparquet", "mosaic", "zarr"],
-        typer.Option("--as", help="npy tiles of 0.1 degree; a row a pixel; RUN/mosaic with its STAC; its Zarr store."),
+        Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"],
+        typer.Option(
+            "--as",
+            help="npy tiles of 0.1 degree; the same as float32 GeoTIFFs; a row a pixel; RUN/mosaic (COGs, STAC and "
+            "store); the store alone.",
+        ),
     ] = "mosaic",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
+    points: Annotated[
+        Path | None, typer.Option("--points", metavar="FILE", help="geoparquet: the pixels under these points instead.")
+    ] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", metavar="ATTRIBUTE", help="Of the points, for the column id; else a number.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Of the file of points, if it has several.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Write the embeddings in a form that other programs read. What is there is not written again."""
-    from preproc.exchange.export import export
+    """Write the embeddings in a form that other programs read. What is there is not written again.
 
-    print(export(Run(run), target, kind, every=every, force=force))
+    Example: [bold]smalti export RUN plots --as geoparquet --points plots.gpkg --id plot[/]
+    """
+    from preproc.exchange.export import PointsWanted, export
+
+    print(export(Run(run), target, kind, points=PointsWanted(every, points, id_, layer), force=force))
 
 
 @app.command(rich_help_panel=_SURVEY)
