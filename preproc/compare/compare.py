@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from infer.contract import (
     EXIT_TRY_AGAIN,
+    TILE_MANIFEST,
     FormatError,
     Run,
     SmaltiError,
@@ -162,10 +163,11 @@ def _embedded(run: Run, one: Entrant, field: _Field, failed: dict[str, str]) -> 
     """A model's numbers of all pixels; None if it failed, which the others do not mind."""
     folder = Comparison.path(run).parent
     try:
-        one.check_weights()
+        inputs = one.inputs()
         timings = run.logs / "compare" / f"{one.name}.jsonl"
         timings.parent.mkdir(parents=True, exist_ok=True)
-        embed_folder(run, one.config, folder / "pixels", one.embeddings(folder), timings)
+        if not all(_complete(folder, one, cut, inputs) for cut in field.cuts):
+            embed_folder(run, one.config, folder / "pixels", one.embeddings(folder), timings)
         return values_of(one.embeddings(folder), field.cuts, len(field.samples))
     except SmaltiError as error:
         if error.exit_code == EXIT_TRY_AGAIN:
@@ -173,6 +175,13 @@ def _embedded(run: Run, one: Entrant, field: _Field, failed: dict[str, str]) -> 
         failed[one.name] = str(error)
         say(f"compare: {one.name} failed: {error}")
         return None
+
+
+def _complete(folder: Path, one: Entrant, cut: Cut, inputs: Mapping[str, Any]) -> bool:
+    """Whether the engine has nothing to do for a tile of pixels, as far as this side knows."""
+    wanted = {**inputs, "tile": sha256_file(folder / "pixels" / cut.name / TILE_MANIFEST)}
+    manifest = embedding_paths(one.embeddings(folder), cut.name)[2]
+    return output_state(manifest, "embedding", wanted, partial=True).complete
 
 
 def _scored(

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from infer.contract import REGISTRY, SmaltiError, sha256_file
 from infer.contract.registry import cached_checkpoint
 from preproc.run.config import Config, Model
+from preproc.run.embedded import known_inputs
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,17 @@ class Entrant:
     own: bool
     """It is the run's own model, with the run's own settings of it."""
 
-    def check_weights(self) -> str:
-        """Make sure that the weights are here; their SHA-256.
+    def inputs(self) -> dict[str, Any]:
+        """What its embeddings are made from besides the tiles, as far as this side knows.
 
         Raises:
-            SmaltiError: if they are not; the message says how to get them.
+            SmaltiError: if the weights are not here; the message says how to get them.
         """
         model = self.config.model
         path = model.checkpoint if model.name is None else cached_checkpoint(model.name)
         if path is None or not path.is_file():
             raise SmaltiError(f"{path}: no such checkpoint")
-        return sha256_file(path)
+        return {**known_inputs(self.config), "checkpoint": sha256_file(path)}
 
     def embeddings(self, folder: Path) -> Path:
         """Where its numbers are."""

@@ -23,7 +23,7 @@ def embedding_units(run: Run, config: Config) -> Callable[[str], Unit]:
     Raises:
         FormatError: if import.json cannot be read.
     """
-    known, imported = _known_inputs(config), imported_tiles(run)
+    known, imported = known_inputs(config), imported_tiles(run)
     return lambda name: _unit(run, name, known, imported)
 
 
@@ -45,7 +45,7 @@ def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any])
     return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
 
 
-def _known_inputs(config: Config) -> dict[str, Any]:
+def known_inputs(config: Config) -> dict[str, Any]:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
     known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}

@@ -175,7 +175,7 @@ def test_who_takes_part(tmp_path: Path) -> None:
             entrants(config, wrong)
     missing = entrants(config, ["tessera-v2-large"])[0]
     with pytest.raises(SmaltiError, match="weights fetch tessera-v2-large"):
-        missing.check_weights()
+        missing.inputs()
 
 
 def test_more_work_costs_more() -> None:
