@@ -5,16 +5,23 @@ What runs tiles knows an engine by what `AnyEngine` says and nothing else, so th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from infer.contract import Tile
 from infer.contract.monthly import MONTHLY_FAMILY
+from infer.contract.registry import Family
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine, Output, TileResult
-from infer.monthly import MonthlyEngine
+from infer.model.months import MonthsNetwork
+from infer.model.presto import presto_network
+from infer.monthly import MonthlyEngine, MonthsEngine
 from infer.prepare import LoadedTile
 from infer.tilework import Watch
 from infer.weights import Checkpoint
+
+OVER_MONTHS: Mapping[Family, Callable[[Checkpoint], MonthsNetwork]] = {"presto": presto_network}
+"""Families whose networks take monthly composites."""
 
 
 class AnyEngine(Protocol):
@@ -84,4 +91,7 @@ def make_engine(
     if checkpoint.family == MONTHLY_FAMILY:
         return MonthlyEngine(checkpoint, min_clear_s2=min_clear_s2)
     chosen = choose_device(device, precision, index)
+    if checkpoint.family in OVER_MONTHS:
+        network = OVER_MONTHS[checkpoint.family](checkpoint)
+        return MonthsEngine(checkpoint, chosen, network, min_clear_s2=min_clear_s2)
     return Engine(checkpoint, chosen, compile_kernels=compile_kernels, min_clear_s2=min_clear_s2)

@@ -658,7 +658,7 @@ def weights_list() -> None:
 @weights_app.command("fetch")
 def weights_fetch(
     name: Annotated[str, typer.Argument(help="A registered model, see `smalti weights list`.")],
-    mirror: Annotated[str | None, typer.Option(help="Another address of the Hugging Face hub.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Another address of the hub, or of GitHub's files.")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A file that was brought here by other means (no internet).")
     ] = None,

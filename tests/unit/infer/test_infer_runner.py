@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.months_reference import random_presto
 from support.pretraining import write_untrained
 from support.recorded import GOLDEN
 
@@ -506,14 +507,18 @@ def test_what_a_kill_left_of_a_tile_is_released_to_the_end(tmp_path, monkeypatch
 
 
 def test_pixels_taken_from_a_tile_embed_as_they_do_there(tmp_path):
-    whole = write_tile(tmp_path / "whole" / "t", seed=3, side=9, manifest=True)
+    wide = {"crs": "EPSG:32631", "transform": [30_000, 0, 500_000, 0, -30_000, 5_600_000]}  # places tell apart
+    window = {"start": "2021-01-01", "end": "2021-12-31"}
+    whole = write_tile(tmp_path / "whole" / "t", seed=3, side=9, manifest=True, grid=wide, window=window)
+    presto = tmp_path / "presto.pt"
+    torch.save(random_presto(), presto)
     pixels = np.array([[0, 4], [3, 3], [8, 8], [5, 0], [7, 2]], np.int32)
     part = tmp_path / "part" / "t"
     part.mkdir(parents=True)
     write_pixels_of(read_tile(whole, need_manifest=True), part, pixels, {"of": "t"})
     assert read_tile(part, need_manifest=True).shape_hw == (1, 5)
     drawn = GOLDEN / "v1.0-float32" / "checkpoint.pt"  # whose draws depend on where a pixel is
-    for checkpoint, options in ((DEMO_CHECKPOINT, ()), ("monthly", ()), (drawn, ("--heads", "4"))):
+    for checkpoint, options in ((DEMO_CHECKPOINT, ()), ("monthly", ()), (presto, ()), (drawn, ("--heads", "4"))):
         found = []
         for tiles in (whole, part):
             out = tmp_path / f"{Path(checkpoint).stem}-{tiles.parent.name}"
