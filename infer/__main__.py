@@ -71,7 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
     )
-    parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
     parser.add_argument(
         "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
     )
@@ -94,7 +93,6 @@ class Work:
     run: Run | None
     """None for a folder of tiles."""
     heads: int | None = None
-    compile_kernels: bool = False
 
     def checkpoint(self) -> Checkpoint:
         """Load the model that was asked for."""
@@ -130,7 +128,7 @@ def _run_work(arguments: argparse.Namespace) -> Work:
         any_precision=job.precision == "auto",
         scratch=_scratch(arguments),
     )
-    return Work(tasks, settings, job, run, None, arguments.compile)
+    return Work(tasks, settings, job, run)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
@@ -165,7 +163,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         scratch=_scratch(arguments),
         timings=arguments.timings,
     )
-    return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
+    return Work(tasks, settings, job, None, arguments.heads)
 
 
 def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
@@ -177,14 +175,8 @@ def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) 
 
 
 def _engine(work: Work, device: str, index: int) -> AnyEngine:
-    return make_engine(
-        work.checkpoint(),
-        device,
-        work.job.precision,
-        index=index,
-        compile_kernels=work.compile_kernels,
-        min_clear_s2=work.job.min_clear_s2,
-    )
+    least = work.job.min_clear_s2
+    return make_engine(work.checkpoint(), device, work.job.precision, index=index, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:

@@ -18,8 +18,9 @@ Precision = Literal["float32", "bfloat16"]
 
 CPU_TOKENS: dict[Precision, int] = {"float32": 1024, "bfloat16": 2048}
 """Tokens of a batch on a CPU: what a batch touches stays in the cache."""
-GPU_TOKENS = 1 << 17
-"""Tokens of a batch on an accelerator, for networks up to 256 wide (fewer in proportion for wider ones)."""
+GPU_TOKENS = 1 << 19
+"""Tokens of a batch on an accelerator, for networks up to 256 wide (fewer in proportion for wider ones): 3 GiB of the
+device in bfloat16, 6 GiB in float32; a device that has less halves them."""
 
 
 def allotted_cores() -> int:

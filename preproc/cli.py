@@ -622,11 +622,18 @@ def model_show(
 def atlas(
     run: RunArgument,
     out: Annotated[Path | None, typer.Argument(metavar="OUT", help="A new folder; RUN/atlas by default.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option("--beside", metavar="RUN", help="Show the layers of this run, too, for the swipe.")
+    ] = None,
 ) -> None:
-    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere."""
+    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere.
+
+    A click tells a place's values, finds every place like it, or places a label; labels are saved as a file that
+    [labels] takes, and the page shows at once what map they would give.
+    """
     from preproc.atlas.atlas import write_atlas
 
-    print(write_atlas(Run(run), out))
+    print(write_atlas(Run(run), out, beside=None if beside is None else Run(beside)))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -634,11 +641,15 @@ def view(
     folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
 ) -> None:
-    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours)."""
+    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours).
+
+    Of a run a click tells the season's curve as well, while the tiles' time series are there.
+    """
     from preproc.atlas.serve import serving
 
     inside = folder / "atlas"
-    with serving(inside if inside.is_dir() else folder, port) as server:
+    of_run = inside.is_dir() and (folder / "plan.json").is_file()
+    with serving(inside if inside.is_dir() else folder, port, Run(folder) if of_run else None) as server:
         print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
