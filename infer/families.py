@@ -88,8 +88,8 @@ def make_engine(
         SmaltiError: for a device that is not there, or parameters that do not fit their network.
     """
     if checkpoint.parts:
-        options = {"index": index, "compile_kernels": compile_kernels, "min_clear_s2": min_clear_s2}
-        return JoinedEngine(checkpoint, [make_engine(part, device, precision, **options) for part in checkpoint.parts])
+        how = {"index": index, "min_clear_s2": min_clear_s2}
+        return JoinedEngine(checkpoint, [make_engine(part, device, precision, **how) for part in checkpoint.parts])
     if checkpoint.family == MONTHLY_FAMILY:
         return MonthlyEngine(checkpoint, min_clear_s2=min_clear_s2)
     chosen = choose_device(device, precision, index)
