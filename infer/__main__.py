@@ -20,7 +20,9 @@ from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_TRY_AGAIN,
     REGISTRY,
+    Lazily,
     ModelJob,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -87,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 class Work:
     """What a command line asks for."""
 
-    tasks: list[TileTask]
+    tasks: Sequence[TileTask]
     settings: Settings
     job: ModelJob
     run: Run | None
@@ -112,11 +114,10 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
     imported = imported_tiles(run)  # `smalti import` took their embeddings from others
-    tasks = [
-        TileTask(tile.name, run.tiles / tile.name, True, tile)
-        for tile in planned_tiles(run)
-        if tile.name not in imported
-    ]
+    tiles: Sequence[PlannedTile] = planned_tiles(run)
+    if imported:
+        tiles = [tile for tile in tiles if tile.name not in imported]
+    tasks = Lazily(tiles, lambda tile: TileTask(tile.name, run.tiles / tile.name, True, tile))
     job = read_model_job(run)
     settings = Settings(
         run.embeddings,
@@ -237,7 +238,7 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
     work = _run_work(arguments) if arguments.run else _folder_work(arguments)
-    members = _members(arguments, len(shard.take(work.tasks)))
+    members = _members(arguments, len(work.tasks[shard.index :: shard.count]))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:
         if members == 1:

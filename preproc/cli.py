@@ -496,7 +496,7 @@ def status(
     from preproc.run.config import load_config
 
     config = load_config(Run(run))
-    watcher = Watcher(Run(run), config, checksums=deep)
+    watcher = Watcher(Run(run), config, checksums=deep, once=as_json or watch <= 0)
     overview = watcher.look()
     if as_json:
         print(json.dumps(overview.as_json(), indent=1))

@@ -268,6 +268,9 @@ def _remove_arrays(folder: Path) -> int:
     return freed
 
 
+_ARRAY_FILES = frozenset(spec.file for spec in TILE_ARRAYS.values())
+
+
 def array_paths(folder: Path) -> list[Path]:
     """Where a tile's arrays are, or were."""
     return [folder / spec.file for spec in TILE_ARRAYS.values()]
@@ -281,5 +284,4 @@ def take_back(folder: Path) -> None:
 
 def record_state(folder: Path, inputs: Mapping[str, Any]) -> State:
     """Where the record of a released tile stands: what stays of it, against what it should have been made from."""
-    gone = frozenset(path.name for path in array_paths(folder))
-    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=gone)
+    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=_ARRAY_FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_file,
+    embedding_manifest,
     embedding_paths,
     planned_tiles,
     read_embedding,
@@ -65,7 +66,7 @@ class SampleStage:
                 "max_pixels": config.classify.max_pixels,
                 "seed": config.classify.seed,
             },
-            "embeddings": embeddings_fingerprint(run),
+            "embeddings": embeddings_fingerprint(run, gaps=config.stitch.missing == "nodata"),
         }
         unit = Unit("samples", run.samples_manifest, SamplesManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
@@ -80,19 +81,22 @@ def _settings(run: Run, config: Config) -> Labels:
     return config.labels
 
 
-def embeddings_fingerprint(run: Run) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan.
+def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
     missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
-    if missing:
+    if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
+    if missing:
+        lacking = set(missing)
+        names = [name for name in names if name not in lacking]
     manifests = [
         read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
         for name in names
@@ -152,7 +156,7 @@ class _Chosen:
 class Drawn:
     """What the table will hold."""
 
-    tiles: list[PlannedTile]
+    tiles: Sequence[PlannedTile]
     labels: LabelSet
     chosen: _Chosen
     codes: Mapping[Any, int]
@@ -211,13 +215,13 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
         classes=tuple(_legend(drawn) if value is None else _one_entry(drawn, value)),
         value=value,
         counts=drawn.counts,
-        embedded=embedded(read_provenance(run), Plan.read(run)),
+        embedded=embedded(read_provenance(run, gaps=config.stitch.missing == "nodata"), Plan.read(run)),
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
     _tell(about)
 
 
-def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
+def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
     zones: dict[int, list[tuple[int, int, int, int]]] = {}
     for tile in tiles:
         zones.setdefault(tile.epsg, []).append(tile.bounds)
@@ -228,7 +232,7 @@ def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, floa
     }
 
 
-def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
+def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
     """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
@@ -237,6 +241,7 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet, 
         epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
         for epsg in dict.fromkeys(tile.epsg for tile in tiles)
     }
+    gaps = config.stitch.missing == "nodata"
     near: set[int] = set()
     claimed: set[int] = set()
     with progress("sample: pixels", len(tiles), "tiles") as bar:
@@ -245,11 +250,13 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet, 
             near.update(shapes.tree.query(shapely.box(*tile.bounds), predicate="intersects").tolist())
             claims = claim_pixels(tile, shapes, class_n)
             claimed.update(np.unique(claims.features_m).tolist())
-            if embedded_only:
-                _pick_valid(run, index, tile, claims, picked)
-            else:
+            if not embedded_only:
                 picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
                 picked.add(index, tile, claims.rows_m, claims.cols_m, claims.features_m)
+            elif gaps and not embedding_manifest(run.embeddings, tile.name).exists():
+                picked.counts["pixels dropped: no embedding there"] += len(claims.rows_m)
+            else:
+                _pick_valid(run, index, tile, claims, picked)
             bar.advance(note=tile.name)
     if not near:
         raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")

@@ -19,6 +19,8 @@ from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_OK,
     EXIT_TRY_AGAIN,
+    Lazily,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -48,9 +50,10 @@ class InferStage:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
         embedded = embedding_units(run, config)
         imported = imported_tiles(run)
-        # what the engine is asked for comes first: its shards are divided alike
-        names = sorted((tile.name for tile in planned_tiles(run)), key=lambda name: name in imported)
-        units = [embedded(name) for name in names]
+        tiles: Sequence[PlannedTile] = planned_tiles(run)
+        if imported:  # what the engine is asked for comes first: its shards are divided alike
+            tiles = sorted(tiles, key=lambda tile: tile.name in imported)
+        units = Lazily(tiles, lambda tile: embedded(tile.name))
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
