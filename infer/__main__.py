@@ -33,7 +33,7 @@ from infer.contract import (
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
-from infer.contract.registry import known_model
+from infer.contract.registry import JOIN, known_model
 from infer.device import accelerator_count
 from infer.families import AnyEngine, make_engine
 from infer.fleet import run_members, take_cores
@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th tile from the I-th on (0 <= I < N)")
     folder = parser.add_argument_group("any folder of tiles, without a run")
     folder.add_argument("--tiles", type=Path, metavar="DIR", help="folder of tile folders, or one tile folder")
-    folder.add_argument("--checkpoint", metavar="FILE", help=f"a checkpoint, or one of {', '.join(REGISTRY)}, or several: demo+monthly")
+    folder.add_argument(
+        "--checkpoint", metavar="FILE", help=f"a checkpoint, one of {', '.join(REGISTRY)}, or several: a+b"
+    )
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
     folder.add_argument(
         "--output",
@@ -101,7 +103,7 @@ class Work:
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
-        if known_model(name) is not None and not Path(name).is_file():  # a folder `demo` is no checkpoint
+        if not Path(name).is_file() and (JOIN in name or name in REGISTRY):  # a folder `demo` is no checkpoint
             return load_registered(name, heads=self.heads)
         return load_checkpoint(Path(name), heads=self.heads)
 

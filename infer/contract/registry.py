@@ -248,9 +248,7 @@ def parts_of(name: str) -> tuple[RegisteredModel, ...]:
     parts = name.split(JOIN)
     unknown = [part for part in parts if part not in REGISTRY]
     if unknown:
-        raise SmaltiError(
-            f"model {unknown[0]!r} is not known: choose one of {', '.join(REGISTRY)}, or name a file"
-        )
+        raise SmaltiError(f"model {unknown[0]!r} is not known: choose one of {', '.join(REGISTRY)}, or name a file")
     if len(set(parts)) < len(parts):
         raise SmaltiError(f"model {name!r}: one of its parts comes twice: name each once")
     return tuple(REGISTRY[part] for part in parts)

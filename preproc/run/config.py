@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import os.path
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
-from infer.contract.registry import REGISTRY, DataSource
+from infer.contract.registry import DataSource, known_model, registered_model
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
 
@@ -266,7 +266,7 @@ class Model(_Section):
         if (self.output, self.dim) != ("float32", known.usual_dim) or (
             known.weightless and self.precision == "bfloat16"
         ):
-            why = "a scale for each part would be needed" if known.joined else "codes cannot say that a month is missing"
+            why = "one scale would crush one of them" if known.joined else "codes cannot say that a month is missing"
             raise ValueError(
                 f"{known.name} gives {known.usual_dim} numbers as float32 ({why}): leave out output, dim and precision"
             )
@@ -503,6 +503,10 @@ class Stitch(_Section):
         )
 
 
+_FLOATS: Mapping[str, Any] = {"formats": ["cog"], "dtype": "float32"}
+"""[stitch] where no codes can be kept."""
+
+
 class Report(_Section):
     """What the report shows beyond the run itself."""
 
@@ -566,6 +570,25 @@ class Config(_Section):
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uncoded_mosaic(cls, values: Any) -> Any:
+        """The mosaic of several models side by side is of floats, unless asked for otherwise (and refused below)."""
+        model = values.get("model") if isinstance(values, dict) else None
+        known = known_model(str(model.get("name"))) if isinstance(model, dict) else None
+        stitch = values.get("stitch", {}) if known is not None and known.joined else None
+        return {**values, "stitch": {**_FLOATS, **stitch}} if isinstance(stitch, dict) else values
+
+    @model_validator(mode="after")
+    def _one_scale_for_one_model(self) -> Self:
+        known = None if self.model.name is None else registered_model(self.model.name)
+        if known is not None and known.joined and (self.stitch.dtype == "int8" or "zarr" in self.stitch.formats):
+            raise ValueError(
+                f"[stitch] codes with one scale a pixel would crush the smaller numbers of {known.name}: leave out "
+                'formats and dtype, which then are ["cog"] and "float32"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _smooths_what_is_there(self) -> Self:
