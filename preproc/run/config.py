@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.registry import DataSource, known_model, registered_model
+from infer.contract.registry import JOIN, REGISTRY, DataSource, known_model, registered_model
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
 
@@ -241,11 +241,14 @@ class Model(_Section):
     @field_validator("name")
     @classmethod
     def _registered(cls, value: str | None) -> str | None:
+        unknown = [] if value is None else [part for part in value.split(JOIN) if part not in REGISTRY]
+        if unknown:
+            raise ValueError(f"unknown model {unknown[0]!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
         if value is not None:
             try:
                 registered_model(value)
             except SmaltiError as error:
-                raise ValueError(f"{error}".replace("or name a file", "or give checkpoint = a file")) from None
+                raise ValueError(str(error)) from None
         return value
 
     @model_validator(mode="before")
