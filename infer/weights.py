@@ -34,6 +34,10 @@ _PROJECTOR = "projector."
 _SOURCES: tuple[DataSource, ...] = get_args(DataSource)
 _MAX_LABEL = 200
 """Characters of a checkpoint's name for itself, which maps and reports repeat."""
+_OVER_MONTHS: Mapping[Family, str] = {"presto": "eo_patch_embed.S1.weight"}
+"""Families that are told by the one parameter of this name, whatever stands before it."""
+_WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model")
+"""Where those who train such networks keep the parameters, if not at the top."""
 _REMEDY = "fetch it again, or use another checkpoint"
 
 
@@ -76,6 +80,12 @@ def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def _part(path: Path, state: Mapping[Any, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """The parameters behind a prefix, by their names there; decoders and heads beside them are not looked at."""
+    chosen = {str(key): value for key, value in state.items() if str(key).startswith(prefix)}
+    return _clean_state(path, {key.removeprefix(prefix): value for key, value in chosen.items()})
+
+
 def _table(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
     table = content.get(key)
     if not isinstance(table, Mapping | None):
@@ -98,9 +108,15 @@ def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str
             return "v1.0", state, settings
         if "s2_backbone.attn_pool.temporal_context.gru_cell.W_ir.weight" in state:
             return ("v1.1" if "dim_reducer.4.weight" in state else "v1.0-qat"), state, settings
+    for family, parameter in _OVER_MONTHS.items():
+        for table in (content, *(content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping))):
+            prefixes = [str(key)[: -len(parameter)] for key in table if str(key).endswith(parameter)]
+            if len(prefixes) == 1:
+                return family, _part(path, table, prefixes[0]), {}
     raise FormatError(
-        f"{path}: not a TESSERA checkpoint that smalti knows (v2 student or teacher, v1.1, v1.0, v1.0 QAT); "
-        f"it holds {', '.join(sorted(map(brief_name, content))[:8]) or 'nothing'}: {_REMEDY}"
+        f"{path}: not a TESSERA checkpoint that smalti knows (v2 student or teacher, v1.1, v1.0, v1.0 QAT), nor one of "
+        f"{' or '.join(_OVER_MONTHS)}; it holds {', '.join(sorted(map(brief_name, content))[:8]) or 'nothing'}: "
+        f"{_REMEDY}"
     )
 
 
@@ -121,6 +137,8 @@ def _source(
             found = brief_name(settings.get("data_source"))
             raise FormatError(f"{path}: config.data_source is {found}, expected 'mpc' or 'aws': {_REMEDY}")
         return f"v1.1-{source}", source
+    if family in _OVER_MONTHS:
+        return family, None
     return "v1.0", "mpc"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 
 from infer.contract import Plan, Run, Shard, SmaltiError, embedding_paths, sha256_file
-from infer.contract.registry import MATRYOSHKA, cached_checkpoint, registered_model
+from infer.contract.registry import cached_checkpoint, registered_model
 from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.elsewhere import described
 from preproc.classify.labels import LabelSet, read_labels, to_zone
@@ -159,8 +159,8 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
     if name is None:
         return [ok("model", f"{file.name}, a file: the engine will say what it gives")]
     model = registered_model(name)
-    if model.family == "v2-student" and config.model.dim not in MATRYOSHKA:
-        allowed = ", ".join(map(str, MATRYOSHKA))
+    if model.dims is not None and config.model.dim not in model.dims:
+        allowed = ", ".join(map(str, model.dims))
         return [failed("model", f"[model] dim {config.model.dim}: {name} gives {allowed}", "choose one of these")]
     archive = config.archive.data_source or _data_source(config.archive)
     source = model.data_source

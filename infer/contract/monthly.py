@@ -71,7 +71,8 @@ def _medians(values_tnc: NDArray[Any], valid_tn: NDArray[np.bool_], month_t: NDA
         seen = np.flatnonzero(count_n)
         if not len(seen):
             continue
-        ordered = np.where(valid[..., None], values_tnc[here], _ABSENT).astype(np.int32)
+        # Widened first: beside int16 numpy turns the mark into -1, which sorts before everything.
+        ordered = np.where(valid[..., None], values_tnc[here].astype(np.int32), np.int32(_ABSENT))
         ordered.sort(axis=0)
         counts = count_n[seen]
         low, high = ordered[(counts - 1) // 2, seen], ordered[counts // 2, seen]

@@ -1,8 +1,8 @@
 """Models by name: which family, which data they were trained on, where their weights are.
 
 Both environments read this table: the venv side fetches and verifies weights, the engine looks names up.
-Source: the geotessera organisation on the Hugging Face hub, November 2026. A hash is pinned where it is known; where it
-is not, the first fetch records what it got. Either way every later use compares.
+Source: the geotessera organisation on the Hugging Face hub, and GitHub where `revision` is set, November 2026. A hash
+is pinned where it is known; where it is not, the first fetch records what it got. Either way every later use compares.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from infer.contract.errors import SmaltiError
 
-Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly"]
+Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto"]
 DataSource = Literal["mpc", "aws", "other"]
 
 HUB = "https://huggingface.co"
+GITHUB = "https://raw.githubusercontent.com"
 
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
@@ -41,11 +42,13 @@ class RegisteredModel:
     name: str
     family: Family
     normalisation: str
-    """Key of the normalisation statistics: v2-student, v2-teacher, v1.1-mpc, v1.1-aws, v1.0."""
+    """Key of the normalisation statistics: v2-student, v2-teacher, v1.1-mpc, v1.1-aws, v1.0; else the family's name."""
     data_source: DataSource | None
     """Whose data it was trained on; None where its publisher states none (any tile is accepted)."""
     repo: str | None = None
-    """Repository on the Hugging Face hub."""
+    """Repository on the Hugging Face hub, or on GitHub."""
+    revision: str | None = None
+    """Commit of a repository on GitHub; None: it is on the hub."""
     file: str | None = None
     """File inside that repository; None where its name is not known."""
     sha256: str | None = None
@@ -66,7 +69,20 @@ class RegisteredModel:
         """Where the file can be fetched, or None (then `note` says how to get it)."""
         if self.repo is None or self.file is None:
             return None
+        if self.revision is not None:
+            return self.github_url(GITHUB)
         return f"{HUB}/{self.repo}/resolve/main/{self.file}"
+
+    def github_url(self, endpoint: str) -> str:
+        """Where a file on GitHub is, there or on a mirror of it."""
+        return f"{endpoint}/{self.repo}/{self.revision}/{self.file}"
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        """Numbers a pixel that it can be asked for; None where its file tells."""
+        if self.family == "v2-student":
+            return MATRYOSHKA
+        return (128,) if self.family == "presto" else None
 
     @property
     def bundled(self) -> bool:
@@ -109,6 +125,21 @@ _MODELS = (
         note="monthly medians, no network: comes with smalti",
         licence="MIT",
         citation="smalti",
+    ),
+    RegisteredModel(
+        "presto",
+        "presto",
+        "presto",
+        None,
+        repo="nasaharvest/presto",
+        revision="13173d028f035abcbcc3b13829314323a5c15d02",
+        file="data/default_model.pt",
+        sha256="559c9d76f525bdf2dd3774da8b1e7f1510769b73baacac12e9e4d8d5c67fbe65",
+        parameters=402_000,
+        size_bytes=3_321_716,
+        note="needs each tile's place and season",
+        licence="MIT",
+        citation="Tseng et al., Presto, arXiv:2304.14065",
     ),
     _v2("nano", "N", 1_070_000, 4_288_221, "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691"),
     _v2("small", "S", 7_110_000, 28_000_000, "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95"),

@@ -25,13 +25,14 @@ from infer.contract import (
 )
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
-from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables
-from preproc.exchange.points import write_points
+from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
+from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
 from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.region.vector import fingerprint
 from preproc.run.progress import progress, say
 
-Kind = Literal["geotessera", "geoparquet", "mosaic", "zarr"]
+Kind = Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
 _DONE = ".smalti"
@@ -49,15 +50,35 @@ class ExportUnit:
     """Writes its files under a folder, where they will be in the target."""
 
 
-def export(run: Run, target: str, kind: Kind, *, every: int = 10, force: bool = False) -> str:
+@dataclass(frozen=True)
+class PointsWanted:
+    """Which pixels become points."""
+
+    every: int = 10
+    """Every so many-th pixel in both directions."""
+    path: Path | None = None
+    """A file of points instead: the pixel under each."""
+    name: str | None = None
+    """Attribute of the file that names a point."""
+    layer: str | None = None
+    """Of the file."""
+
+    def stated(self) -> dict[str, Any]:
+        """For the target's card."""
+        if self.path is None:
+            return {"every": self.every}
+        return {"points": fingerprint(self.path, section="--points"), "id": self.name, "layer": self.layer}
+
+
+def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = None, force: bool = False) -> str:
     """Export the embeddings of a run.
 
     Args:
         run: the run directory.
         target: a folder, or the address of one in an object store.
-        kind: "geotessera" (npy tiles of 0.1 degree), "geoparquet" (points), "zarr" (the mosaic's
-            store) or "mosaic" (all of RUN/mosaic, with its STAC).
-        every: for points, take every so many-th pixel in both directions.
+        kind: "geotessera" (npy tiles of 0.1 degree), "geotiff" (the same as float32), "geoparquet" (points), "zarr"
+            (the mosaic's store) or "mosaic" (all of RUN/mosaic, with its STAC).
+        points: for "geoparquet", which.
         force: write again what is there.
 
     Returns:
@@ -66,11 +87,16 @@ def export(run: Run, target: str, kind: Kind, *, every: int = 10, force: bool = 
     Raises:
         SmaltiError: if the target holds other embeddings, or units failed; the others are there.
     """
+    if points is not None and points.path is not None and kind != "geoparquet":
+        raise SmaltiError(f"--points: points are written --as geoparquet, not --as {kind}")
+    if points is not None and points.path is None and (points.name or points.layer):
+        raise SmaltiError("--id, --layer: say something about a file of points: name it with --points")
+    wanted = points or PointsWanted()
     facts = read_provenance(run)
     store = open_store(target)
-    card = _card(facts, kind, every)
+    card = _card(facts, kind, wanted)
+    units = list(_units(run, facts, kind, wanted))
     _claim(store, card)
-    units = list(_units(run, facts, kind, every))
     written, failed = 0, {}
     with progress("export", len(units), "parts") as bar:
         for unit in units:
@@ -90,7 +116,7 @@ def export(run: Run, target: str, kind: Kind, *, every: int = 10, force: bool = 
     return f"export: {written} parts written to {store.address}{f', {there} were there' if there else ''}"
 
 
-def _card(facts: RunProvenance, kind: Kind, every: int) -> dict[str, Any]:
+def _card(facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> dict[str, Any]:
     return {
         "format": "smalti/export",
         "format_version": 1,
@@ -98,7 +124,7 @@ def _card(facts: RunProvenance, kind: Kind, every: int) -> dict[str, Any]:
         "model": to_json(facts.encoder),
         "dim": facts.dim,
         "window": list(facts.window),
-        **({"every": every} if kind == "geoparquet" else {}),
+        **(wanted.stated() if kind == "geoparquet" else {}),
     }
 
 
@@ -124,29 +150,41 @@ def _claim(store: Store, card: Mapping[str, Any]) -> None:
         )
 
 
-def _units(run: Run, facts: RunProvenance, kind: Kind, every: int) -> Iterator[ExportUnit]:
+def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> Iterator[ExportUnit]:
     tiles = planned_tiles(run)
     if kind in ("mosaic", "zarr"):
         yield from _mosaic_units(run, store_only=kind == "zarr")
         return
     digests = {tile.name: _digest(run, tile) for tile in tiles}
     if kind == "geoparquet":
+        if wanted.path is not None:
+            for tile, chosen in given(run, tiles, wanted.path, name=wanted.name, layer=wanted.layer).items():
+                made_of = {"embedding": digests[tile.name], "points": chosen.fingerprint()}
+                yield ExportUnit(tile.name, made_of, _points_writer(run, facts, tile, chosen))
+            return
         for tile in tiles:
-            inputs = {"embedding": digests[tile.name], "every": every}
-            yield ExportUnit(tile.name, inputs, _points_writer(run, facts, tile, every))
+            inputs = {"embedding": digests[tile.name], "every": wanted.every}
+            yield ExportUnit(tile.name, inputs, _points_writer(run, facts, tile, wanted.every))
         return
     if not facts.int8 or facts.dim != 128:
         raise SmaltiError(
-            f"{run.config}: geotessera's tiles are int8 codes of 128 numbers, the run has {facts.dim} as "
+            f"{run.config}: geotessera's tiles are made of int8 codes of 128 numbers, the run has {facts.dim} as "
             f"{'int8' if facts.int8 else 'float32'}: set [model] output and dim to that, or export as something else"
         )
     for cell, near in cells_with_tiles(tiles).items():
-        made = CellExport(run, cell, tuple(near), _year(facts))
+        tags = tiff_tags(facts, _year(facts)) if kind == "geotiff" else None
+        made = CellExport(run, cell, tuple(near), _year(facts), tags)
         yield ExportUnit(cell.name, {"embeddings": [digests[tile.name] for tile in near]}, made.write)
 
 
-def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, every: int) -> Callable[[Path], None]:
-    return lambda folder: write_points(folder / f"{tile.name}.parquet", run, facts, tile, every)
+def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, wanted: Chosen | int) -> Callable[[Path], None]:
+    """Of given points, or of every so many-th pixel."""
+
+    def write(folder: Path) -> None:
+        chosen = lattice(tile, wanted) if isinstance(wanted, int) else wanted
+        write_points(folder / f"{tile.name}.parquet", run, facts, tile, chosen)
+
+    return write
 
 
 def _mosaic_units(run: Run, *, store_only: bool) -> Iterator[ExportUnit]:

@@ -1,4 +1,4 @@
-"""Embeddings of a run as geotessera's npy tiles of 0.1 degree: codes, scales, a mask of where there are any."""
+"""Embeddings of a run in geotessera's cells of 0.1 degree: npy tiles (codes, scales, a mask), or float32 GeoTIFFs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 
 from infer.contract import PIXEL_SIZE, PlannedTile, Run, read_embedding
 from preproc.exchange.geotessera import MASK_FOLDER, NPY_FOLDER, Cell, cells_of
-from preproc.exchange.placement import SOUTH, Patch, take
+from preproc.exchange.placement import SOUTH, Patch, Taken, take
 from preproc.raster.provenance import RunProvenance
 
 _VERSIONS = {"v1.0": "1.0", "v1.0-qat": "1.0", "v1.1": "1.1", "v2-student": "2.0", "v2-teacher": "2.0"}
@@ -53,6 +53,8 @@ class CellExport:
     cell: Cell
     tiles: tuple[PlannedTile, ...]
     year: int
+    tags: Mapping[str, str] | None = None
+    """Of a GeoTIFF of float32 numbers, to be written instead of npy files."""
 
     def write(self, folder: Path) -> None:
         """Write the cell's files under a folder; none if no pixel of it has an embedding.
@@ -67,6 +69,9 @@ class CellExport:
         if not land_hw.any():
             return
         name = self.cell.name
+        if self.tags is not None:
+            _write_values(folder / f"{name}_{self.year}.tiff", self.cell, found, self.tags)
+            return
         place = folder / NPY_FOLDER / str(self.year) / name
         place.mkdir(parents=True)
         np.save(place / f"{name}.npy", found.codes_hwc)
@@ -90,23 +95,42 @@ def _patch(run: Run, tile: PlannedTile) -> Patch:
 
 
 def _write_mask(path: Path, cell: Cell, land_hw: NDArray[np.bool_]) -> None:
-    """1 where there is an embedding. Of a cell's files it alone carries the place: CRS and transform."""
+    """1 where there is an embedding. Of a cell's npy files it alone carries the place: CRS and transform."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    south = cell.latitude < 0
-    frame = cell.frame
-    north = frame.north + (SOUTH if south else 0)
-    profile = {
-        "driver": "GTiff",
-        "height": land_hw.shape[0],
-        "width": land_hw.shape[1],
-        "count": 1,
-        "dtype": "uint8",
-        "crs": f"EPSG:{(32700 if south else 32600) + cell.zone}",
-        "transform": Affine(PIXEL_SIZE, 0, frame.west, 0, -PIXEL_SIZE, north),
-        "compress": "DEFLATE",
-    }
+    profile = {**_profile(cell, land_hw.shape), "count": 1, "dtype": "uint8", "compress": "DEFLATE"}
     with rasterio.open(path, "w", **profile) as raster:
         raster.write(land_hw.astype(np.uint8), 1)
+
+
+def _write_values(path: Path, cell: Cell, found: Taken, tags: Mapping[str, str]) -> None:
+    """A band a number, value = code * scale, band by band: all of them at once would be four times the codes."""
+    profile = {**_profile(cell, found.scales_hw.shape), "count": found.codes_hwc.shape[2], "dtype": "float32"}
+    profile |= {"nodata": np.nan, "tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band"}
+    with rasterio.open(path, "w", **profile, compress="LZW", bigtiff="IF_SAFER") as raster:
+        for band in range(found.codes_hwc.shape[2]):
+            raster.write(found.codes_hwc[..., band].astype(np.float32) * found.scales_hw, band + 1)
+            raster.set_band_description(band + 1, f"Tessera_Band_{band}")
+        place = {"TESSERA_TILE_LAT": f"{cell.latitude:.2f}", "TESSERA_TILE_LON": f"{cell.longitude:.2f}"}
+        raster.update_tags(**tags, **place)
+
+
+def _profile(cell: Cell, shape_hw: tuple[int, ...]) -> dict[str, Any]:
+    south, frame = cell.latitude < 0, cell.frame
+    north = frame.north + (SOUTH if south else 0)
+    return {
+        "driver": "GTiff",
+        "height": shape_hw[0],
+        "width": shape_hw[1],
+        "crs": f"EPSG:{(32700 if south else 32600) + cell.zone}",
+        "transform": Affine(PIXEL_SIZE, 0, frame.west, 0, -PIXEL_SIZE, north),
+    }
+
+
+def tiff_tags(facts: RunProvenance, year: int) -> dict[str, str]:
+    """Tags by which geotessera tells datasets apart, and all that smalti knows."""
+    dataset = {key.upper(): str(value) for key, value in dataset_of(facts).items() if key.startswith("dataset")}
+    told = {f"TESSERA_{key}": value for key, value in dataset.items()}
+    return {**told, "TESSERA_YEAR": str(year), **facts.tags()}
 
 
 def tables(sizes: Mapping[str, Mapping[str, int]], year: int) -> dict[str, bytes]:

@@ -1,8 +1,10 @@
-"""Embeddings as points: GeoParquet 1.1, a row a pixel, sorted along a Hilbert curve with the boxes of its rows."""
+"""Embeddings as points: GeoParquet 1.1, a row a pixel or a given point, sorted along a Hilbert curve, with boxes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from infer.contract import PIXEL_SIZE, PlannedTile, Run, read_embedding
-from infer.contract.embedding import OBSERVED
+from infer.contract import PIXEL_SIZE, PlannedTile, Run, SmaltiError, read_embedding, sha256_json
+from infer.contract.embedding import OBSERVED, Embedding
 from preproc.raster.provenance import RunProvenance
+from preproc.region.vector import read_vector
+from preproc.run.progress import say
+from preproc.survey.looks import pixels_of
 
 _ORDER = 16
 """Bits of a coordinate along the curve."""
@@ -23,7 +28,99 @@ _ROWS = 16_384
 """Of a row group."""
 
 
-def write_points(path: Path, run: Run, facts: RunProvenance, tile: PlannedTile, every: int) -> None:
+@dataclass(frozen=True)
+class Chosen:
+    """Pixels (N) of one tile, and the points that stand for them."""
+
+    row_n: NDArray[np.int64]
+    column_n: NDArray[np.int64]
+    longitude_n: NDArray[np.float64]
+    latitude_n: NDArray[np.float64]
+    id_n: pa.Array | None = None
+    """What the points are called, where they were given."""
+
+    def part(self, which_n: NDArray[Any]) -> Chosen:
+        """Some of them, or all in another order."""
+        names = None if self.id_n is None else self.id_n.take(pa.array(np.arange(len(self.row_n))[which_n]))
+        places = self.longitude_n[which_n], self.latitude_n[which_n]
+        return Chosen(self.row_n[which_n], self.column_n[which_n], *places, names)
+
+    def fingerprint(self) -> str:
+        """Of the points and their names."""
+        places = np.column_stack([self.longitude_n, self.latitude_n]).tolist()
+        return sha256_json([places, None if self.id_n is None else [str(name) for name in self.id_n.to_pylist()]])
+
+
+def lattice(tile: PlannedTile, every: int) -> Chosen:
+    """Every so many-th pixel in both directions, on a lattice that all tiles of a zone share; points are centres."""
+    rows = np.arange(-(-tile.north // PIXEL_SIZE) % every, tile.size, every)
+    columns = np.arange(-(tile.west // PIXEL_SIZE) % every, tile.size, every)
+    row_n, column_n = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
+    x, y = tile.west + (column_n + 0.5) * PIXEL_SIZE, tile.north - (row_n + 0.5) * PIXEL_SIZE
+    longitude_n, latitude_n = Transformer.from_crs(tile.epsg, 4326, always_xy=True).transform(x, y)
+    return Chosen(row_n, column_n, np.asarray(longitude_n), np.asarray(latitude_n))
+
+
+def given(
+    run: Run, tiles: Sequence[PlannedTile], path: Path, *, name: str | None, layer: str | None
+) -> Mapping[PlannedTile, Chosen]:
+    """The pixels under the points of a vector file, by tile; those without an embedding are counted, said and left out.
+
+    Args:
+        run: the run directory.
+        tiles: of it.
+        path: of the points, in any CRS.
+        name: attribute that names a point; without one it is the feature's number.
+        layer: of the file.
+
+    Raises:
+        SmaltiError: if the file has anything but points, or none has an embedding.
+    """
+    vector = read_vector(path, key="--points", layer=layer, attributes=[] if name is None else [name])
+    missing_n = shapely.is_missing(vector.geometries_n) | shapely.is_empty(vector.geometries_n)
+    odd = np.flatnonzero(~missing_n & (shapely.get_type_id(vector.geometries_n) != shapely.GeometryType.POINT))
+    if len(odd):
+        kind = shapely.GeometryType(shapely.get_type_id(vector.geometries_n[odd[0]])).name.lower()
+        raise SmaltiError(
+            f"{path}: feature {vector.fids_n[odd[0]]} is a {kind}: --points takes points; for one vector a polygon "
+            f"run `smalti parcels {run.quoted} {path}`"
+        )
+    at_n = np.flatnonzero(~missing_n)
+    x, y = shapely.get_coordinates(vector.geometries_n[at_n]).T
+    place_n2 = np.column_stack(Transformer.from_crs(vector.crs, 4326, always_xy=True).transform(x, y))
+    names = pa.array(vector.fids_n) if name is None else vector.columns[name].combine_chunks()
+    if isinstance(names, pa.ChunkedArray):  # what combine_chunks gives of no chunk at all
+        names = pa.concat_arrays(names.chunks)
+    members: dict[PlannedTile, list[tuple[int, int, int]]] = {}
+    for at, pixel in enumerate(pixels_of(tiles, place_n2)):
+        if pixel is not None:
+            members.setdefault(pixel[0], []).append((at, pixel[1], pixel[2]))
+    found: dict[PlannedTile, Chosen] = {}
+    for tile, triples in members.items():
+        which_n, row_n, column_n = np.array(triples, np.int64).T
+        longitude_n, latitude_n = place_n2[which_n].T
+        chosen = Chosen(row_n, column_n, longitude_n, latitude_n, names.take(pa.array(at_n[which_n])))
+        embedding = read_embedding(run.embeddings, tile.name, checksums=False)
+        chosen = chosen.part(_embedded(embedding, chosen))
+        if len(chosen.row_n):
+            found[tile] = chosen
+    inside, kept = sum(map(len, members.values())), sum(len(chosen.row_n) for chosen in found.values())
+    if not kept:
+        raise SmaltiError(f"{path}: none of its {len(vector)} points has an embedding in {run.root}")
+    if kept < len(vector):
+        say(
+            f"{path}: {len(vector) - kept} of {len(vector)} points are left out: {int(missing_n.sum())} have no "
+            f"geometry, {len(at_n) - inside} lie outside the run's tiles, {inside - kept} have no embedding"
+        )
+    return found
+
+
+def _embedded(embedding: Embedding, chosen: Chosen) -> NDArray[np.bool_]:
+    whole = slice(None)
+    return np.asarray(embedding.embedded(whole, whole)[chosen.row_n, chosen.column_n])
+
+
+def write_points(path: Path, run: Run, facts: RunProvenance, tile: PlannedTile, chosen: Chosen) -> None:
     """Write the points of a tile; nothing if none has an embedding.
 
     Args:
@@ -31,28 +128,21 @@ def write_points(path: Path, run: Run, facts: RunProvenance, tile: PlannedTile, 
         run: the run directory.
         facts: about its embeddings.
         tile: which.
-        every: distance of neighbouring points in pixels; they lie on a lattice that all tiles of a zone share.
+        chosen: its pixels.
 
     Raises:
         FormatError: if the embedding is missing or damaged.
     """
     embedding = read_embedding(run.embeddings, tile.name)
-    rows = np.arange(-(-tile.north // PIXEL_SIZE) % every, tile.size, every)
-    columns = np.arange(-(tile.west // PIXEL_SIZE) % every, tile.size, every)
-    row_n, column_n = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
-    marks_hw = embedding.values_hwc[..., 0] if embedding.scales_hw is None else embedding.scales_hw
-    there_n = ~np.isnan(marks_hw[row_n, column_n])
-    row_n, column_n = row_n[there_n], column_n[there_n]
-    if not len(row_n):
+    chosen = chosen.part(_embedded(embedding, chosen))
+    if not len(chosen.row_n):
         return
-    x, y = tile.west + (column_n + 0.5) * PIXEL_SIZE, tile.north - (row_n + 0.5) * PIXEL_SIZE
-    longitude_n, latitude_n = Transformer.from_crs(tile.epsg, 4326, always_xy=True).transform(x, y)
-    order_n = np.argsort(hilbert(longitude_n, latitude_n), kind="stable")
-    row_n, column_n = row_n[order_n], column_n[order_n]
-    longitude_n, latitude_n = (np.asarray(part, np.float64)[order_n] for part in (longitude_n, latitude_n))
+    chosen = chosen.part(np.argsort(hilbert(chosen.longitude_n, chosen.latitude_n), kind="stable"))
+    row_n, column_n, longitude_n, latitude_n = chosen.row_n, chosen.column_n, chosen.longitude_n, chosen.latitude_n
     values_nc = np.ascontiguousarray(embedding.values_hwc[row_n, column_n])
     flat = pa.array(values_nc.ravel())
-    columns_of: dict[str, Any] = {
+    columns_of: dict[str, Any] = {} if chosen.id_n is None else {"id": chosen.id_n}
+    columns_of |= {
         "geometry": pa.array(shapely.to_wkb(shapely.points(longitude_n, latitude_n)).tolist(), pa.binary()),
         "embedding": pa.FixedSizeListArray.from_arrays(flat, values_nc.shape[1]),
     }

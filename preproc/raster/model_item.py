@@ -26,6 +26,8 @@ _ARCHITECTURES = {
     "v1.0": "two Transformer encoders (Sentinel-2, Sentinel-1), recurrent pooling, fusion",
     "v1.0-qat": "two Transformer encoders (Sentinel-2, Sentinel-1), recurrent pooling, fusion",
     "v1.1": "two Transformer encoders (Sentinel-2, Sentinel-1), recurrent pooling, fusion",
+    "monthly": "none: monthly medians",
+    "presto": "one Transformer encoder over tokens of monthly medians (Presto)",
 }
 _ARCHITECTURE = "two Transformer encoders (Sentinel-2, Sentinel-1), attention pooling, fusion"
 
@@ -34,6 +36,11 @@ def model_address(facts: RunProvenance) -> str:
     """Where a published model's file is; of others their checksum."""
     known = REGISTRY.get(facts.model)
     return known.url if known is not None and known.url else f"urn:sha256:{facts.checkpoint}"
+
+
+def _taken(family: str) -> str:
+    monthly = family in _ARCHITECTURES and "monthly" in _ARCHITECTURES[family]
+    return "Monthly medians" if monthly else "Z-scores, by the checkpoint's statistics,"
 
 
 def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, Any], bbox: Sequence[float]) -> None:
@@ -58,8 +65,8 @@ def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, An
         "mlm:framework": "PyTorch",
         "mlm:pretrained": facts.trained,
         "mlm:input": [
-            _input("sentinel-2", BANDS, "Clear digital numbers, z-scored by the checkpoint's statistics"),
-            _input("sentinel-1", SAR_BANDS, "Scaled dB of both orbits, z-scored by the checkpoint's statistics"),
+            _input("sentinel-2", BANDS, f"{_taken(facts.family)} of clear digital numbers"),
+            _input("sentinel-1", SAR_BANDS, f"{_taken(facts.family)} of dB of both orbits"),
         ],
         "mlm:output": [
             {

@@ -343,7 +343,7 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     monkeypatch.setattr("preproc.classify.segment.engine_python", engine)
     for together in ("1", "3"):
         monkeypatch.setenv(PROCESSES, together)
-        with pytest.raises(SmaltiError, match="did not train network fold-1, .*its reason stands above"):
+        with pytest.raises(SmaltiError, match=r"did not train network fold-1, .*its reason stands above"):
             run_stage(TrainStage(), run, config(run, EXTRA), force=True)
     assert (run.model / "model.json").read_bytes() == before
     assert asked[0][:2] == ["-m", "infer.segment"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def samples(parcels: int = 12, pixels: int = 8) -> Samples:
 def test_monthly_composites_are_medians_of_what_is_clear(tmp_path: Path) -> None:
     write_tile(tmp_path / "tile", 3, 8)
     tile = read_tile(tmp_path / "tile", need_manifest=True)
+    gaps = np.random.default_rng(0)  # the edge of a swath: some of a month's passes are missing
+    asc, desc = (
+        (x * (gaps.random((*x.shape[:3], 1)) < 0.6)).astype(np.int16) for x in (tile.sar_asc_thwp, tile.sar_desc_thwp)
+    )
+    tile = replace(tile, sar_asc_thwp=asc, sar_desc_thwp=desc)
     rows, cols = np.array([0, 3, 7]), np.array([1, 4, 6])
     found = monthly_composites(tile, rows, cols).reshape(3, 12, 12)
     start = season_start(tile.manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import shapely
 import zarr
 from numpy.typing import NDArray
 from pyproj import Transformer
+from support.embedded import write_vector
 from support.mosaicked import MODEL, config, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.imported import imported_tiles
-from preproc.exchange.export import CARD, export
+from preproc.exchange.export import CARD, PointsWanted, export
 from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
 from preproc.exchange.placement import Frame, take
@@ -72,11 +74,37 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
             np.testing.assert_array_equal(mask.read(1) == 1, ~np.isnan(scales))
 
 
+def test_geotiffs_hold_the_values_in_geotesseras_cells(run: Run, tmp_path: Path) -> None:
+    """Names, bands and tags are those by which geotessera and torchgeo know them."""
+    export(run, str(tmp_path / "out"), "geotiff")
+    published = sorted((tmp_path / "out").glob("grid_*.tiff"))
+    assert published
+    seen = 0
+    for path in published:
+        assert re.fullmatch(r"grid_[0-9.-]+_[0-9.-]+_2019\.tiff", path.name)
+        with rasterio.open(path) as raster:
+            assert raster.count == 128
+            assert raster.descriptions[127] == "Tessera_Band_127"
+            assert raster.tags()["TESSERA_DATASET_VARIANT"].startswith("smalti-abab")
+            assert raster.tags()["TESSERA_TILE_LON"] in path.name
+            values, where = raster.read([1, 77]), raster.transform
+        for tile in planned_tiles(run):
+            made = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None))
+            row, column = round((where.f - tile.north) / 10), round((tile.west - where.c) / 10)
+            rows = np.arange(32)[(np.arange(32) + row >= 0) & (np.arange(32) + row < values.shape[1])]
+            columns = np.arange(32)[(np.arange(32) + column >= 0) & (np.arange(32) + column < values.shape[2])]
+            if len(rows) and len(columns):
+                found = values[:, rows[:, None] + row, columns[None, :] + column]
+                np.testing.assert_array_equal(found, np.moveaxis(made[rows[:, None], columns][..., [0, 76]], -1, 0))
+                seen += found.shape[1] * found.shape[2]
+    assert seen >= 3 * 32 * 32
+
+
 def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) -> None:
     tile = planned_tiles(run)[1]
     values = np.random.default_rng(0).normal(size=(32, 32, 128)).astype(np.float32)
     write_tile(run, tile, values, int8=True, observations_hwm=looks(32))
-    export(run, str(tmp_path / "out"), "geoparquet", every=5)
+    export(run, str(tmp_path / "out"), "geoparquet", points=PointsWanted(every=5))
     table = pq.read_table(tmp_path / "out" / f"{tile.name}.parquet")
     geo = json.loads(table.schema.metadata[b"geo"])
     assert geo["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
@@ -95,6 +123,42 @@ def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) ->
         assert row["embedding"] == made.values_hwc[r, c].tolist()
         assert row["observations_s2"] == looks(32)[r, c, 0]
     assert len(seen) == 1, "one lattice for all tiles"
+
+
+def test_given_points_have_the_pixels_they_lie_in_and_the_names_of_their_file(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = planned_tiles(run)
+    corner, far = (first.west + 5, first.north - 5), (first.west - 500, first.north)
+    places = [(first.west + 203.0, first.north - 171.0), (second.west + 310.0, second.north - 315.0), corner, far]
+    path = write_vector(tmp_path / "plots.geojson", [shapely.Point(*xy) for xy in places], {"plot": list("abcd")})
+    wanted = PointsWanted(path=path, name="plot")
+    assert "2 parts written" in export(run, str(tmp_path / "out"), "geoparquet", points=wanted)
+    said = capsys.readouterr().err
+    assert "2 of 4 points are left out: 0 have no geometry, 1 lie outside the run's tiles, 1 have no embedding" in said
+    for tile, (x, y), name in zip((first, second), places, "ab", strict=False):
+        (row,) = pq.read_table(tmp_path / "out" / f"{tile.name}.parquet").to_pylist()
+        made = read_embedding(run.embeddings, tile.name)
+        assert row["id"] == name
+        assert row["embedding"] == made.values_hwc[int((tile.north - y) // 10), int((x - tile.west) // 10)].tolist()
+        back = Transformer.from_crs(4326, tile.epsg, always_xy=True).transform(
+            *shapely.from_wkb(row["geometry"]).coords[0]
+        )
+        np.testing.assert_allclose(back, (x, y), atol=1e-3)
+    assert "2 were there" in export(run, str(tmp_path / "out"), "geoparquet", points=wanted)
+    with pytest.raises(SmaltiError, match="holds an export of another id: "):
+        export(run, str(tmp_path / "out"), "geoparquet", points=PointsWanted(path=path))
+    with pytest.raises(SmaltiError, match="--points: points are written --as geoparquet, not --as zarr"):
+        export(run, str(tmp_path / "new"), "zarr", points=wanted)
+    with pytest.raises(SmaltiError, match=r"has no attribute 'plott', which --points names; it has: plot"):
+        export(run, str(tmp_path / "new"), "geoparquet", points=PointsWanted(path=path, name="plott"))
+    field = write_vector(tmp_path / "fields.geojson", [shapely.box(0, 0, 1, 1)], {"plot": ["a"]})
+    with pytest.raises(SmaltiError, match=r"feature 0 is a polygon: --points takes points; .* `smalti parcels"):
+        export(run, str(tmp_path / "new"), "geoparquet", points=PointsWanted(path=field))
+    away = write_vector(tmp_path / "away.geojson", [shapely.Point(*far)], {"plot": ["d"]})
+    with pytest.raises(SmaltiError, match="none of its 1 points has an embedding"):
+        export(run, str(tmp_path / "new"), "geoparquet", points=PointsWanted(path=away))
+    assert not (tmp_path / "new").exists(), "nothing is claimed by a question that cannot be answered"
 
 
 def test_the_curve_is_hilberts() -> None:
@@ -187,7 +251,7 @@ def test_two_models_never_share_a_target(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"holds an export of another model: .* do not mix; name another target"):
         export(run, str(tmp_path / "out"), "geoparquet")
     with pytest.raises(SmaltiError, match=r"another .*every.*: "):
-        export(run, str(tmp_path / "out"), "geoparquet", every=3)
+        export(run, str(tmp_path / "out"), "geoparquet", points=PointsWanted(every=3))
 
 
 def test_what_geotessera_has_no_place_for_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""geotessera's own reader opens the mosaic's store and gives the engine's numbers. In an environment of its own.
+"""Other people's readers open what smalti writes and give the engine's numbers. In environments of their own.
 
-geotessera needs another Python (3.12) and other versions than smalti's environment has. The environment is made once,
-in ~/.cache/smalti-tests, and takes a minute and a gigabyte.
+geotessera needs another Python (3.12) and other versions than smalti's environment has; odc-stac and rioxarray bring
+much that smalti has no use for. An environment is made once, in ~/.cache/smalti-tests, and takes a minute and a
+gigabyte.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,6 @@ from preproc.mosaic.stage import StitchStage
 from preproc.run.stage import run_stage
 
 pytestmark = pytest.mark.slow
-REQUIREMENT = "geotessera>=0.11"
 
 READ = """
 import json, sys
@@ -67,25 +68,41 @@ def pythons() -> Iterator[str]:
         yield from map(str, sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python")))
 
 
-@pytest.fixture(scope="module")
-def geotessera() -> Path:
-    """A Python that has it."""
+def environment(name: str, requirements: Sequence[str], check: str, bases: Sequence[str]) -> Path:
+    """A Python that has them, made if it is not there yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "smalti-tests" / "geotessera"
+    folder = cache / "smalti-tests" / name
     python = folder / "bin" / "python"
-    check = [str(python), "-c", "import geotessera.store"]
-    if python.exists() and subprocess.run(check, capture_output=True, check=False).returncode == 0:
+    if python.exists() and run_in(python, check).returncode == 0:
         return python
     shutil.rmtree(folder, ignore_errors=True)
-    for base in pythons():
+    for base in bases:
         if subprocess.run([base, "-m", "venv", str(folder)], capture_output=True, check=False).returncode == 0:
             break
     else:
-        pytest.skip("no Python 3.12 or later here, which geotessera needs")
-    done = subprocess.run([str(python), "-m", "pip", "install", "-q", REQUIREMENT], capture_output=True, check=False)
+        pytest.skip(f"no Python here that {name} can be installed for")
+    done = run_in(python, "", "-m", "pip", "install", "-q", *requirements)
     if done.returncode != 0:
-        pytest.skip(f"{REQUIREMENT} is not to be had here: {done.stderr.decode(errors='replace')[-200:]}")
+        pytest.skip(f"{', '.join(requirements)}: not to be had here: {done.stderr[-200:]}")
     return python
+
+
+def run_in(python: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Code with arguments, or a module of that Python, which sees nothing of smalti."""
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [str(python), *(["-c", code] if code else []), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=own, check=False)
+
+
+@pytest.fixture(scope="module")
+def geotessera() -> Path:
+    return environment("geotessera", ["geotessera>=0.11"], "import geotessera.store", list(pythons()))
+
+
+@pytest.fixture(scope="module")
+def stackers() -> Path:
+    wanted = ["odc-stac>=0.5", "rioxarray>=0.19", "xarray", "zarr>=3.1.6", "dask"]
+    return environment("stackers", wanted, "import odc.stac, rioxarray, zarr, dask", [sys.executable])
 
 
 def test_geotessera_opens_the_store_and_gives_the_engines_numbers(tmp_path: Path, geotessera: Path) -> None:
@@ -103,10 +120,7 @@ def test_geotessera_opens_the_store_and_gives_the_engines_numbers(tmp_path: Path
     longitudes, latitudes = zip(*corners, strict=True)
     box = [min(longitudes), min(latitudes), max(longitudes), max(latitudes)]
     arguments = [str(run.mosaic / "embeddings.zarr"), json.dumps(points), json.dumps(box), str(tmp_path)]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(geotessera), "-c", READ, *arguments], capture_output=True, text=True, env=environment, check=False
-    )
+    done = run_in(geotessera, READ, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["years"] == [2019]
@@ -149,9 +163,7 @@ def test_geotessera_finds_the_npy_tiles_that_were_exported_and_reads_the_engines
     run = planned_run(tmp_path / "run", [(32631, c, 0) for c in range(2)], size=64)
     tiles = embed_places(run, dim=128, int8=True)
     export(run, str(tmp_path / "npy"), "geotessera")
-    command = [str(geotessera), "-c", READ_NPY, str(tmp_path / "npy"), str(tmp_path / "read.npz")]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_in(geotessera, READ_NPY, str(tmp_path / "npy"), str(tmp_path / "read.npz"))
     assert done.returncode == 0, done.stderr[-2000:]
     read = np.load(tmp_path / "read.npz")
     assert (int(read["year"]), str(read["crs"])) == (2019, "EPSG:32631")
@@ -159,3 +171,49 @@ def test_geotessera_finds_the_npy_tiles_that_were_exported_and_reads_the_engines
     for tile in planned_tiles(run):
         row, column = round((top - tile.north) / 10), round((tile.west - left) / 10)
         np.testing.assert_array_equal(read["values"][row : row + 64, column : column + 64], tiles[tile.name])
+
+
+READ_STACKS = """
+import sys
+from pathlib import Path
+import numpy as np
+import odc.stac, pystac, rioxarray, xarray
+
+folder, out = Path(sys.argv[1]), sys.argv[2]
+items = [pystac.Item.from_file(str(path)) for path in sorted(folder.glob("embeddings_31N_*.json"))]
+cube = odc.stac.load(items, chunks={})
+bands = [name for name in cube.data_vars if name.startswith("embeddings.")]
+bands.sort(key=lambda name: int(name.split(".")[1]))
+scene = cube.isel(time=0)
+raster = rioxarray.open_rasterio(folder / "embeddings_31N.vrt")
+zone = xarray.open_zarr(folder / "embeddings.zarr", group="utm31", consolidated=False).isel(time=0)
+np.savez(
+    out,
+    odc=np.stack([scene[name].values for name in bands], axis=-1),
+    odc_scales=scene["scales"].values,
+    odc_corner=[float(cube.x[0]) - 5, float(cube.y[0]) + 5, cube.odc.crs.epsg],
+    rio=np.moveaxis(raster.values, 0, -1),
+    rio_scales=rioxarray.open_rasterio(folder / "embeddings_31N_scales.vrt").values[0],
+    rio_corner=[float(raster.x[0]) - 5, float(raster.y[0]) + 5, raster.rio.crs.to_epsg()],
+    zarr=zone["embeddings"].transpose("y", "x", "band").values,
+    zarr_scales=zone["scales"].values,
+    zarr_corner=[float(zone.x[0]) - 5, float(zone.y[0]) + 5, int(zone.attrs["proj:code"].split(":")[1])],
+)
+"""
+
+
+def test_odc_stac_rioxarray_and_xarray_read_the_engines_numbers_at_their_places(tmp_path: Path, stackers: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, c, r) for c in range(3) for r in range(2)], size=64)
+    tiles = embed_places(run, dim=16, int8=True)
+    run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
+    done = run_in(stackers, READ_STACKS, str(run.mosaic), str(tmp_path / "read.npz"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = np.load(tmp_path / "read.npz")
+    for reader in ("odc", "rio", "zarr"):
+        west, north, epsg = read[f"{reader}_corner"]
+        assert epsg == 32631
+        assert read[reader].shape == (128, 192, 16)
+        values = read[reader].astype(np.float32) * read[f"{reader}_scales"][..., None]
+        for tile in planned_tiles(run):
+            row, column = round((north - tile.north) / 10), round((tile.west - west) / 10)
+            np.testing.assert_array_equal(values[row : row + 64, column : column + 64], tiles[tile.name])
