@@ -98,7 +98,6 @@ def embed_folder(run: Run, config: Config, tiles: Path, out: Path, timings: Path
 
 
 def _command(run: Run, config: Config, arguments: Sequence[str]) -> list[str]:
-    profile = load_profile(config.site.profile, run.root, config.site)
     arguments = ["-m", "infer", *arguments]
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
