@@ -20,7 +20,9 @@ from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_TRY_AGAIN,
     REGISTRY,
+    Lazily,
     ModelJob,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -64,12 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--min-clear-s2", type=int, default=0, metavar="N", help="leave pixels with fewer clear observations as nodata"
     )
+    folder.add_argument(
+        "--timings", type=Path, metavar="FILE", help="add a line (JSON) a tile: its pixels, and the seconds they took"
+    )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
     )
-    parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
     parser.add_argument(
         "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
     )
@@ -86,13 +90,12 @@ def build_parser() -> argparse.ArgumentParser:
 class Work:
     """What a command line asks for."""
 
-    tasks: list[TileTask]
+    tasks: Sequence[TileTask]
     settings: Settings
     job: ModelJob
     run: Run | None
     """None for a folder of tiles."""
     heads: int | None = None
-    compile_kernels: bool = False
 
     def checkpoint(self) -> Checkpoint:
         """Load the model that was asked for."""
@@ -112,11 +115,10 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
     imported = imported_tiles(run)  # `smalti import` took their embeddings from others
-    tasks = [
-        TileTask(tile.name, run.tiles / tile.name, True, tile)
-        for tile in planned_tiles(run)
-        if tile.name not in imported
-    ]
+    tiles: Sequence[PlannedTile] = planned_tiles(run)
+    if imported:
+        tiles = [tile for tile in tiles if tile.name not in imported]
+    tasks = Lazily(tiles, lambda tile: TileTask(tile.name, run.tiles / tile.name, True, tile))
     job = read_model_job(run)
     settings = Settings(
         run.embeddings,
@@ -128,7 +130,7 @@ def _run_work(arguments: argparse.Namespace) -> Work:
         any_precision=job.precision == "auto",
         scratch=_scratch(arguments),
     )
-    return Work(tasks, settings, job, run, None, arguments.compile)
+    return Work(tasks, settings, job, run)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
@@ -160,8 +162,9 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         arguments.overwrite,
         arguments.allow_source_mismatch,
         scratch=_scratch(arguments),
+        timings=arguments.timings,
     )
-    return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
+    return Work(tasks, settings, job, None, arguments.heads)
 
 
 def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
@@ -173,14 +176,8 @@ def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) 
 
 
 def _engine(work: Work, device: str, index: int) -> AnyEngine:
-    return make_engine(
-        work.checkpoint(),
-        device,
-        work.job.precision,
-        index=index,
-        compile_kernels=work.compile_kernels,
-        min_clear_s2=work.job.min_clear_s2,
-    )
+    least = work.job.min_clear_s2
+    return make_engine(work.checkpoint(), device, work.job.precision, index=index, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
@@ -241,7 +238,7 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
     work = _run_work(arguments) if arguments.run else _folder_work(arguments)
-    members = _members(arguments, len(shard.take(work.tasks)))
+    members = _members(arguments, len(work.tasks[shard.index :: shard.count]))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:
         if members == 1:

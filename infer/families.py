@@ -49,7 +49,7 @@ class AnyEngine(Protocol):
 
     @property
     def compiled(self) -> bool:
-        """Whether kernels were fused by torch.compile."""
+        """Whether kernels of our own run between the products."""
 
     @property
     def draws(self) -> bool:
@@ -76,7 +76,6 @@ def make_engine(
     precision: Literal["auto"] | Precision = "auto",
     *,
     index: int = 0,
-    compile_kernels: bool = False,
     min_clear_s2: int = 0,
 ) -> AnyEngine:
     """The engine of a checkpoint's family, ready for tile after tile; `close` it when done.
@@ -86,7 +85,6 @@ def make_engine(
         device: auto, cpu or a torch device type; families that compute on the host do so whatever is named.
         precision: auto, float32 or bfloat16.
         index: which accelerator.
-        compile_kernels: fuse what stands between products by torch.compile, where a family does that.
         min_clear_s2: leave pixels with fewer clear Sentinel-2 observations without an embedding.
 
     Raises:
@@ -100,4 +98,4 @@ def make_engine(
             precision = "float32"
         return MonthsEngine(checkpoint, choose_device(device, precision, index), network, min_clear_s2=min_clear_s2)
     chosen = choose_device(device, precision, index)
-    return Engine(checkpoint, chosen, compile_kernels=compile_kernels, min_clear_s2=min_clear_s2)
+    return Engine(checkpoint, chosen, min_clear_s2=min_clear_s2)

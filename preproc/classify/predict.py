@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from preproc.classify.regression import Regressor, load_regressor
 from preproc.classify.value_map import ValueSheetMaker, join_values
 from preproc.raster.cog import cog_writer
 from preproc.raster.observations import BANDS, NODATA, tally
-from preproc.raster.provenance import Embeddings, RunProvenance
+from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.strips import ROWS, Strip, strips
 from preproc.raster.zones import Sheet, sheets_of, zone_grids
 from preproc.run.classifier import about_classifier, maps_number, model_folder, read_regressor
@@ -55,7 +55,8 @@ class PredictStage:
         if config.clean.steps and not opened.numbers:
             steps = {**inputs, "clean": config.clean.model_dump(mode="json")}
             units.append(Unit("cleaned map", CleanedMap.path(run), CleanedMap.kind, steps))
-        return Session(units, lambda due: _build(opened, facts, due))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        return Session(units, lambda due: _build(opened, facts, due), after=after)
 
 
 class PredictSheetsStage:
@@ -134,7 +135,7 @@ class _Opened:
 
 def _open(run: Run, config: Config) -> _Opened:
     plan = Plan.read(run)
-    embeddings = Embeddings.of_run(run, plan)
+    embeddings = Embeddings.of_run(run, plan, gaps=config.stitch.missing == "nodata")
     zones = [MapZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet))) for grid in zone_grids(plan.tiles)]
     return _Opened(run, config, zones, embeddings)
 

@@ -313,7 +313,7 @@ def _companions(folder: Path, about: ClassifierManifest) -> list[Path]:
 
 
 def trainable(
-    samples: Samples, free_n: NDArray[np.bool_], min_groups: int
+    samples: Samples, free_n: NDArray[np.bool_], min_groups: int, command: str = "train"
 ) -> tuple[NDArray[np.bool_], list[LeftOutClass]]:
     """Leave out classes with too few groups to be cross-validated.
 
@@ -321,6 +321,7 @@ def trainable(
         samples: all of them.
         free_n: (N,) not held out.
         min_groups: groups that a class needs.
+        command: that says what is left out.
 
     Returns:
         (N,) the rows to train on, and what was left out.
@@ -336,7 +337,7 @@ def trainable(
     ]
     for entry in left_out:
         say(
-            f"train: {entry.name} is left out: it has {counted(entry.groups, 'group')}, [classify] min_groups "
+            f"{command}: {entry.name} is left out: it has {counted(entry.groups, 'group')}, [classify] min_groups "
             f"asks for {min_groups}"
         )
     if len(groups) - len(few) < 2:

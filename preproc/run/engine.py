@@ -13,11 +13,14 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_OK,
     EXIT_TRY_AGAIN,
+    Lazily,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -47,9 +50,10 @@ class InferStage:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
         embedded = embedding_units(run, config)
         imported = imported_tiles(run)
-        # what the engine is asked for comes first: its shards are divided alike
-        names = sorted((tile.name for tile in planned_tiles(run)), key=lambda name: name in imported)
-        units = [embedded(name) for name in names]
+        tiles: Sequence[PlannedTile] = planned_tiles(run)
+        if imported:  # what the engine is asked for comes first: its shards are divided alike
+            tiles = sorted(tiles, key=lambda tile: tile.name in imported)
+        units = Lazily(tiles, lambda tile: embedded(tile.name))
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
@@ -65,8 +69,40 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
         SmaltiError: if there is neither a container nor torch.
     """
     profile = load_profile(config.site.profile, run.root, config.site)
-    arguments = ["-m", "infer", str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard)]
-    arguments += engine_options(config)
+    return _command(
+        run,
+        config,
+        [str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard), *engine_options(config)],
+    )
+
+
+def embed_folder(run: Run, config: Config, tiles: Path, out: Path, timings: Path) -> int:
+    """Embed a folder of tiles inside a run with a run's model, on whatever device is here.
+
+    Args:
+        run: which the container is shown.
+        config: its model is what embeds, its site where.
+        tiles: folder of tile folders.
+        out: where embeddings go; those that are complete are left.
+        timings: file to which the engine adds how long each tile took.
+
+    Returns:
+        The engine's exit code; its reasons were told.
+
+    Raises:
+        SmaltiError: if there is neither a container nor torch, or the engine refused its input or was interrupted.
+    """
+    model = config.model
+    arguments = ["--tiles", str(tiles.absolute()), "--out", str(out.absolute()), "--timings", str(timings.absolute())]
+    arguments += ["--checkpoint", str(model.name or model.checkpoint), "--output", model.output]
+    arguments += ["--dim", str(model.dim), "--precision", model.precision, "--min-clear-s2", str(model.min_clear_s2)]
+    arguments += ["--allow-source-mismatch"] if model.allow_source_mismatch else []
+    return _execute(run, config, _command(run, config, arguments))
+
+
+def _command(run: Run, config: Config, arguments: Sequence[str]) -> list[str]:
+    profile = load_profile(config.site.profile, run.root, config.site)
+    arguments = ["-m", "infer", *arguments]
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
@@ -124,11 +160,7 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
     write_model_job(run, config.model.job())
     before = {unit.name: _written(unit) for unit in due.units}
     command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])
-    process = subprocess.Popen(command, env=_environment(config, command))
-    with _passing_signals(process):
-        code = process.wait()
-    if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
-        raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
+    code = _execute(run, config, command)
     failed = False
     for unit in due.units:
         state = unit.state()
@@ -142,6 +174,20 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
             )
     if code != EXIT_OK and not failed:
         raise StageFailedError(f"{run.root}: the engine ended with code {code}, though each tile has an embedding")
+
+
+def _execute(run: Run, config: Config, command: Sequence[str]) -> int:
+    """The engine's exit code.
+
+    Raises:
+        SmaltiError: if it refused its input or was interrupted.
+    """
+    process = subprocess.Popen(command, env=_environment(config, command))
+    with _passing_signals(process):
+        code = process.wait()
+    if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
+        raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
+    return code
 
 
 def _written(unit: Unit) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from bench.made_tile import made_tile
 from infer.contract import read_tile
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
-from infer.model.attention import attend
+from infer.model.attention import attend, kernel_for
 from infer.model.batch import Segment
 from infer.model.student import random_student
 from infer.selftest import deviation
@@ -76,8 +76,38 @@ def test_attention_kernels_agree(length):
     qkv = torch.randn(6 * length, 3 * 256, device=device, dtype=torch.bfloat16) / 4
     segments = (Segment(0, 0, 6, length, log),)
     exact = attend(qkv.float(), segments, 4, None, "batched")
-    for kernel in ("batched", "fused", "bias"):
-        assert (attend(qkv, segments, 4, None, kernel).float() - exact).abs().max() <= 2e-2
+    kernels = ["batched", "fused", "bias"]
+    with torch.inference_mode():
+        if kernel_for(device, torch.bfloat16, 64) == "packed":
+            kernels.append("packed")
+        for kernel in kernels:
+            assert (attend(qkv, segments, 4, None, kernel).float() - exact).abs().max() <= 2e-2
+
+
+def test_kernels_of_our_own_are_used_where_triton_works():
+    pytest.importorskip("triton")
+    assert kernel_for(choose_device("cuda").torch_device, torch.bfloat16, 64) == "packed"
+    engine = Engine(small(), choose_device("cuda", "bfloat16"))
+    assert engine.compiled
+    engine.close()
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 33, 128, 200])
+def test_the_packed_kernel_is_exact(length, norms):
+    device = choose_device("cuda").torch_device
+    log = torch.log(torch.randint(1, 9, (6, length), device=device).float())
+    qkv = torch.randn(6 * length + 3, 3 * 128, device=device, dtype=torch.bfloat16) / 4
+    segments = (Segment(0, 0, 6, length, log),)
+    weights = (torch.rand(32, device=device), torch.rand(32, device=device)) if norms else None
+    exact = attend(qkv.float(), segments, 4, weights, "batched")
+    if weights is not None:
+        weights = tuple(weight.to(torch.bfloat16) for weight in weights)
+    if kernel_for(device, torch.bfloat16, 32) != "packed":
+        pytest.skip("Triton does not work here")
+    found = attend(qkv, segments, 4, weights, "packed").float()
+    assert (found - exact).abs().max() <= 3e-2
+    assert not found[6 * length :].any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="limits the memory of a CUDA or ROCm device")
