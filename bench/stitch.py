@@ -90,7 +90,7 @@ def make_run(root: Path, across: int) -> None:
         fields = {"model": MODEL, "data_source": "mpc"}
         inputs = {"checkpoint": "ab" * 32}
         write_embedding(run.embeddings, tile.name, codes.astype(np.int8), scales, inputs=inputs, fields=fields)
-    values = pixels(run, planned_tiles(run)[:1]).reshape(-1, DIM)[:3000]
+    values = pixels(run, list(planned_tiles(run)[:1])).reshape(-1, DIM)[:3000]
     model = CatBoostClassifier(iterations=150, depth=6, verbose=False, allow_writing_files=False, thread_count=1)
     model.fit(values, np.arange(len(values)) % 3 + 1)
     run.model.mkdir()

@@ -20,7 +20,9 @@ from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_TRY_AGAIN,
     REGISTRY,
+    Lazily,
     ModelJob,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -64,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--min-clear-s2", type=int, default=0, metavar="N", help="leave pixels with fewer clear observations as nodata"
     )
+    folder.add_argument(
+        "--timings", type=Path, metavar="FILE", help="add a line (JSON) a tile: its pixels, and the seconds they took"
+    )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
     parser.add_argument(
@@ -85,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 class Work:
     """What a command line asks for."""
 
-    tasks: list[TileTask]
+    tasks: Sequence[TileTask]
     settings: Settings
     job: ModelJob
     run: Run | None
@@ -110,11 +115,10 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
     imported = imported_tiles(run)  # `smalti import` took their embeddings from others
-    tasks = [
-        TileTask(tile.name, run.tiles / tile.name, True, tile)
-        for tile in planned_tiles(run)
-        if tile.name not in imported
-    ]
+    tiles: Sequence[PlannedTile] = planned_tiles(run)
+    if imported:
+        tiles = [tile for tile in tiles if tile.name not in imported]
+    tasks = Lazily(tiles, lambda tile: TileTask(tile.name, run.tiles / tile.name, True, tile))
     job = read_model_job(run)
     settings = Settings(
         run.embeddings,
@@ -158,6 +162,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         arguments.overwrite,
         arguments.allow_source_mismatch,
         scratch=_scratch(arguments),
+        timings=arguments.timings,
     )
     return Work(tasks, settings, job, None, arguments.heads)
 
@@ -233,7 +238,7 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
     work = _run_work(arguments) if arguments.run else _folder_work(arguments)
-    members = _members(arguments, len(shard.take(work.tasks)))
+    members = _members(arguments, len(work.tasks[shard.index :: shard.count]))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:
         if members == 1:

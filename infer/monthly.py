@@ -296,7 +296,7 @@ class MonthsEngine(_Composing):
             told = torch.from_numpy(there[order]).to(on)
             sphere = None
             if network.needs.location:
-                sphere = torch.from_numpy(unit_vectors(tile, *np.divmod(places, tile.shape_hw[1]))).to(on)
+                sphere = torch.from_numpy(unit_vectors(tile, *tile.positions(places))).to(on)
             target, tokens = torch.from_numpy(places).to(on), 0
             for start, stop, count in _batches(months[order], network, lambda: self.budget):
                 if watch.stop():

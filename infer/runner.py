@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ from infer.contract import (
     staged_copy,
     take_back,
     write_embedding,
+    writing,
 )
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Output, TileResult
@@ -74,6 +77,8 @@ class Settings:
     """The embedding of a released tile is as good in another precision: none was asked for."""
     scratch: Path | None = None
     """Folder on a disk of this node from which tiles are read, copied there one ahead; None reads them in place."""
+    timings: Path | None = None
+    """File to which a line (JSON) is added a tile: its pixels with an embedding, and the seconds that they took."""
 
 
 @dataclass
@@ -190,7 +195,9 @@ class TileRunner:
                     progress.advance(1.0)
                     continue
                 content, inputs = opened
+                began = time.perf_counter()
                 result = self._compute(content, task.name, Watch(self._stop.is_set, progress.advance))
+                self._time(task.name, result, began)
             except InterruptedTileError:
                 report.interrupted = True
                 break
@@ -273,6 +280,20 @@ class TileRunner:
     def _compute(self, opened: Tile | LoadedTile, name: str, watch: Watch) -> TileResult:
         with self._device_failures(name):
             return self._engine.embed(opened, output=self._settings.output, dim=self._settings.dim, watch=watch)
+
+    def _time(self, name: str, result: TileResult, began: float) -> None:
+        if self._settings.timings is None:
+            return
+        self._engine.device.synchronise()
+        line = {
+            "tile": name,
+            "pixels": result.values.shape[0] * result.values.shape[1] - result.nodata_pixels,
+            "seconds": time.perf_counter() - began,
+            "device": self._engine.device.kind,
+            "cores": self._engine.device.workers if self._engine.device.on_cpu else 0,
+        }
+        with writing(self._settings.timings), self._settings.timings.open("a") as stream:
+            stream.write(f"{json.dumps(line)}\n")
 
     @contextmanager
     def _device_failures(self, name: str) -> Iterator[None]:

@@ -498,7 +498,7 @@ def status(
     from preproc.run.config import load_config
 
     config = load_config(Run(run))
-    watcher = Watcher(Run(run), config, checksums=deep)
+    watcher = Watcher(Run(run), config, checksums=deep, once=as_json or watch <= 0)
     overview = watcher.look()
     if as_json:
         print(json.dumps(overview.as_json(), indent=1))
@@ -565,6 +565,45 @@ def similar(
 
     here, there = parse_places(at, "--at"), parse_places(unlike or [], "--not")
     find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
+
+
+@app.command(rich_help_panel=_START)
+def compare(
+    run: RunArgument,
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, or files; the run's own and monthly."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Of catboost, linear, knn, mlp; linear and the run's own by default."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Differences are taken from it: monthly, or the first.")
+    ] = None,
+    deals: Annotated[int, typer.Option(min=1, max=100, help="How often the folds are dealt anew.")] = 5,
+    pixels: Annotated[int, typer.Option(min=50, help="At most; of every group an equal share.")] = 10_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; write nothing.")] = False,
+) -> None:
+    """Find out which model is worth it here, before any of them embeds the whole region.
+
+    Only labelled pixels are embedded, so it takes minutes where a map takes hours: `smalti plan` and `smalti fetch`
+    have to be done, nothing else. Same pixels, same folds, paired intervals, learning curves, seconds and bytes a
+    pixel: RUN/compare/index.html, compare.csv, compare.json. A model that fails does not stop the others.
+
+    Example: [bold]smalti compare RUN --models demo,monthly,my-encoder.pt[/]
+    """
+    from preproc.compare.compare import Wishes
+    from preproc.compare.compare import compare as run_comparison
+    from preproc.compare.compare import dry_run as describe
+    from preproc.run.config import load_config
+
+    def parts(text: str | None) -> tuple[str, ...]:
+        return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+    wishes = Wishes(parts(models), parts(methods), against, deals, pixels)
+    act = describe if dry_run else run_comparison
+    print(act(Run(run), load_config(Run(run)), wishes))
 
 
 model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")

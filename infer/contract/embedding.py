@@ -96,7 +96,12 @@ def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArr
 def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     """Paths of values, scales and manifest of a tile's embedding."""
     stem = child(folder, name)
-    return stem.with_name(f"{name}.npy"), stem.with_name(f"{name}_scales.npy"), stem.with_name(f"{name}.json")
+    return Path(f"{stem}.npy"), Path(f"{stem}_scales.npy"), Path(f"{stem}.json")
+
+
+def embedding_manifest(folder: Path, name: str) -> Path:
+    """Path of the last of them alone."""
+    return Path(f"{child(folder, name)}.json")
 
 
 def observations_path(folder: Path, name: str) -> Path:

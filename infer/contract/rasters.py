@@ -33,6 +33,8 @@ class Provenance(Record):
     """Where imported embeddings came from -> tiles; the others were computed in this run."""
     without: Mapping[str, int] = field(default_factory=dict)
     """Why pixels of the tiles have no embedding -> how many; empty where that was not counted."""
+    missing: tuple[str, ...] = ()
+    """Tiles without an embedding, which [stitch] missing = "nodata" left out."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_file,
+    embedding_manifest,
     embedding_paths,
     planned_tiles,
     read_embedding,
@@ -29,7 +30,7 @@ from infer.contract import (
 from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
+from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
@@ -65,7 +66,7 @@ class SampleStage:
                 "max_pixels": config.classify.max_pixels,
                 "seed": config.classify.seed,
             },
-            "embeddings": embeddings_fingerprint(run),
+            "embeddings": embeddings_fingerprint(run, gaps=config.stitch.missing == "nodata"),
         }
         unit = Unit("samples", run.samples_manifest, SamplesManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
@@ -80,19 +81,22 @@ def _settings(run: Run, config: Config) -> Labels:
     return config.labels
 
 
-def embeddings_fingerprint(run: Run) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan.
+def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
     missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
-    if missing:
+    if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
+    if missing:
+        lacking = set(missing)
+        names = [name for name in names if name not in lacking]
     manifests = [
         read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
         for name in names
@@ -152,7 +156,7 @@ class _Chosen:
 class Drawn:
     """What the table will hold."""
 
-    tiles: list[PlannedTile]
+    tiles: Sequence[PlannedTile]
     labels: LabelSet
     chosen: _Chosen
     codes: Mapping[Any, int]
@@ -163,8 +167,13 @@ class Drawn:
     """Numbers of an embedding."""
 
 
-def draw_samples(run: Run, config: Config) -> Drawn:
+def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Drawn:
     """Read the labels and choose the pixels.
+
+    Args:
+        run: the run.
+        config: its settings.
+        embedded_only: leave pixels without an embedding out; otherwise no embedding is looked at, nor has to be there.
 
     Raises:
         SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
@@ -181,7 +190,7 @@ def draw_samples(run: Run, config: Config) -> Drawn:
         district_attribute=settings.district,
         numeric=settings.value is not None,
     )
-    picked = _pick(run, config, tiles, labels)
+    picked = _pick(run, config, tiles, labels, embedded_only)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
@@ -206,13 +215,13 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
         classes=tuple(_legend(drawn) if value is None else _one_entry(drawn, value)),
         value=value,
         counts=drawn.counts,
-        embedded=embedded(read_provenance(run), Plan.read(run)),
+        embedded=embedded(read_provenance(run, gaps=config.stitch.missing == "nodata"), Plan.read(run)),
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
     _tell(about)
 
 
-def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
+def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
     zones: dict[int, list[tuple[int, int, int, int]]] = {}
     for tile in tiles:
         zones.setdefault(tile.epsg, []).append(tile.bounds)
@@ -223,8 +232,8 @@ def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, floa
     }
 
 
-def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) -> _Picked:
-    """Labelled pixels that have an embedding, at most `max_pixels` a group and tile."""
+def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
+    """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
     picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
@@ -232,6 +241,7 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) 
         epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
         for epsg in dict.fromkeys(tile.epsg for tile in tiles)
     }
+    gaps = config.stitch.missing == "nodata"
     near: set[int] = set()
     claimed: set[int] = set()
     with progress("sample: pixels", len(tiles), "tiles") as bar:
@@ -240,7 +250,13 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) 
             near.update(shapes.tree.query(shapely.box(*tile.bounds), predicate="intersects").tolist())
             claims = claim_pixels(tile, shapes, class_n)
             claimed.update(np.unique(claims.features_m).tolist())
-            _pick_valid(run, index, tile, claims, picked)
+            if not embedded_only:
+                picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
+                picked.add(index, tile, claims.rows_m, claims.cols_m, claims.features_m)
+            elif gaps and not embedding_manifest(run.embeddings, tile.name).exists():
+                picked.counts["pixels dropped: no embedding there"] += len(claims.rows_m)
+            else:
+                _pick_valid(run, index, tile, claims, picked)
             bar.advance(note=tile.name)
     if not near:
         raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")
@@ -332,11 +348,44 @@ def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int
 
 def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None) -> None:
     """One row group a tile."""
+    for place, tile in _places(drawn, value):
+        embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
+        writer.write(place, np.concatenate(list(_vectors(embedding, place["row"], place["col"]))))
+
+
+def places_of(drawn: Drawn) -> Samples:
+    """The labelled pixels with their classes, as a table without an embedding."""
+    parts: dict[str, list[Any]] = {}
+    for place, _tile in _places(drawn, None):
+        for name, values in place.items():
+            parts.setdefault(name, []).append(np.asarray(values))
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    count = len(columns["row"])
+    return Samples(
+        tile_n=columns["tile"],
+        row_n=columns["row"],
+        col_n=columns["col"],
+        x_n=columns["x"],
+        y_n=columns["y"],
+        epsg_n=columns["epsg"],
+        code_n=columns["code"].astype(np.int32),
+        group_n=columns["group"],
+        feature_n=columns["feature"],
+        district_n=columns.get("district", np.full(count, "")),
+        run_n=np.zeros(count, dtype=np.int16),
+        value_n=np.full(count, np.nan),
+        values_nc=np.zeros((count, 0), dtype=np.float32),
+        legend={entry.code: entry.name for entry in _legend(drawn)},
+        sources=(Source("this run", None, ""),),
+    )
+
+
+def _places(drawn: Drawn, value: str | None) -> Iterator[tuple[dict[str, Any], PlannedTile]]:
+    """The columns before the embedding, tile by tile."""
     chosen, labels = drawn.chosen, drawn.labels
     for index in np.unique(chosen.tile_n):
         here = chosen.tile_n == index
         tile, rows, cols, features = drawn.tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
-        embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
         x, y = _centres(tile, rows, cols)
         place = {
             "tile": [tile.name] * len(rows),
@@ -354,7 +403,7 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None)
             place["value"] = labels.classes_n[features].astype(np.float64)
         if labels.districts_n is not None:
             place["district"] = labels.districts_n[features].tolist()
-        writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
+        yield place, tile
 
 
 def _one_entry(drawn: Drawn, value: str) -> list[SampledClass]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from infer.contract import Plan, Run, SmaltiError, remove_stale_temporaries
@@ -13,7 +16,7 @@ from preproc.mosaic.join import ZoneSheets, join_sheets
 from preproc.mosaic.sheet import SheetFiles, SheetMaker, codes_layer, values_layer
 from preproc.raster.cog import scratch_bytes
 from preproc.raster.preview import picture_step
-from preproc.raster.provenance import Embeddings, RunProvenance
+from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.config import Config
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
@@ -33,7 +36,8 @@ class StitchStage:
         opened = _open(run, config)
         facts = opened.embeddings.provenance(opened.tiles)
         units = [*opened.units(), opened.joined(facts)]
-        return Session(units, lambda due: _build(opened, facts, due))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        return Session(units, lambda due: _build(opened, facts, due), after=after)
 
 
 class StitchSheetsStage:
@@ -109,9 +113,9 @@ def _common(facts: RunProvenance) -> dict[str, Any]:
 
 def _open(run: Run, config: Config) -> _Opened:
     plan = Plan.read(run)
-    for inner in (folder for folder in run.mosaic.rglob("*") if folder.is_dir()):  # what killed processes left there
-        remove_stale_temporaries(inner)
-    embeddings = Embeddings.of_run(run, plan)
+    for folder, _, _ in os.walk(run.mosaic):  # what killed processes left there
+        remove_stale_temporaries(Path(folder))
+    embeddings = Embeddings.of_run(run, plan, gaps=config.stitch.missing == "nodata")
     zones = [
         ZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet)), picture_step(grid.width, grid.height))
         for grid in zone_grids(plan.tiles)

@@ -28,6 +28,8 @@ from infer.contract.provenance import Embedded, Encoder, Window
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
 """Tiles named in a message about many."""
+_LISTED = 40
+"""And in the list at the end; manifests name all."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RunProvenance:
     """Pixels with fewer clear Sentinel-2 observations have no embedding."""
     origins: Mapping[str, int] = field(default_factory=dict)
     """Where imported embeddings came from -> tiles."""
+    missing: tuple[str, ...] = ()
+    """Tiles that were asked for and have no valid embedding, where that is allowed."""
 
     @property
     def content(self) -> str:
@@ -108,6 +112,7 @@ class RunProvenance:
             "archive": self.archive,
             "min_clear_s2": self.min_clear_s2,
             "origins": dict(self.origins),
+            "missing": self.missing,
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
@@ -149,20 +154,23 @@ class Embeddings:
     """First and last day, inclusive."""
     region: str
     """Its name."""
+    gaps: Sequence[PlannedTile] | None = None
+    """All tiles of the plan, any of which may be missing; None: those that are asked for have to be there."""
     _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
     """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
     _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of_run(cls, run: Run, plan: Plan) -> Embeddings:
-        """Of a planned run; nothing is read yet.
+    def of_run(cls, run: Run, plan: Plan, *, gaps: bool = False) -> Embeddings:
+        """Of a planned run; nothing is read yet. With `gaps` tiles may lack theirs: [stitch] missing = "nodata".
 
         Raises:
             SmaltiError: if the plan has no tiles.
         """
         if not plan.tiles:
             raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
-        return cls(run, plan.source, (plan.window[0].isoformat(), plan.window[1].isoformat()), plan.region.name)
+        window = plan.window[0].isoformat(), plan.window[1].isoformat()
+        return cls(run, plan.source, window, plan.region.name, plan.tiles if gaps else None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}, "_alike": {}}  # another process reads what it needs
@@ -176,31 +184,38 @@ class Embeddings:
         return self._tile(tile)[0]
 
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
-        """What some tiles have in common; they have to be there and to fit together.
+        """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
 
         Raises:
-            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models.
+            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models; with
+                gaps, if no tile of the run has one.
         """
         lacking: dict[str, str] = {}
         digest = hashlib.sha256()
         sources = set()
         origins: Counter[str] = Counter()
         first: _Stated | None = None
+        one = ""
         for tile in tiles:
             try:
                 files, source, origin, stated = self._tile(tile)
             except _LackingError as error:
                 lacking[tile.name] = str(error)
-            if lacking:
                 continue
-            first = first or stated
-            _check_alike(self.run, tiles[0].name, first, tile.name, stated)
+            if lacking and self.gaps is None:
+                continue
+            if first is None:
+                first, one = stated, tile.name
+            _check_alike(self.run, one, first, tile.name, stated)
             digest.update(sha256_json([tile.name, files]).encode())
             sources.add(source)
             if origin:
                 origins[origin] += 1
-        _check_complete(self.run, lacking, len(tiles))
-        assert first is not None, "no tiles"
+        if lacking and self.gaps is None:
+            raise _incomplete(self.run, lacking, len(tiles))
+        first = first or self._any()
+        if first is None:
+            raise _incomplete(self.run, lacking, len(tiles))
         name, label, trained, family = first.model
         return RunProvenance(
             model=name,
@@ -217,7 +232,17 @@ class Embeddings:
             fingerprint=digest.hexdigest(),
             min_clear_s2=first.min_clear_s2,
             origins=dict(sorted(origins.items())),
+            missing=tuple(sorted(lacking)),
         )
+
+    def _any(self) -> _Stated | None:
+        """What any embedding of the run states, for a sheet all of whose tiles are missing."""
+        for tile in self.gaps or ():
+            try:
+                return self._tile(tile)[3]
+            except _LackingError:
+                continue
+        return None
 
     def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
         if tile.name not in self._seen:
@@ -261,20 +286,31 @@ def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
         raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
-def read_provenance(run: Run) -> RunProvenance:
+def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
     """What all tiles of a run have in common; see `Embeddings.provenance`."""
     plan = Plan.read(run)
-    return Embeddings.of_run(run, plan).provenance(plan.tiles)
+    return Embeddings.of_run(run, plan, gaps=gaps).provenance(plan.tiles)
 
 
-def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
-    if lacking:
-        shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
-        more = ", ..." if len(lacking) > _NAMED else ""
-        raise SmaltiError(
-            f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-            f"run `smalti infer {run.quoted}`"
-        )
+def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
+    """What to tell people of tiles that are nodata."""
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_LISTED]) + (f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
+    many = f"{len(missing)} tiles have no embedding and are" if len(missing) > 1 else "1 tile has no embedding and is"
+    return [
+        f"{stage}: {many} nodata ([stitch] missing): {shown}: `smalti infer {run.quoted}` and `smalti {stage} "
+        f"{run.quoted}` fill in what can be had"
+    ]
+
+
+def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError:
+    shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
+    more = ", ..." if len(lacking) > _NAMED else ""
+    return SmaltiError(
+        f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
+        f'run `smalti infer {run.quoted}`, or set [stitch] missing = "nodata" to do without them'
+    )
 
 
 def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) -> None:

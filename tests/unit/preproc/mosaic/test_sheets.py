@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
 
 from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
+from infer.contract.rasters import MosaicManifest
 from preproc.mosaic.check import check_mosaic
 from preproc.mosaic.stage import StitchSheetsStage, StitchStage
 from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
@@ -228,3 +230,39 @@ def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> N
     root.write_text(root.read_text().replace("EPSG:32632", "EPSG:32633"))
     with pytest.raises(SmaltiError, match="EPSG:32633"):
         check_mosaic(run, settings)
+
+
+# --- tiles that are missing
+
+
+def test_missing_tiles_are_nodata_where_that_is_wished_and_filled_in_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    good = files(run)
+    shutil.rmtree(run.mosaic)
+    gone = [tile.name for tile in planned_tiles(run)][1::4]  # one of them is all that its sheet has
+    for name in gone:
+        run.embeddings.joinpath(f"{name}.json").rename(tmp_path / name)
+        tiles[name] = np.full_like(tiles[name], np.nan)
+    with pytest.raises(SmaltiError, match=r"2 of 7 tiles have no valid embedding: .*\[stitch\] missing = .nodata."):
+        run_stage(StitchStage(), run, settings)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nmissing = "nodata"'))
+    for index in (1, 0):
+        run_stage(StitchSheetsStage(), run, settings, shard=Shard(index, 2))
+    capsys.readouterr()
+    run_stage(StitchStage(), run, settings)
+    assert f"2 tiles have no embedding and are nodata ([stitch] missing): {', '.join(gone)}" in capsys.readouterr().err
+    for label, group in (("31N", "utm31"), ("32N", "utm32")):
+        np.testing.assert_array_equal(stored(run, group), whole(run, tiles, label))
+        np.testing.assert_array_equal(virtual(run, label), whole(run, tiles, label))
+    assert MosaicManifest.read(run).missing == tuple(gone)
+    assert "have the numbers of the embeddings" in check_mosaic(run, settings)
+    for name in gone:
+        (tmp_path / name).rename(run.embeddings / f"{name}.json")
+    outcome = run_stage(StitchStage(), run, settings)
+    assert outcome.complete_before > 0, "sheets that no missing tile touches stand"
+    assert files(run) == good
