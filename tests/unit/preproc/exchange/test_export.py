@@ -246,9 +246,7 @@ def test_an_export_goes_on_where_it_stopped_and_follows_changes(
 
 
 def test_a_target_that_cannot_be_written_is_told_in_a_line(run: Run) -> None:
-    with pytest.raises(
-        SmaltiError, match=r"/proc/none/smalti-export.json: cannot be written .*: name a folder"
-    ):
+    with pytest.raises(SmaltiError, match=r"/proc/none/smalti-export.json: cannot be written .*: name a folder"):
         export(run, "/proc/none", "geoparquet")
 
 
