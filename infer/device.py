@@ -67,6 +67,15 @@ class Device:
         elif self.torch_device.type == "xpu":
             torch.xpu.set_device(self.torch_device)
 
+    def synchronise(self) -> None:
+        """Wait until everything that was asked of it is done, for whoever measures time."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+        elif self.torch_device.type == "xpu":
+            torch.xpu.synchronize(self.torch_device)
+        elif self.torch_device.type == "mps":
+            torch.mps.synchronize()
+
     def token_budget(self, width: int) -> int:
         """Tokens of a batch for a network of this width, the same for every tile."""
         if self.on_cpu:

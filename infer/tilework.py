@@ -176,7 +176,7 @@ class TileWork:
     def _batches(self, modality: Modality, block: slice, active: NDArray[np.bool_]) -> Iterator[BlockBatch]:
         data, tables = self._loaded.data[modality], self._machinery.tables
         if tables is None:
-            return drawn_batches(data, block.start, active, self._loaded.tile.shape_hw[1], self._seed, self._budget)
+            return drawn_batches(data, block.start, active, self._loaded.tile, self._seed, self._budget)
         return counted_batches(data, block.start, self._loaded.counts[modality][block], self._budget, tables)
 
     def _pooled(self, modality: Modality, block: slice, active: NDArray[np.bool_]) -> torch.Tensor:

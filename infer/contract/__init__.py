@@ -95,6 +95,7 @@ from infer.contract.tile import (
     record_state,
     release_tile,
     take_back,
+    write_pixels_of,
 )
 
 __all__ = [
@@ -183,5 +184,6 @@ __all__ = [
     "write_manifest",
     "write_model_job",
     "write_npy",
+    "write_pixels_of",
     "writing",
 ]

@@ -31,7 +31,7 @@ from infer.contract import (
 from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
+from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
@@ -169,8 +169,13 @@ class Drawn:
     """Numbers of an embedding."""
 
 
-def draw_samples(run: Run, config: Config) -> Drawn:
+def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Drawn:
     """Read the labels and choose the pixels.
+
+    Args:
+        run: the run.
+        config: its settings.
+        embedded_only: leave pixels without an embedding out; otherwise no embedding is looked at, nor has to be there.
 
     Raises:
         SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
@@ -187,7 +192,7 @@ def draw_samples(run: Run, config: Config) -> Drawn:
         district_attribute=settings.district,
         numeric=settings.value is not None,
     )
-    picked = _pick(run, config, tiles, labels)
+    picked = _pick(run, config, tiles, labels, embedded_only)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
@@ -229,8 +234,8 @@ def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, 
     }
 
 
-def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet) -> _Picked:
-    """Labelled pixels that have an embedding, at most `max_pixels` a group and tile."""
+def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
+    """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
     picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
@@ -245,7 +250,7 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     def claims() -> Iterator[tuple[int, Claims]]:
         for index in labelled:  # in this thread: prepared outlines are not to be shared
             found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
-            if gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
+            if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
                 picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
                 continue
             claimed.update(np.unique(found.features_m).tolist())
@@ -254,6 +259,8 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
                 yield index, found
 
     def look(item: tuple[int, Claims]) -> tuple[int, NDArray[np.bool_]]:
+        if not embedded_only:
+            return picked.dim, np.ones(len(item[1].rows_m), dtype=bool)
         embedding = _open(run, tiles[item[0]])
         return embedding.shape_hwc[2], _valid(embedding, item[1].rows_m, item[1].cols_m)
 
@@ -265,7 +272,8 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
                     "run `smalti infer`"
                 )
             picked.dim = dim
-            picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
+            if embedded_only:
+                picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
             picked.add(index, tiles[index], found.rows_m[valid], found.cols_m[valid], found.features_m[valid])
             bar.advance(note=tiles[index].name)
     if not near:
@@ -352,15 +360,48 @@ def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int
 
 def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None, workers: int) -> None:
     """One row group a tile."""
+
+    def vectors(item: tuple[dict[str, Any], PlannedTile]) -> NDArray[np.float32]:
+        place, tile = item
+        embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
+        return embedding.points(place["row"], place["col"])
+
+    for (place, _), vectors_nc in in_order(_places(drawn, value), vectors, workers):
+        writer.write(place, vectors_nc)
+
+
+def places_of(drawn: Drawn) -> Samples:
+    """The labelled pixels with their classes, as a table without an embedding."""
+    parts: dict[str, list[Any]] = {}
+    for place, _tile in _places(drawn, None):
+        for name, values in place.items():
+            parts.setdefault(name, []).append(np.asarray(values))
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    count = len(columns["row"])
+    return Samples(
+        tile_n=columns["tile"],
+        row_n=columns["row"],
+        col_n=columns["col"],
+        x_n=columns["x"],
+        y_n=columns["y"],
+        epsg_n=columns["epsg"],
+        code_n=columns["code"].astype(np.int32),
+        group_n=columns["group"],
+        feature_n=columns["feature"],
+        district_n=columns.get("district", np.full(count, "")),
+        run_n=np.zeros(count, dtype=np.int16),
+        value_n=np.full(count, np.nan),
+        values_nc=np.zeros((count, 0), dtype=np.float32),
+        legend={entry.code: entry.name for entry in _legend(drawn)},
+        sources=(Source("this run", None, ""),),
+    )
+
+
+def _places(drawn: Drawn, value: str | None) -> Iterator[tuple[dict[str, Any], PlannedTile]]:
+    """The columns before the embedding, tile by tile."""
     chosen, labels = drawn.chosen, drawn.labels
     ends = np.flatnonzero(np.diff(chosen.tile_n)) + 1  # the table is in the order of the tiles
-
-    def vectors(place_n: NDArray[np.int64]) -> NDArray[np.float32]:
-        name = drawn.tiles[int(chosen.tile_n[place_n[0]])].name
-        embedding = read_embedding(run.embeddings, name, checksums=False)  # verified when the pixels were picked
-        return embedding.points(chosen.row_n[place_n], chosen.col_n[place_n])
-
-    for here, vectors_nc in in_order(np.split(np.arange(len(chosen.tile_n)), ends), vectors, workers):
+    for here in np.split(np.arange(len(chosen.tile_n)), ends):
         tile = drawn.tiles[int(chosen.tile_n[here[0]])]
         rows, cols, features = chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
         x, y = _centres(tile, rows, cols)
@@ -380,7 +421,7 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None,
             place["value"] = labels.classes_n[features].astype(np.float64)
         if labels.districts_n is not None:
             place["district"] = labels.districts_n[features].tolist()
-        writer.write(place, vectors_nc)
+        yield place, tile
 
 
 def _one_entry(drawn: Drawn, value: str) -> list[SampledClass]:

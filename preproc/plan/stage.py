@@ -172,7 +172,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     index = SceneIndex(yielded.scenes)
     season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = max(1, round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100))
-    work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
+    work = Work(len(planned), config.tiles.size, pixels, season, parameters_of(config), config.site.workers or _cpus())
     plan = Plan(
         tile_size=config.tiles.size,
         tiles=planned,
@@ -245,7 +245,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _parameters(config: Config) -> int:
+def parameters_of(config: Config) -> int:
     """Of the model: as registered, or else as its file's size tells."""
     path = config.model.checkpoint
     if config.model.name is not None:
