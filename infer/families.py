@@ -13,6 +13,7 @@ from infer.contract.monthly import MONTHLY_FAMILY
 from infer.contract.registry import Family
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine, Output, TileResult
+from infer.joined import JoinedEngine
 from infer.model.galileo import galileo_network
 from infer.model.months import MonthsNetwork
 from infer.model.presto import presto_network
@@ -90,6 +91,9 @@ def make_engine(
     Raises:
         SmaltiError: for a device that is not there, or parameters that do not fit their network.
     """
+    if checkpoint.parts:
+        how = {"index": index, "min_clear_s2": min_clear_s2}
+        return JoinedEngine(checkpoint, [make_engine(part, device, precision, **how) for part in checkpoint.parts])
     if checkpoint.family == MONTHLY_FAMILY:
         return MonthlyEngine(checkpoint, min_clear_s2=min_clear_s2)
     if checkpoint.family in OVER_MONTHS:

@@ -25,7 +25,7 @@ from infer.contract import (
     registered_model,
     sha256_file,
 )
-from infer.contract.registry import DataSource, Family
+from infer.contract.registry import DataSource, Family, joined_sha256, parts_of
 from infer.normalisation import NORMALISATIONS, Normalisation
 from infer.torch_file import check_parameter, read_torch
 
@@ -65,6 +65,8 @@ class Checkpoint:
     trained: bool
     label: str
     """What to call it in front of people, for example "untrained demonstration model"."""
+    parts: tuple[Checkpoint, ...] = ()
+    """Of several models side by side: theirs."""
 
     @property
     def normalisation(self) -> Normalisation:
@@ -219,7 +221,32 @@ def resolve_checkpoint(job: ModelJob, run: Run) -> Checkpoint:
         return load_checkpoint(run.root / job.checkpoint, registered)
     if registered is None:
         raise SmaltiError(f"{run.model_job}: names neither a model nor a checkpoint: set [model] name in run.toml")
-    return load_checkpoint(cached_checkpoint(registered.name), registered)
+    return load_registered(registered.name)
+
+
+def load_registered(name: str, *, heads: int | None = None) -> Checkpoint:
+    """The checkpoint of a registered model, or of several side by side (demo+monthly).
+
+    Raises:
+        SmaltiError: if one is not known, not fetched, or not what it should be.
+    """
+    parts = tuple(load_checkpoint(cached_checkpoint(part.name), part, heads=heads) for part in parts_of(name))
+    if len(parts) == 1:
+        return parts[0]
+    whole = registered_model(name)
+    return Checkpoint(
+        name,
+        parts[0].path,
+        joined_sha256([part.sha256 for part in parts]),
+        whole.family,
+        {},
+        {},
+        whole.normalisation,
+        whole.data_source,
+        all(part.trained for part in parts),
+        one_line(" beside ".join(part.label for part in parts)[:_MAX_LABEL]),
+        parts,
+    )
 
 
 def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: Any) -> None:

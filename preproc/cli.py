@@ -572,7 +572,7 @@ def compare(
     run: RunArgument,
     models: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, or files; the run's own and monthly."),
+        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, files, or demo+monthly."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -591,7 +591,9 @@ def compare(
     have to be done, nothing else. Same pixels, same folds, paired intervals, learning curves, seconds and bytes a
     pixel: RUN/compare/index.html, compare.csv, compare.json. A model that fails does not stop the others.
 
-    Example: [bold]smalti compare RUN --models demo,monthly,my-encoder.pt[/]
+    A model is a name, a checkpoint file, or several names side by side; by default the run's own and monthly medians.
+
+    Example: [bold]smalti compare RUN --models demo,monthly,demo+monthly,my-encoder.pt[/]
     """
     from preproc.compare.compare import Wishes
     from preproc.compare.compare import compare as run_comparison
