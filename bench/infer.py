@@ -41,7 +41,7 @@ from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine
 from infer.model import BackboneShape, Network, Segment
-from infer.model.attention import attend
+from infer.model.attention import Kernel, attend, kernel_for
 from infer.model.linear import Linear
 from infer.model.student import random_student
 from infer.prepare import ModalityData
@@ -208,7 +208,11 @@ def attention_kernels(shape: BackboneShape, device: Device) -> str:
         segments = (Segment(0, 0, pixels, length, log),)
         qkv = torch.randn(pixels * length, 3 * shape.width, device=device.torch_device).to(device.dtype)
         found = []
-        for kernel in ("batched", "fused", "bias"):
+        kernels: list[Kernel] = ["batched", "fused", "bias"]
+        with torch.inference_mode():
+            if kernel_for(device.torch_device, device.dtype, shape.width // shape.heads) == "packed":
+                kernels.append("packed")
+        for kernel in kernels:
             spent = []
             with torch.inference_mode():
                 for _ in range(8):

@@ -20,26 +20,27 @@ from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_TRY_AGAIN,
     REGISTRY,
+    Lazily,
     ModelJob,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
-    cached_checkpoint,
     is_tile_folder,
     planned_tiles,
     read_model_job,
-    registered_model,
     scratch_folder,
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
+from infer.contract.registry import JOIN, known_model
 from infer.device import accelerator_count
 from infer.families import AnyEngine, make_engine
 from infer.fleet import run_members, take_cores
 from infer.progress import on_stop, say
 from infer.runner import Settings, TileRunner, TileTask
 from infer.selftest import self_test
-from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
+from infer.weights import Checkpoint, load_checkpoint, load_registered, resolve_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,12 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th tile from the I-th on (0 <= I < N)")
     folder = parser.add_argument_group("any folder of tiles, without a run")
     folder.add_argument("--tiles", type=Path, metavar="DIR", help="folder of tile folders, or one tile folder")
-    folder.add_argument("--checkpoint", metavar="FILE", help=f"a checkpoint, or one of {', '.join(REGISTRY)}")
+    folder.add_argument(
+        "--checkpoint", metavar="FILE", help=f"a checkpoint, one of {', '.join(REGISTRY)}, or several: a+b"
+    )
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
     folder.add_argument(
         "--output",
         choices=("int8", "float32"),
-        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly: float32)",
+        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly, alone or not: float32)",
     )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -64,12 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--min-clear-s2", type=int, default=0, metavar="N", help="leave pixels with fewer clear observations as nodata"
     )
+    folder.add_argument(
+        "--timings", type=Path, metavar="FILE", help="add a line (JSON) a tile: its pixels, and the seconds they took"
+    )
     folder.add_argument("--allow-source-mismatch", action="store_true", help="accept tiles of another data source")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm), mps, xpu")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes side by side (default: one per accelerator)"
     )
-    parser.add_argument("--compile", action="store_true", help="fuse kernels by torch.compile where that works")
     parser.add_argument(
         "--scratch", metavar="DIR", help="disk of this node to copy tiles to before they are read, one ahead"
     )
@@ -86,21 +91,20 @@ def build_parser() -> argparse.ArgumentParser:
 class Work:
     """What a command line asks for."""
 
-    tasks: list[TileTask]
+    tasks: Sequence[TileTask]
     settings: Settings
     job: ModelJob
     run: Run | None
     """None for a folder of tiles."""
     heads: int | None = None
-    compile_kernels: bool = False
 
     def checkpoint(self) -> Checkpoint:
         """Load the model that was asked for."""
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
-        if name in REGISTRY and not Path(name).is_file():  # a folder `demo` is no checkpoint
-            return load_checkpoint(cached_checkpoint(name), registered_model(name), heads=self.heads)
+        if not Path(name).is_file() and (JOIN in name or name in REGISTRY):  # a folder `demo` is no checkpoint
+            return load_registered(name, heads=self.heads)
         return load_checkpoint(Path(name), heads=self.heads)
 
 
@@ -112,11 +116,10 @@ def _run_work(arguments: argparse.Namespace) -> Work:
     """The tiles of a run."""
     run = Run(arguments.run)
     imported = imported_tiles(run)  # `smalti import` took their embeddings from others
-    tasks = [
-        TileTask(tile.name, run.tiles / tile.name, True, tile)
-        for tile in planned_tiles(run)
-        if tile.name not in imported
-    ]
+    tiles: Sequence[PlannedTile] = planned_tiles(run)
+    if imported:
+        tiles = [tile for tile in tiles if tile.name not in imported]
+    tasks = Lazily(tiles, lambda tile: TileTask(tile.name, run.tiles / tile.name, True, tile))
     job = read_model_job(run)
     settings = Settings(
         run.embeddings,
@@ -128,7 +131,7 @@ def _run_work(arguments: argparse.Namespace) -> Work:
         any_precision=job.precision == "auto",
         scratch=_scratch(arguments),
     )
-    return Work(tasks, settings, job, run, None, arguments.compile)
+    return Work(tasks, settings, job, run)
 
 
 def _folder_work(arguments: argparse.Namespace) -> Work:
@@ -145,10 +148,11 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     if not inside:
         raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
     tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
+    known = known_model(arguments.checkpoint)
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output or ("float32" if arguments.checkpoint == "monthly" else "int8"),
+        arguments.output or ("int8" if known is None or known.coded else "float32"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,
@@ -160,8 +164,9 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
         arguments.overwrite,
         arguments.allow_source_mismatch,
         scratch=_scratch(arguments),
+        timings=arguments.timings,
     )
-    return Work(tasks, settings, job, None, arguments.heads, arguments.compile)
+    return Work(tasks, settings, job, None, arguments.heads)
 
 
 def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) -> None:
@@ -173,14 +178,8 @@ def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) 
 
 
 def _engine(work: Work, device: str, index: int) -> AnyEngine:
-    return make_engine(
-        work.checkpoint(),
-        device,
-        work.job.precision,
-        index=index,
-        compile_kernels=work.compile_kernels,
-        min_clear_s2=work.job.min_clear_s2,
-    )
+    least = work.job.min_clear_s2
+    return make_engine(work.checkpoint(), device, work.job.precision, index=index, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
@@ -241,7 +240,7 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
     work = _run_work(arguments) if arguments.run else _folder_work(arguments)
-    members = _members(arguments, len(shard.take(work.tasks)))
+    members = _members(arguments, len(work.tasks[shard.index :: shard.count]))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:
         if members == 1:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from infer.contract import EXIT_FAILED, SmaltiError, Tile
 from infer.device import Device, is_out_of_memory
 from infer.model import Modality, build_network
-from infer.model.pointwise import compiled_add_norm
+from infer.model.pointwise import fused_add_norm
 from infer.prepare import LoadedTile, Multiplicities, load_tile
 from infer.tilework import Machinery, Product, TileWork, Watch
 from infer.transfer import Transfer
@@ -67,7 +67,6 @@ class Engine:
         device: Device,
         *,
         token_budget: int | None = None,
-        compile_kernels: bool = False,
         min_clear_s2: int = 0,
     ) -> None:
         """Build the network.
@@ -76,7 +75,6 @@ class Engine:
             checkpoint: what to run.
             device: where and how.
             token_budget: tokens of a batch, to override the device's.
-            compile_kernels: fuse what stands between products by torch.compile, where that works.
             min_clear_s2: leave pixels with fewer clear Sentinel-2 observations without an embedding.
 
         Raises:
@@ -91,8 +89,9 @@ class Engine:
         network = build_network(checkpoint)
         self.architecture = network.architecture
         width = self.architecture.s2.width
-        add_norm = compiled_add_norm(device.torch_device, device.dtype, width) if compile_kernels else None
+        add_norm = fused_add_norm(device.torch_device, device.dtype, width)
         self.compiled = add_norm is not None
+        """Whether kernels of our own run between the products."""
         network.place(device.torch_device, device.dtype, add_norm)
         self.budget = token_budget or device.token_budget(width)
         rule = self.architecture.rule

@@ -5,16 +5,28 @@ What runs tiles knows an engine by what `AnyEngine` says and nothing else, so th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from infer.contract import Tile
 from infer.contract.monthly import MONTHLY_FAMILY
+from infer.contract.registry import Family
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine, Output, TileResult
-from infer.monthly import MonthlyEngine
+from infer.joined import JoinedEngine
+from infer.model.galileo import galileo_network
+from infer.model.months import MonthsNetwork
+from infer.model.presto import presto_network
+from infer.monthly import MonthlyEngine, MonthsEngine
 from infer.prepare import LoadedTile
 from infer.tilework import Watch
 from infer.weights import Checkpoint
+
+OVER_MONTHS: Mapping[Family, Callable[[Checkpoint], MonthsNetwork]] = {
+    "presto": presto_network,
+    "galileo-nano": galileo_network,
+}
+"""Families whose networks take monthly composites."""
 
 
 class AnyEngine(Protocol):
@@ -38,7 +50,7 @@ class AnyEngine(Protocol):
 
     @property
     def compiled(self) -> bool:
-        """Whether kernels were fused by torch.compile."""
+        """Whether kernels of our own run between the products."""
 
     @property
     def draws(self) -> bool:
@@ -65,7 +77,6 @@ def make_engine(
     precision: Literal["auto"] | Precision = "auto",
     *,
     index: int = 0,
-    compile_kernels: bool = False,
     min_clear_s2: int = 0,
 ) -> AnyEngine:
     """The engine of a checkpoint's family, ready for tile after tile; `close` it when done.
@@ -75,13 +86,20 @@ def make_engine(
         device: auto, cpu or a torch device type; families that compute on the host do so whatever is named.
         precision: auto, float32 or bfloat16.
         index: which accelerator.
-        compile_kernels: fuse what stands between products by torch.compile, where a family does that.
         min_clear_s2: leave pixels with fewer clear Sentinel-2 observations without an embedding.
 
     Raises:
         SmaltiError: for a device that is not there, or parameters that do not fit their network.
     """
+    if checkpoint.parts:
+        how = {"index": index, "min_clear_s2": min_clear_s2}
+        return JoinedEngine(checkpoint, [make_engine(part, device, precision, **how) for part in checkpoint.parts])
     if checkpoint.family == MONTHLY_FAMILY:
         return MonthlyEngine(checkpoint, min_clear_s2=min_clear_s2)
+    if checkpoint.family in OVER_MONTHS:
+        network = OVER_MONTHS[checkpoint.family](checkpoint)
+        if network.float32_only and precision == "auto":
+            precision = "float32"
+        return MonthsEngine(checkpoint, choose_device(device, precision, index), network, min_clear_s2=min_clear_s2)
     chosen = choose_device(device, precision, index)
-    return Engine(checkpoint, chosen, compile_kernels=compile_kernels, min_clear_s2=min_clear_s2)
+    return Engine(checkpoint, chosen, min_clear_s2=min_clear_s2)

@@ -272,7 +272,7 @@ def _counted(
 
 
 def drawn_batches(
-    data: ModalityData, first: int, active_p: NDArray[np.bool_], width: int, seed: int, budget: int
+    data: ModalityData, first: int, active_p: NDArray[np.bool_], tile: Tile, seed: int, budget: int
 ) -> Iterator[BlockBatch]:
     """Batches of v1.0: 40 observations drawn per pixel, reproducibly (see `infer.draw`), distinct ones computed once.
 
@@ -280,7 +280,7 @@ def drawn_batches(
         data: the modality.
         first: position of the block's first pixel in the tile.
         active_p: (P,) which of the block's pixels are computed.
-        width: of the tile in pixels.
+        tile: which knows where its pixels are.
         seed: of the tile.
         budget: tokens of a batch.
 
@@ -295,7 +295,7 @@ def drawn_batches(
     places = np.flatnonzero(active_p)
     valid_pt = data.valid_tp[:, first : first + len(active_p)].t().cpu().numpy()[places]
     valid_pt[~valid_pt.any(axis=1)] = True  # the reference draws from all dates where none is valid
-    drawn = _draw_dates(valid_pt, data.modality, seed, first + places, width)
+    drawn = _draw_dates(valid_pt, data.modality, seed, *tile.positions(first + places))
     fresh = np.diff(drawn, axis=1, prepend=-1) > 0
     lengths = fresh.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
@@ -309,16 +309,20 @@ def drawn_batches(
 
 
 def _draw_dates(
-    valid_pt: NDArray[np.bool_], modality: Modality, seed: int, pixels_p: NDArray[np.int64], width: int
+    valid_pt: NDArray[np.bool_],
+    modality: Modality,
+    seed: int,
+    rows_p: NDArray[np.int64],
+    columns_p: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """(P, 40) drawn dates, ascending."""
     counts = valid_pt.sum(axis=1)
     drawn = np.empty((len(counts), draw.DRAWN), dtype=np.int64)
     for n in np.unique(counts):
-        rows = np.flatnonzero(counts == n)
-        dates = np.nonzero(valid_pt[rows])[1].reshape(len(rows), int(n))
-        picked = draw.draw(seed, int(modality == "s1"), pixels_p[rows] // width, pixels_p[rows] % width, int(n))
-        drawn[rows] = np.take_along_axis(dates, picked, axis=1)
+        those = np.flatnonzero(counts == n)
+        dates = np.nonzero(valid_pt[those])[1].reshape(len(those), int(n))
+        picked = draw.draw(seed, int(modality == "s1"), rows_p[those], columns_p[those], int(n))
+        drawn[those] = np.take_along_axis(dates, picked, axis=1)
     return drawn
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,12 +31,14 @@ from infer.contract import (
     output_state,
     read_back,
     read_tile,
+    registered_model,
     release_tile,
     remove_stale_temporaries,
     sha256_file,
     staged_copy,
     take_back,
     write_embedding,
+    writing,
 )
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Output, TileResult
@@ -42,7 +46,7 @@ from infer.families import AnyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
-from infer.weights import check_source
+from infer.weights import Checkpoint, check_source
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Settings:
     """The embedding of a released tile is as good in another precision: none was asked for."""
     scratch: Path | None = None
     """Folder on a disk of this node from which tiles are read, copied there one ahead; None reads them in place."""
+    timings: Path | None = None
+    """File to which a line (JSON) is added a tile: its pixels with an embedding, and the seconds that they took."""
 
 
 @dataclass
@@ -190,7 +196,9 @@ class TileRunner:
                     progress.advance(1.0)
                     continue
                 content, inputs = opened
+                began = time.perf_counter()
                 result = self._compute(content, task.name, Watch(self._stop.is_set, progress.advance))
+                self._time(task.name, result, began)
             except InterruptedTileError:
                 report.interrupted = True
                 break
@@ -274,6 +282,20 @@ class TileRunner:
         with self._device_failures(name):
             return self._engine.embed(opened, output=self._settings.output, dim=self._settings.dim, watch=watch)
 
+    def _time(self, name: str, result: TileResult, began: float) -> None:
+        if self._settings.timings is None:
+            return
+        self._engine.device.synchronise()
+        line = {
+            "tile": name,
+            "pixels": result.values.shape[0] * result.values.shape[1] - result.nodata_pixels,
+            "seconds": time.perf_counter() - began,
+            "device": self._engine.device.kind,
+            "cores": self._engine.device.workers if self._engine.device.on_cpu else 0,
+        }
+        with writing(self._settings.timings), self._settings.timings.open("a") as stream:
+            stream.write(f"{json.dumps(line)}\n")
+
     @contextmanager
     def _device_failures(self, name: str) -> Iterator[None]:
         """What an accelerator's driver reports means that this process has lost it."""
@@ -318,6 +340,19 @@ def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
         say(f"infer: {name} failed: {error}")
 
 
+def _parts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Of several models side by side: whose numbers stand where."""
+    return [
+        {
+            "name": part.name,
+            "family": part.family,
+            "numbers": registered_model(part.name).usual_dim,
+            "checkpoint": part.sha256,
+        }
+        for part in checkpoint.parts
+    ]
+
+
 def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
@@ -329,6 +364,7 @@ def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[s
             "family": checkpoint.family,
             "data_source": checkpoint.data_source,
             "normalisation": checkpoint.normalisation_key,
+            **({"parts": _parts(checkpoint)} if checkpoint.parts else {}),
         },
         "dimensions": int(result.values.shape[2]),
         "engine": {

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from infer import draw
-from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SmaltiError
+from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SmaltiError, Tile
 from infer.device import Device
 from infer.model import Modality, Network
 from infer.prepare import BlockBatch, LoadedTile, Multiplicities, counted_batches, drawn_batches, zero_batch
@@ -83,6 +83,29 @@ class Product:
         self.scales_p.index_copy_(0, places_p, scales)
 
 
+def check_finite(tile: Tile, fused_pc: torch.Tensor, places_p: torch.Tensor) -> None:
+    """Refuse an embedding with numbers that are none.
+
+    Args:
+        tile: for the message.
+        fused_pc: (P, C) vectors.
+        places_p: (P,) their pixels, counted row by row.
+
+    Raises:
+        SmaltiError: with the position of the first one.
+    """
+    good = torch.isfinite(fused_pc).all(dim=1)
+    if bool(good.all()):
+        return
+    bad = places_p[~good]
+    row, column = divmod(int(bad[0]), tile.shape_hw[1])
+    raise SmaltiError(
+        f"{tile.name}: NaN or infinity in the embedding of {len(bad)} pixels, first at row {row}, "
+        f"column {column}: check the checkpoint, or use --precision float32",
+        exit_code=EXIT_FAILED,
+    )
+
+
 class TileWork:
     """One tile at one token budget."""
 
@@ -147,25 +170,13 @@ class TileWork:
 
         self._machinery.workers.run(fuse(start) for start in range(0, len(rows), step))
         places = rows + block.start
-        self._check(fused, places)
+        check_finite(self._loaded.tile, fused, places)
         product.put(places, fused, self._machinery.rounding)
-
-    def _check(self, fused: torch.Tensor, places: torch.Tensor) -> None:
-        good = torch.isfinite(fused).all(dim=1)
-        if bool(good.all()):
-            return
-        bad = places[~good]
-        row, column = divmod(int(bad[0]), self._loaded.tile.shape_hw[1])
-        raise SmaltiError(
-            f"{self._loaded.tile.name}: NaN or infinity in the embedding of {len(bad)} pixels, first at row {row}, "
-            f"column {column}: check the checkpoint, or use --precision float32",
-            exit_code=EXIT_FAILED,
-        )
 
     def _batches(self, modality: Modality, block: slice, active: NDArray[np.bool_]) -> Iterator[BlockBatch]:
         data, tables = self._loaded.data[modality], self._machinery.tables
         if tables is None:
-            return drawn_batches(data, block.start, active, self._loaded.tile.shape_hw[1], self._seed, self._budget)
+            return drawn_batches(data, block.start, active, self._loaded.tile, self._seed, self._budget)
         return counted_batches(data, block.start, self._loaded.counts[modality][block], self._budget, tables)
 
     def _pooled(self, modality: Modality, block: slice, active: NDArray[np.bool_]) -> torch.Tensor:

@@ -74,9 +74,13 @@ class Workers:
                     raise
 
         futures = [self._pool.submit(work) for _ in range(self._count)]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
+        failures = (future.exception() for future in futures)
+        error = next((failure for failure in failures if failure is not None), None)
+        try:
+            if error is not None:
+                raise error
+        finally:  # its traceback refers to this frame: a cycle would keep the failed batch's memory for a while
+            del futures, failures, error
 
     def close(self) -> None:
         """End the threads."""

@@ -267,10 +267,12 @@ def import_command(
 ) -> None:
     """Take published embeddings into a planned run, instead of computing them.
 
-    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, or a folder of
-    its npy tiles with tessera_metadata.json. The model in run.toml has to be the one that they were made with. The
-    season has to be theirs: a calendar year, unless smalti made the store. Afterwards sample, train, predict, validate
-    and report work as ever, without a GPU.
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store
+    as geotessera writes it, an Icechunk repository of one (….icechunk), or a
+    folder of its npy tiles with tessera_metadata.json. The model in run.toml has
+    to be the one that they were made with, and the season theirs: a calendar
+    year, unless smalti made the store. Afterwards sample, train, predict,
+    validate and report work as ever, without a GPU.
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
@@ -496,7 +498,7 @@ def status(
     from preproc.run.config import load_config
 
     config = load_config(Run(run))
-    watcher = Watcher(Run(run), config, checksums=deep)
+    watcher = Watcher(Run(run), config, checksums=deep, once=as_json or watch <= 0)
     overview = watcher.look()
     if as_json:
         print(json.dumps(overview.as_json(), indent=1))
@@ -565,6 +567,47 @@ def similar(
     find_similar(Run(run), load_config(Run(run)), here, there, places, force=force)
 
 
+@app.command(rich_help_panel=_START)
+def compare(
+    run: RunArgument,
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, files, or demo+monthly."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Of catboost, linear, knn, mlp; linear and the run's own by default."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Differences are taken from it: monthly, or the first.")
+    ] = None,
+    deals: Annotated[int, typer.Option(min=1, max=100, help="How often the folds are dealt anew.")] = 5,
+    pixels: Annotated[int, typer.Option(min=50, help="At most; of every group an equal share.")] = 10_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; write nothing.")] = False,
+) -> None:
+    """Find out which model is worth it here, before any of them embeds the whole region.
+
+    Only labelled pixels are embedded, so it takes minutes where a map takes hours: `smalti plan` and `smalti fetch`
+    have to be done, nothing else. Same pixels, same folds, paired intervals, learning curves, seconds and bytes a
+    pixel: RUN/compare/index.html, compare.csv, compare.json. A model that fails does not stop the others.
+
+    A model is a name, a checkpoint file, or several names side by side; by default the run's own and monthly medians.
+
+    Example: [bold]smalti compare RUN --models demo,monthly,demo+monthly,my-encoder.pt[/]
+    """
+    from preproc.compare.compare import Wishes
+    from preproc.compare.compare import compare as run_comparison
+    from preproc.compare.compare import dry_run as describe
+    from preproc.run.config import load_config
+
+    def parts(text: str | None) -> tuple[str, ...]:
+        return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+    wishes = Wishes(parts(models), parts(methods), against, deals, pixels)
+    act = describe if dry_run else run_comparison
+    print(act(Run(run), load_config(Run(run)), wishes))
+
+
 model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
 app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
 
@@ -583,11 +626,19 @@ def model_show(
 def atlas(
     run: RunArgument,
     out: Annotated[Path | None, typer.Argument(metavar="OUT", help="A new folder; RUN/atlas by default.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option("--beside", metavar="RUN", help="Show the layers of this run, too, for the swipe.")
+    ] = None,
 ) -> None:
-    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere."""
+    """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere.
+
+    A click tells a place's values, finds every place like it, or places a label:
+    the page shows at once what map the labels would give, and saves them as a
+    file to train on.
+    """
     from preproc.atlas.atlas import write_atlas
 
-    print(write_atlas(Run(run), out))
+    print(write_atlas(Run(run), out, beside=None if beside is None else Run(beside)))
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -595,11 +646,15 @@ def view(
     folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
 ) -> None:
-    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours)."""
+    """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours).
+
+    Of a run a click tells the season's curve as well, while the tiles' time series are there.
+    """
     from preproc.atlas.serve import serving
 
     inside = folder / "atlas"
-    with serving(inside if inside.is_dir() else folder, port) as server:
+    of_run = inside.is_dir() and (folder / "plan.json").is_file()
+    with serving(inside if inside.is_dir() else folder, port, Run(folder) if of_run else None) as server:
         print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
@@ -619,7 +674,7 @@ def weights_list() -> None:
 @weights_app.command("fetch")
 def weights_fetch(
     name: Annotated[str, typer.Argument(help="A registered model, see `smalti weights list`.")],
-    mirror: Annotated[str | None, typer.Option(help="Another address of the Hugging Face hub.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Another address of the hub, or of GitHub's files.")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A file that was brought here by other means (no internet).")
     ] = None,

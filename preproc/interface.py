@@ -70,7 +70,7 @@ class OpenRun:
     @cached_property
     def tiles(self) -> tuple[PlannedTile, ...]:
         """The planned tiles: name, zone, place and size."""
-        return self.plan.tiles
+        return tuple(self.plan.tiles)
 
     def tile(self, name: str) -> Tile:
         """The time series of a tile, memory-mapped: bands (T, H, W, 10), masks, days of year, Sentinel-1.

@@ -2,7 +2,8 @@
 
 The container has no network on most clusters: weights are fetched here, on a login node, into a folder that the GPU
 nodes read. The hub's own library brings them: it knows the hub's storage, mirrors of it, tokens and how to go on
-after a broken connection. A file must be the one that the registry pins or, where it pins none, the first that came.
+after a broken connection. Small ones on GitHub come in one piece. A file must be the one that the registry pins or,
+where it pins none, the first that came.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from infer.contract import (
     sha256_file,
     write_manifest,
 )
-from infer.contract.registry import HUB, REGISTRY, RegisteredModel, cache_path, registered_model, weights_folder
+from infer.contract.registry import (
+    GITHUB,
+    HUB,
+    REGISTRY,
+    RegisteredModel,
+    cache_path,
+    registered_model,
+    weights_folder,
+)
+from preproc.reader.transport import HttpTransport, fetch_bytes
 from preproc.run.progress import plain_console, say
 from preproc.run.text import human_bytes
 
@@ -122,7 +132,8 @@ def fetch_weights(name: str, *, mirror: str | None = None, source: Path | None =
 
     Args:
         name: a registered model.
-        mirror: address of a mirror of the Hugging Face hub, instead of the hub (or of HF_ENDPOINT).
+        mirror: address of a mirror of the Hugging Face hub, instead of the hub (or of HF_ENDPOINT), or of the place
+            where GitHub has its files.
         source: a file instead: copied from another machine, or downloaded by hand.
 
     Returns:
@@ -144,10 +155,13 @@ def fetch_weights(name: str, *, mirror: str | None = None, source: Path | None =
             _keep(model, source, {"file": source.name}, shutil.copyfile)
         else:
             folder = weights_folder() / ".partial" / name
-            got = _download(model, mirror, folder)
+            bring = _download if model.revision is None else _download_github
+            got = bring(model, mirror, folder)
             try:
-                _check(model, got, f"fetch it again, or look at {model.repo} on the hub: {_REPLACED}")
-                _keep(model, got, {"repo": model.repo, "file": model.file}, os.replace)
+                where = "the hub" if model.revision is None else "GitHub"
+                _check(model, got, f"fetch it again, or look at {model.repo} on {where}: {_REPLACED}")
+                revision = {} if model.revision is None else {"revision": model.revision}
+                _keep(model, got, {"repo": model.repo, "file": model.file, **revision}, os.replace)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     say(f"{name}: {target} ({human_bytes(target.stat().st_size)})")
@@ -233,6 +247,22 @@ def _download(model: RegisteredModel, mirror: str | None, folder: Path) -> Path:
         remedy = f"download the file elsewhere, then run `smalti weights fetch {model.name} --from FILE`"
         code = EXIT_FAILED if isinstance(error, HfHubHTTPError) else EXIT_TRY_AGAIN
         raise SmaltiError(f"{url}: cannot be fetched ({reason}): {remedy}", exit_code=code) from error
+
+
+def _download_github(model: RegisteredModel, mirror: str | None, folder: Path) -> Path:
+    """A file of a few megabytes at a pinned commit."""
+    url = model.github_url((mirror or GITHUB).rstrip("/"))
+    remedy = f"or download the file elsewhere, then run `smalti weights fetch {model.name} --from FILE`"
+    with HttpTransport() as transport:
+        try:
+            content = fetch_bytes(transport, url, f"the weights of {model.name}")
+        except SmaltiError as error:
+            raise SmaltiError(f"{error}, {remedy}", exit_code=error.exit_code) from error
+    _check_room(model, len(content))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / cache_path(model.name).name
+    path.write_bytes(content)
+    return path
 
 
 def _reason(error: Exception) -> str:

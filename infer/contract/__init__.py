@@ -17,7 +17,14 @@ from infer.contract.atomic import (
     write_json,
     write_npy,
 )
-from infer.contract.embedding import Embedding, embedding_paths, read_back, read_embedding, write_embedding
+from infer.contract.embedding import (
+    Embedding,
+    embedding_manifest,
+    embedding_paths,
+    read_back,
+    read_embedding,
+    write_embedding,
+)
 from infer.contract.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -41,7 +48,7 @@ from infer.contract.manifest import (
     write_manifest,
 )
 from infer.contract.names import brief_name, child, name_for, name_problem, safe_name
-from infer.contract.plan import Plan, PlannedTile, planned_tiles
+from infer.contract.plan import Plan, PlannedTile, PlannedTiles, planned_tiles
 from infer.contract.record import Record
 from infer.contract.registry import (
     DEMO_CHECKPOINT,
@@ -70,7 +77,7 @@ from infer.contract.run import (
     write_model_job,
 )
 from infer.contract.scratch import scratch_folder, staged_copy, staged_dir
-from infer.contract.shard import Shard
+from infer.contract.shard import Lazily, Shard
 from infer.contract.tile import (
     BANDS,
     MASK_POLARITY,
@@ -88,6 +95,7 @@ from infer.contract.tile import (
     record_state,
     release_tile,
     take_back,
+    write_pixels_of,
 )
 
 __all__ = [
@@ -112,9 +120,11 @@ __all__ = [
     "BusyError",
     "Embedding",
     "FormatError",
+    "Lazily",
     "ModelJob",
     "Plan",
     "PlannedTile",
+    "PlannedTiles",
     "Record",
     "RegisteredModel",
     "Run",
@@ -132,6 +142,7 @@ __all__ = [
     "check_regular",
     "child",
     "describes_file",
+    "embedding_manifest",
     "embedding_paths",
     "is_released",
     "is_tile_folder",
@@ -173,5 +184,6 @@ __all__ = [
     "write_manifest",
     "write_model_job",
     "write_npy",
+    "write_pixels_of",
     "writing",
 ]

@@ -126,17 +126,18 @@ def verify_files(
     Raises:
         FormatError: naming the first file that does not match.
     """
+    folder = str(path.parent)
     for name, record in manifest["files"].items():
         if name in without:
             continue
-        file = path.parent / name
+        file = f"{folder}/{name}"
         try:
             size = check_regular(file)
         except OSError:
             raise FormatError(f"{file}: missing, though {path.name} lists it: {remedy}") from None
         if size != record["bytes"]:
             raise FormatError(f"{file}: {size} bytes, {path.name} says {record['bytes']}: {remedy}")
-        if checksums and sha256_file(file) != record["sha256"]:
+        if checksums and sha256_file(Path(file)) != record["sha256"]:
             # Without its manifest the output is missing, and only so is it made again: stages do not read every byte.
             raise FormatError(
                 f"{file}: its contents do not match the checksum in {path.name}: delete {path}, then {remedy}"

@@ -1,22 +1,36 @@
-"""plan.json: the tiles of a run, what was found for them, and what it will cost."""
+"""plan.json: the tiles of a run, what was found for them, and what it will cost.
+
+A plan of more than a thousand tiles has them in a file of its own, plan_tiles.npy, as columns: a task looks at
+its share of a million tiles without making the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from infer.contract.arrays import open_npy
+from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
-from infer.contract.manifest import read_manifest
-from infer.contract.names import safe_name
+from infer.contract.manifest import read_manifest, verify_files
+from infer.contract.names import MAX_NAME_BYTES, safe_name
 from infer.contract.record import Record, from_json
 from infer.contract.run import PIXEL_SIZE, Run, check_folder
 
 MAX_TILE_SIZE = 2048
 """Pixels along a tile's side, at most."""
+TILES_FILE = "plan_tiles.npy"
+"""Beside plan.json: the tiles of a large plan, one a row, in the order that shards divide."""
+_ROWS_IN_JSON = 1000
+"""So many tiles stand in plan.json itself, for people to read."""
+_COLUMNS = ("epsg", "west", "north")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,75 @@ class PlannedTile:
         """West, south, east, north in metres."""
         extent = self.size * PIXEL_SIZE
         return self.west, self.north - extent, self.west + extent, self.north
+
+
+def _row_type(width: int) -> np.dtype[Any]:
+    """A tile as a row, with a name of so many bytes."""
+    return np.dtype([*((key, "<i4") for key in _COLUMNS), ("name", f"S{width}")])
+
+
+class PlannedTiles(Sequence[PlannedTile]):
+    """Tiles as columns, of which each is made when it is asked for; slices share memory."""
+
+    def __init__(self, rows_n: NDArray[Any], size: int, where: str = TILES_FILE, remedy: str = "plan again") -> None:
+        """Tiles of a table.
+
+        Args:
+            rows_n: (N,) with the fields epsg, west, north and name (UTF-8).
+            size: of all of them, in pixels.
+            where: what they were read from, for messages.
+            remedy: what to do, for messages.
+        """
+        self.rows_n, self.size, self._where, self._remedy = rows_n, size, where, remedy
+
+    @classmethod
+    def of(cls, tiles: Iterable[PlannedTile]) -> PlannedTiles:
+        """The same of tiles in a list."""
+        if isinstance(tiles, PlannedTiles):
+            return tiles
+        listed = list(tiles)
+        rows = [(tile.epsg, tile.west, tile.north, tile.name.encode()) for tile in listed]
+        width = max((len(row[3]) for row in rows), default=1)
+        return cls(np.array(rows, dtype=_row_type(width)), listed[0].size if listed else 1)
+
+    def column(self, key: str) -> NDArray[np.int64]:
+        """(N,) epsg, west or north of all tiles."""
+        return np.asarray(self.rows_n[key], dtype=np.int64)
+
+    def chosen(self, which_n: NDArray[Any]) -> PlannedTiles:
+        """Those that an index array or a mask names, in its order."""
+        return PlannedTiles(self.rows_n[which_n], self.size, self._where, self._remedy)
+
+    def __len__(self) -> int:
+        return len(self.rows_n)
+
+    @overload
+    def __getitem__(self, index: int) -> PlannedTile: ...
+    @overload
+    def __getitem__(self, index: slice) -> PlannedTiles: ...
+    def __getitem__(self, index: int | slice) -> PlannedTile | PlannedTiles:
+        if isinstance(index, slice):
+            return PlannedTiles(self.rows_n[index], self.size, self._where, self._remedy)
+        return self._tile(self.rows_n[index].tolist())
+
+    def __iter__(self) -> Iterator[PlannedTile]:
+        for start in range(0, len(self), 4096):
+            yield from map(self._tile, self.rows_n[start : start + 4096].tolist())
+
+    def _tile(self, row: tuple[int, int, int, bytes]) -> PlannedTile:
+        epsg, west, north, name = row
+        text = name.decode("utf-8", "backslashreplace")
+        return PlannedTile(safe_name(text, self._where, self._remedy), epsg, west, north, self.size)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, list | tuple):
+            return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+        return isinstance(other, PlannedTiles) and self.size == other.size and np.array_equal(self.rows_n, other.rows_n)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+    def __repr__(self) -> str:
+        return f"PlannedTiles({len(self)} of {self.size} x {self.size} pixels)"
 
 
 @dataclass(frozen=True)
@@ -120,15 +203,15 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Record):
-    """plan.json, whose files are the items of the search."""
+    """plan.json, whose files are the items of the search and, of a large plan, the tables of tiles and scenes."""
 
     kind = "plan"
     stage = "plan"
 
     tile_size: int
     """Pixels along a tile's side."""
-    tiles: tuple[PlannedTile, ...]
-    """In the order that shards divide; in the file, rows of name, EPSG, west and north."""
+    tiles: Sequence[PlannedTile]
+    """In the order that shards divide; in the file, rows of name, EPSG, west and north, or how many TILES_FILE has."""
     zones: Mapping[str, int]
     """EPSG code -> tiles."""
     region: PlannedRegion
@@ -158,25 +241,36 @@ class Plan(Record):
             FormatError: if the plan is missing or not what it should be.
         """
         content, tiles = _read(run)
-        return from_json(cls, {**content, "tiles": tiles}, run.plan, _again(run))
+        return replace(from_json(cls, {**content, "tiles": ()}, run.plan, _again(run)), tiles=tiles)
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
-        rows = [[tile.name, tile.epsg, tile.west, tile.north] for tile in self.tiles]
-        return {**Record.as_json(replace(self, tiles=())), "tiles": rows}
+        tiles: Any = len(self.tiles)
+        if tiles <= _ROWS_IN_JSON:
+            tiles = [[tile.name, tile.epsg, tile.west, tile.north] for tile in self.tiles]
+        return {**Record.as_json(replace(self, tiles=())), "tiles": tiles}
+
+    def write(self, path: Path, *, inputs: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Write the plan; see `Record.write`."""
+        if len(self.tiles) > _ROWS_IN_JSON:
+            files = [*files, path.with_name(TILES_FILE)]
+            with atomic_file(files[-1]) as temporary:
+                rows_n = np.ascontiguousarray(PlannedTiles.of(self.tiles).rows_n)
+                write_npy(temporary, rows_n.view(np.uint8).reshape(len(rows_n), -1))
+        super().write(path, inputs=inputs, files=files)
 
 
-def planned_tiles(run: Run) -> list[PlannedTile]:
+def planned_tiles(run: Run) -> PlannedTiles:
     """The tiles of the plan, in plan order (the order that shards divide): all that the engine needs of it.
 
     Raises:
         FormatError: if the plan is not what it should be; a tile's name must be safe, for folders are named by it.
     """
-    return list(_read(run)[1])
+    return _read(run)[1]
 
 
-def _read(run: Run) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
-    """The plan without its tiles, and those. A command asks for it many times; a country's takes a while to read."""
+def _read(run: Run) -> tuple[dict[str, Any], PlannedTiles]:
+    """The plan without its tiles, and those. A command asks for it many times."""
     check_folder(run)
     try:
         found = run.plan.stat()
@@ -186,14 +280,14 @@ def _read(run: Run) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
 
 
 @lru_cache(maxsize=1)
-def _kept(run: Run, *file: int) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
+def _kept(run: Run, *file: int) -> tuple[dict[str, Any], PlannedTiles]:
     del file  # part of the key: a plan that was replaced is read again
     return _parsed(run)
 
 
-def _parsed(run: Run) -> tuple[dict[str, Any], tuple[PlannedTile, ...]]:
+def _parsed(run: Run) -> tuple[dict[str, Any], PlannedTiles]:
     content = read_manifest(run.plan, Plan.kind, remedy=f"run `smalti plan {run.quoted}`")
-    tiles = tuple(_tiles(run, content))
+    tiles = _tiles(run, content)
     content.pop("tiles")
     return content, tiles
 
@@ -202,25 +296,58 @@ def _again(run: Run) -> str:
     return f"run `smalti plan {run.quoted} --force`"
 
 
-def _tiles(run: Run, content: Mapping[str, Any]) -> list[PlannedTile]:
+def _tiles(run: Run, content: Mapping[str, Any]) -> PlannedTiles:
     remedy, where = _again(run), str(run.plan)
     rows, size = content.get("tiles"), content.get("tile_size")
-    if not isinstance(rows, list) or type(size) is not int or not 0 < size <= MAX_TILE_SIZE:
+    if type(size) is not int or not 0 < size <= MAX_TILE_SIZE or not (isinstance(rows, list) or _whole(rows)):
         raise FormatError(f"{run.plan}: its tiles cannot be read (no list of tiles, or no size): {remedy}")
-    tiles = [_planned(row, size, where, remedy) for row in rows]
-    if len({tile.name for tile in tiles}) < len(tiles):
+    if isinstance(rows, list):  # of a small plan, or as all were written before
+        made = PlannedTiles.of(_planned(row, size, where, remedy) for row in rows)
+        found = PlannedTiles(made.rows_n, size, where, remedy)
+    else:
+        found = _table(run, content, rows, size)
+    names = found.rows_n["name"].tolist()
+    if len(set(names)) < len(names):
         raise FormatError(f"{run.plan}: two of its tiles have the same name: {remedy}")
-    return tiles
+    return found
+
+
+def _table(run: Run, content: Mapping[str, Any], count: Any, size: int) -> PlannedTiles:
+    path, remedy = run.plan.with_name(TILES_FILE), _again(run)
+    if TILES_FILE not in content["files"]:
+        raise FormatError(f"{run.plan}: does not list {TILES_FILE}, which holds its tiles: {remedy}")
+    verify_files(run.plan, {"files": {TILES_FILE: content["files"][TILES_FILE]}}, remedy=remedy)
+    bytes_nb, least = open_npy(path, remedy), 4 * len(_COLUMNS)
+    shape, kind = bytes_nb.shape, bytes_nb.dtype
+    if kind != np.uint8 or len(shape) != 2 or shape[0] != count or not least < shape[1] <= least + MAX_NAME_BYTES:
+        raise FormatError(f"{path}: {kind} {shape} are not the {count} tiles of the plan: {remedy}")
+    rows_n = np.array(bytes_nb).view(_row_type(shape[1] - least)).reshape(count)
+    epsg, west, north = (np.asarray(rows_n[key], dtype=np.int64) for key in _COLUMNS)
+    zones = np.unique(epsg)
+    wrong = [zone for zone in zones.tolist() if not _zone(zone)]
+    if wrong:
+        raise FormatError(f"{path}: EPSG:{wrong[0]} is no UTM zone: {remedy}")
+    if count and max(np.abs(west).max(), np.abs(north).max()) >= _FARTHEST:
+        raise FormatError(f"{path}: a tile lies beyond the Earth: {remedy}")
+    return PlannedTiles(rows_n, size, str(path), remedy)
 
 
 def _planned(row: Any, size: int, where: str, remedy: str) -> PlannedTile:
     if not (isinstance(row, list) and len(row) == 4 and _whole(row[1]) and _whole(row[2]) and _whole(row[3])):
         raise FormatError(f"{where}: its tiles cannot be read (a row is not name, EPSG, west, north): {remedy}")
     name, epsg, west, north = row
-    if epsg // 100 not in (326, 327) or not 1 <= epsg % 100 <= 60:
+    if not _zone(epsg):
         raise FormatError(f"{where}: EPSG:{epsg} is no UTM zone: {remedy}")
     return PlannedTile(safe_name(name, where, remedy), epsg, west, north, size)
 
 
+_FARTHEST = 10**8
+"""Metres."""
+
+
+def _zone(epsg: int) -> bool:
+    return epsg // 100 in (326, 327) and 1 <= epsg % 100 <= 60
+
+
 def _whole(value: Any) -> bool:
-    return type(value) is int and -(10**8) < value < 10**8
+    return type(value) is int and -_FARTHEST < value < _FARTHEST

@@ -33,6 +33,8 @@ class Provenance(Record):
     """Where imported embeddings came from -> tiles; the others were computed in this run."""
     without: Mapping[str, int] = field(default_factory=dict)
     """Why pixels of the tiles have no embedding -> how many; empty where that was not counted."""
+    missing: tuple[str, ...] = ()
+    """Tiles without an embedding, which [stitch] missing = "nodata" left out."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class MosaicZone:
     """West, south, east, north in metres."""
     tiles: int
     raster: str | None
-    """GeoTIFF, or a VRT of the sheets'; None where the store is all there is."""
+    """GeoTIFF, or a VRT or tile index (.gti.gpkg) of the sheets'; None where the store is all there is."""
     scales: str | None
     """Of int8 codes, likewise."""
     item: str

@@ -154,8 +154,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return None if value is None else _value(next(one for one in kinds if one is not NoneType), value, name)
     if is_dataclass(kind):
         return _dataclass(kind, value, name)
-    if origin is tuple:
-        return _tuple(kinds, value, name)
+    if origin in (tuple, Sequence):
+        return _tuple(kinds if origin is tuple else (*kinds, ...), value, name)
     if origin is Mapping:
         if not isinstance(value, dict):
             raise _misfit(name, value, "a table")

@@ -35,13 +35,13 @@ _KINDS = {
 }
 
 
-def _refuse(path: Path, mode: int) -> None:
+def _refuse(path: Path | str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise FormatError(f"{path}: should be a file and is {kind}")
 
 
-def check_regular(path: Path) -> int:
+def check_regular(path: Path | str) -> int:
     """Make sure that a path is a regular file (or a link to one), for libraries that open it themselves.
 
     Returns:
@@ -56,9 +56,9 @@ def check_regular(path: Path) -> int:
     return found.st_size
 
 
-def _looked_at(path: Path) -> os.stat_result:
+def _looked_at(path: Path | str) -> os.stat_result:
     try:
-        return path.stat()
+        return os.stat(path)  # noqa: PTH116  # of a country's files a Path takes longer to make than to look at
     except ValueError as error:  # a NUL in the path
         raise FormatError(f"{str(path)!r}: no path can hold this: correct the name") from error
 

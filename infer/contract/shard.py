@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from infer.contract.errors import SmaltiError
 
 T = TypeVar("T")
+
+
+class Lazily(Sequence[T], Generic[T]):
+    """What is made of each item of a list, when it is asked for and every time: a task makes its own share only."""
+
+    def __init__(self, items: Sequence[Any], make: Callable[[Any], T]) -> None:
+        self._items, self._make = items, make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazily[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Lazily[T]:
+        return Lazily(self._items[index], self._make) if isinstance(index, slice) else self._make(self._items[index])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._make, self._items)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract.arrays import open_npy
-from infer.contract.atomic import sha256_file
+from infer.contract.atomic import sha256_file, write_npy
 from infer.contract.errors import FormatError, writing
 from infer.contract.manifest import State, output_state, read_manifest, verify_files, write_manifest
 from infer.contract.plan import PlannedTile
@@ -30,6 +30,8 @@ TILE_MANIFEST = "tile.json"
 ROI_FILE = "roi.tiff"
 QUALITY_FILE = "quality.json"
 """How well the tile is observed; see docs/format.md."""
+PIXELS_FILE = "pixels.npy"
+"""Of a tile that holds only some pixels of another one: (H * W, 2) int32, the row and column of each there."""
 RELEASED_FILE = "released.json"
 """Says that the arrays of this tile were let go once they were embedded: what stays of it is a record."""
 
@@ -82,11 +84,24 @@ class Tile:
     """(D,) day of year."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """tile.json, or empty for a tile that has none."""
+    pixels_p2: NDArray[np.int32] | None = None
+    """(H * W, 2) row and column that each pixel has in the tile that it was taken from; None in a tile of its own."""
 
     @property
     def shape_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return int(self.masks_thw.shape[1]), int(self.masks_thw.shape[2])
+
+    def positions(self, pixels_p: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of some pixels (counted row by row) in the grid that the manifest states.
+
+        What depends on a pixel's place has to ask here, so that pixels taken from a tile give what they gave there.
+        """
+        if self.pixels_p2 is None:
+            width = self.shape_hw[1]
+            return pixels_p // width, pixels_p % width
+        chosen = self.pixels_p2[pixels_p].astype(np.int64)
+        return chosen[:, 0], chosen[:, 1]
 
 
 def _load(path: Path, spec: ArraySpec) -> NDArray[Any]:
@@ -177,7 +192,42 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, plan
     arrays = {name: _load(folder / spec.file, spec) for name, spec in TILE_ARRAYS.items()}
     _check_axes(folder, arrays)
     _check_values(folder, arrays)
-    return Tile(name=folder.name, manifest=manifest, **arrays)
+    pixels = None if PIXELS_FILE not in manifest.get("files", {}) else _load_pixels(folder, arrays)
+    return Tile(name=folder.name, manifest=manifest, pixels_p2=pixels, **arrays)
+
+
+def _load_pixels(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    pixels = open_npy(folder / PIXELS_FILE, _REMEDY)
+    _, height, width = arrays["masks_thw"].shape
+    if pixels.dtype != np.dtype("<i4") or pixels.shape != (height * width, 2) or int(pixels.min()) < 0:
+        raise FormatError(
+            f"{folder / PIXELS_FILE}: {pixels.dtype} {pixels.shape} is no row and column of {height * width} pixels: "
+            f"{_REMEDY}"
+        )
+    return pixels
+
+
+def write_pixels_of(tile: Tile, folder: Path, pixels_n2: NDArray[np.int32], inputs: Mapping[str, Any]) -> None:
+    """Write some pixels of a tile as a tile of one row, with all their observations: they embed as they do there.
+
+    Args:
+        tile: where from.
+        folder: a new folder, which should be put in its place as a whole.
+        pixels_n2: (N, 2) rows and columns, at least one.
+        inputs: fingerprint of what it is made from.
+    """
+    files = []
+    for name, spec in TILE_ARRAYS.items():
+        array = getattr(tile, name)
+        if "h" in spec.axes:
+            array = np.ascontiguousarray(array[:, pixels_n2[:, 0], pixels_n2[:, 1]][:, None])
+        files.append(folder / spec.file)
+        write_npy(files[-1], array)
+    files.append(folder / PIXELS_FILE)
+    write_npy(files[-1], pixels_n2.astype("<i4"))
+    own = {"format", "format_version", "software", "inputs", "files"}
+    fields = {key: value for key, value in tile.manifest.items() if key not in own}
+    write_manifest(folder / TILE_MANIFEST, "tile", inputs=inputs, files=files, fields=fields)
 
 
 def is_tile_folder(folder: Path) -> bool:
@@ -218,6 +268,9 @@ def _remove_arrays(folder: Path) -> int:
     return freed
 
 
+_ARRAY_FILES = frozenset(spec.file for spec in TILE_ARRAYS.values())
+
+
 def array_paths(folder: Path) -> list[Path]:
     """Where a tile's arrays are, or were."""
     return [folder / spec.file for spec in TILE_ARRAYS.values()]
@@ -231,5 +284,4 @@ def take_back(folder: Path) -> None:
 
 def record_state(folder: Path, inputs: Mapping[str, Any]) -> State:
     """Where the record of a released tile stands: what stays of it, against what it should have been made from."""
-    gone = frozenset(path.name for path in array_paths(folder))
-    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=gone)
+    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=_ARRAY_FILES)

@@ -1,27 +1,61 @@
 """Softmax attention among the tokens of each pixel, by the kernels that suit the device.
 
 Sequences are short (a season has 20 to 70 dates) and many. "batched": two batched products with a float32 softmax in
-between, the fastest on CPUs. "fused": torch's scaled_dot_product_attention; log multiplicities go into two extra
-channels of queries and keys (a bias would keep the flash kernels away). "bias": the same with an additive mask.
+between, the fastest on CPUs. "packed": our own kernel, which reads and writes the packed tokens as they lie. "bias":
+torch's scaled_dot_product_attention with log multiplicities as an additive mask. "fused": the same with them in two
+extra channels of queries and keys, which lets the flash kernels in, and yet took three times as long on an H200.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from infer.model.batch import Segment
+from infer.model.pointwise import agrees
 
 QK_EPSILON = 1e-6
-Kernel = Literal["batched", "fused", "bias"]
+Kernel = Literal["batched", "packed", "bias", "fused"]
+_LENGTHS = (5, 30, 50, 100)
+"""Of the example: one for each size that the packed kernel is compiled for."""
 
 
-def kernel_for(device: torch.device) -> Kernel:
-    """Which kernel a device gets; fixed, so that a device gives the same bits every time."""
-    return "batched" if device.type in ("cpu", "mps") else "fused"
+@cache
+def kernel_for(device: torch.device, dtype: torch.dtype, size: int, training: bool = False) -> Kernel:
+    """Which kernel a device gets for heads of some size; fixed, so that a device gives the same bits every time."""
+    if device.type in ("cpu", "mps"):
+        return "batched"
+    plain: Kernel = "bias" if device.type == "cuda" and not torch.version.hip else "fused"
+    # In float32 the products of small blocks are slower in our kernel than in torch's.
+    # It has no gradients.
+    suits = device.type == "cuda" and dtype == torch.bfloat16 and size in (16, 32, 64, 128) and not training
+    return "packed" if suits and _packed_works(device, dtype, size) else plain
+
+
+def _packed_works(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether the packed kernel gives what torch's own operations give, for all its sizes, with and without norms."""
+    try:
+        from infer.model import triton_kernels  # noqa: F401  # attend imports it again
+    except ImportError:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    segments: list[Segment] = []
+    for length in _LENGTHS:
+        log = torch.log(1 + torch.rand(length, generator=generator)).to(device)
+        segments.append(Segment(segments[-1].stop if segments else 0, 3 * len(segments), 3, length, log))
+    qkv = (torch.randn(segments[-1].stop + 2, 6 * size, generator=generator) / size**0.25).to(device, dtype)
+    some = torch.rand(size, generator=generator).to(device, dtype)
+    return all(
+        agrees(
+            lambda norms=norms: attend(qkv, segments, 2, norms, "packed"),  # type: ignore[misc]  # bound now
+            lambda norms=norms: attend(qkv, segments, 2, norms, "batched"),  # type: ignore[misc]  # bound now
+        )
+        for norms in (None, (some, some))
+    )
 
 
 def attend(
@@ -44,10 +78,16 @@ def attend(
         (N, d) in the precision of `qkv_nd`; zero in the padding.
     """
     width = qkv_nd.shape[1] // 3
-    kernel = kernel or kernel_for(qkv_nd.device)
+    kernel = kernel or kernel_for(qkv_nd.device, qkv_nd.dtype, width // heads, torch.is_grad_enabled())
     out_nd = qkv_nd.new_empty(qkv_nd.shape[0], width)
     out_nd[segments[-1].stop :] = 0
     for run in segments:
+        if kernel == "packed":
+            from infer.model.triton_kernels import LONGEST, attend_run
+
+            if run.length <= LONGEST:
+                attend_run(qkv_nd, out_nd, run, heads, norms, QK_EPSILON)
+                continue
         shape = (run.pixels, run.length, 3, heads, width // heads)
         qkv = qkv_nd[run.start : run.stop].view(shape).permute(2, 0, 3, 1, 4)
         if norms is not None:
@@ -98,4 +138,5 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log: torch.Tensor 
     return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 2 + pad)), scale=1.0)[..., :size]
 
 
-_KERNELS = {"batched": _batched, "fused": _fused, "bias": _bias}
+_KERNELS = {"batched": _batched, "packed": _bias, "bias": _bias, "fused": _fused}
+"""What takes a run's queries, keys and values, (P, heads, U, d / heads) each; "packed" leaves long runs to torch."""

@@ -1,4 +1,4 @@
-"""Matrix products with what follows them: bias, ReLU, residual.
+"""Matrix products with what follows them: bias, ReLU, GELU, residual.
 
 On a CPU they go to oneDNN with weights packed once and the rest fused into the product. torch's own `F.linear` in
 float32 goes to MKL, which was 2.3 times slower on the machine of docs/engine.md. The packed operators are those that
@@ -47,6 +47,12 @@ class Linear(nn.Linear):
             return torch._addmm_activation(self.bias, x, self.weight.t())
         return F.linear(x, self.weight, self.bias).relu_()
 
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU of y, by the error function."""
+        if self.packed is not None:
+            return _operator()(x, self.packed, self.bias, "gelu", [], "none")  # type: ignore[no-any-return]  # as above
+        return F.gelu(F.linear(x, self.weight, self.bias))
+
     def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """y + residual."""
         if self.packed is not None:
@@ -73,13 +79,13 @@ class Linear(nn.Linear):
 
     @torch.inference_mode()
     def _probe(self) -> tuple[torch.Tensor, ...]:
-        """What each of the three products makes of numbers that are the same every time."""
+        """What each of the four products makes of numbers that are the same every time."""
         generator = torch.Generator().manual_seed(0)
         x, residual = (
             torch.randn(_PROBE_ROWS, size, generator=generator).to(self.weight.dtype)
             for size in (self.in_features, self.out_features)
         )
-        return self(x), self.relu(x), self.plus(x, residual)
+        return self(x), self.relu(x), self.gelu(x), self.plus(x, residual)
 
 
 def _operator() -> Any:

@@ -120,8 +120,8 @@ class Network(nn.Module):
     def place(self, device: torch.device, dtype: torch.dtype, add_norm: AddNorm | None = None) -> Network:
         """Move a folded network to a device, for good.
 
-        The backbones compute in `dtype` (with `add_norm` where compiled). The fusion stays in float32: it runs once a
-        pixel, not once a token. On a CPU products are packed where that works.
+        The backbones compute in `dtype` (with `add_norm` where there is one). The fusion stays in float32: it runs once
+        a pixel, not once a token. On a CPU products are packed where that works.
         """
         self.to(device)
         for backbone in (self.s2_backbone, self.s1_backbone):

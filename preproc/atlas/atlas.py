@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import rasterio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infer.contract import SOFTWARE, Plan, Run, SmaltiError, write_bytes
+from infer.contract import SOFTWARE, TILE_MANIFEST, Plan, Run, SmaltiError, embedding_paths, sha256_json, write_bytes
 from infer.contract.explored import GroupsManifest, SimilarManifest
+from infer.contract.imported import imported_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, Provenance
 from infer.contract.record import Record
-from preproc.atlas.pyramid import Grid, grid_of, write_pyramid
+from preproc.atlas.pyramid import Grid, corners_of, grid_of, write_pyramid
+from preproc.atlas.vectors import NUMBERS, write_short
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.run.progress import progress
 from preproc.run.text import human_bytes
@@ -25,6 +27,15 @@ _VIRIDIS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 _GREYS = ("#5b2a86", "#c9b6d9", "#f4efe6")
 _REASONS = ("#2e7d32", "#cfcfcf", "#b9b3a9")
 _ORIGINS = ("#2e7d32", "#1565c0")
+_STATES = {
+    "embedded": "#2e7d32",
+    "imported": "#1565c0",
+    "fetched, not embedded": "#ef6c00",
+    "not fetched": "#c62828",
+}
+"""How far a tile is, and the colour of its outline."""
+_MOST_SHORT_TILES = 6000
+"""Of short embeddings: at half a megabyte each 3 GB before compression. Of more, the finest levels are left out."""
 MARK = "atlas.json"
 """In the folder: that it is an atlas, and so may be written again."""
 
@@ -46,6 +57,10 @@ class AtlasLayer:
     high: int = 0
     """And at its end."""
     unit: str = ""
+
+    def of_another(self, run: Run) -> AtlasLayer:
+        """As a layer of a second run: beside the first one's."""
+        return replace(self, key=f"other-{self.key}", title=f"{self.title}, {run.root.resolve().name}")
 
     def described(self) -> dict[str, Any]:
         """For the page."""
@@ -119,8 +134,13 @@ def _read(kind: type[Any], run: Run) -> Any:
     return made.verify(run, checksums=False)
 
 
-def write_atlas(run: Run, out: Path | None) -> str:
+def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str:
     """Write the atlas of a run into a folder of its own; an older one there is replaced.
+
+    Args:
+        run: the run directory.
+        out: the folder; RUN/atlas if None.
+        beside: a second run, whose layers are shown as well.
 
     Returns:
         One line on where it is and how to look at it.
@@ -132,31 +152,53 @@ def write_atlas(run: Run, out: Path | None) -> str:
     if folder.exists() and not (folder / MARK).is_file() and any(folder.iterdir()):
         raise SmaltiError(f"{folder}: holds something that is no atlas: name an empty or a new folder")
     plan, layers = Plan.read(run), layers_of(run)
-    grid = grid_of(plan.tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2)
+    tiles = list(plan.tiles)
+    if beside is not None:
+        layers += [layer.of_another(beside) for layer in layers_of(beside)]
+        tiles += Plan.read(beside).tiles
+    grid = grid_of(tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2)
     if folder.exists():
         shutil.rmtree(folder)
-    total = 0
-    with rasterio.Env(GDAL_PAM_ENABLED="NO"), progress("atlas", grid.tiles * len(layers), "tiles") as bar:
+    mark = json.dumps({"format": "smalti/atlas", "software": SOFTWARE}) + "\n"
+    write_bytes(folder / MARK, mark.encode())  # first: what a killed process left may be written again
+    total, work = 0, folder / ".short"
+    short = write_short(run, work)
+    own = grid_of(plan.tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2, finest=grid.finest)
+    own = own.within(_MOST_SHORT_TILES)
+    count = grid.tiles * len(layers) + (0 if short is None else own.tiles)
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"), progress("atlas", count, "tiles") as bar:
         for layer in layers:
 
             def done(layer: AtlasLayer = layer) -> None:
                 bar.advance(note=layer.title)
 
-            total += write_pyramid(folder / layer.key, layer.rasters, layer.band, layer.nodata, grid, done)
-    page = _page(run, plan, layers, grid)
+            total += write_pyramid(folder / layer.key, layer.rasters, [layer.band], layer.nodata, grid, done)
+        if short is not None:
+            bands = list(range(1, NUMBERS + 1))
+            total += write_pyramid(folder / "short", short[1], bands, 0, own, lambda: bar.advance(note="embeddings"))
+            shutil.rmtree(work)
+    vectors = None if short is None else {**short[0].described(), "levels": [own.coarsest, own.finest]}
+    page = _page(run, plan, layers, grid, vectors)
     write_bytes(folder / "index.html", page)
-    write_bytes(folder / MARK, (json.dumps({"format": "smalti/atlas", "software": SOFTWARE}) + "\n").encode())
     size = human_bytes(total + len(page))
-    return f"{folder}: {len(layers)} layers, {size}: look at it with `smalti view {folder}`, or from any web server"
+    seen = len(layers) + (short is not None)
+    return f"{folder}: {seen} layers, {size}: look at it with `smalti view {folder}`, or from any web server"
 
 
-def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid) -> bytes:
+def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, vectors: Mapping[str, Any] | None) -> bytes:
     kinds = (MapManifest, MosaicManifest, GroupsManifest, SimilarManifest)
     facts = next(found for kind in kinds if (found := _read(kind, run)) is not None)
     data: Mapping[str, Any] = {
         "layers": [layer.described() for layer in layers],
         "levels": [grid.coarsest, grid.finest],
         "box": list(grid.box),
+        "short": vectors,
+        "tiles": _tiles(run, plan),
+        "states": list(_STATES.items()),
+        "days": (plan.window[1] - plan.window[0]).days + 1,
+        "start": plan.window[0].isoformat(),
+        "key": sha256_json([plan.region.fingerprint, plan.region.name]),
+        "live": False,
     }
     environment = Environment(loader=PackageLoader("preproc.atlas", "."), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("atlas.html.j2").render(
@@ -164,9 +206,21 @@ def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid) -> byt
         window=[day.isoformat() for day in plan.window],
         encoder=_encoder(facts),
         software=SOFTWARE,
-        data=json.dumps(data).replace("<", "\\u003c"),
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
     return text.encode()
+
+
+def _tiles(run: Run, plan: Plan) -> list[list[Any]]:
+    """Name, state (its place in _STATES) and the corners of every tile, 0 to 1 over the world."""
+    states, imported = list(_STATES), imported_tiles(run)
+
+    def state(name: str) -> str:
+        if embedding_paths(run.embeddings, name)[2].exists():
+            return "imported" if name in imported else "embedded"
+        return "fetched, not embedded" if (run.tiles / name / TILE_MANIFEST).exists() else "not fetched"
+
+    return [[tile.name, states.index(state(tile.name)), corners_of(tile)] for tile in plan.tiles]
 
 
 def _encoder(facts: Provenance) -> str:

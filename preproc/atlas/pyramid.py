@@ -42,6 +42,13 @@ class Grid:
     box: tuple[float, float, float, float]
     """West, north, east, south of the run's tiles, 0 to 1 over the world; east is beyond 1 across the antimeridian."""
 
+    def within(self, most: int) -> Grid:
+        """Its coarser levels, as many as hold so many tiles; one at least."""
+        levels = len(self.places)
+        while levels > 1 and sum(map(len, self.places[:levels])) > most:
+            levels -= 1
+        return Grid(self.coarsest, self.coarsest + levels - 1, self.places[:levels], self.box)
+
     @property
     def tiles(self) -> int:
         """Over all levels."""
@@ -53,15 +60,17 @@ def tile_metres(level: int) -> float:
     return 2 * _HALF / float(2**level)
 
 
-def grid_of(tiles: Sequence[PlannedTile], latitude: float) -> Grid:
+def grid_of(tiles: Sequence[PlannedTile], latitude: float, *, finest: int | None = None) -> Grid:
     """The pyramid of a run's tiles: its finest pixels are about as small as the run's.
 
     Args:
         tiles: of the plan.
         latitude: of the region, by which the projection stretches.
+        finest: level; None finds it.
     """
-    ground = math.cos(math.radians(latitude))
-    finest = min(16, math.ceil(math.log2(2 * _HALF * ground / (SIDE * PIXEL_SIZE)) - 0.25))
+    if finest is None:
+        ground = math.cos(math.radians(latitude))
+        finest = min(16, math.ceil(math.log2(2 * _HALF * ground / (SIDE * PIXEL_SIZE)) - 0.25))
     places = frozenset(place for tile in tiles for place in _touched(tile, finest))
     levels = [places]
     while len(levels) <= finest and _extent(levels[0]) > _TOP_TILES:
@@ -77,6 +86,17 @@ def _world(tile: PlannedTile) -> tuple[float, float, float, float]:
         east += 2 * _HALF
     whole = 2 * _HALF
     return (west + _HALF) / whole, (_HALF - north) / whole, (east + _HALF) / whole, (_HALF - south) / whole
+
+
+def corners_of(tile: PlannedTile) -> list[list[float]]:
+    """North-west, north-east, south-east and south-west of a tile, 0 to 1 over the world, to a centimetre."""
+    west, south, east, north = tile.bounds
+    move = Transformer.from_crs(tile.epsg, MERCATOR, always_xy=True)
+    x, y = move.transform([west, east, east, west], [north, north, south, south])
+    across, down = (np.asarray(x) + _HALF) / (2 * _HALF), (_HALF - np.asarray(y)) / (2 * _HALF)
+    if np.ptp(across) > 0.5:  # over the antimeridian
+        across = np.where(across < 0.5, across + 1, across)
+    return [[round(a, 10), round(b, 10)] for a, b in zip(across.tolist(), down.tolist(), strict=True)]
 
 
 def _box(worlds: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
@@ -103,14 +123,14 @@ def _extent(places: frozenset[Place]) -> int:
 
 
 def write_pyramid(
-    folder: Path, rasters: Sequence[Path], band: int, nodata: int, grid: Grid, done: Callable[[], None]
+    folder: Path, rasters: Sequence[Path], bands: Sequence[int], nodata: int, grid: Grid, done: Callable[[], None]
 ) -> int:
     """Write {level}/{column}/{row}.png: 8-bit grey, the values as they are; tiles without any are left out.
 
     Args:
         folder: of the layer.
         rasters: GeoTIFFs or VRTs of uint8, one a zone.
-        band: which, from 1.
+        bands: which, from 1; several are written below each other. All of them have no data at the same pixels.
         nodata: of the raster.
         grid: which tiles.
         done: called after each tile.
@@ -121,39 +141,41 @@ def write_pyramid(
     written = 0
     for level, places in enumerate(grid.places, start=grid.coarsest):
         for column, row in sorted(places):
-            values_hw = read_tile(rasters, band, nodata, level, column, row)
-            if (values_hw != nodata).any():
-                content = _png(values_hw)
+            values_bhw = read_tile(rasters, bands, nodata, level, column, row)
+            if (values_bhw != nodata).any():
+                content = _png(values_bhw.reshape(-1, SIDE))
                 write_bytes(folder / str(level) / str(column) / f"{row}.png", content)
                 written += len(content)
             done()
     return written
 
 
-def read_tile(rasters: Sequence[Path], band: int, nodata: int, level: int, column: int, row: int) -> NDArray[np.uint8]:
-    """(256, 256) values of a tile: of the nearest pixel, from the overview that is just finer."""
+def read_tile(
+    rasters: Sequence[Path], bands: Sequence[int], nodata: int, level: int, column: int, row: int
+) -> NDArray[np.uint8]:
+    """(bands, 256, 256) values of a tile: of the nearest pixel, from the overview that is just finer."""
     side = tile_metres(level)
     west, north, pixel = column * side - _HALF, _HALF - row * side, side / SIDE
-    found = np.full((SIDE, SIDE), nodata, np.uint8)
+    found = np.full((len(bands), SIDE, SIDE), nodata, np.uint8)
     for path in rasters:
         with rasterio.open(path) as whole:
-            factors = whole.overviews(band)
+            factors = whole.overviews(bands[0])
         ground = pixel / PIXEL_SIZE * _shrink(north - side / 2)
         finer = [index for index, factor in enumerate(factors) if factor <= ground]
         options = {"overview_level": finer[-1]} if finer else {}
-        values_hw = np.full((SIDE, SIDE), nodata, np.uint8)
+        values_bhw = np.full(found.shape, nodata, np.uint8)
         with rasterio.open(path, **options) as source:
-            reproject(  # one band: a warped raster of several masks them all where one has no data
-                rasterio.band(source, band),
-                values_hw,
+            reproject(  # a band that has no data where others have some must be read alone: GDAL masks them all
+                rasterio.band(source, list(bands)),
+                values_bhw,
                 src_nodata=nodata,
                 dst_transform=Affine(pixel, 0, west, 0, -pixel, north),
                 dst_crs=f"EPSG:{MERCATOR}",
                 dst_nodata=nodata,
                 resampling=Resampling.nearest,
             )
-        here = values_hw != nodata
-        found[here] = values_hw[here]
+        here = values_bhw != nodata
+        found[here] = values_bhw[here]
     return found
 
 
@@ -163,7 +185,8 @@ def _shrink(y: float) -> float:
 
 
 def _png(values_hw: NDArray[np.uint8]) -> bytes:
+    size = {"width": SIDE, "height": len(values_hw)}
     with MemoryFile() as memory:
-        with memory.open(driver="PNG", width=SIDE, height=SIDE, count=1, dtype="uint8", transform=_PLACELESS) as target:
+        with memory.open(driver="PNG", **size, count=1, dtype="uint8", transform=_PLACELESS) as target:
             target.write(values_hw, 1)
         return bytes(memory.read())

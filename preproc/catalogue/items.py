@@ -1,33 +1,44 @@
-"""One search a run: its items saved unsigned in RUN/items, and the scenes that all stages read from there."""
+"""One search a run: its items saved unsigned in RUN/items, and the scenes that all stages read from there.
+
+Of many items the plan has an index too, plan_scenes.json: which lines of RUN/items are scenes, once copies are left
+out, and where they lie. A task of a country then reads and parses the items of its own tiles.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely import STRtree
 
 from infer.contract import (
+    FormatError,
     Plan,
     PlannedTile,
     Run,
     SmaltiError,
     atomic_dir,
     brief_name,
+    child,
     name_for,
     one_line,
+    open_regular,
+    parse_json,
     read_json,
+    write_bytes,
 )
 from preproc.catalogue.duplicates import Candidate, dedupe
 from preproc.catalogue.header import with_headers
-from preproc.catalogue.scene import Scene
+from preproc.catalogue.scene import Copy, Scene
 from preproc.catalogue.search import MARGIN_DEGREES, search_api
 from preproc.catalogue.sources import (
     CATALOGUES,
@@ -50,6 +61,13 @@ from preproc.run.config import Config
 FOOTPRINT_MARGIN = 1000.0
 """Metres by which a tile is widened before it is compared with footprints, which are coarse."""
 
+SCENES_FILE = "plan_scenes.json"
+"""Beside plan.json: the index of the scenes."""
+_INDEXED = 500
+"""Items from which on there is an index: fewer are parsed in a second."""
+_A_SHARE = 4096
+"""Tiles for which the index is asked; for more of them all scenes are read."""
+
 _TOGETHER = 2048
 """Tiles whose scenes are looked up together."""
 
@@ -69,6 +87,8 @@ class ParsedItems:
     """Item id -> why it cannot be used."""
     duplicates: Mapping[str, str]
     """Item id -> which newer copies are used instead."""
+    items: tuple[Item, ...] = field(default=(), repr=False, compare=False)
+    """What each scene was parsed from."""
 
 
 def search_scenes(config: Config, region: Region) -> list[Item]:
@@ -150,7 +170,17 @@ def parse_items(items: Iterable[Item], config: Config, base: str = "") -> Parsed
         else:
             candidates.append(Candidate(item, scene))
     scenes, duplicates = dedupe(candidates)
-    return ParsedItems(tuple(scenes), dict(sorted(rejected.items())), duplicates)
+    origins: defaultdict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        origins[candidate.scene.modality, candidate.scene.id].append(candidate)
+    items = tuple(_origin(scene, origins[scene.modality, scene.id]) for scene in scenes)
+    return ParsedItems(tuple(scenes), dict(sorted(rejected.items())), duplicates, items)
+
+
+def _origin(scene: Scene, candidates: Sequence[Candidate]) -> Item:
+    """The item that a scene was parsed from; an archive may have several of one id."""
+    bare = replace(scene, copy=None)
+    return next(other.item for other in candidates if len(candidates) == 1 or other.scene == bare)
 
 
 def _parsed(item: Item, base: str, config: Config) -> Scene | Rejected:
@@ -167,17 +197,52 @@ def save_items(run: Run, items: Sequence[Item]) -> list[Path]:
     Returns:
         The files, sorted.
     """
-    groups: defaultdict[str, list[Item]] = defaultdict(list)
-    for item in sorted(items, key=_order):
-        acquired = acquired_at(item)
-        collection = name_for(str(item.get("collection") or "items"))
-        groups[f"{collection}_{acquired:%Y-%m}.json" if acquired else f"{collection}.json"].append(item)
+    groups = _by_file(items)
     with atomic_dir(run.items) as folder:
         for name, group in groups.items():
             saved = (_with_hrefs(item, lambda href: portable(href, run.items, run.root)) for item in group)
             lines = ",\n".join(json.dumps(item, sort_keys=True, separators=(",", ":")) for item in saved)
             (folder / name).write_text(f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n', encoding="utf-8")
     return sorted(run.items / name for name in groups)
+
+
+def _by_file(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Name of a file in RUN/items -> its items, a line each."""
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
+    for item in sorted(items, key=_order):
+        acquired = acquired_at(item)
+        collection = name_for(str(item.get("collection") or "items"))
+        groups[f"{collection}_{acquired:%Y-%m}.json" if acquired else f"{collection}.json"].append(item)
+    return groups
+
+
+def index_scenes(run: Run, items: Sequence[Item], found: ParsedItems) -> list[Path]:
+    """Write the index of the scenes of many items, which were saved and parsed.
+
+    Returns:
+        The file; nothing for few items.
+    """
+    if len(items) < _INDEXED:
+        return []
+    places: dict[int, tuple[str, int, int]] = {}
+    for name, group in _by_file(items).items():
+        start = 0
+        with (run.items / name).open("rb") as stream:
+            for number, line in enumerate(stream):
+                if 0 < number <= len(group):
+                    places[id(group[number - 1])] = name, start, len(line.rstrip(b",\n"))
+                start += len(line)
+    names = sorted({name for name, _, _ in places.values()})
+    rows = []
+    for scene, item in zip(found.scenes, found.items, strict=True):
+        name, start, length = places[id(item)]
+        copy = scene.copy
+        told = None if copy is None else [copy.granule, copy.acquired.isoformat(), copy.number]
+        box = shapely.bounds(shapely.from_wkt(scene.footprint)).tolist()
+        rows.append([names.index(name), start, length, *box, told])
+    path = run.root / SCENES_FILE
+    write_bytes(path, json.dumps({"files": names, "scenes": rows}, separators=(",", ":")).encode())
+    return [path]
 
 
 def _with_hrefs(item: Item, change: Callable[[str], str]) -> Item:
@@ -193,6 +258,8 @@ def load_items(run: Run, config: Config) -> list[Item]:
     items: list[Item] = []
     for name in sorted(plan.files):
         path = run.root / name
+        if path.parent != run.items:
+            continue
         features = read_json(path, what="a file of the plan's items", remedy=remedy)["features"]
         items += [_with_hrefs(item, partial(_loaded, base=str(path), moved=moved)) for item in features]
     return items
@@ -228,6 +295,82 @@ def load_scenes(run: Run, config: Config) -> list[Scene]:
         FormatError: if there is no plan, or its items are not those it was made with.
     """
     return list(parse_items(load_items(run, config), config).scenes)
+
+
+def scenes_near(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> list[Scene]:
+    """Those of `load_scenes` that any of some tiles may touch, in the same order: others may be among them.
+
+    Raises:
+        FormatError: if there is no plan, or its items or their index are not those it was made with.
+    """
+    plan = Plan.read(run)
+    if SCENES_FILE not in plan.files or len(tiles) > _A_SHARE:
+        return load_scenes(run, config)
+    plan.verify(run)
+    path, remedy = run.root / SCENES_FILE, f"run `smalti plan {run.quoted} --force`"
+    content = read_json(path, what="the index of the plan's scenes", remedy=remedy)
+    try:
+        rows = content["scenes"]
+        boxes_n4 = np.array([row[3:7] for row in rows], dtype=float).reshape(-1, 4)
+        near = _touching(boxes_n4, tiles)
+        found = _read_indexed(run, config, content["files"], [rows[index] for index in near])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: the index of the plan's scenes cannot be read ({error}): {remedy}") from error
+    return load_scenes(run, config) if found is None else found
+
+
+def _touching(boxes_n4: NDArray[np.float64], tiles: Sequence[PlannedTile]) -> list[int]:
+    tree = STRtree(shapely.box(*boxes_n4.T))
+    _, hits = tree.query(tile_footprints(tiles, FOOTPRINT_MARGIN), predicate="intersects")
+    return [int(index) for index in np.unique(hits)]
+
+
+def _read_indexed(run: Run, config: Config, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Scene] | None:
+    """The scenes of some rows of the index; None if one of them is no scene with the settings of now."""
+    moved = archive_moved(run, config)
+    found: dict[int, Scene] = {}
+    files = Counter(int(row[0]) for row in rows)
+    for number in files:
+        path = child(run.items, names[number])
+        with open_regular(path) as stream:
+            for place, (file, start, length, *_, told) in enumerate(rows):
+                if file != number:
+                    continue
+                stream.seek(start)
+                item = _with_hrefs(parse_json(stream.read(length)), partial(_loaded, base=str(path), moved=moved))
+                scene = _parsed(item, "", config)
+                if isinstance(scene, Rejected):
+                    return None
+                copy = None if told is None else Copy(str(told[0]), datetime.fromisoformat(told[1]), int(told[2]))
+                found[place] = replace(scene, copy=copy)
+    return [found[place] for place in range(len(rows))]
+
+
+class TileScenes:
+    """The scenes of a run's tiles: read when the first tiles are asked for, near these if they are few."""
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self._run, self._config = run, config
+        self._index: SceneIndex | None = None
+        self._near: frozenset[str] | None = frozenset()
+        """Tiles whose scenes are in the index; None: all."""
+
+    def for_tiles(self, tiles: Sequence[PlannedTile]) -> Iterator[list[Scene]]:
+        """See `SceneIndex.for_tiles`.
+
+        Raises:
+            FormatError: see `scenes_near`.
+        """
+        names = frozenset(tile.name for tile in tiles)
+        if self._index is None or (self._near is not None and not names <= self._near):
+            again = self._index is not None
+            scenes = load_scenes(self._run, self._config) if again else scenes_near(self._run, self._config, tiles)
+            self._index, self._near = SceneIndex(scenes), None if again or len(tiles) > _A_SHARE else names
+        return self._index.for_tiles(tiles)
+
+    def for_tile(self, tile: PlannedTile) -> list[Scene]:
+        """See `SceneIndex.for_tile`."""
+        return next(self.for_tiles([tile]))
 
 
 class SceneIndex:

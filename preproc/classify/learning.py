@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,8 +61,42 @@ def learning_curve(
         A point a size of which some class has more, and one of all.
     """
     most = max(groups_per_class(samples.code_n, samples.group_n).values())
-    rank_n = _rank(samples, seed)
     points = []
+    given = samples.values_nc, samples, codes_k, folds, chosen
+    for size, predicted_n, mean_rows in few_groups(*given, seed=seed, workers=workers):
+        found = figures_of(predicted_n, samples, codes_k, seed)
+        points.append(LearningPoint(size, round(mean_rows), **found))
+    rows = [int((folds.fold_n != fold).sum()) for fold in range(folds.count)]
+    points.append(LearningPoint(most, round(float(np.mean(rows))), **whole))
+    return points
+
+
+def few_groups(
+    values_nc: NDArray[np.float32],
+    samples: Samples,
+    codes_k: NDArray[np.int32],
+    folds: Folds,
+    chosen: Chosen,
+    *,
+    seed: int,
+    workers: int,
+) -> Iterator[tuple[int, NDArray[np.int32], float]]:
+    """What is said of every row with few groups of each class on the training side; the test side is always whole.
+
+    Args:
+        values_nc: (N, C) numbers to learn from; those of `samples` are not looked at.
+        samples: (N) rows.
+        codes_k: (K,) all codes, ascending.
+        folds: who tests when.
+        chosen: parameters.
+        seed: of the draw: the groups of a smaller size are among those of the next.
+        workers: fits side by side; it does not change the result.
+
+    Yields:
+        A size of which some class has more groups, (N,) codes, and the rows trained on, the mean of the folds.
+    """
+    most = max(groups_per_class(samples.code_n, samples.group_n).values())
+    rank_n = _rank(samples, seed)
     for size in (size for size in SIZES if size * folds.count < most * (folds.count - 1)):
         predicted_n = np.zeros(len(samples), dtype=np.int32)
         rows = []
@@ -70,18 +104,14 @@ def learning_curve(
         def one(fold: int, size: int = size) -> tuple[NDArray[np.bool_], NDArray[np.float32], int]:
             test = folds.fold_n == fold
             train = ~test & (_dense(rank_n, ~test, samples) < size)
-            values = fold_probabilities(samples.values_nc, samples.code_n, codes_k, test, chosen, seed, train)
+            values = fold_probabilities(values_nc, samples.code_n, codes_k, test, chosen, seed, train)
             return test, values, int(train.sum())
 
         with ThreadPoolExecutor(max(1, min(workers, folds.count))) as pool:
             for test, values, used in pool.map(one, range(folds.count)):
                 predicted_n[test] = codes_k[values.argmax(axis=1)]
                 rows.append(used)
-        found = figures_of(predicted_n, samples, codes_k, seed)
-        points.append(LearningPoint(size, round(float(np.mean(rows))), **found))
-    rows = [int((folds.fold_n != fold).sum()) for fold in range(folds.count)]
-    points.append(LearningPoint(most, round(float(np.mean(rows))), **whole))
-    return points
+        yield size, predicted_n, float(np.mean(rows))
 
 
 def _rank(samples: Samples, seed: int) -> NDArray[np.float64]:

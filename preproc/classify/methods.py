@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from infer.contract import FormatError, atomic_file
@@ -223,7 +221,7 @@ SAVED: Mapping[Method, type[_Arrays]] = {"linear": Linear, "knn": Knn, "mlp": La
 """Those that are arrays; CatBoost has a format of its own."""
 
 
-def _statistics(x_nc: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def statistics(x_nc: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(C,) mean and standard deviation of what is there of each column; a column that is never there says nothing."""
     counts_c = np.count_nonzero(~np.isnan(x_nc), axis=0)
     if (counts_c == len(x_nc)).all():
@@ -276,7 +274,7 @@ def fit_any(
         if threads == 1 and task_type == "CPU":
             return cast(Model, boost.fit(x_nc, code_n, chosen, seed))
         return cast(Model, boost.fit(x_nc, code_n, chosen, seed, threads=threads, task_type=task_type))
-    mean_c, scale_c = _statistics(x_nc)
+    mean_c, scale_c = statistics(x_nc)
     standard_nc = _standard(x_nc, mean_c, scale_c)
     codes, code_i = np.unique(code_n, return_inverse=True)
     common = {"classes_": codes.astype(np.int64), "mean_c": mean_c, "scale_c": scale_c}
@@ -309,6 +307,9 @@ def _fit_layers(
     seed: int,
     common: dict[str, Any],
 ) -> Layers:
+    from sklearn.linear_model import LogisticRegression  # here: who maps with a classifier fits none
+    from sklearn.neural_network import MLPClassifier
+
     nothing: dict[str, Any] = {"out_hk": np.zeros((0, 0), np.float32), "out_k": np.zeros(0, np.float32)}
     if isinstance(chosen, LinearParameters):
         weights = None if chosen.class_weights == "None" else "balanced"

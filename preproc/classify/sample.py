@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ from infer.contract import (
     FormatError,
     Plan,
     PlannedTile,
+    PlannedTiles,
     Run,
     SmaltiError,
     atomic_file,
+    embedding_manifest,
     embedding_paths,
     planned_tiles,
     read_embedding,
@@ -28,16 +30,17 @@ from infer.contract import (
 )
 from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
-from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
-from preproc.classify.table import SampleWriter, counted, keep_per_group, pixel_hash
+from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
+from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
 from preproc.run.stage import Session, Unit, one_by_one
+from preproc.run.workers import in_order, worker_count
 
-_BLOCK = 64
-"""Rows of a tile dequantised at a time."""
+_TOGETHER = 1 << 15
+"""Pixels of a tile looked at together."""
 
 
 class SampleStage:
@@ -65,7 +68,7 @@ class SampleStage:
                 "max_pixels": config.classify.max_pixels,
                 "seed": config.classify.seed,
             },
-            "embeddings": embeddings_fingerprint(run),
+            "embeddings": embeddings_fingerprint(run, gaps=config.stitch.missing == "nodata"),
         }
         unit = Unit("samples", run.samples_manifest, SamplesManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
@@ -80,19 +83,22 @@ def _settings(run: Run, config: Config) -> Labels:
     return config.labels
 
 
-def embeddings_fingerprint(run: Run) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan.
+def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
     missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
-    if missing:
+    if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
+    if missing:
+        lacking = set(missing)
+        names = [name for name in names if name not in lacking]
     manifests = [
         read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
         for name in names
@@ -152,7 +158,7 @@ class _Chosen:
 class Drawn:
     """What the table will hold."""
 
-    tiles: list[PlannedTile]
+    tiles: Sequence[PlannedTile]
     labels: LabelSet
     chosen: _Chosen
     codes: Mapping[Any, int]
@@ -163,8 +169,13 @@ class Drawn:
     """Numbers of an embedding."""
 
 
-def draw_samples(run: Run, config: Config) -> Drawn:
+def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Drawn:
     """Read the labels and choose the pixels.
+
+    Args:
+        run: the run.
+        config: its settings.
+        embedded_only: leave pixels without an embedding out; otherwise no embedding is looked at, nor has to be there.
 
     Raises:
         SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
@@ -181,7 +192,7 @@ def draw_samples(run: Run, config: Config) -> Drawn:
         district_attribute=settings.district,
         numeric=settings.value is not None,
     )
-    picked = _pick(run, config, tiles, labels)
+    picked = _pick(run, config, tiles, labels, embedded_only)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
@@ -196,7 +207,7 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
             temporary, drawn.dim, district=drawn.labels.districts_n is not None, value=value is not None
         )
         try:
-            _write_rows(writer, run, drawn, value)
+            _write_rows(writer, run, drawn, value, worker_count(config))
         finally:
             writer.close()
         run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
@@ -206,13 +217,13 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
         classes=tuple(_legend(drawn) if value is None else _one_entry(drawn, value)),
         value=value,
         counts=drawn.counts,
-        embedded=embedded(read_provenance(run), Plan.read(run)),
+        embedded=embedded(read_provenance(run, gaps=config.stitch.missing == "nodata"), Plan.read(run)),
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
     _tell(about)
 
 
-def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
+def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
     zones: dict[int, list[tuple[int, int, int, int]]] = {}
     for tile in tiles:
         zones.setdefault(tile.epsg, []).append(tile.bounds)
@@ -223,8 +234,8 @@ def _zone_bounds(tiles: list[PlannedTile]) -> dict[int, tuple[float, float, floa
     }
 
 
-def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) -> _Picked:
-    """Labelled pixels that have an embedding, at most `max_pixels` a group and tile."""
+def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
+    """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
     picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
@@ -232,16 +243,39 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) 
         epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
         for epsg in dict.fromkeys(tile.epsg for tile in tiles)
     }
-    near: set[int] = set()
+    gaps = config.stitch.missing == "nodata"
+    near, labelled = _labelled_tiles(tiles, zones)
     claimed: set[int] = set()
-    with progress("sample: pixels", len(tiles), "tiles") as bar:
-        for index, tile in enumerate(tiles):
-            shapes = zones[tile.epsg]
-            near.update(shapes.tree.query(shapely.box(*tile.bounds), predicate="intersects").tolist())
-            claims = claim_pixels(tile, shapes, class_n)
-            claimed.update(np.unique(claims.features_m).tolist())
-            _pick_valid(run, index, tile, claims, picked)
-            bar.advance(note=tile.name)
+
+    def claims() -> Iterator[tuple[int, Claims]]:
+        for index in labelled:  # in this thread: prepared outlines are not to be shared
+            found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
+            if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
+                picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
+                continue
+            claimed.update(np.unique(found.features_m).tolist())
+            picked.counts["pixels dropped: labels of different classes"] += found.conflicts
+            if len(found.rows_m):
+                yield index, found
+
+    def look(item: tuple[int, Claims]) -> tuple[int, NDArray[np.bool_]]:
+        if not embedded_only:
+            return picked.dim, np.ones(len(item[1].rows_m), dtype=bool)
+        embedding = _open(run, tiles[item[0]])
+        return embedding.shape_hwc[2], _valid(embedding, item[1].rows_m, item[1].cols_m)
+
+    with progress("sample: pixels", len(labelled), "tiles") as bar:
+        for (index, found), (dim, valid) in in_order(claims(), look, worker_count(config)):
+            if picked.dim not in (0, dim):
+                raise FormatError(
+                    f"{run.embeddings}: {tiles[index].name} has {dim} dimensions, others {picked.dim}: "
+                    "run `smalti infer`"
+                )
+            picked.dim = dim
+            if embedded_only:
+                picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
+            picked.add(index, tiles[index], found.rows_m[valid], found.cols_m[valid], found.features_m[valid])
+            bar.advance(note=tiles[index].name)
     if not near:
         raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")
     small = {i for shapes in zones.values() for i in np.flatnonzero(shapes.kept_whole_n).tolist()}
@@ -250,43 +284,37 @@ def _pick(run: Run, config: Config, tiles: list[PlannedTile], labels: LabelSet) 
     return picked
 
 
-def _pick_valid(run: Run, index: int, tile: PlannedTile, claims: Claims, picked: _Picked) -> None:
-    picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
-    if len(claims.rows_m) == 0:
-        return
-    valid = _valid(_open(run, tile, picked), claims.rows_m, claims.cols_m)
-    picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
-    picked.add(index, tile, claims.rows_m[valid], claims.cols_m[valid], claims.features_m[valid])
+def _labelled_tiles(tiles: Sequence[PlannedTile], zones: Mapping[int, Shapes]) -> tuple[set[int], list[int]]:
+    """The features that touch tiles, and the tiles near features: the others need not be looked at."""
+    table = PlannedTiles.of(tiles)
+    near: set[int] = set()
+    labelled: set[int] = set()
+    for epsg, shapes in zones.items():
+        of_zone_n = np.flatnonzero(table.column("epsg") == epsg)
+        west, north = table.column("west")[of_zone_n], table.column("north")[of_zone_n]
+        extent = table.size * PIXEL_SIZE
+        boxes = shapely.box(west, north - extent, west + extent, north)
+        labelled.update(of_zone_n[np.unique(shapes.tree.query(boxes)[0])].tolist())
+        near.update(np.unique(shapes.tree.query(boxes, predicate="intersects")[1]).tolist())
+    return near, sorted(labelled)
 
 
-def _open(run: Run, tile: PlannedTile, picked: _Picked) -> Embedding:
+def _open(run: Run, tile: PlannedTile) -> Embedding:
     embedding = read_embedding(run.embeddings, tile.name)
-    height, width, dim = embedding.shape_hwc
+    height, width, _ = embedding.shape_hwc
     if (height, width) != (tile.size, tile.size):
         raise FormatError(
             f"{embedding_paths(run.embeddings, tile.name)[0]}: {height} x {width} pixels, the plan says "
             f"{tile.size} x {tile.size}: run `smalti infer` again"
         )
-    if picked.dim not in (0, dim):
-        raise FormatError(
-            f"{run.embeddings}: {tile.name} has {dim} dimensions, others {picked.dim}: run `smalti infer`"
-        )
-    picked.dim = dim
     return embedding
-
-
-def _vectors(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
-    """Embedding vectors (m, C) of pixels sorted by row, a block of rows at a time."""
-    for top in range(0, embedding.shape_hwc[0], _BLOCK):
-        first, last = np.searchsorted(rows, [top, top + _BLOCK])
-        if first < last:
-            block = embedding.window(slice(top, top + _BLOCK), slice(None), gaps=True)
-            yield block[rows[first:last] - top, cols[first:last]]
 
 
 def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
     whole = np.any if embedding.gappy else np.all
-    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in _vectors(embedding, rows, cols)])
+    parts = range(0, len(rows), _TOGETHER)
+    found = [embedding.points(rows[start : start + _TOGETHER], cols[start : start + _TOGETHER]) for start in parts]
+    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in found])
 
 
 def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -330,15 +358,54 @@ def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int
     return assign_codes(classes)
 
 
-def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None) -> None:
+def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None, workers: int) -> None:
     """One row group a tile."""
-    chosen, labels = drawn.chosen, drawn.labels
-    for index in np.unique(chosen.tile_n):
-        here = chosen.tile_n == index
-        tile, rows, cols, features = drawn.tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
+
+    def vectors(item: tuple[dict[str, Any], PlannedTile]) -> NDArray[np.float32]:
+        place, tile = item
         embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
+        return embedding.points(place["row"], place["col"])
+
+    for (place, _), vectors_nc in in_order(_places(drawn, value), vectors, workers):
+        writer.write(place, vectors_nc)
+
+
+def places_of(drawn: Drawn) -> Samples:
+    """The labelled pixels with their classes, as a table without an embedding."""
+    parts: dict[str, list[Any]] = {}
+    for place, _tile in _places(drawn, None):
+        for name, values in place.items():
+            parts.setdefault(name, []).append(np.asarray(values))
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    count = len(columns["row"])
+    return Samples(
+        tile_n=columns["tile"],
+        row_n=columns["row"],
+        col_n=columns["col"],
+        x_n=columns["x"],
+        y_n=columns["y"],
+        epsg_n=columns["epsg"],
+        code_n=columns["code"].astype(np.int32),
+        group_n=columns["group"],
+        feature_n=columns["feature"],
+        district_n=columns.get("district", np.full(count, "")),
+        run_n=np.zeros(count, dtype=np.int16),
+        value_n=np.full(count, np.nan),
+        values_nc=np.zeros((count, 0), dtype=np.float32),
+        legend={entry.code: entry.name for entry in _legend(drawn)},
+        sources=(Source("this run", None, ""),),
+    )
+
+
+def _places(drawn: Drawn, value: str | None) -> Iterator[tuple[dict[str, Any], PlannedTile]]:
+    """The columns before the embedding, tile by tile."""
+    chosen, labels = drawn.chosen, drawn.labels
+    ends = np.flatnonzero(np.diff(chosen.tile_n)) + 1  # the table is in the order of the tiles
+    for here in np.split(np.arange(len(chosen.tile_n)), ends):
+        tile = drawn.tiles[int(chosen.tile_n[here[0]])]
+        rows, cols, features = chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
         x, y = _centres(tile, rows, cols)
-        place = {
+        place: dict[str, Any] = {
             "tile": [tile.name] * len(rows),
             "row": rows,
             "col": cols,
@@ -354,7 +421,7 @@ def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None)
             place["value"] = labels.classes_n[features].astype(np.float64)
         if labels.districts_n is not None:
             place["district"] = labels.districts_n[features].tolist()
-        writer.write(place, np.concatenate(list(_vectors(embedding, rows, cols))))
+        yield place, tile
 
 
 def _one_entry(drawn: Drawn, value: str) -> list[SampledClass]:

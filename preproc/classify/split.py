@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Split:
     block_m: float | None
     """Side of the squares."""
 
-    def take(self, where: NDArray[np.bool_]) -> Split:
+    def take(self, where: NDArray[Any]) -> Split:
         """Of some of the rows."""
         return replace(self, unit_n=self.unit_n[where])
 

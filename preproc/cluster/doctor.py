@@ -240,7 +240,7 @@ def _check_directives(run: Run, config: Config, profile: Profile, plan: Plan | N
     if shutil.which("sbatch") is None:
         return [failed("directives", "sbatch is not on the PATH", "run doctor on a login node")]
     try:
-        tasks = what_is_due(run, config, profile, ()).tasks if plan is not None else 1
+        tasks = what_is_due(status.Survey(run, config), profile, ()).tasks if plan is not None else 1
     except SmaltiError:
         tasks = 1
     found = []

@@ -84,9 +84,16 @@ def _look(survey: status.Survey, qualities: Qualities) -> Overview:
 class Watcher:
     """Looks at a run again and again, each time only at what something was done to since."""
 
-    def __init__(self, run: Run, config: Config, *, checksums: bool = False) -> None:
-        """A watcher of a run; with `checksums` the first look at an output reads every byte of it."""
-        self._survey = status.Survey(run, config, checksums, watching=True)
+    def __init__(self, run: Run, config: Config, *, checksums: bool = False, once: bool = False) -> None:
+        """A watcher of a run; with `checksums` the first look at an output reads every byte of it.
+
+        Args:
+            run: the run directory.
+            config: its settings.
+            checksums: read every byte.
+            once: nobody will look again, so that nothing need be kept for it.
+        """
+        self._survey = status.Survey(run, config, checksums, watching=not once)
         self._qualities = Qualities()
         self._first = True
 

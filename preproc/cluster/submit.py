@@ -20,6 +20,7 @@ from infer.contract import (
     write_bytes,
     write_model_job,
 )
+from preproc.classify.trials import WAVE
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script, render_script
@@ -55,35 +56,30 @@ def site_of(run: Run, config: Config, site: str | None = None) -> Profile:
     return profile
 
 
-def _missing(run: Run, config: Config, stage: str) -> list[bool]:
-    entry = stage_named(stage)
-    return [not state.complete for _, state in entry.load().open(run, config).states()]
-
-
 def _shards(missing: Sequence[bool], tasks: int) -> tuple[int, ...]:
     return tuple(sorted({index % tasks for index, lacks in enumerate(missing) if lacks}))
 
 
 def what_is_due(
-    run: Run, config: Config, profile: Profile, stages: Sequence[str], tasks: int | None = None, *, here: bool = True
+    survey: Survey, profile: Profile, stages: Sequence[str], tasks: int | None = None, *, here: bool = True
 ) -> Due:
     """Look at the outputs and list what is missing or invalid.
 
     Args:
-        run: the run directory, planned.
-        config: its settings.
+        survey: of the run, planned.
         profile: the site.
         stages: stages wanted.
         tasks: number of shards of jobs that are queued already; None chooses it.
         here: whether fetch, where the site does it on the login node, has been done or will have been.
     """
+    run, config = survey.run, survey.config
     tiles = planned_tiles(run)
     if not tiles:
         raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
     sheets = sum(len(sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(tiles))
     tasks = tasks or _tasks(run, config, profile, tiles, sheets)
-    fetch = _missing(run, config, "fetch")
-    infer = _missing(run, config, "infer")  # imported ones are last, and are not fetched
+    fetch = _missing(survey, "fetch")
+    infer = _missing(survey, "infer")  # imported ones are last, and are not fetched
     lacking = [first or second for first, second in zip_longest(fetch, infer, fillvalue=False)]
     by_batch = profile.kind("fetch").where == "batch" or not here
     shards = {
@@ -94,10 +90,21 @@ def what_is_due(
     gathers: list[str] = []
     for name in names:
         anew = any(other.name in gathers for other in before(stage_named(name), config))
-        if anew or any(lacking) or any(_unfinished(run, config, name)):
+        if anew or any(lacking) or any(_unfinished(survey, name)):
             gathers.append(name)
     waves = None if budget(config) is None else waves_of(Plan.read(run), config, tasks)
-    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, waves)
+    networks, trials = _trained_together(config) if "train" in gathers else (1, 1)
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, networks, trials, waves)
+
+
+def _trained_together(config: Config) -> tuple[int, int]:
+    """Networks, and trials of a study, that can be trained at once."""
+    settings = config.classify
+    if config.labels is not None and config.labels.value is not None:
+        return 1, 1
+    if settings.method == "segment":
+        return settings.folds + 1, 1
+    return 1, WAVE if settings.trials > WAVE else 1  # few are not worth the queue
 
 
 def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], sheets: int) -> int:
@@ -116,9 +123,13 @@ def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTi
     return max(tasks, fewest)
 
 
-def _unfinished(run: Run, config: Config, stage: str) -> list[bool]:
+def _missing(survey: Survey, stage: str) -> list[bool]:
+    return [not state.complete for _, state in survey.of(stage)]
+
+
+def _unfinished(survey: Survey, stage: str) -> list[bool]:
     try:
-        return _missing(run, config, stage)
+        return _missing(survey, stage)
     except SmaltiError:
         return [True]  # what it builds on is not there yet
 
@@ -151,7 +162,7 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
             'set where = "here" to fetch on this node, or name a transfer partition with internet = "direct", '
             "or mirror the archive"
         )
-    if not due.shards["infer"]:
+    if not due.shards["infer"] and due.networks == 1:
         return
     if common.container is not None and not common.container.image.exists():
         image = common.container.image
@@ -171,27 +182,30 @@ def _select(config: Config, wanted: str | None) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _refuse_stale(run: Run, config: Config, stages: Sequence[str]) -> None:
+def _refuse_stale(survey: Survey, stages: Sequence[str]) -> None:
     """What is stale and not among the stages that are asked for would make their jobs fail.
 
     Raises:
         SmaltiError: if something is; the plan does not count, which is made anew before anything is queued.
     """
-    survey = Survey(run, config)
     for name in stages:
         for stale in stale_before(stage_named(name), survey):
             if stale.stage != "plan" and stale.stage not in stages:
-                raise SmaltiError(f"{run.root}: {stale.told()}: add {stale.stage} to --stages {','.join(stages)}")
+                raise SmaltiError(
+                    f"{survey.run.root}: {stale.told()}: add {stale.stage} to --stages {','.join(stages)}"
+                )
 
 
-def _fetch_here(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> None:
+def _fetch_here(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> bool:
+    """Fetch on this node where the site says so; whether it did."""
     if "fetch" not in stages or profile.kind("fetch").where != "here":
-        return
+        return False
     say(f"fetch: on this node, because {profile.name} says so ([site.jobs.fetch] where)")
     try:
         run_one(stage_named("fetch"), run, config)
     except StageFailedError as error:
         say(str(error))
+    return True
 
 
 def _active(jobs: Sequence[SubmittedJob]) -> dict[slurm.TaskId, slurm.Queued]:
@@ -231,8 +245,9 @@ def submit(run: Run, config: Config, request: Request) -> str:
     profile = site_of(run, config, request.site)
     stages = _select(config, request.stages)
     if request.dry_run:
-        _refuse_stale(run, config, stages)
-        return _dry_run(run, config, profile, stages)
+        survey = Survey(run, config)
+        _refuse_stale(survey, stages)
+        return _dry_run(survey, profile, stages)
     with stage_lock(run, "submit"):
         jobs = read_submitted(run)
         active = _active(jobs)
@@ -244,11 +259,13 @@ def submit(run: Run, config: Config, request: Request) -> str:
             )
         if any(not unit.state().complete for unit in stage_named("plan").load().open(run, config).units):
             run_one(stage_named("plan"), run, config)
-        _refuse_stale(run, config, stages)
+        survey = Survey(run, config)
+        _refuse_stale(survey, stages)
         refuse(run, config, Plan.read(run), elsewhere=True)
         write_model_job(run, config.model.job())
-        _fetch_here(run, config, profile, stages)
-        due = without_active(what_is_due(run, config, profile, stages, tasks_in_use(jobs, active)), jobs, active)
+        if _fetch_here(run, config, profile, stages):
+            survey = Survey(run, config)
+        due = without_active(what_is_due(survey, profile, stages, tasks_in_use(jobs, active)), jobs, active)
         return _submit(run, config, profile, due, jobs, active)
 
 
@@ -258,9 +275,10 @@ def tasks_in_use(jobs: Sequence[SubmittedJob], active: Mapping[slurm.TaskId, slu
     return next((arrays[task.job] for task in active if task.job in arrays), None)
 
 
-def _dry_run(run: Run, config: Config, profile: Profile, stages: Sequence[str]) -> str:
-    stale = next(iter(stale_before(stage_named("fetch"), Survey(run, config))), None)
-    due = what_is_due(run, config, profile, stages)
+def _dry_run(survey: Survey, profile: Profile, stages: Sequence[str]) -> str:
+    run, config = survey.run, survey.config
+    stale = next(iter(stale_before(stage_named("fetch"), survey)), None)
+    due = what_is_due(survey, profile, stages)
     common = common_script(run, config, profile, due.tasks)
     steps = build_chain(profile, common, due, config.tiles.size)
     notes = [] if stale is None else [f"{stale.told()}: `smalti submit` searches again; this is the plan that is there"]

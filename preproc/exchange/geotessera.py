@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -21,11 +20,9 @@ from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError,
 from infer.contract.arrays import open_npy
 from infer.contract.embedding import OBSERVED
 from preproc.exchange.placement import SOUTH, Frame, Patch
-from preproc.reader.buckets import first_line, open_bucket
+from preproc.exchange.zarr_store import is_icechunk, open_group, store_errors
+from preproc.reader.buckets import first_line
 from preproc.region.grid import tile_footprint
-
-if TYPE_CHECKING:
-    import zarr
 
 METADATA = "tessera_metadata.json"
 NPY_FOLDER = "global_0.1_degree_representation"
@@ -81,7 +78,7 @@ def open_published(source: str, year: int) -> Published:
     if "://" not in source:
         if (folder / NPY_FOLDER).is_dir() or (folder / METADATA).is_file():
             return NpyTiles(folder, year)
-        if not (folder / "zarr.json").is_file():
+        if not (folder / "zarr.json").is_file() and not is_icechunk(source):
             raise SmaltiError(
                 f"{source}: neither a Zarr v3 store (zarr.json) nor geotessera's npy tiles ({NPY_FOLDER}/): name one"
             )
@@ -93,7 +90,7 @@ class ZarrStore:
 
     def __init__(self, source: str, year: int) -> None:
         self._source = source
-        self._root = _open_group(source)
+        self._root, snapshot = open_group(source)
         attributes = dict(self._root.attrs)
         dim, kind = attributes.get("geoemb:dimensions"), attributes.get("geoemb:data_type")
         model = attributes.get("geoemb:model")
@@ -103,11 +100,12 @@ class ZarrStore:
         own = told["model"] if isinstance(told["model"], dict) else {}
         ours = isinstance(own.get("name"), str) and isinstance(told["checkpoint"], str)
         window = told["window"]
+        said = [model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]
         self.dataset = Dataset(
             version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v"),
             variant="",
             dim=dim,
-            fingerprint=sha256_json([model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]),
+            fingerprint=sha256_json(said if snapshot is None else [*said, snapshot]),
             model=str(own["name"]) if ours else None,
             trained=not ours or own.get("trained") is True,
             checkpoint=told["checkpoint"] if ours else None,
@@ -157,7 +155,7 @@ class ZarrStore:
                 if not np.isfinite(found).any():  # then the codes are not asked for
                     return np.zeros((*found.shape, self.dataset.dim), np.int8), found
                 return np.moveaxis(np.asarray(codes[index, :, rows, columns]), 0, -1), found
-            except _store_errors() as error:
+            except store_errors() as error:
                 raise SmaltiError(
                     f"{where}: cannot be read ({first_line(error)}): run the same command again",
                     exit_code=EXIT_TRY_AGAIN,
@@ -170,28 +168,6 @@ class ZarrStore:
             return np.moveaxis(np.asarray(counted[index, : len(OBSERVED), rows, columns]), 0, -1)
 
         return Patch(name, zone, west, north, (height, width), read, observed if known else None)
-
-
-def _open_group(source: str) -> zarr.Group:
-    import zarr
-    from zarr.storage import LocalStore, ObjectStore
-
-    store = ObjectStore(open_bucket(source), read_only=True) if "://" in source else LocalStore(source, read_only=True)
-    try:
-        return zarr.open_group(store, mode="r", zarr_format=3)
-    except _store_errors() as error:
-        said = first_line(error)
-        raise SmaltiError(f"{source}: not a Zarr v3 store that can be read ({said}): check the address") from error
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What reading a damaged or unreachable store raises."""
-    found: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, KeyError, RuntimeError)
-    if importlib.util.find_spec("obstore") is None:
-        return found
-    import obstore
-
-    return (*found, obstore.exceptions.BaseError)
 
 
 class NpyTiles:

@@ -72,14 +72,15 @@ def write_layer(
     seen: Callable[[Strip, NDArray[Any]], None],
     bar: Bar,
 ) -> None:
-    """Write a raster of one band, computed from the embeddings of its pixels.
+    """Write a raster computed from the embeddings of its pixels.
 
     Args:
         run: whose embeddings.
         path: of the COG.
         grid: its zone.
         layer: what it holds.
-        compute: (h, W) values of a strip; called in several threads, as numpy lets go of Python's lock.
+        compute: (h, W) values of a strip, or (h, W, B) of several bands; called in several threads, as numpy lets go
+            of Python's lock.
         seen: is told every strip with its values, in order.
         bar: of tiles.
     """
@@ -102,5 +103,5 @@ def write_layer(
 
 def _write(writer: Any, row: int, column: int, strip: Strip, values: Any, seen: Callable[..., None]) -> None:
     values_hw = values.result()
-    writer.write(row + strip.top, column, values_hw[..., None])
+    writer.write(row + strip.top, column, values_hw if values_hw.ndim == 3 else values_hw[..., None])
     seen(strip, values_hw)

@@ -38,7 +38,7 @@ def check_mosaic(run: Run, config: Config) -> str:
     """
     made = MosaicManifest.read(run)
     plan = Plan.read(run)
-    embeddings = Embeddings.of_run(run, plan)
+    embeddings = Embeddings.of_run(run, plan, gaps=config.stitch.missing == "nodata")
     zones = [(grid, sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(plan.tiles)]
     problems: list[str] = []
     missing = sorted({grid.label for grid, _ in zones} ^ set(made.zones))

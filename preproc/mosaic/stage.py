@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from infer.contract import Plan, Run, SmaltiError, remove_stale_temporaries
@@ -13,10 +16,12 @@ from preproc.mosaic.join import ZoneSheets, join_sheets
 from preproc.mosaic.sheet import SheetFiles, SheetMaker, codes_layer, values_layer
 from preproc.raster.cog import scratch_bytes
 from preproc.raster.preview import picture_step
-from preproc.raster.provenance import Embeddings, RunProvenance
+from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.config import Config
+from preproc.run.disk import mosaic_bytes
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
+from preproc.run.text import human_bytes
 from preproc.run.workers import side_by_side, worker_count
 
 
@@ -33,7 +38,9 @@ class StitchStage:
         opened = _open(run, config)
         facts = opened.embeddings.provenance(opened.tiles)
         units = [*opened.units(), opened.joined(facts)]
-        return Session(units, lambda due: _build(opened, facts, due))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        before = partial(_cost_lines, opened, units)
+        return Session(units, lambda due: _build(opened, facts, due), before=before, after=after)
 
 
 class StitchSheetsStage:
@@ -109,14 +116,27 @@ def _common(facts: RunProvenance) -> dict[str, Any]:
 
 def _open(run: Run, config: Config) -> _Opened:
     plan = Plan.read(run)
-    for inner in (folder for folder in run.mosaic.rglob("*") if folder.is_dir()):  # what killed processes left there
-        remove_stale_temporaries(inner)
-    embeddings = Embeddings.of_run(run, plan)
+    for folder, _, _ in os.walk(run.mosaic):  # what killed processes left there
+        remove_stale_temporaries(Path(folder))
+    embeddings = Embeddings.of_run(run, plan, gaps=config.stitch.missing == "nodata")
     zones = [
         ZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet)), picture_step(grid.width, grid.height))
         for grid in zone_grids(plan.tiles)
     ]
     return _Opened(run, config, zones, embeddings)
+
+
+def _cost_lines(opened: _Opened, units: Sequence[Unit]) -> list[str]:
+    """What a large mosaic will take on disk, told before it is written."""
+    if opened.run.mosaic_manifest.exists() or len(units) <= 2:
+        return []  # it was written before, or is a sheet
+    pixels = sum(tile.size**2 for tile in opened.tiles)
+    store, rasters = mosaic_bytes(pixels, opened.config)
+    free = shutil.disk_usage(opened.run.root).free
+    parts = [f"{human_bytes(store)} for the store"] if store else []
+    parts += [f"{human_bytes(rasters)} for the GeoTIFFs"] if rasters else []
+    hint = '; [stitch] formats = ["zarr"] or ["cog"] writes one of them' if store and rasters else ""
+    return [f"stitch: about {' and '.join(parts)} at most; {human_bytes(free)} are free{hint}"]
 
 
 def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:

@@ -24,7 +24,15 @@ from infer.contract import (
 from infer.contract.errors import FormatError
 from infer.contract.plan import FoundScenes, LeftOut, PlannedRegion, SampledTiles, SceneCount
 from infer.contract.registry import registered_model
-from preproc.catalogue.items import ParsedItems, SceneIndex, count_reasons, parse_items, save_items, search_scenes
+from preproc.catalogue.items import (
+    ParsedItems,
+    SceneIndex,
+    count_reasons,
+    index_scenes,
+    parse_items,
+    save_items,
+    search_scenes,
+)
 from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.sources import Item
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
@@ -138,7 +146,7 @@ def _tasks(tiles: int, config: Config, folder: Path) -> int:
     return choose_tasks(tiles, config.tiles.size, [job for job in jobs if job.where == "batch"], profile.limits)
 
 
-def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item], Plan]:
+def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item], ParsedItems, Plan]:
     """Cut the region, search the archive and reckon; writes nothing.
 
     Args:
@@ -147,7 +155,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
         folder: the run directory, for a site profile that lies there.
 
     Returns:
-        The items found, and the plan.
+        The items found, what became of them, and the plan.
 
     Raises:
         SmaltiError: if nothing usable is found.
@@ -164,7 +172,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
     index = SceneIndex(yielded.scenes)
     season = count_season({tile.name: index.for_tile(tile) for tile in sampled})
     pixels = max(1, round(sum(zone_part(region, epsg).area for epsg in utm_zones(region)) / 100))
-    work = Work(len(planned), config.tiles.size, pixels, season, _parameters(config), config.site.workers or _cpus())
+    work = Work(len(planned), config.tiles.size, pixels, season, parameters_of(config), config.site.workers or _cpus())
     plan = Plan(
         tile_size=config.tiles.size,
         tiles=planned,
@@ -184,7 +192,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
         estimate=estimate(work, config),
         warnings=tuple(_warnings(yielded, season, config)),
     )
-    return items, plan
+    return items, yielded, plan
 
 
 def _rounded(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -203,14 +211,15 @@ def describe_plan(run: Run) -> str:
 
 def dry_run(run: Run, config: Config) -> tuple[str, Plan]:
     """What `smalti plan` would find and what the run would cost, as text and as a plan; writes nothing."""
-    _, plan = make_plan(config, load_region(config.region), run.root)
+    _, _, plan = make_plan(config, load_region(config.region), run.root)
     return render_plan(plan, disk_of(plan, config)), plan
 
 
 def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:
-    items, plan = make_plan(config, region, run.root)
+    items, found, plan = make_plan(config, region, run.root)
     run.plan.unlink(missing_ok=True)  # from here on the old plan no longer fits its items
-    plan.write(run.plan, inputs=unit.inputs, files=save_items(run, items))
+    files = save_items(run, items)
+    plan.write(run.plan, inputs=unit.inputs, files=[*files, *index_scenes(run, items, found)])
     say(render_plan(plan))
 
 
@@ -236,7 +245,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _parameters(config: Config) -> int:
+def parameters_of(config: Config) -> int:
     """Of the model: as registered, or else as its file's size tells."""
     path = config.model.checkpoint
     if config.model.name is not None:

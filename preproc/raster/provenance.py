@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import (
-    REGISTRY,
     SOFTWARE,
     FormatError,
     Plan,
@@ -24,10 +23,13 @@ from infer.contract import (
     verify_files,
 )
 from infer.contract.provenance import Embedded, Encoder, Window
+from infer.contract.registry import known_model
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
 """Tiles named in a message about many."""
+_LISTED = 40
+"""And in the list at the end; manifests name all."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class RunProvenance:
     """Pixels with fewer clear Sentinel-2 observations have no embedding."""
     origins: Mapping[str, int] = field(default_factory=dict)
     """Where imported embeddings came from -> tiles."""
+    missing: tuple[str, ...] = ()
+    """Tiles that were asked for and have no valid embedding, where that is allowed."""
 
     @property
     def content(self) -> str:
         """What the numbers are: only a published model's are called TESSERA embeddings."""
-        model = REGISTRY.get(self.model)
-        published = model is not None and not model.bundled
-        return "TESSERA embeddings" if published else f"embeddings of {self.label}"
+        model = known_model(self.model)
+        return "TESSERA embeddings" if model is not None and model.tessera else f"embeddings of {self.label}"
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
@@ -94,7 +97,7 @@ class RunProvenance:
     @property
     def encoder(self) -> Encoder:
         """The model, as manifests and STAC items state it."""
-        known = REGISTRY.get(self.model)
+        known = known_model(self.model)
         terms = (None, None) if known is None else (known.licence, known.citation)
         return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint, *terms)
 
@@ -108,6 +111,7 @@ class RunProvenance:
             "archive": self.archive,
             "min_clear_s2": self.min_clear_s2,
             "origins": dict(self.origins),
+            "missing": self.missing,
             "window": Window(date.fromisoformat(self.window[0]), date.fromisoformat(self.window[1])),
         }
 
@@ -149,23 +153,28 @@ class Embeddings:
     """First and last day, inclusive."""
     region: str
     """Its name."""
+    gaps: Sequence[PlannedTile] | None = None
+    """All tiles of the plan, any of which may be missing; None: those that are asked for have to be there."""
     _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
     """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
     _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
+    _gone: dict[str, str] = field(default_factory=dict, repr=False)
+    """Tile -> why it is missing, where that is allowed: one that comes while a sheet is made is for the next time."""
 
     @classmethod
-    def of_run(cls, run: Run, plan: Plan) -> Embeddings:
-        """Of a planned run; nothing is read yet.
+    def of_run(cls, run: Run, plan: Plan, *, gaps: bool = False) -> Embeddings:
+        """Of a planned run; nothing is read yet. With `gaps` tiles may lack theirs: [stitch] missing = "nodata".
 
         Raises:
             SmaltiError: if the plan has no tiles.
         """
         if not plan.tiles:
             raise SmaltiError(f"{run.plan}: it has no tiles: run `smalti plan {run.quoted}` again")
-        return cls(run, plan.source, (plan.window[0].isoformat(), plan.window[1].isoformat()), plan.region.name)
+        window = plan.window[0].isoformat(), plan.window[1].isoformat()
+        return cls(run, plan.source, window, plan.region.name, plan.tiles if gaps else None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": {}, "_alike": {}}  # another process reads what it needs
+        return {**self.__dict__, "_seen": {}, "_alike": {}, "_gone": {}}  # another process reads what it needs
 
     def digest(self, tile: PlannedTile) -> str:
         """SHA-256 of the files of one tile's embedding.
@@ -176,31 +185,38 @@ class Embeddings:
         return self._tile(tile)[0]
 
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
-        """What some tiles have in common; they have to be there and to fit together.
+        """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
 
         Raises:
-            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models.
+            SmaltiError: if tiles lack a valid embedding (how many, and the first few), or differ in their models; with
+                gaps, if no tile of the run has one.
         """
         lacking: dict[str, str] = {}
         digest = hashlib.sha256()
         sources = set()
         origins: Counter[str] = Counter()
         first: _Stated | None = None
+        one = ""
         for tile in tiles:
             try:
                 files, source, origin, stated = self._tile(tile)
             except _LackingError as error:
                 lacking[tile.name] = str(error)
-            if lacking:
                 continue
-            first = first or stated
-            _check_alike(self.run, tiles[0].name, first, tile.name, stated)
+            if lacking and self.gaps is None:
+                continue
+            if first is None:
+                first, one = stated, tile.name
+            _check_alike(self.run, one, first, tile.name, stated)
             digest.update(sha256_json([tile.name, files]).encode())
             sources.add(source)
             if origin:
                 origins[origin] += 1
-        _check_complete(self.run, lacking, len(tiles))
-        assert first is not None, "no tiles"
+        if lacking and self.gaps is None:
+            raise _incomplete(self.run, lacking, len(tiles))
+        first = first or self._any()
+        if first is None:
+            raise _incomplete(self.run, lacking, len(tiles))
         name, label, trained, family = first.model
         return RunProvenance(
             model=name,
@@ -217,16 +233,31 @@ class Embeddings:
             fingerprint=digest.hexdigest(),
             min_clear_s2=first.min_clear_s2,
             origins=dict(sorted(origins.items())),
+            missing=tuple(sorted(lacking)),
         )
 
+    def _any(self) -> _Stated | None:
+        """What any embedding of the run states, for a sheet all of whose tiles are missing."""
+        for tile in self.gaps or ():
+            try:
+                return self._tile(tile)[3]
+            except _LackingError:
+                continue
+        return None
+
     def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
+        if tile.name in self._gone:
+            raise _LackingError(self._gone[tile.name])
         if tile.name not in self._seen:
             path = embedding_paths(self.run.embeddings, tile.name)[2]
             try:
                 manifest = read_manifest(path, "embedding", remedy=_REMEDY)
                 verify_files(path, manifest, checksums=False, remedy=_REMEDY)
             except FormatError as error:
-                raise _LackingError("broken" if path.exists() else "missing") from error
+                why = "broken" if path.exists() else "missing"
+                if self.gaps is not None:
+                    self._gone[tile.name] = why
+                raise _LackingError(why) from error
             stated = _stated(path, tile.name, manifest)
             source = str(manifest.get("data_source") or "")
             digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
@@ -261,20 +292,31 @@ def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
         raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
-def read_provenance(run: Run) -> RunProvenance:
+def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
     """What all tiles of a run have in common; see `Embeddings.provenance`."""
     plan = Plan.read(run)
-    return Embeddings.of_run(run, plan).provenance(plan.tiles)
+    return Embeddings.of_run(run, plan, gaps=gaps).provenance(plan.tiles)
 
 
-def _check_complete(run: Run, lacking: Mapping[str, str], tiles: int) -> None:
-    if lacking:
-        shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
-        more = ", ..." if len(lacking) > _NAMED else ""
-        raise SmaltiError(
-            f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-            f"run `smalti infer {run.quoted}`"
-        )
+def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
+    """What to tell people of tiles that are nodata."""
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_LISTED]) + (f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
+    many = f"{len(missing)} tiles have no embedding and are" if len(missing) > 1 else "1 tile has no embedding and is"
+    return [
+        f"{stage}: {many} nodata ([stitch] missing): {shown}: `smalti infer {run.quoted}` and `smalti {stage} "
+        f"{run.quoted}` fill in what can be had"
+    ]
+
+
+def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError:
+    shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
+    more = ", ..." if len(lacking) > _NAMED else ""
+    return SmaltiError(
+        f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
+        f'run `smalti infer {run.quoted}`; mosaic, samples and map can do without: [stitch] missing = "nodata"'
+    )
 
 
 def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) -> None:

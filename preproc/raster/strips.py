@@ -83,7 +83,7 @@ def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values:
     Args:
         run: the run directory.
         sheet: which.
-        facts: about its embeddings.
+        facts: about its embeddings; of tiles that are missing nothing is there, as outside of tiles.
         codes: with int8 codes, those that are there or made from float32 values.
         values: with float32 values.
 
@@ -92,6 +92,7 @@ def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values:
     """
     grid = sheet.grid
     opened: dict[str, _OpenTile] = {}
+    present = [tile for tile in grid.tiles if tile.name not in facts.missing]
     for top in range(0, grid.height, ROWS):
         height = min(ROWS, grid.height - top)
         shape_hwc = height, grid.width, facts.dim
@@ -101,7 +102,7 @@ def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values:
         observed_hwc = np.full((height, grid.width, len(BANDS)), NODATA, dtype=np.uint8)
         strip = Strip(top, codes_hwc, scales_hw, values_hwc, observed_hwc)
         needed: dict[str, _OpenTile] = {}
-        for tile in grid.tiles:
+        for tile in present:
             part = _within(grid.overlap(tile), top, height)
             if part is not None:
                 needed[tile.name] = opened.get(tile.name) or _OpenTile(open_embedding(run, tile))

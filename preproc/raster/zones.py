@@ -7,13 +7,15 @@ the run has tiles on both sides of the equator is one grid in the northern CRS, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from infer.contract import PIXEL_SIZE, PlannedTile
+from infer.contract import PIXEL_SIZE, PlannedTile, PlannedTiles
 
 _SOUTH = 32700
 """EPSG codes of southern zones begin above it."""
@@ -49,7 +51,7 @@ class ZoneGrid:
     """Columns."""
     height: int
     """Rows."""
-    tiles: tuple[PlannedTile, ...]
+    tiles: Sequence[PlannedTile]
     """Its tiles from north to south, then from west to east, whatever the order of the plan; southern ones before
     northern ones, since they reach beyond the equator and nothing of theirs is there."""
 
@@ -71,7 +73,7 @@ class ZoneGrid:
     @cached_property
     def mixed(self) -> bool:
         """Whether tiles of both hemispheres lie in it, which overlap in the pixels that the equator passes through."""
-        return len({tile.epsg for tile in self.tiles}) > 1
+        return len(np.unique(PlannedTiles.of(self.tiles).column("epsg"))) > 1
 
     def northing(self, tile: PlannedTile) -> int:
         """Northing of a tile's upper edge in the grid's CRS."""
@@ -131,24 +133,27 @@ def zone_grids(tiles: Sequence[PlannedTile]) -> list[ZoneGrid]:
     Raises:
         ValueError: if tiles of one zone do not share a 10 m lattice (a plan never has such).
     """
-    zones: dict[int, list[PlannedTile]] = {}
-    for tile in tiles:
-        zones.setdefault(tile.epsg % 100, []).append(tile)
-    return sorted((_grid(zones[zone]) for zone in zones), key=lambda grid: grid.epsg)
+    table = PlannedTiles.of(tiles)
+    zone_n = table.column("epsg") % 100
+    grids = [_grid(table.chosen(zone_n == zone)) for zone in np.unique(zone_n).tolist()]
+    return sorted(grids, key=lambda grid: grid.epsg)
 
 
-def _grid(tiles: Sequence[PlannedTile]) -> ZoneGrid:
-    epsg = min(tile.epsg for tile in tiles)
-    bare = ZoneGrid(epsg, 0, 0, 0, 0, ())
-    ordered = tuple(sorted(tiles, key=lambda tile: (-tile.epsg, -tile.north, tile.west)))
-    bounds = [bare.tile_bounds(tile) for tile in ordered]
-    west, north = min(b[0] for b in bounds), max(b[3] for b in bounds)
-    east, south = max(b[2] for b in bounds), min(b[1] for b in bounds)
-    off = [(b[0] - west) % PIXEL_SIZE or (north - b[3]) % PIXEL_SIZE for b in bounds]
-    stray = [tile.name for tile, apart in zip(ordered, off, strict=True) if apart]
-    if stray:
-        raise ValueError(f"tile {stray[0]} is off the 10 m lattice of its zone {epsg}")
-    return ZoneGrid(epsg, west, north, (east - west) // PIXEL_SIZE, (north - south) // PIXEL_SIZE, ordered)
+def _grid(tiles: PlannedTiles) -> ZoneGrid:
+    tiles = tiles.chosen(np.lexsort((tiles.column("west"), -tiles.column("north"), -tiles.column("epsg"))))
+    epsg, extent = int(tiles.column("epsg").min()), tiles.size * PIXEL_SIZE
+    west_n, north_n = tiles.column("west"), _northings(tiles, epsg)
+    west, north = int(west_n.min()), int(north_n.max())
+    east, south = int(west_n.max()) + extent, int(north_n.min()) - extent
+    off_n = ((west_n - west) % PIXEL_SIZE != 0) | ((north - north_n) % PIXEL_SIZE != 0)
+    if off_n.any():
+        raise ValueError(f"tile {tiles[int(off_n.argmax())].name} is off the 10 m lattice of its zone {epsg}")
+    return ZoneGrid(epsg, west, north, (east - west) // PIXEL_SIZE, (north - south) // PIXEL_SIZE, tiles)
+
+
+def _northings(tiles: PlannedTiles, epsg: int) -> NDArray[np.int64]:
+    """`ZoneGrid.northing` of all tiles."""
+    return tiles.column("north") - np.where((epsg < _SOUTH) & (tiles.column("epsg") > _SOUTH), FALSE_NORTHING, 0)
 
 
 def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
@@ -158,14 +163,25 @@ def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
         grid: of the zone.
         side: of a sheet in pixels.
     """
-    touching: dict[tuple[int, int], list[PlannedTile]] = {}
-    for tile in grid.tiles:
-        for cell in _cells(grid, tile, side):
-            touching.setdefault(cell, []).append(tile)
+    tiles = PlannedTiles.of(grid.tiles)
+    row_n = (grid.north - _northings(tiles, grid.epsg)) // PIXEL_SIZE
+    column_n = (tiles.column("west") - grid.west) // PIXEL_SIZE
+    last = tiles.size - 1
+    cells: list[NDArray[np.int64]] = []  # row, column, tile
+    for down in range(last // side + 2):
+        for across in range(last // side + 2):
+            cell_row_n, cell_column_n = row_n // side + down, column_n // side + across
+            touches_n = (cell_row_n <= (row_n + last) // side) & (cell_column_n <= (column_n + last) // side)
+            found = np.stack([cell_row_n, cell_column_n, np.arange(len(tiles))], axis=1)
+            cells.append(found[touches_n])
+    cells_m3 = np.concatenate(cells)
+    cells_m3 = cells_m3[np.lexsort(cells_m3.T[::-1])]
+    bounds = np.flatnonzero(np.diff(cells_m3[:, :2], axis=0).any(axis=1)) + 1
     alone = max(grid.width, grid.height) <= side
     digits = max(2, len(str(max(grid.width, grid.height) // side)))
     sheets = []
-    for row, column in sorted(touching):
+    for cell_m3 in np.split(cells_m3, bounds):
+        row, column = cell_m3[0, :2].tolist()
         top, left = row * side, column * side
         part = replace(
             grid,
@@ -173,15 +189,8 @@ def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
             north=grid.north - top * PIXEL_SIZE,
             width=min(side, grid.width - left),
             height=min(side, grid.height - top),
-            tiles=tuple(touching[row, column]),
+            tiles=tiles.chosen(cell_m3[:, 2]),
         )
         name = grid.label if alone else f"{grid.label}_r{row:0{digits}d}_c{column:0{digits}d}"
         sheets.append(Sheet(name, grid.label, row, column, top, left, part))
     return sheets
-
-
-def _cells(grid: ZoneGrid, tile: PlannedTile, side: int) -> Iterator[tuple[int, int]]:
-    row, column = grid.place(tile)
-    for down in range(row // side, (row + tile.size - 1) // side + 1):
-        for across in range(column // side, (column + tile.size - 1) // side + 1):
-            yield down, across

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, sha256_file, write_bytes, write_manifest
 from infer.contract.rasters import CleanedMap
@@ -61,8 +61,13 @@ def _write(run: Run, config: Config, unit: Unit) -> None:
 
 def render(values: Mapping[str, Any]) -> str:
     """The page. A name that the template uses and `values` lacks is an error, never a blank."""
+    return page_template("preproc.report", "report.html.j2").render(values)
+
+
+def page_template(package: str, name: str) -> Template:
+    """A template of a package that may use the report's style, with the report's ways to show figures."""
     environment = Environment(
-        loader=PackageLoader("preproc.report", "."),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("preproc.report", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -77,7 +82,7 @@ def render(values: Mapping[str, Any]) -> str:
         hectares=figures.hectares,
         hectares_interval=figures.hectares_with_interval,
     )
-    return environment.get_template("report.html.j2").render(values)
+    return environment.get_template(name)
 
 
 def context(run: Run, config: Config, sources: Sources) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
     """Run every stage of the chain in order, whatever is complete being skipped.
 
     A tile that fails does not stop the tiles after it, in this stage or the next; stages that need all tiles are not
-    begun, and the failures are raised at the end.
+    begun unless [stitch] missing allows it, and the failures are raised at the end.
 
     Raises:
         StageFailedError: listing what failed.
@@ -73,7 +73,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
         entries = chain(config)
         shards = 1
         for number, entry in enumerate(entries, start=1):
-            if failures and entry.gathers:
+            if failures and entry.gathers and config.stitch.missing == "refuse":
                 say(f"[{number}/{len(entries)}] {entry.name}: not begun, because tiles failed before it")
                 continue
             say(f"[{number}/{len(entries)}] {entry.name}")
@@ -83,7 +83,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
                     done, failures = _in_waves(run, config, shards, force=force)
                     outcomes += done
                     continue
-            if entry.name == "infer" and (failures or any(outcome.stage == "infer" for outcome in outcomes)):
+            if entry.name == "infer" and shards > 1:
                 continue  # the waves have done it
             try:
                 outcomes.append(run_stage(entry.load(), run, config, force=force))

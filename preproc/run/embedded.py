@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infer.contract import TILE_MANIFEST, Run, child, embedding_paths, sha256_file
+from infer.contract import TILE_MANIFEST, Run, child, embedding_manifest, sha256_file
 from infer.contract.imported import imported_tiles
-from infer.contract.registry import cache_path
+from infer.contract.registry import cache_path, joined_sha256, parts_of
 from preproc.run.config import Config
 from preproc.run.stage import LateInputs, Unit
 
@@ -23,39 +23,39 @@ def embedding_units(run: Run, config: Config) -> Callable[[str], Unit]:
     Raises:
         FormatError: if import.json cannot be read.
     """
-    known, imported = _known_inputs(config), imported_tiles(run)
+    known, imported = known_inputs(config), imported_tiles(run)
     return lambda name: _unit(run, name, known, imported)
 
 
 def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
     if name in imported:
         return _imported_unit(run, name, imported[name], known)
-    source = child(run.tiles, name) / TILE_MANIFEST
 
     def inputs() -> Mapping[str, Any]:
+        source = child(run.tiles, name) / TILE_MANIFEST
         # people remove whole tiles once the embeddings are made: those are none the worse for it
         return {**known, "tile": sha256_file(source)} if source.is_file() else known
 
-    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", LateInputs(inputs), partial=True)
+    return Unit(name, embedding_manifest(run.embeddings, name), "embedding", LateInputs(inputs), partial=True)
 
 
 def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
     """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
     inputs = {"import": identity, **{key: known[key] for key in ("output", "dim", "min_clear_s2")}}
-    return Unit(name, embedding_paths(run.embeddings, name)[2], "embedding", inputs, partial=True)
+    return Unit(name, embedding_manifest(run.embeddings, name), "embedding", inputs, partial=True)
 
 
-def _known_inputs(config: Config) -> dict[str, Any]:
+def known_inputs(config: Config) -> dict[str, Any]:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
     known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}
     if model.precision != "auto":
         known["precision"] = model.precision
-    path = model.checkpoint if model.name is None else cache_path(model.name)
-    if path is not None and path.is_file():
-        stat = path.stat()
-        if stat.st_size <= _HASHED_BYTES:
-            known["checkpoint"] = _checkpoint_digest(path, stat.st_size, stat.st_mtime_ns)
+    paths = [model.checkpoint] if model.name is None else [cache_path(part.name) for part in parts_of(model.name)]
+    stats = [(path, path.stat()) for path in paths if path is not None and path.is_file()]
+    if len(stats) == len(paths) and all(stat.st_size <= _HASHED_BYTES for _, stat in stats):
+        digests = [_checkpoint_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        known["checkpoint"] = joined_sha256(digests)
     return known
 
 

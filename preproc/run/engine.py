@@ -5,19 +5,20 @@ This side never imports torch. It hands the engine RUN/model.json and reads its 
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from infer.contract import (
     EXIT_BAD_INPUT,
     EXIT_OK,
     EXIT_TRY_AGAIN,
+    Lazily,
+    PlannedTile,
     Run,
     Shard,
     SmaltiError,
@@ -27,10 +28,9 @@ from infer.contract import (
 )
 from infer.contract.imported import imported_tiles
 from preproc.run.config import Config
-from preproc.run.container import container_of, container_variable, device_arguments, weights_of
+from preproc.run.container import container_variable, device_arguments, engine_python, weights_of
 from preproc.run.embedded import embedding_units
 from preproc.run.profile import load_profile
-from preproc.run.progress import say
 from preproc.run.quality import quality_warnings
 from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
 
@@ -47,9 +47,10 @@ class InferStage:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
         embedded = embedding_units(run, config)
         imported = imported_tiles(run)
-        # what the engine is asked for comes first: its shards are divided alike
-        names = sorted((tile.name for tile in planned_tiles(run)), key=lambda name: name in imported)
-        units = [embedded(name) for name in names]
+        tiles: Sequence[PlannedTile] = planned_tiles(run)
+        if imported:  # what the engine is asked for comes first: its shards are divided alike
+            tiles = sorted(tiles, key=lambda tile: tile.name in imported)
+        units = Lazily(tiles, lambda tile: embedded(tile.name))
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 
@@ -65,26 +66,43 @@ def engine_command(run: Run, config: Config, shard: Shard) -> list[str]:
         SmaltiError: if there is neither a container nor torch.
     """
     profile = load_profile(config.site.profile, run.root, config.site)
-    arguments = ["-m", "infer", str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard)]
-    arguments += engine_options(config)
+    return _command(
+        run,
+        config,
+        [str(run.root.absolute()), *device_arguments(profile), "--shard", str(shard), *engine_options(config)],
+    )
+
+
+def embed_folder(run: Run, config: Config, tiles: Path, out: Path, timings: Path) -> int:
+    """Embed a folder of tiles inside a run with a run's model, on whatever device is here.
+
+    Args:
+        run: which the container is shown.
+        config: its model is what embeds, its site where.
+        tiles: folder of tile folders.
+        out: where embeddings go; those that are complete are left.
+        timings: file to which the engine adds how long each tile took.
+
+    Returns:
+        The engine's exit code; its reasons were told.
+
+    Raises:
+        SmaltiError: if there is neither a container nor torch, or the engine refused its input or was interrupted.
+    """
+    model = config.model
+    arguments = ["--tiles", str(tiles.absolute()), "--out", str(out.absolute()), "--timings", str(timings.absolute())]
+    arguments += ["--checkpoint", str(model.name or model.checkpoint), "--output", model.output]
+    arguments += ["--dim", str(model.dim), "--precision", model.precision, "--min-clear-s2", str(model.min_clear_s2)]
+    arguments += ["--allow-source-mismatch"] if model.allow_source_mismatch else []
+    return _execute(run, config, _command(run, config, arguments))
+
+
+def _command(run: Run, config: Config, arguments: Sequence[str]) -> list[str]:
+    arguments = ["-m", "infer", *arguments]
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
-    container = container_of(run, config, profile)
-    if container is None:
-        if importlib.util.find_spec("torch") is None:
-            raise SmaltiError(
-                "torch is not installed here and no container is named: `pip install 'smalti[local]'`, "
-                "or set [site] container in run.toml"
-            )
-        return [sys.executable, *arguments]
-    if not container.image.exists():
-        raise SmaltiError(f"{container.image}: no such container image ([site] container in run.toml)")
-    if shutil.which(container.program) is None:
-        raise SmaltiError(f"{container.program} is not on the PATH, and [site] container names an image")
-    if container.gpu_flag:
-        say(f"infer: {container.image.name} is run with {container.gpu_flag}")
-    return container.command(arguments, [] if scratch is None else [str(scratch)])
+    return engine_python(run, config, arguments, [] if scratch is None else [str(scratch)])
 
 
 def _environment(config: Config, command: Sequence[str]) -> dict[str, str]:
@@ -124,11 +142,7 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
     write_model_job(run, config.model.job())
     before = {unit.name: _written(unit) for unit in due.units}
     command = engine_command(run, config, due.shard) + (["--overwrite"] if due.force else [])
-    process = subprocess.Popen(command, env=_environment(config, command))
-    with _passing_signals(process):
-        code = process.wait()
-    if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
-        raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
+    code = _execute(run, config, command)
     failed = False
     for unit in due.units:
         state = unit.state()
@@ -142,6 +156,20 @@ def _run_engine(run: Run, config: Config, due: Due) -> Generator[Built]:
             )
     if code != EXIT_OK and not failed:
         raise StageFailedError(f"{run.root}: the engine ended with code {code}, though each tile has an embedding")
+
+
+def _execute(run: Run, config: Config, command: Sequence[str]) -> int:
+    """The engine's exit code.
+
+    Raises:
+        SmaltiError: if it refused its input or was interrupted.
+    """
+    process = subprocess.Popen(command, env=_environment(config, command))
+    with _passing_signals(process):
+        code = process.wait()
+    if code in (EXIT_BAD_INPUT, EXIT_TRY_AGAIN):
+        raise SmaltiError(f"{run.root}: the engine stopped; its reason stands above", exit_code=code)
+    return code
 
 
 def _written(unit: Unit) -> tuple[int, int] | None:

@@ -242,7 +242,7 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
         units = shard.take(session.units)
         _check_folders(run, units)
         _tidy(run, units)
-        if not force and not stage.apart:
+        if units and not stage.apart:
             session.ahead(units)
         due = [unit for unit in units if force or stage.apart or not unit.state().complete]
         outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))

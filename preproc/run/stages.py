@@ -56,7 +56,6 @@ STAGES = (
         needs=("infer",),
         gathers=True,
         makes="samples",
-        cheap=True,  # it asks each embedding, as shards of `predict` do
     ),
     StageEntry(
         "train",

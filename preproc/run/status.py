@@ -90,13 +90,22 @@ class Survey:
                 if self.watching and not stage_named(stage).gathers and stage != "plan":
                     self._seen[stage] = self._watched(stage, session)
                 else:
-                    self._seen[stage] = list(session.states(checksums=self.checksums))
+                    self._seen[stage] = self._states(stage, session)
             except SmaltiError as error:
                 self._seen[stage] = error
         found = self._seen[stage]
         if isinstance(found, SmaltiError):
             raise found
         return found
+
+    def _states(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
+        """Of a released tile it is known already that its embedding is complete."""
+        tiles = self._seen.get("fetch")
+        if stage != "infer" or self.checksums or not isinstance(tiles, list):
+            return list(session.states(checksums=self.checksums))
+        known = {unit.name for unit, state in tiles if state.kind == RELEASED}
+        complete = State("complete")
+        return [(unit, complete if unit.name in known else unit.state()) for unit in session.units]
 
     def _watched(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
         earlier = self._earlier.get(stage, {})

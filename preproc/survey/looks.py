@@ -20,6 +20,7 @@ from infer.contract import (
     Plan,
     PlannedTile,
     Run,
+    SmaltiError,
     Tile,
     embedding_paths,
     read_embedding,
@@ -183,6 +184,22 @@ def _curves(tile: Tile, row: int, column: int, start: date) -> tuple[list[list[f
         seen = (values[:, row, column] != 0).all(axis=1)
         radar += [[(int(doys[t]) - first) % year, *np.round(pairs_tp[t], 2).tolist()] for t in np.flatnonzero(seen)]
     return sorted(ndvi), sorted(radar)
+
+
+def curves_at(run: Run, plan: Plan, place_2: NDArray[np.float64]) -> tuple[list[list[float]], list[list[float]]]:
+    """NDVI and radar of the pixel at a longitude and latitude, as in `Look`.
+
+    Raises:
+        SmaltiError: if no tile has it, or the tile's time series is not here.
+    """
+    (pixel,) = pixels_of(plan.tiles, place_2[None])
+    if pixel is None:
+        raise SmaltiError("outside the run's tiles")
+    tile, row, column = pixel
+    series = _series(run, tile)
+    if series is None:
+        raise SmaltiError("its time series is not here: it was imported, released or not fetched")
+    return _curves(series, row, column, plan.window[0])
 
 
 def _uri(png: bytes) -> str:

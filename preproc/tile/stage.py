@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from infer.contract import (
     TILE_MANIFEST,
+    Lazily,
     Plan,
     PlannedTile,
     Run,
@@ -23,7 +24,7 @@ from infer.contract import (
     scratch_folder,
 )
 from infer.contract.imported import imported_tiles
-from preproc.catalogue.items import SceneIndex, archive_moved, load_scenes
+from preproc.catalogue.items import TileScenes, archive_moved
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.reader.ranges import RangeClient
 from preproc.reader.read import Reader
@@ -53,6 +54,7 @@ TELL_S = 10.0
 class TileUnit(Unit):
     """A tile. When its arrays were released it is complete as long as its embedding is, and fetched again otherwise."""
 
+    tile: PlannedTile
     embedded: Callable[[str], Unit]
 
     def state(self, *, checksums: bool = False) -> State:
@@ -79,11 +81,11 @@ class _RunScenes:
 
     config: Config
     region: Region
-    index: SceneIndex
-    tiles: dict[str, PlannedTile]
+    index: TileScenes
+    tiles: Sequence[PlannedTile]
+    """That are to be fetched, in plan order: none of those whose embeddings were imported, nobody will read their
+    scenes."""
     fingerprints: Fingerprints
-    imported: Mapping[str, str]
-    """Tiles whose embeddings are there: nobody will read their scenes."""
     embedded: Callable[[str], Unit]
     """Of a tile's name: its embedding."""
     looked_up: dict[str, str] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class _RunScenes:
 
     def look_up(self, units: Sequence[Unit]) -> None:
         """Find the scenes of many tiles together, which is much faster than one by one."""
-        tiles = [self.tiles[unit.name] for unit in units]
+        tiles = [tile_of(unit) for unit in units]
         for tile, scenes in zip(tiles, self.index.for_tiles(tiles), strict=True):
             self.looked_up[tile.name] = self.fingerprints.of(scenes)
 
@@ -107,6 +109,7 @@ class _RunScenes:
             child(run.tiles, tile.name) / TILE_MANIFEST,
             "tile",
             LateInputs(lambda: self._inputs(tile)),
+            tile=tile,
             embedded=self.embedded,
         )
 
@@ -123,7 +126,7 @@ class _RunScenes:
 
     def job(self, unit: Unit, scratch: Path | None) -> TileJob:
         """What a tile is made from."""
-        tile = self.tiles[unit.name]
+        tile = tile_of(unit)
         return TileJob(
             tile=tile,
             folder=unit.manifest.parent,
@@ -140,11 +143,20 @@ class _RunScenes:
 
 def _season(run: Run, config: Config) -> _RunScenes:
     check_coordinates()
-    tiles = {tile.name: tile for tile in planned_tiles(run)}
-    index = SceneIndex(load_scenes(run, config))
+    tiles: Sequence[PlannedTile] = planned_tiles(run)
+    index = TileScenes(run, config)
     fingerprints = Fingerprints(run.root, archive_moved(run, config))
-    region, imported = load_region(config.region), imported_tiles(run)
-    return _RunScenes(config, region, index, tiles, fingerprints, imported, embedding_units(run, config))
+    imported = imported_tiles(run)
+    if imported:
+        tiles = [tile for tile in tiles if tile.name not in imported]
+    region = load_region(config.region)
+    return _RunScenes(config, region, index, tiles, fingerprints, embedding_units(run, config))
+
+
+def tile_of(unit: Unit) -> PlannedTile:
+    """The tile of a unit of this stage."""
+    assert isinstance(unit, TileUnit)
+    return unit.tile
 
 
 def group_key(tile: PlannedTile) -> tuple[int, int, int]:
@@ -203,7 +215,7 @@ class FetchStage:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
         season = _season(run, config)
-        units = [season.unit(run, tile) for tile in season.tiles.values() if tile.name not in season.imported]
+        units = Lazily(season.tiles, lambda tile: season.unit(run, tile))
         return Session(
             units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run), ahead=season.look_up
         )
@@ -217,11 +229,13 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
     """Fetch tiles, each together with those of its neighbours that are due as well."""
     archive = season.config.archive
     scratch = scratch_folder(season.config.site.scratch)
-    fetched = [name for name in season.tiles if name not in season.imported]
-    room = None if budget(season.config) is None else room_of(run, season.config, Plan.read(run), due.shard, fetched)
+    room = None
+    if budget(season.config) is not None:
+        fetched = [tile.name for tile in season.tiles]
+        room = room_of(run, season.config, Plan.read(run), due.shard, fetched)
     groups: dict[tuple[int, int, int], list[Unit]] = {}
     for unit in due.units:
-        groups.setdefault(group_key(season.tiles[unit.name]), []).append(unit)
+        groups.setdefault(group_key(tile_of(unit)), []).append(unit)
     results: dict[str, SmaltiError | None] = {}
     """Made along with a neighbour: what went wrong, or None."""
     with (
@@ -233,7 +247,7 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
 
         def make(unit: Unit) -> None:
             if unit.name not in results:
-                together = groups.pop(group_key(season.tiles[unit.name]), [unit])
+                together = groups.pop(group_key(tile_of(unit)), [unit])
                 jobs = [season.job(member, scratch) for member in together]
                 jobs, errors = jobs_that_fit(jobs, room)
                 errors |= build_tiles(jobs, reader, pool, archive.workers, _Teller(len(jobs)))

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.months_reference import gappy_tile, random_galileo, random_presto
 from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
 from infer.contract import read_tile
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
-from infer.model.attention import attend
+from infer.families import make_engine
+from infer.model.attention import attend, kernel_for
 from infer.model.batch import Segment
 from infer.model.student import random_student
 from infer.selftest import deviation
@@ -51,6 +53,21 @@ def test_float32_agrees_with_the_reference(case):
     assert np.nanmax(np.abs(found - expected)) <= 2e-4
 
 
+@pytest.mark.parametrize(("family", "state"), [("presto", random_presto), ("galileo-nano", random_galileo)])
+def test_networks_over_months_agree_with_the_plain_computation(family, state, tmp_path):
+    torch.save(state(), tmp_path / "made.pt")
+    checkpoint, expected = load_checkpoint(tmp_path / "made.pt"), np.load(GOLDEN / family / "expected.npy")
+    for precision in ("float32", "auto"):
+        engine = make_engine(checkpoint, "auto", precision)
+        try:
+            found, again = (engine.embed(engine.load(gappy_tile())).values_hwc for _ in range(2))
+        finally:
+            engine.close()
+        assert np.array_equal(found, again, equal_nan=True)
+        close = 2e-4 if engine.device.precision == "float32" else 0.2
+        assert np.nanmax(np.abs(found - expected)) <= close
+
+
 def test_self_test():
     assert deviation(choose_device("auto", "float32"))[1] >= 0.99999
     assert deviation(choose_device("auto", "auto"))[1] >= 0.9995
@@ -76,8 +93,38 @@ def test_attention_kernels_agree(length):
     qkv = torch.randn(6 * length, 3 * 256, device=device, dtype=torch.bfloat16) / 4
     segments = (Segment(0, 0, 6, length, log),)
     exact = attend(qkv.float(), segments, 4, None, "batched")
-    for kernel in ("batched", "fused", "bias"):
-        assert (attend(qkv, segments, 4, None, kernel).float() - exact).abs().max() <= 2e-2
+    kernels = ["batched", "fused", "bias"]
+    with torch.inference_mode():
+        if kernel_for(device, torch.bfloat16, 64) == "packed":
+            kernels.append("packed")
+        for kernel in kernels:
+            assert (attend(qkv, segments, 4, None, kernel).float() - exact).abs().max() <= 2e-2
+
+
+def test_kernels_of_our_own_are_used_where_triton_works():
+    pytest.importorskip("triton")
+    assert kernel_for(choose_device("cuda").torch_device, torch.bfloat16, 64) == "packed"
+    engine = Engine(small(), choose_device("cuda", "bfloat16"))
+    assert engine.compiled
+    engine.close()
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("length", [1, 16, 33, 128, 200])
+def test_the_packed_kernel_is_exact(length, norms):
+    device = choose_device("cuda").torch_device
+    log = torch.log(torch.randint(1, 9, (6, length), device=device).float())
+    qkv = torch.randn(6 * length + 3, 3 * 128, device=device, dtype=torch.bfloat16) / 4
+    segments = (Segment(0, 0, 6, length, log),)
+    weights = (torch.rand(32, device=device), torch.rand(32, device=device)) if norms else None
+    exact = attend(qkv.float(), segments, 4, weights, "batched")
+    if weights is not None:
+        weights = tuple(weight.to(torch.bfloat16) for weight in weights)
+    if kernel_for(device, torch.bfloat16, 32) != "packed":
+        pytest.skip("Triton does not work here")
+    found = attend(qkv, segments, 4, weights, "packed").float()
+    assert (found - exact).abs().max() <= 3e-2
+    assert not found[6 * length :].any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="limits the memory of a CUDA or ROCm device")

@@ -36,14 +36,14 @@ def _centres(west: float, north: float, shape_hw: tuple[int, int]) -> tuple[NDAr
 
 
 def made_store(
-    folder: Path,
+    folder: Path | Any,
     zones: dict[int, tuple[float, float, tuple[int, int]]],
     *,
     years: tuple[int, ...] = (2020, 2021),
     model: str = "https://geotessera.org/model/1.1",
     **attributes: Any,
 ) -> zarr.Group:
-    """A store with codes and scales of each place: zone -> west, north (northern CRS), shape."""
+    """A store, in a folder or of zarr's, with codes and scales of each place: zone -> west, north, shape."""
     root = zarr.open_group(folder, mode="w", zarr_format=3)
     stated = {"geoemb:type": "pixel", "geoemb:dimensions": DIM, "geoemb:model": model, "geoemb:data_type": "int8"}
     root.attrs.update({**stated, **attributes})
@@ -65,7 +65,8 @@ def made_store(
         group.create_array("time", data=np.array(years, np.int32))
         scales[-1] = place_scales(x_hw, y_hw)
         codes[-1] = np.moveaxis(place_codes(x_hw, y_hw), -1, 0)
-    zarr.consolidate_metadata(root.store)
+    if isinstance(folder, Path):
+        zarr.consolidate_metadata(root.store)
     return root
 
 

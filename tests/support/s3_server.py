@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             refused = server.refuse > 0
             server.refuse -= refused
-        if refused or not (self._allowed() or (server.public and self.command == "GET")):
+        if refused or not (self._allowed() or (server.public and self.command in ("GET", "HEAD"))):
             return self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
         if self.command == "PUT":
             server.files[path] = body

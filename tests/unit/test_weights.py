@@ -71,6 +71,27 @@ def test_a_checkpoint_is_fetched_once_and_recorded() -> None:
     assert [entry.suffix for entry in (path.parents[1] / ".partial").iterdir()] == [".lock"]
 
 
+def test_a_file_on_github_comes_at_its_pinned_commit_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = replace(REGISTRY["presto"], sha256=hashlib.sha256(CHECKPOINT).hexdigest())
+    monkeypatch.setitem(REGISTRY, "presto", pinned)
+    assert pinned.url is not None
+    assert (pinned.page, pinned.tessera) == ("https://github.com/nasaharvest/presto", False)
+    assert str(REGISTRY[NAME].page).endswith("huggingface.co/geotessera/TESSERA-V-2.0-2B-N")
+    assert REGISTRY[NAME].tessera
+    assert pinned.url.endswith(f"/nasaharvest/presto/{pinned.revision}/data/default_model.pt")
+    with serve(lambda request: Answer(200, CHECKPOINT + b"x")) as other:
+        with pytest.raises(SmaltiError, match=r"default_model.pt: SHA-256 .*the registry says.*presto on GitHub"):
+            fetch_weights("presto", mirror=other.url)
+        assert not cache_path("presto").exists()
+    with serve(lambda request: Answer(404, b"")) as other, pytest.raises(SmaltiError, match=r"404.*--from FILE"):
+        fetch_weights("presto", mirror=other.url)
+    with serve(lambda request: Answer(200, CHECKPOINT)) as github:
+        assert fetch_weights("presto", mirror=github.url).read_bytes() == CHECKPOINT
+        assert [request.path for request in github.requests] == [f"/nasaharvest/presto/{pinned.revision}/{pinned.file}"]
+    assert weights_state("presto", checksums=True).complete
+    assert pinned.revision in record_path("presto").read_text()
+
+
 def test_the_endpoint_of_the_environment_is_a_mirror_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(Hub(CHECKPOINT)) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.months_reference import random_presto
 from support.pretraining import write_untrained
 from support.recorded import GOLDEN
 
@@ -40,7 +41,9 @@ from infer.contract import (
     write_manifest,
     write_model_job,
     write_npy,
+    write_pixels_of,
 )
+from infer.contract.manifest import describe_file
 from infer.contract.monthly import monthly_composites
 from infer.device import choose_device
 from infer.engine import Engine
@@ -501,3 +504,69 @@ def test_what_a_kill_left_of_a_tile_is_released_to_the_end(tmp_path, monkeypatch
     assert len(arrays_of(run, "a")) == len(TILE_ARRAYS)
     assert run_engine(run, "--release") == 0
     assert arrays_of(run, "a") == []
+
+
+def test_pixels_taken_from_a_tile_embed_as_they_do_there(tmp_path):
+    wide = {"crs": "EPSG:32631", "transform": [30_000, 0, 500_000, 0, -30_000, 5_600_000]}  # places tell apart
+    window = {"start": "2021-01-01", "end": "2021-12-31"}
+    whole = write_tile(tmp_path / "whole" / "t", seed=3, side=9, manifest=True, grid=wide, window=window)
+    presto = tmp_path / "presto.pt"
+    torch.save(random_presto(), presto)
+    pixels = np.array([[0, 4], [3, 3], [8, 8], [5, 0], [7, 2]], np.int32)
+    part = tmp_path / "part" / "t"
+    part.mkdir(parents=True)
+    write_pixels_of(read_tile(whole, need_manifest=True), part, pixels, {"of": "t"})
+    assert read_tile(part, need_manifest=True).shape_hw == (1, 5)
+    drawn = GOLDEN / "v1.0-float32" / "checkpoint.pt"  # whose draws depend on where a pixel is
+    for checkpoint, options in ((DEMO_CHECKPOINT, ()), ("monthly", ()), (presto, ()), (drawn, ("--heads", "4"))):
+        found = []
+        for tiles in (whole, part):
+            out = tmp_path / f"{Path(checkpoint).stem}-{tiles.parent.name}"
+            assert infer(tiles, out, "--output", "float32", *options, checkpoint=checkpoint) == 0
+            found.append(read_embedding(out, "t").window(slice(None), slice(None), gaps=True))
+        np.testing.assert_allclose(found[1][0], found[0][pixels[:, 0], pixels[:, 1]], rtol=0, atol=1e-5)
+    manifest = json.loads((part / "tile.json").read_text())
+    write_npy(part / "pixels.npy", pixels[:4])
+    manifest["files"]["pixels.npy"] = describe_file(part / "pixels.npy")
+    (part / "tile.json").write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match="row and column of 5 pixels"):
+        read_tile(part, need_manifest=True)
+
+
+def test_timings_say_how_long_each_tile_took(tiles, tmp_path):
+    timings = tmp_path / "timings.jsonl"
+    for _ in range(2):  # what is complete takes no time, and is not told again
+        assert infer(tiles, tmp_path / "out", "--timings", str(timings), checkpoint="monthly") == 0
+    lines = [json.loads(line) for line in timings.read_text().splitlines()]
+    assert [line["tile"] for line in lines] == list("abc")
+    assert all(0 < line["pixels"] <= 36 and line["seconds"] > 0 and line["cores"] >= 1 for line in lines)
+
+
+def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
+    tiles = write_tile(tmp_path / "tiles" / "t", seed=4, side=7, manifest=True)
+    found = {}
+    for name in ("demo", "monthly", "demo+monthly", "monthly+demo"):
+        assert infer(tiles, tmp_path / name, *(("--output", "float32") if name == "demo" else ()), checkpoint=name) == 0
+        found[name] = read_embedding(tmp_path / name, "t")
+    both, around = found["demo+monthly"], found["monthly+demo"]
+    assert both.gappy
+    assert both.shape_hwc == (7, 7, 272)
+    demo, monthly = found["demo"].values_hwc, found["monthly"].values_hwc
+    np.testing.assert_array_equal(both.values_hwc, np.concatenate([demo, monthly], axis=-1))
+    np.testing.assert_array_equal(around.values_hwc, np.concatenate([monthly, demo], axis=-1))
+    everything = slice(None), slice(None)
+    filled = found["monthly"].window(*everything)
+    assert np.isnan(monthly).any(axis=-1).any(), "some month is missing somewhere"
+    np.testing.assert_array_equal(both.window(*everything)[..., 128:], filled)
+    np.testing.assert_array_equal(around.window(*everything)[..., :144], filled)
+    np.testing.assert_array_equal(both.embedded(*everything), found["demo"].embedded(*everything))
+    assert [part["numbers"] for part in both.manifest["model"]["parts"]] == [128, 144]
+    assert both.manifest["model"]["family"] == "v2-student+monthly"
+    assert both.manifest["inputs"]["checkpoint"] not in (around.manifest["inputs"]["checkpoint"], "")
+    np.testing.assert_array_equal(both.observations_hwm, found["demo"].observations_hwm)
+    for options, message in ((("--output", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
+        assert infer(tiles, tmp_path / "refused", *options, checkpoint="demo+monthly") != 0
+        assert message in capsys.readouterr().err
+    for wrong, message in (("demo+demo", "comes twice"), ("demo+nothing", "'nothing' is not known")):
+        assert infer(tiles, tmp_path / "refused", checkpoint=wrong) != 0
+        assert message in capsys.readouterr().err

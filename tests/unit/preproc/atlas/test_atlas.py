@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import rasterio
 from pyproj import Transformer
 from support.browser import Browser, chromium
-from support.mosaicked import NAMES, classified_run, config, embed_crops, planned_run
+from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, planned_run
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles
+from infer.contract import Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.rasters import MapManifest
 from preproc.atlas.atlas import write_atlas
 from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
 from preproc.atlas.serve import serving
+from preproc.atlas.vectors import MIDDLE, learn_axes
+from preproc.classify.sample import SampleStage
+from preproc.classify.table import read_samples
+from preproc.classify.train import TrainStage
 from preproc.explore.groups import cluster
+from preproc.run.config import parse_config
+from preproc.run.stage import run_stage
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +44,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @contextmanager
-def served(run: Run) -> Iterator[tuple[str, list[str]]]:
+def served(run: Run, live: Run | None = None) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
-    with serving(run.root / "atlas", 0) as server:
+    with serving(run.root / "atlas", 0, live) as server:
         handler: Any = server.RequestHandlerClass
         handler.func.log_request = lambda self, *_: asked.append(self.path)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -115,7 +125,7 @@ def test_coarse_levels_come_from_overviews(made: Run, monkeypatch: pytest.Monkey
     tile = PlannedTile("t", 32631, 573_440, 5_626_880, 512)
     (column, row) = min(grid_of([tile], 50.7).places[0])
     level = grid_of([tile], 50.7).coarsest
-    assert (read_tile([path], 1, 0, level - 2, column >> 2, row >> 2) == 7).any()
+    assert (read_tile([path], [1], 0, level - 2, column >> 2, row >> 2) == 7).any()
     assert opened[0] is None
     assert opened[-1] in (1, 2)
 
@@ -126,7 +136,7 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         open_page(browser, url)
         wait(browser, "[...cache.values()].some(t => t.picture)")
         assert time.monotonic() - start < 30  # a busy machine; the figure is in the docs
-        assert browser.evaluate("document.querySelectorAll('#left option').length") == 6
+        assert browser.evaluate("document.querySelectorAll('#left option').length") == 9
         legend = browser.evaluate("document.getElementById('legend').textContent")
         assert all(name in legend for name in NAMES), "as text, markup or not"
         drawn = browser.evaluate(
@@ -154,9 +164,144 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         browser.screenshot(tmp_path / "desk.png")
         assert (tmp_path / "desk.png").stat().st_size > 5000
     assert "/" in asked
-    shown = {"classes", "groups", "confidence", "clear_s2", "s1", "reason"}
+    shown = {"classes", "groups", "confidence", "clear_s2", "s1", "reason", "short"}
     assert {path.split("/")[1] for path in asked} <= {"", *shown}
     assert len({path.partition("/")[2].partition("/")[2] for path in asked}) < 10, "only where the run's tiles are"
+
+
+def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: Run, tmp_path: Path) -> None:
+    """Examples and labels act at once in the page; what is saved is trained on as any labels are."""
+    plan = Plan.read(made)
+    with served(made) as (url, _), chromium(tmp_path / "profile") as browser:
+        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        open_page(browser, url)
+        wait(browser, "[...cache.values()].some(t => t.picture)")
+        classes = crops(planned_tiles(made)[0])
+        places = {code: [place(plan.tiles[0], r, c) for r, c in centres_of(classes, code)[:4]] for code in (0, 1)}
+        browser.evaluate("setMode('like')")
+        act(browser, *places[0][0])
+        wait(browser, "examples.length === 1 && document.getElementById('left').value === 'like'")
+        values = read_embedding(made.embeddings, plan.tiles[0].name).window(slice(None), slice(None))
+        units = values / np.linalg.norm(values, axis=2, keepdims=True)
+        example = units[centres_of(classes, 0)[0]]
+        for code in (0, 1):
+            for pixel, at in zip(centres_of(classes, code), places[code], strict=False):
+                assert abs(likeness(browser, *at) - units[pixel] @ example) < 0.03, "that of the embeddings themselves"
+        browser.evaluate("setMode('unlike')")
+        act(browser, *places[1][0])
+        wait(browser, "examples.length === 2")
+        command = browser.evaluate("document.querySelector('#keys code').textContent")
+        asked = [f"{longitude:.5f},{latitude:.5f}" for longitude, latitude in (places[0][0], places[1][0])]
+        assert command == f"smalti similar RUN --at {asked[0]} --not {asked[1]}"
+        browser.evaluate("canvas.focus()")
+        browser.press("Backspace")
+        assert browser.evaluate("examples.length") == 1
+        browser.evaluate("setMode('point')")
+        act(browser, *places[0][0])
+        wait(browser, "document.getElementById('said').textContent.startsWith('Which class?')")
+        for code, name in enumerate(("oats", "<b>rye</b>")):
+            browser.evaluate(f"$('name').value = {name!r}")
+            for at in places[code][:2]:
+                act(browser, *at)
+        browser.evaluate("setMode('area')")
+        x, y = world(*place(plan.tiles[0], *centres_of(classes, 1)[3]))
+        step = 2e-7
+        for dx, dy in ((-step, -step), (step, -step), (step, step), (-step, step)):
+            browser.evaluate(f"act({x + dx}, {y + dy})")
+        browser.evaluate("finish()")
+        wait(browser, "labels.length === 5 && labels.every(one => one.vectors && one.vectors.length)")
+        browser.evaluate("show('nearest')")
+        wait(
+            browser,
+            "[...cache.values()].some(t => t.made && t.made.nearest && t.made.nearest.version === version.nearest)",
+        )
+        assert "<b>rye</b>" in browser.evaluate("document.getElementById('keys').textContent")
+        open_page(browser, url)
+        wait(browser, "labels.length === 5")
+        browser.evaluate("save()")
+        saved = tmp_path / "labels.geojson"
+        for _ in range(200):
+            if saved.exists():
+                break
+            time.sleep(0.05)
+        assert browser.errors == []
+    text = made.config.read_text().replace('path = "parcels.geojson"', f'path = "{saved}"')
+    text = text.replace('class = "crop"', 'class = "class"').replace('group = "parcel"\n', "")
+    taught = Run(tmp_path / "taught")
+    shutil.copytree(made.root, taught.root, ignore=shutil.ignore_patterns("atlas", "samples*", "model", "map"))
+    settings = parse_config(text, taught.config)
+    for stage in (SampleStage(), TrainStage()):
+        run_stage(stage, taught, settings)
+    assert set(read_samples(taught).legend.values()) == {"oats", "<b>rye</b>"}
+
+
+def centres_of(classes_hw: Any, code: int) -> list[tuple[int, int]]:
+    """Middles of the parcels of a class that lie inside a tile and have embeddings."""
+    middles = [(r, c) for r in range(4, 32, 8) for c in range(4, 32, 8)]
+    return [(r, c) for r, c in middles if classes_hw[r, c] == code]
+
+
+def place(tile: PlannedTile, row: int, column: int) -> tuple[float, float]:
+    back = Transformer.from_crs(tile.epsg, 4326, always_xy=True)
+    longitude, latitude = back.transform(tile.west + column * 10 + 5, tile.north - row * 10 - 5)
+    return float(longitude), float(latitude)
+
+
+def world(longitude: float, latitude: float) -> tuple[float, float]:
+    y = math.asinh(math.tan(math.radians(latitude)))
+    return (longitude + 180) / 360, (1 - y / math.pi) / 2
+
+
+def act(browser: Browser, longitude: float, latitude: float) -> None:
+    x, y = world(longitude, latitude)
+    browser.evaluate(f"void act({x!r}, {y!r})")
+
+
+def likeness(browser: Browser, longitude: float, latitude: float) -> float:
+    x, y = world(longitude, latitude)
+    code = f"vectorAt({x!r}, {y!r}).then(v => v.reduce((sum, n, k) => sum + n * examples[0].vector[k], 0))"
+    answer = browser.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+    return float(answer["result"]["value"])
+
+
+def test_of_a_run_a_click_tells_the_curve_of_its_pixel(made: Run, tmp_path: Path) -> None:
+    tile = planned_tiles(made)[0]
+    with served(made, made) as (url, _), chromium(tmp_path / "profile") as browser:
+        open_page(browser, url)
+        x, y = world(*place(tile, 20, 20))
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.getElementById('here').textContent.includes('No curve: its time series is not here')")
+        assert tile.name in browser.evaluate("document.getElementById('here').textContent")
+        with pytest.raises(HTTPError, match="400"):
+            urlopen(f"{url}series?at=here")
+        said = json.loads(urlopen(f"{url}series?at=0,0").read())
+        assert said == {"why": "outside the run's tiles"}
+        assert browser.errors == []
+
+
+def test_a_second_run_is_shown_beside_the_first(made: Run, tmp_path: Path) -> None:
+    other, _ = classified_run(tmp_path / "next year")
+    write_atlas(made, tmp_path / "both", beside=other)
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert '"title":"Classes, next year"' in page
+    for path in (tmp_path / "both" / "classes").rglob("*.png"):
+        assert (tmp_path / "both" / "other-classes" / path.relative_to(tmp_path / "both" / "classes")).exists()
+
+
+def test_short_embeddings_keep_their_cosines() -> None:
+    random = np.random.default_rng(0)
+    bases = random.normal(size=(5, 64))
+    values = (bases[random.integers(0, 5, 400)] + 2 + random.normal(size=(400, 64)) * 0.05).astype(np.float32)
+    short = learn_axes(values)
+    codes = short.codes(values)
+    assert codes.min() >= 1
+    numbers = (codes.astype(float) - MIDDLE) * short.scale_k
+    pairs = (units @ units.T for units in (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (values, numbers)))
+    full, kept = pairs
+    assert np.abs(full - kept).max() < 0.02
+    few = learn_axes(values[:, :3])
+    assert few.codes(values[:, :3]).shape == (400, 8), "embeddings shorter than that have empty axes"
+    assert np.abs(few.axes_ck.T @ few.axes_ck - np.diag([1, 1, 1, 0, 0, 0, 0, 0])).max() < 1e-6
 
 
 def open_page(browser: Browser, url: str) -> None:
@@ -182,10 +327,26 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(SmaltiError, match=r"holds something that is no atlas: name an empty or a new folder"):
         write_atlas(run, tmp_path / "mine")
-    assert "1 layers" in write_atlas(run, tmp_path / "atlas")
+    assert "2 layers" in write_atlas(run, tmp_path / "atlas")
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
     write_atlas(run, tmp_path / "atlas")
     assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
+
+
+def test_what_a_killed_process_left_is_no_atlas_and_is_written_again(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("preproc.atlas.atlas.write_pyramid", killed)
+        write_atlas(made, tmp_path / "out")
+    assert (tmp_path / "out" / ".short").exists()
+    with pytest.raises(SmaltiError, match="not an atlas: make one with"), serving(tmp_path / "out", 0):
+        pass
+    write_atlas(made, tmp_path / "out")
+    assert not (tmp_path / "out" / ".short").exists()
 
 
 def test_only_an_atlas_is_served(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import zarr
 from support.embedded import plan_of
 from support.published import made_npy, made_store, place_codes, place_scales
 from support.range_server import RangeServer, serve_folder
+from support.s3_server import S3Server
 
 from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest, write_embedding
 from infer.contract.imported import imported_tiles
+from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
 from preproc.mosaic.stage import StitchStage
 from preproc.raster.provenance import read_provenance
@@ -119,6 +122,58 @@ def test_again_is_nothing_to_do_and_the_engine_is_not_asked(tmp_path: Path, caps
     (run.embeddings / "t00.json").unlink()
     with pytest.raises(SmaltiError, match=r"t00.*run `smalti import .* SOURCE` again"):
         run_stage(InferStage(), run, config)
+
+
+def test_an_icechunk_repository_is_read_as_its_main_branch_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    icechunk = pytest.importorskip("icechunk", reason="pip install 'smalti[icechunk]'")
+    run, config = planned(tmp_path / "run", 3.01, 50.5)
+    zone, west, north, shape = around(run)
+    repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(tmp_path / "store")))
+    session = repository.writable_session("main")
+    made_store(session.store, {zone: (west, north, shape)})
+    session.commit("all of it")
+    import_embeddings(run, config, str(tmp_path / "store"))
+    for tile in planned_tiles(run):
+        found = read_embedding(run.embeddings, tile.name)
+        codes, scales = expected(run, config, tile)
+        np.testing.assert_array_equal(found.values_hwc, codes)
+        np.testing.assert_array_equal(found.scales_hw, scales)
+    server = S3Server()
+    server.public = True
+    files = (path for path in (tmp_path / "store").rglob("*") if path.is_file())
+    server.files |= {
+        f"/public/v1.1/all.icechunk/{path.relative_to(tmp_path / 'store')}": path.read_bytes() for path in files
+    }
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with server.running():
+        far = open_published("s3://public/v1.1/all.icechunk", 2021)
+        (patch,) = far.patches(planned_tiles(run)[0])
+        assert patch.read(slice(0, 8), slice(0, 8))[0].any()
+    before = open_published(str(tmp_path / "store"), 2021).dataset.fingerprint
+    assert far.dataset.fingerprint == before
+    session = repository.writable_session("main")
+    zarr.open_group(session.store, mode="a")["utm31/scales"][-1, :4, :4] = np.nan
+    session.commit("a correction")
+    assert open_published(str(tmp_path / "store"), 2021).dataset.fingerprint != before
+    next((tmp_path / "store" / "snapshots").iterdir()).write_bytes(b"torn")
+    for name in (tmp_path / "store" / "refs").rglob("ref.json"):
+        name.write_bytes(b"{")
+    with pytest.raises(SmaltiError, match="store: not a Zarr v3 store that can be read"):
+        open_published(str(tmp_path / "store"), 2021)
+
+
+def test_without_the_package_an_icechunk_repository_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "icechunk", None)
+    monkeypatch.setattr("preproc.exchange.zarr_store.importlib.util.find_spec", lambda _: None)
+    (tmp_path / "store" / "snapshots").mkdir(parents=True)
+    for source in (str(tmp_path / "store"), "s3://bucket/v1.1/global.icechunk"):
+        with pytest.raises(SmaltiError, match=r"an Icechunk repository: pip install 'smalti\[icechunk\]' reads it"):
+            open_published(source, 2021)
 
 
 def test_what_is_absent_water_or_damaged_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
 
 from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
+from infer.contract.rasters import MosaicManifest
+from preproc.mosaic import sheet
 from preproc.mosaic.check import check_mosaic
 from preproc.mosaic.stage import StitchSheetsStage, StitchStage
 from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
@@ -49,12 +53,13 @@ def stored(run: Run, group: str, name: str = "embeddings") -> NDArray[np.float32
     return np.moveaxis(codes.astype(np.float32) * scales, 0, 2)
 
 
-def virtual(run: Run, label: str) -> NDArray[np.float32]:
+def virtual(run: Run, label: str, several: str = ".vrt") -> NDArray[np.float32]:
     """(H, W, C) what GDAL reads of a zone as one raster."""
     stem = run.mosaic / f"embeddings_{label}"
-    suffix = ".vrt" if stem.with_suffix(".vrt").exists() else ".tif"
+    suffix = several if Path(f"{stem}{several}").exists() else ".tif"
     with rasterio.open(f"{stem}{suffix}") as codes, rasterio.open(f"{stem}_scales{suffix}") as scales:
-        assert codes.descriptions[0] == "e000"
+        assert codes.descriptions[0] == ("e000" if several == ".vrt" else None)
+        assert codes.crs.to_epsg() == 32600 + int(label[:2])
         return np.moveaxis(codes.read().astype(np.float32) * scales.read(1), 0, 2)
 
 
@@ -228,3 +233,117 @@ def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> N
     root.write_text(root.read_text().replace("EPSG:32632", "EPSG:32633"))
     with pytest.raises(SmaltiError, match="EPSG:32633"):
         check_mosaic(run, settings)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_mosaic_of_floats_is_read_back_as_well(tmp_path: Path, int8: bool) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=6, int8=int8)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nformats = ["cog"]\ndtype = "float32"'))
+    run_stage(StitchStage(), run, settings)
+    with rasterio.open(run.mosaic / "embeddings_31N.vrt") as raster:
+        np.testing.assert_array_equal(np.moveaxis(raster.read(), 0, 2), whole(run, tiles, "31N"))
+    assert "pixels of GeoTIFFs have the numbers of the embeddings" in check_mosaic(run, settings)
+    path = run.mosaic / "embeddings_31N_r00_c01.tif"
+    for band, value in ((2, 9.0), (6, np.nan)):  # a number that is another, and one that is gone
+        good = path.read_bytes()
+        with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as raster:
+            values = raster.read(band)
+            values[46:48, 10] = value
+            raster.write(values, band)
+        with pytest.raises(
+            SmaltiError, match=r"31N_r00_c01, rows from 0: 2 pixels of embeddings_31N_r00_c01\.tif differ"
+        ):
+            check_mosaic(run, settings)
+        path.write_bytes(good)
+    check_mosaic(run, settings)
+
+
+# --- tiles that are missing
+
+
+def test_missing_tiles_are_nodata_where_that_is_wished_and_filled_in_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    good = files(run)
+    shutil.rmtree(run.mosaic)
+    gone = [tile.name for tile in planned_tiles(run)][1::4]  # one of them is all that its sheet has
+    for name in gone:
+        run.embeddings.joinpath(f"{name}.json").rename(tmp_path / name)
+        tiles[name] = np.full_like(tiles[name], np.nan)
+    with pytest.raises(SmaltiError, match=r"2 of 7 tiles have no valid embedding: .*\[stitch\] missing = .nodata."):
+        run_stage(StitchStage(), run, settings)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nmissing = "nodata"'))
+    for index in (1, 0):
+        run_stage(StitchSheetsStage(), run, settings, shard=Shard(index, 2))
+    capsys.readouterr()
+    run_stage(StitchStage(), run, settings)
+    assert f"2 tiles have no embedding and are nodata ([stitch] missing): {', '.join(gone)}" in capsys.readouterr().err
+    for label, group in (("31N", "utm31"), ("32N", "utm32")):
+        np.testing.assert_array_equal(stored(run, group), whole(run, tiles, label))
+        np.testing.assert_array_equal(virtual(run, label), whole(run, tiles, label))
+    assert MosaicManifest.read(run).missing == tuple(gone)
+    assert "have the numbers of the embeddings" in check_mosaic(run, settings)
+    for name in gone:
+        (tmp_path / name).rename(run.embeddings / f"{name}.json")
+    outcome = run_stage(StitchStage(), run, settings)
+    assert outcome.complete_before > 0, "sheets that no missing tile touches stand"
+    assert files(run) == good
+
+
+def test_a_tile_that_comes_while_its_sheet_is_made_is_filled_in_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tmp_path / "run", [(32632, 0, 0), (32632, 1, 0)], size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nmissing = "nodata"'))
+    manifest = run.embeddings / f"{planned_tiles(run)[1].name}.json"
+    manifest.rename(tmp_path / "late")
+
+    def late(*arguments: object) -> int:
+        if not manifest.exists():  # the engine works beside it
+            (tmp_path / "late").rename(manifest)
+        return count(*arguments)
+
+    count, read = sheet._give, MosaicManifest.read
+    monkeypatch.setattr(sheet, "_give", late)
+    run_stage(StitchStage(), run, settings)
+    assert len(read(run).missing) == 1
+    assert run_stage(StitchStage(), run, settings).built == 2
+    assert not read(run).missing
+    np.testing.assert_array_equal(stored(run, "utm32"), whole(run, tiles, "32N"))
+
+
+def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    assert re.search(
+        r"stitch: about .*B for the store and .*B for the GeoTIFFs at most; .*B are free", capsys.readouterr().err
+    )
+    np.testing.assert_array_equal(virtual(run, "31N", ".gti.gpkg"), virtual(run, "31N"))
+    assert MosaicManifest.read(run).zones["31N"].raster == "embeddings_31N.vrt"
+    monkeypatch.setattr("preproc.mosaic.join.MOST_SOURCES", 5 * 24 - 1)
+    run_stage(StitchStage(), run, settings, force=True)
+    zone = MosaicManifest.read(run).zones["31N"]
+    assert (zone.raster, zone.scales) == ("embeddings_31N.gti.gpkg", "embeddings_31N_scales.vrt")
+    assert not (run.mosaic / "embeddings_31N.vrt").exists()
+    np.testing.assert_array_equal(virtual_index(run, "31N"), whole(run, tiles, "31N"))
+    moved = run.root.rename(tmp_path / "moved")
+    np.testing.assert_array_equal(virtual_index(Run(moved), "31N"), whole(Run(moved), tiles, "31N"))
+    assert MosaicManifest.read(Run(moved)).zones["32N"].raster == "embeddings_32N.tif"
+
+
+def virtual_index(run: Run, label: str) -> NDArray[np.float32]:
+    """(H, W, C) what GDAL reads of a zone whose codes have an index and whose scales a VRT."""
+    stem = run.mosaic / f"embeddings_{label}"
+    with rasterio.open(f"{stem}.gti.gpkg") as codes, rasterio.open(f"{stem}_scales.vrt") as scales:
+        assert codes.tags()["SMALTI_MODEL"] == "demo"
+        return np.moveaxis(codes.read().astype(np.float32) * scales.read(1), 0, 2)

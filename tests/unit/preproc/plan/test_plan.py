@@ -10,13 +10,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shapely
 from support.service import serve, stac_api
 from support.stac import SEASON, Api, collection, item, page, write
 
 from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_model_job
-from preproc.catalogue.items import load_scenes
+from infer.contract.manifest import describe_file
+from infer.contract.plan import TILES_FILE
+from preproc.catalogue import items as items_module
+from preproc.catalogue.items import SCENES_FILE, SceneIndex, TileScenes, load_scenes, scenes_near
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.stage import PlanStage, describe_plan, dry_run
@@ -339,3 +343,91 @@ def test_the_plan_is_json_without_times_or_hosts(run: Run) -> None:
 
     assert socket.gethostname() not in text or len(socket.gethostname()) < 4
     assert json.loads(text)["format"] == "smalti/plan"
+
+
+# --- a country: tables beside plan.json, of which a task reads its part
+
+
+def test_a_large_plan_has_its_tiles_and_scenes_in_tables(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = plan(run)
+    small, scenes = planned_tiles(run), load_scenes(run, config)
+    assert not (run.root / TILES_FILE).exists(), "a small plan is read by people"
+    monkeypatch.setattr("infer.contract.plan._ROWS_IN_JSON", 2)
+    monkeypatch.setattr("preproc.catalogue.items._INDEXED", 2)
+    plan(run, force=True)
+    assert states(run) == ["complete", "complete"]
+    assert json.loads(run.plan.read_text())["tiles"] == len(small) > 2
+    assert planned_tiles(run) == small
+    assert Plan.read(run).tiles == small
+    assert planned_tiles(run)[1::3] == list(small)[1::3]
+    assert load_scenes(run, config) == scenes
+    whole = SceneIndex(scenes)
+    for share in (small, small[:1], small[2:5]):
+        near = scenes_near(run, config, share)
+        assert list(SceneIndex(near).for_tiles(share)) == list(whole.for_tiles(share))
+
+
+def test_a_task_parses_the_items_near_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [(4.05 + 0.1 * step, 4.06 + 0.1 * step) for step in range(8)]
+    items = [
+        item(f"S2_{number}", f"2021-06-0{number + 1}T10:00:00Z", box=(west, 50.74, east, 50.75))
+        for number, (west, east) in enumerate(places)
+    ]
+    write(tmp_path / "items.json", collection(*items))
+    run = Run(tmp_path / "run")
+    run.root.mkdir()
+    run.config.write_text(TOML.replace("4.07", "4.85"))
+    monkeypatch.setattr("preproc.catalogue.items._INDEXED", 2)
+    config = plan(run)
+    parsed: list[str] = []
+    really = items_module._parsed
+    monkeypatch.setattr(items_module, "_parsed", lambda item, *rest: parsed.append(item["id"]) or really(item, *rest))
+    tiles = [tile for tile in planned_tiles(run) if tile.west < 574_500]
+    found = TileScenes(run, config)
+    assert [[scene.id for scene in scenes] for scenes in found.for_tiles(tiles)] == [["S2_0"]] * len(tiles)
+    assert parsed == ["S2_0"]
+    other = planned_tiles(run)[-1]
+    assert found.for_tile(other) == SceneIndex(load_scenes(run, config)).for_tile(other), "others are found as well"
+
+
+@pytest.mark.parametrize("name", [TILES_FILE, SCENES_FILE])
+@pytest.mark.parametrize("damage", ["cut", "gone", "changed"])
+def test_a_damaged_table_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch, name: str, damage: str) -> None:
+    monkeypatch.setattr("infer.contract.plan._ROWS_IN_JSON", 2)
+    monkeypatch.setattr("preproc.catalogue.items._INDEXED", 2)
+    config = plan(run)
+    path = run.root / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] if damage == "cut" else content[:-20] + bytes(20))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(FormatError, match=rf"{name}: .*run `smalti plan"):
+        scenes_near(run, config, planned_tiles(run)[:1])
+    assert "broken" in states(run)
+    plan(run, force=damage == "changed")  # of the same size: found by those who read it
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["names", "zone", "place", "short", "numbers"])
+def test_a_table_of_no_tiles_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    monkeypatch.setattr("infer.contract.plan._ROWS_IN_JSON", 2)
+    plan(run)
+    about, path = Plan.read(run), run.root / TILES_FILE
+    rows = np.load(path)
+    if change == "names":
+        rows[:, 12:] = rows[0, 12:]
+    elif change == "zone":
+        rows[0, :4] = 0
+    elif change == "place":
+        rows[0, 4:8] = 127
+    elif change == "short":
+        rows = rows[1:]
+    else:
+        rows = rows.astype(np.int32)
+    np.save(path, rows)
+    content = json.loads(run.plan.read_text())
+    content["files"][TILES_FILE] = describe_file(path)
+    run.plan.write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r": run `smalti plan .* --force`"):
+        planned_tiles(run)
+    assert len(about.tiles) > 2

@@ -19,11 +19,11 @@ from support.browser import chromium
 from support.embedded import plan_of
 from support.mosaicked import EPSG, NAMES, NORTH, WEST, classified_run, config
 
-from infer.contract import PlannedTile, Run, Tile, read_manifest
+from infer.contract import PlannedTile, Run, SmaltiError, Tile, read_manifest
 from preproc.classify.validate import ValidateStage
 from preproc.cli import app
 from preproc.run.stage import run_stage
-from preproc.survey.looks import AROUND, NOTHING, _curves, look
+from preproc.survey.looks import AROUND, NOTHING, _curves, curves_at, look
 from preproc.survey.page import LabellingPage, render
 
 
@@ -163,6 +163,14 @@ def test_pictures_are_of_the_place_and_damaged_tiles_leave_theirs_out(
     back = Transformer.from_crs(EPSG, 4326, always_xy=True)
     places = np.array([back.transform(WEST + 55, NORTH - 75), back.transform(WEST - 500, NORTH)])
     there, outside = look(run, plan, places)
+    with pytest.raises(SmaltiError, match="its time series is not here"):
+        curves_at(run, plan, places[0])
+    at = np.array(back.transform(WEST + 25, NORTH - 15))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("preproc.survey.looks.read_tile", lambda *_, **__: series({350: 1}, 1000, 3000))
+        assert curves_at(run, plan, at) == ([[15, 0.5]], [[5, -12.0, -18.5]])
+    with pytest.raises(SmaltiError, match="outside the run's tiles"):
+        curves_at(run, plan, places[1])
     assert outside == NOTHING
     with (
         warnings.catch_warnings(action="ignore"),

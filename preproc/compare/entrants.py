@@ -1,0 +1,96 @@
+"""Who takes part: the models that were named, each with the settings that a run of it would have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from infer.contract import REGISTRY, SmaltiError, sha256_file
+from infer.contract.registry import cached_checkpoint, joined_sha256, known_model, parts_of
+from preproc.run.config import Config, Model
+from preproc.run.embedded import known_inputs
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One model."""
+
+    name: str
+    """As it was named, and its folder."""
+    config: Config
+    """The run's settings with this model."""
+    own: bool
+    """It is the run's own model, with the run's own settings of it."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What its embeddings are made from besides the tiles, as far as this side knows.
+
+        Raises:
+            SmaltiError: if the weights are not here; the message says how to get them.
+        """
+        model = self.config.model
+        names = [] if model.name is None else [part.name for part in parts_of(model.name)]
+        paths = [cached_checkpoint(name) for name in names] if names else [Path(str(model.checkpoint))]
+        if not paths[0].is_file():
+            raise SmaltiError(f"{paths[0]}: no such checkpoint")
+        return {**known_inputs(self.config), "checkpoint": joined_sha256([sha256_file(path) for path in paths])}
+
+    def embeddings(self, folder: Path) -> Path:
+        """Where its numbers are."""
+        return folder / "embeddings" / self.name
+
+    def scores(self, folder: Path) -> Path:
+        """Manifest of its scores; what it said lies beside it."""
+        return folder / "scores" / f"{self.name}.json"
+
+
+def entrants(config: Config, names: Sequence[str]) -> list[Entrant]:
+    """The models that take part, in the order in which they were named.
+
+    Args:
+        config: settings of the run whose labels decide.
+        names: registered models or checkpoint files; none are the run's own model and monthly medians.
+
+    Raises:
+        SmaltiError: for a name that is neither, or one that comes twice.
+    """
+    own = config.model.name or str(config.model.checkpoint)
+    wanted = list(names) or list(dict.fromkeys([own, "monthly" if own != "monthly" else "demo"]))
+    found: list[Entrant] = []
+    for text in wanted:
+        one = _entrant(config, text)
+        if any(other.name == one.name for other in found):
+            raise SmaltiError(f"--models: {one.name} is named twice: name each model once")
+        found.append(one)
+    return found
+
+
+def _entrant(config: Config, text: str) -> Entrant:
+    path = Path(text).expanduser().absolute()
+    known = None if path.is_file() else known_model(text)
+    if known is None and not path.is_file():
+        raise SmaltiError(
+            f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or several: demo+monthly"
+        )
+    own = config.model.checkpoint == path if known is None else config.model.name == text
+    name = text if known is not None else re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip(".-") or "checkpoint"
+    if own:
+        return Entrant(name, config, True)
+    asked = {"checkpoint": str(path)} if known is None else {"name": text}
+    common = {
+        "precision": config.model.precision,
+        "allow_source_mismatch": config.model.allow_source_mismatch,
+        "min_clear_s2": config.model.min_clear_s2,
+    }
+    if known is not None and known.weightless:
+        del common["precision"]  # nothing is computed in another
+    try:
+        model = Model.model_validate({**asked, **common})
+    except ValidationError as error:
+        raise SmaltiError(f"--models: {text}: {error.errors()[0]['msg']}") from error
+    return Entrant(name, config.model_copy(update={"model": model}), False)
