@@ -34,10 +34,15 @@ _PROJECTOR = "projector."
 _SOURCES: tuple[DataSource, ...] = get_args(DataSource)
 _MAX_LABEL = 200
 """Characters of a checkpoint's name for itself, which maps and reports repeat."""
-_OVER_MONTHS: Mapping[Family, str] = {"presto": "eo_patch_embed.S1.weight"}
+_OVER_MONTHS: Mapping[Family, str] = {
+    "presto": "eo_patch_embed.S1.weight",
+    "galileo-nano": "space_time_embed.S1.proj.weight",
+}
 """Families that are told by the one parameter of this name, whatever stands before it."""
 _WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model")
 """Where those who train such networks keep the parameters, if not at the top."""
+_BACKBONE = ".backbone"
+"""In some of Galileo's names."""
 _REMEDY = "fetch it again, or use another checkpoint"
 
 
@@ -82,9 +87,9 @@ def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _part(path: Path, state: Mapping[Any, Any], prefix: str) -> dict[str, torch.Tensor]:
+def _part(path: Path, state: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     """The parameters behind a prefix, by their names there; decoders and heads beside them are not looked at."""
-    chosen = {str(key): value for key, value in state.items() if str(key).startswith(prefix)}
+    chosen = {key: value for key, value in state.items() if key.startswith(prefix)}
     return _clean_state(path, {key.removeprefix(prefix): value for key, value in chosen.items()})
 
 
@@ -111,8 +116,11 @@ def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str
         if "s2_backbone.attn_pool.temporal_context.gru_cell.W_ir.weight" in state:
             return ("v1.1" if "dim_reducer.4.weight" in state else "v1.0-qat"), state, settings
     for family, parameter in _OVER_MONTHS.items():
-        for table in (content, *(content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping))):
-            prefixes = [str(key)[: -len(parameter)] for key in table if str(key).endswith(parameter)]
+        for stored in (content, *(content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping))):
+            table = {str(key).replace(_BACKBONE, ""): value for key, value in stored.items()}
+            if len(table) < len(stored):
+                raise FormatError(f"{path}: two of its parameters have the same name: {_REMEDY}")
+            prefixes = [key[: -len(parameter)] for key in table if key.endswith(parameter)]
             if len(prefixes) == 1:
                 return family, _part(path, table, prefixes[0]), {}
     raise FormatError(

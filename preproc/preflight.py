@@ -59,7 +59,9 @@ def refuse(run: Run, config: Config, plan: Plan | None, *, elsewhere: bool = Fal
     """
     found = preflight(run, config, plan, elsewhere=elsewhere).items
     done = plan is not None and all(embedding_paths(run.embeddings, tile.name)[2].exists() for tile in plan.tiles)
-    moot = ("model", "engine") if done else ()
+    moot: tuple[str, ...] = ("model", "engine") if done else ()
+    if config.trains and config.classify.method == "segment":
+        moot = moot[:1]  # the engine trains it
     problems = [item for item in found if item.verdict is Verdict.FAILED and item.check not in moot]
     if problems:
         lines = [f"{item.check}: {item.text}{f': {item.remedy}' if item.remedy else ''}" for item in problems]

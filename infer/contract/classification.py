@@ -16,6 +16,7 @@ from infer.contract.run import Run
 
 Interval = tuple[float, float]
 """95 % confidence interval."""
+MethodName = Literal["catboost", "linear", "knn", "mlp", "segment"]
 Counts = tuple[tuple[int, ...], ...]
 """(K, K); rows are what was mapped or predicted, columns the reference."""
 
@@ -178,7 +179,7 @@ class Transfer:
 class MethodScore:
     """A method on the folds that are reported."""
 
-    method: Literal["catboost", "linear", "knn", "mlp"]
+    method: MethodName
     chosen: bool
     """It was trained in the end, for its score while tuning was the highest, or because it was asked for."""
     trials: int
@@ -230,7 +231,7 @@ class ClassifierManifest(Record):
     """Samples it was trained on."""
     trained_on: tuple[TrainedOn, ...] = ()
     """Where they come from; empty in models of older versions, which map their own run only."""
-    method: Literal["catboost", "linear", "knn", "mlp"] = "catboost"
+    method: MethodName = "catboost"
     """What was trained; all but CatBoost are arrays, in classifier.npz."""
     methods: tuple[MethodScore, ...] = ()
     """Every method that was tried, on the same folds."""

@@ -17,7 +17,7 @@ from infer.contract.atomic import sha256_json
 from infer.contract.errors import SmaltiError
 from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
 
-Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto"]
+Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto", "galileo-nano"]
 DataSource = Literal["mpc", "aws", "other"]
 
 HUB = "https://huggingface.co"
@@ -88,7 +88,7 @@ class RegisteredModel:
         """Numbers a pixel that it can be asked for; None where its file tells."""
         if self.family == "v2-student":
             return MATRYOSHKA
-        return (128,) if self.family == "presto" else None
+        return (128,) if self.family in ("presto", "galileo-nano") else None
 
     @property
     def bundled(self) -> bool:
@@ -164,6 +164,21 @@ _MODELS = (
         note="needs each tile's place and season",
         licence="MIT",
         citation="Tseng et al., Presto, arXiv:2304.14065",
+    ),
+    RegisteredModel(
+        "galileo-nano",
+        "galileo-nano",
+        "galileo-nano",
+        None,
+        repo="nasaharvest/galileo",
+        revision="0f0b5b95ac81acef4b74cf4686dc877202f4541b",
+        file="data/models/nano/encoder.pt",
+        sha256="eab6acacf527886a508a555bc24efe4b4a2cf91b162e84cd1c4a1807e942180c",
+        parameters=1_037_856,
+        size_bytes=4_189_406,
+        note="needs each tile's season",
+        licence="MIT",
+        citation="Tseng et al., Galileo, arXiv:2502.09356",
     ),
     _v2("nano", "N", 1_070_000, 4_288_221, "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691"),
     _v2("small", "S", 7_110_000, 28_000_000, "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95"),

@@ -7,21 +7,18 @@ torchrun --nproc-per-node 4 -m infer.pretrain OUT --tiles DIR
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from infer.contract import SmaltiError
-from infer.pretrain.batches import Place
 from infer.pretrain.loop import Habits, Training
 from infer.pretrain.options import Recipe, Shape
+from infer.pretrain.processes import choose, processes
 from infer.pretrain.state import Folder
 from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import open_tiles
@@ -104,35 +101,6 @@ def recipe_of(arguments: argparse.Namespace, teacher: Teacher | None) -> Recipe:
         teacher=None if teacher is None else teacher.checkpoint.sha256,
         **{name: getattr(arguments, name) for name in _PLAIN},
     )
-
-
-def choose(name: str) -> torch.device:
-    """The device; under torchrun each process takes the accelerator of its local rank."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise SmaltiError("--device cuda: torch sees no accelerator here: use --device cpu")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    if name != "cpu":
-        raise SmaltiError(f"--device {name}: expected auto, cpu or cuda")
-    return torch.device("cpu")
-
-
-@contextmanager
-def processes(device: torch.device) -> Iterator[Place]:
-    """This process's place among those that torchrun started; alone without it."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Place()
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Place(dist.get_rank(), world)
-    finally:
-        dist.destroy_process_group()
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,23 @@ class Habits:
     label: str = "student trained by smalti"
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+class Schedule(Protocol):
+    """What the rate of a step depends on."""
+
+    @property
+    def learning_rate(self) -> float:
+        """After the warm-up."""
+
+    @property
+    def warmup(self) -> int:
+        """Steps of it."""
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+
+
+def learning_rate(recipe: Schedule, step: int) -> float:
     """Rate of step `step` (from 0): a linear warm-up, then half a cosine."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup

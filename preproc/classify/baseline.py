@@ -47,6 +47,8 @@ def baseline(
         return None, f"it takes more than a minute for {len(oof.code_n)} pixels: ask with [classify] baseline = true"
     if about.trained_on and about.trained_on[0].embedded.model.family == MONTHLY_FAMILY:
         return None, "the classifier was trained on them"
+    if about.method == "segment":
+        return None, "a segmentation head sees surroundings, and these features are of single pixels"
     if len(about.trained_on) > 1:
         return None, "samples of several runs were trained on"
     workers = config.site.workers or len(os.sched_getaffinity(0))

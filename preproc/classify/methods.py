@@ -223,7 +223,7 @@ SAVED: Mapping[Method, type[_Arrays]] = {"linear": Linear, "knn": Knn, "mlp": La
 """Those that are arrays; CatBoost has a format of its own."""
 
 
-def _statistics(x_nc: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def statistics(x_nc: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(C,) mean and standard deviation of what is there of each column; a column that is never there says nothing."""
     counts_c = np.count_nonzero(~np.isnan(x_nc), axis=0)
     if (counts_c == len(x_nc)).all():
@@ -276,7 +276,7 @@ def fit_any(
         if threads == 1 and task_type == "CPU":
             return cast(Model, boost.fit(x_nc, code_n, chosen, seed))
         return cast(Model, boost.fit(x_nc, code_n, chosen, seed, threads=threads, task_type=task_type))
-    mean_c, scale_c = _statistics(x_nc)
+    mean_c, scale_c = statistics(x_nc)
     standard_nc = _standard(x_nc, mean_c, scale_c)
     codes, code_i = np.unique(code_n, return_inverse=True)
     common = {"classes_": codes.astype(np.int64), "mean_c": mean_c, "scale_c": scale_c}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from infer.contract import FormatError, writing
 from infer.contract.classification import ClassEntry, ClassifierManifest
 from preproc.classify.methods import SAVED, Linear, Model, probabilities
+from preproc.classify.unet import UNet
 from preproc.run.classifier import MANIFEST, file_of, verified
 
 CLASSIFIER = "classifier.cbm"
@@ -86,7 +87,7 @@ def save_classifier(
         metadata["model_guid"] = ""
         _save(path, model)
     else:
-        cast(Linear, model).save(path)
+        cast(Linear | UNet, model).save(path)
     about.write(folder / MANIFEST, inputs=inputs, files=[path, *files])
 
 
@@ -110,7 +111,11 @@ def load_classifier(folder: Path) -> Classifier:
     path, manifest = file_of(folder, name), file_of(folder, MANIFEST)
     if name not in about.files:
         raise FormatError(f"{manifest}: does not list {name}: {_REMEDY}")
-    model = _catboost(path) if about.method == "catboost" else SAVED[about.method].load(path)
+    model: Model
+    if about.method == "segment":
+        model = UNet.load(path)
+    else:
+        model = _catboost(path) if about.method == "catboost" else SAVED[about.method].load(path)
     codes = [int(code) for code in model.classes_]
     if codes != [entry.code for entry in about.classes] or len(model.feature_names_) != about.dim:
         raise FormatError(

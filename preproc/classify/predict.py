@@ -15,23 +15,27 @@ from numpy.typing import NDArray
 from infer.contract import Plan, Run, SmaltiError
 from infer.contract.classification import ClassifierManifest, RegressorManifest
 from infer.contract.rasters import CleanedMap, MapManifest, MapSheet, ValueMapManifest
+from infer.contract.segment import Ground, lattice, zone_of
 from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, sheet_manifest
 from preproc.classify.cleaned import clean_map
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
 from preproc.classify.regression import Regressor, load_regressor
+from preproc.classify.unet import WINDOW, Blended, UNet
 from preproc.classify.value_map import ValueSheetMaker, join_values
 from preproc.raster.cog import cog_writer
 from preproc.raster.observations import BANDS, NODATA, tally
 from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.strips import ROWS, Strip, strips
-from preproc.raster.zones import Sheet, sheets_of, zone_grids
+from preproc.raster.zones import Sheet, ZoneGrid, sheets_of, zone_grids
 from preproc.run.classifier import about_classifier, maps_number, model_folder, read_regressor
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
 from preproc.run.workers import side_by_side, within_unit, worker_count
 
+StripShares = Callable[[Strip], NDArray[np.float32]]
+"""(h, W, K) probabilities of a strip's pixels, seen with what is around them."""
 _PIXELS = 1 << 15
 """Pixels classified at a time: 16 MiB of 128 float32 numbers."""
 
@@ -126,7 +130,20 @@ class _Opened:
 
     def _sheet_inputs(self, sheet: Sheet) -> dict[str, Any]:
         grid = [sheet.grid.epsg, *sheet.grid.bounds, sheet.row, sheet.column]
-        return {**self.inputs(self.embeddings.provenance(sheet.grid.tiles)), "grid": grid}
+        found = {**self.inputs(self.embeddings.provenance(sheet.grid.tiles)), "grid": grid}
+        if not self.segments:
+            return found
+        around = self._ground.tiles(*_surroundings(sheet.grid, WINDOW))
+        return {**found, "around": self.embeddings.provenance([tile for tile, _, _ in around]).fingerprint}
+
+    @cached_property
+    def segments(self) -> bool:
+        """A pixel's surroundings count as well."""
+        return not self.numbers and about_classifier(self.run, self.config).method == "segment"
+
+    @cached_property
+    def _ground(self) -> Ground:
+        return Ground(self.run, self.tiles, checksums=False)
 
     def refuse(self, facts: RunProvenance) -> None:
         """Make sure that a classifier of another run knows such embeddings."""
@@ -217,8 +234,9 @@ class _SheetMaker:
                 layer.key: stack.enter_context(cog_writer(paths[layer.key], sheet.grid, layer.layer))
                 for layer in layers
             }
+            blended = self._blended(sheet) if isinstance(classifier.model, UNet) else None
             for strip in strips(self.run, sheet, facts, codes=facts.int8, values=not facts.int8):
-                found = predict_strip(strip, classifier)
+                found = predict_strip(strip, classifier, blended)
                 for key, writer in writers.items():
                     writer.write(strip.top, 0, found[key])
                 cells = found["classes"].astype(np.int64) * 101 + found["confidence"]
@@ -237,6 +255,14 @@ class _SheetMaker:
             confidence={str(entry.code): tuple(counts[entry.code].tolist()) for entry in classifier.classes},
         )
         about.write(unit.manifest, inputs=unit.inputs, files=list(paths.values()))
+
+    def _blended(self, sheet: Sheet) -> StripShares:
+        """What a segmentation head says of the strips of a sheet."""
+        model = self._classifier.model
+        assert isinstance(model, UNet), "asked for of segmentation heads only"
+        zone, top, left, _, width = _surroundings(sheet.grid, 0)
+        blended = Blended(model, Ground(self.run, Plan.read(self.run).tiles, checksums=True), zone)
+        return lambda strip: blended.rectangle(top + strip.top, left, strip.scales_hw.shape[0], width)
 
     @cached_property
     def _classifier(self) -> Classifier:
@@ -265,7 +291,16 @@ def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: C
         )
 
 
-def predict_strip(strip: Strip, classifier: Classifier) -> dict[str, NDArray[np.uint8]]:
+def _surroundings(grid: ZoneGrid, margin: int) -> tuple[int, int, int, int, int]:
+    """Zone, first row, first column, height and width of a grid in the zone's lattice, with a margin of pixels."""
+    tops, lefts = lattice(np.array([grid.epsg]), np.array([grid.west + 5]), np.array([grid.north - 5]))
+    corner = int(tops[0]) - margin, int(lefts[0]) - margin
+    return zone_of(grid.epsg), *corner, grid.height + 2 * margin, grid.width + 2 * margin
+
+
+def predict_strip(
+    strip: Strip, classifier: Classifier, blended: StripShares | None = None
+) -> dict[str, NDArray[np.uint8]]:
     """What the layers of the map hold of some rows: (h, W, bands) by key. Of equally probable classes the lower wins.
 
     Confidence is 1 to 100 percent, since 0 is nodata there; probabilities are 0 to 100.
@@ -274,16 +309,20 @@ def predict_strip(strip: Strip, classifier: Classifier) -> dict[str, NDArray[np.
     codes_k = np.array([entry.code for entry in classifier.classes], dtype=np.uint8)
     valid_n = np.isfinite(strip.scales_hw.reshape(-1))
     classes_n, confidence_n = np.zeros((2, height * width), dtype=np.uint8)
+    shares_nk = None if blended is None else blended(strip).reshape(height * width, -1)
     percent_nk = np.full((height * width, len(codes_k)), NODATA, dtype=np.uint8)
     for start in range(0, height * width, _PIXELS):
         part = slice(start, start + _PIXELS)
         valid = valid_n[part]
-        shares_nk = classifier.predict_proba(strip.valid_values(part.start, part.stop))
-        best_n = shares_nk.argmax(axis=1)
+        if shares_nk is None:
+            found_nk = classifier.predict_proba(strip.valid_values(part.start, part.stop))
+        else:
+            found_nk = shares_nk[part][valid]
+        best_n = found_nk.argmax(axis=1)
         classes_n[part][valid] = codes_k[best_n]
-        best = np.rint(shares_nk[np.arange(len(best_n)), best_n] * 100.0)
+        best = np.rint(found_nk[np.arange(len(best_n)), best_n] * 100.0)
         confidence_n[part][valid] = np.clip(best, 1, 100).astype(np.uint8)
-        percent_nk[part][valid] = np.rint(shares_nk * 100.0).astype(np.uint8)
+        percent_nk[part][valid] = np.rint(found_nk * 100.0).astype(np.uint8)
     return {
         "classes": classes_n.reshape(height, width, 1),
         "confidence": confidence_n.reshape(height, width, 1),

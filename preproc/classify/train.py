@@ -21,6 +21,7 @@ from infer.contract.classification import (
     HeldOut,
     LearningPoint,
     LeftOutClass,
+    MethodName,
     MethodScore,
     RegressorManifest,
     Transfer,
@@ -31,13 +32,14 @@ from preproc.classify.boost import refuse_missing_gpu
 from preproc.classify.card import CARD, CARD_TEXT, card, card_text
 from preproc.classify.folds import Folds, folds_of, groups_per_class
 from preproc.classify.learning import figures_of, learning_curve
-from preproc.classify.methods import METHODS, Chosen, Method, fit_any, out_of_fold, parameters, probabilities
+from preproc.classify.methods import METHODS, Chosen, Method, Model, fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold, write_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.performance import transfer_rows
 from preproc.classify.pool import pooled_samples, regions, samples_inputs, years
 from preproc.classify.regression import build_regressor
+from preproc.classify.segment import FINAL, Heads, recipe_of
 from preproc.classify.split import Split, divide, hold_out, split_of
 from preproc.classify.table import Samples, counted
 from preproc.classify.trials import KIND as TRIAL_KIND
@@ -83,23 +85,34 @@ class TrainTrialsStage:
     apart = False
 
     def open(self, run: Run, config: Config) -> Session:
-        """Every trial of every method. All shards help with all of them, for a trial waits for those before it."""
+        """Every trial of every method. All shards help with all of them, for a trial waits for those before it.
+
+        Of a segmentation head every network: each shard trains its own.
+        """
         inputs = training_inputs(run, config)
         if maps_number(config):
             raise SmaltiError("[labels] value: numbers are learned without trials: leave --shard out")
+        if ClassifierManifest.path(run).exists() and ClassifierManifest.read(run).inputs == inputs:
+            return Session([], lambda due: one_by_one(due.units, lambda _: None))  # its study is over
+        if config.classify.method == "segment":
+            heads = _heads(_training_set(run, config), run, config, inputs)
+            return Session(heads.units(), lambda due: _help_heads(due, heads))
         studies = {method: _study(run, method, inputs) for method in _methods(config.classify)}
         units = [
             Unit(f"{method} {number}", study.path(number), TRIAL_KIND, study.inputs)
             for method, study in studies.items()
             for number in range(config.classify.trials)
         ]
-        if ClassifierManifest.path(run).exists() and ClassifierManifest.read(run).inputs == inputs:
-            units = []  # the classifier is there: its study is over
         return Session(units, lambda due: _help(due, run, config, inputs))
 
 
 def _help(due: Due, run: Run, config: Config, inputs: Mapping[str, Any]) -> Generator[Built]:
     _tuned(_training_set(run, config), run, config, inputs)
+    yield from (Built(unit) for unit in due.units)
+
+
+def _help_heads(due: Due, heads: Heads) -> Generator[Built]:
+    heads.train(due.units)
     yield from (Built(unit) for unit in due.units)
 
 
@@ -112,10 +125,15 @@ def training_inputs(run: Run, config: Config) -> dict[str, Any]:
         *("task_type", "learning_curve"),
     )
     recipe = {name: to_json(getattr(settings, name)) for name in taken}
+    if settings.method == "segment":
+        recipe["segment"] = to_json(recipe_of(config))
     return {"samples": tables[0] if len(tables) == 1 else tables, "settings": {**recipe, "recipe": _RECIPE}}
 
 
 def _methods(settings: Classify) -> tuple[Method, ...]:
+    """Those that are tuned; a segmentation head is measured beside CatBoost."""
+    if settings.method == "segment":
+        return ("catboost",)
     return METHODS if settings.method == "best" else (settings.method,)
 
 
@@ -196,6 +214,24 @@ def _tuned(
     }
 
 
+def _folds(taught: _TrainingSet, settings: Classify) -> Folds:
+    """Those that are reported."""
+    return divide(taught.samples, taught.split, settings, settings.seed + _SECOND_SPLIT)
+
+
+def _elsewhere(samples: Samples) -> dict[str, NDArray[np.str_]]:
+    """What rows are of, "year" and "region", where there are several."""
+    parts = {"year": years(samples), "region": regions(samples)}
+    return {by: part_n for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
+
+
+def _heads(taught: _TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]) -> Heads:
+    samples = taught.samples
+    others = {by: folds_of(samples.code_n, part_n) for by, part_n in _elsewhere(samples).items()}
+    divisions = {"fold": _folds(taught, config.classify), **others}
+    return Heads(run, config, samples, np.unique(samples.code_n), divisions, inputs)
+
+
 def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
@@ -216,7 +252,7 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
     choices = {method: parameters(method, None if top is None else top.values) for method, top in tops.items()}
     winner = max(tops, key=lambda method: top.score if (top := tops[method]) else 0.0)  # the earlier of equals
     chosen = choices[winner]
-    folds = divide(samples, taught.split, settings, settings.seed + _SECOND_SPLIT)
+    folds = _folds(taught, settings)
     _tell_folds(folds, taught.split, samples, settings)
     codes_k = np.unique(samples.code_n)
 
@@ -224,9 +260,16 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         values = samples.values_nc, samples.code_n, codes_k, by, chosen
         return out_of_fold(*values, seed=settings.seed, workers=workers)
 
+    heads = _heads(taught, run, config, inputs) if settings.method == "segment" else None
+    if heads is not None:
+        heads.train(heads.units())
     with progress("train: final", 4, "steps") as bar:
+        shares: dict[MethodName, NDArray[np.float32]]
         shares = {method: predicted(folds, choices[method]) for method in choices}
-        values_nk = shares[winner]
+        if heads is not None:
+            shares["segment"] = heads.out_of_fold("fold", workers)
+        trained: MethodName = winner if heads is None else "segment"
+        values_nk = shares[trained]
         scores = {
             method: figures_of(codes_k[values.argmax(axis=1)], samples, codes_k, settings.seed)
             for method, values in shares.items()
@@ -234,39 +277,53 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
         bar.advance(note="cross-validated")
         rows = [
             row
-            for by, part_n in (("year", years(samples)), ("region", regions(samples)))
-            if len(np.unique(part_n)) > 1
-            for row in _transfers(by, part_n, samples, codes_k, predicted, settings.seed)
+            for by, part_n in _elsewhere(samples).items()
+            for row in _transfers(
+                by,
+                part_n,
+                samples,
+                codes_k,
+                predicted if heads is None else lambda _, by=by: heads.out_of_fold(by, workers),  # type: ignore[misc]
+                settings.seed,
+            )
         ]
         bar.advance(note="tried in other years and regions")
         learning: list[LearningPoint] = []
-        if settings.learning_curve:
+        if settings.learning_curve and heads is None:
             learning = learning_curve(
-                samples, codes_k, folds, chosen, scores[winner], seed=settings.seed, workers=workers
+                samples, codes_k, folds, chosen, scores[trained], seed=settings.seed, workers=workers
             )
         bar.advance(note="tried with fewer groups")
-        model = fit_any(
-            samples.values_nc, samples.code_n, chosen, settings.seed,
-            threads=settings.threads, task_type=settings.task_type,
-        )  # fmt: skip
+        if heads is not None:
+            model: Model = heads.network(FINAL)
+        else:
+            model = fit_any(
+                samples.values_nc, samples.code_n, chosen, settings.seed,
+                threads=settings.threads, task_type=settings.task_type,
+            )  # fmt: skip
         bar.advance(note="trained on all samples")
     known = taught.held_n & np.isin(pooled.code_n, codes_k)
     tested = pooled.take(known)
     about = ClassifierManifest(
         classes=tuple(_legend(samples, codes_k)),
         dim=samples.values_nc.shape[1],
-        parameters=asdict(chosen),
-        tuning=_tuning(trials[winner], tuning, settings),
+        parameters=asdict(chosen) if heads is None else asdict(recipe_of(config)),
+        tuning=_tuning(trials[winner] if heads is None else [], tuning, settings),
         folds=FoldsUsed(
             folds.count, settings.folds, _absent(folds), taught.split.by, folds.names, taught.split.block_m
         ),
         left_out=tuple(taught.left_out),
         rows=len(samples),
         trained_on=samples.trained_on,
-        method=winner,
-        methods=tuple(
-            MethodScore(method, method == winner, len(trials[method]), top.score if top else None, **scores[method])
-            for method, top in tops.items()
+        method=trained,
+        methods=(
+            *([MethodScore("segment", True, 0, None, **scores["segment"])] if heads is not None else []),
+            *(
+                MethodScore(
+                    method, method == trained, len(trials[method]), top.score if top else None, **scores[method]
+                )
+                for method, top in tops.items()
+            ),
         ),
         learning=tuple(learning),
         rows_beyond=taught.beyond,
@@ -277,7 +334,10 @@ def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> Non
     with atomic_dir(run.model) as folder:
         written = pooled.take(np.concatenate([np.flatnonzero(taught.used_n), np.flatnonzero(known)]))
         fold_n = np.concatenate([folds.fold_n, np.full(len(tested), HELD_OUT, dtype=np.int32)])
-        once_nk = probabilities(model, tested.values_nc, threads=workers)
+        if heads is not None:
+            once_nk = heads.say(FINAL, tested, workers)
+        else:
+            once_nk = probabilities(model, tested.values_nc, threads=workers)
         write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, codes_k, np.concatenate([values_nk, once_nk]))
         (folder / TRIALS).write_bytes(published(trials))
         files = [folder / OUT_OF_FOLD, folder / TRIALS, *_companions(folder, about)]

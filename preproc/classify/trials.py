@@ -18,6 +18,8 @@ from preproc.classify.methods import Method
 from preproc.run.progress import say
 
 KIND = "trial"
+WAVE = 4
+"""Trials that do not know of each other: so many processes can work on a study at once, and its result is the same."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ from preproc.classify.accuracy import count_matrix, macro_f1
 from preproc.classify.folds import Folds
 from preproc.classify.methods import Chosen, Method, fold_probabilities, parameters
 from preproc.classify.table import Samples, keep_per_group
-from preproc.classify.trials import Study, Trial
+from preproc.classify.trials import WAVE, Study, Trial
 from preproc.run.progress import progress
 
 TUNING_ROWS = 4000
 """Rows that trials are run on: as many of each group as fit. The final model is trained on all."""
-WAVE = 4
-"""Trials that do not know of each other: so many processes can work on a study at once, and its result is the same."""
 _PATIENCE = 0.2
 """Seconds between looks at what other processes are doing."""
 _BOOTSTRAPS = 200

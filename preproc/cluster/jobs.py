@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preproc.cluster.sbatch import OF_SHEETS, TRAIN, Script
+from preproc.cluster.sbatch import OF_SHEETS, SAMPLE, TRAIN, Script
 from preproc.cluster.slurm import compress, expand
 from preproc.run.profile import Profile
 from preproc.run.task_count import tile_minutes
@@ -32,6 +32,10 @@ class Due:
     """Stages after infer that are wanted, in order."""
     sheets: int = 1
     """That mosaic and map are divided into."""
+    networks: int = 1
+    """Of a segmentation head that is to be trained; 1 where no array is worth it."""
+    trials: int = 1
+    """Trials of a study that can be run at once; 1 where there is none."""
     waves: Waves | None = None
     """How the shards are grouped, where there is a budget for what tiles take on disk."""
 
@@ -98,6 +102,15 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
         steps.append(Step("stitch", replace(common, kind="stitch"), before))
         before = (("afterany", "stitch"),)
     classify = tuple(stage for stage in due.gathers if stage != "stitch")
+    kind, tasks = training_tasks(profile, due)
+    if TRAIN in classify and tasks > 1:
+        first, classify = classify[: classify.index(TRAIN)], classify[classify.index(TRAIN) :]
+        if first:
+            steps.append(Step(SAMPLE, replace(common, kind=SAMPLE, stages=first), before))
+            before = (("afterany", SAMPLE),)
+        script = replace(common, kind=kind, array=compress(range(tasks)), tasks=tasks, stages=(TRAIN,))
+        steps.append(Step(kind, script, before))
+        before = (("afterany", kind),)
     if "predict" in classify and sheet_tasks(profile, "predict-sheets", due.sheets) > 1:
         first = classify[: classify.index("predict")]
         if first:
@@ -125,6 +138,13 @@ def sheet_tasks(profile: Profile, kind: str, sheets: int) -> int:
     """Tasks of an array of sheets: each makes as many at a time as it has CPUs. 1: the stage's own job does it."""
     most = min(profile.limits.max_array, max(1, profile.limits.max_jobs // _SHARE))
     return min(-(-sheets // max(1, profile.kind(OF_SHEETS[kind]).cpus)), most)
+
+
+def training_tasks(profile: Profile, due: Due) -> tuple[str, int]:
+    """The array that trains before the job that ends it, and its tasks: one a network, or CPUs for a wave of trials."""
+    if due.networks > 1:
+        return "train-networks", min(due.networks, profile.limits.max_array)
+    return "train-trials", min(-(-due.trials // max(1, profile.kind("classify").cpus)), profile.limits.max_array)
 
 
 def gathering_jobs(profile: Profile, sheets: int) -> int:

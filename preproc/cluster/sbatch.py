@@ -25,8 +25,12 @@ _USAGE = re.compile(r" `smalti submit` fills in the.*?(?=^#SBATCH)", re.DOTALL |
 
 OF_SHEETS = {"stitch-sheets": "stitch", "predict-sheets": "classify"}
 """Arrays that make a stage's sheets -> whose resources they ask for."""
+OF_TRAINING = {"train-networks": "infer", "train-trials": "classify"}
+"""Arrays that train together, before the stage's own job ends it: networks of a head, trials of a study."""
 TRAIN = "train"
 """What of classify comes before an array of `predict`."""
+SAMPLE = "sample"
+"""What of classify comes before an array that trains."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Script:
     """What a job script is rendered from, besides the profile."""
 
     kind: str
-    """fetch, infer, stitch, classify, or one of OF_SHEETS and TRAIN: names job and log."""
+    """fetch, infer, stitch, classify, or one of OF_SHEETS, OF_TRAINING, SAMPLE and TRAIN: names job and log."""
     run: Path
     """The run directory, absolute."""
     python: Path
@@ -50,7 +54,7 @@ class Script:
     weights: Path | None = None
     """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
-    """classify and train: the stages, in order; of sheets the one."""
+    """classify, sample and train: the stages, in order; of sheets and what trains the one."""
     command: tuple[str, ...] = ()
     """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
     scratch: str | None = None
@@ -63,12 +67,14 @@ class Script:
     @property
     def resources(self) -> str:
         """The profile's kind of job whose resources it asks for."""
-        return OF_SHEETS.get(self.kind, "classify" if self.kind == TRAIN else self.kind)
+        return {**OF_SHEETS, **OF_TRAINING, TRAIN: "classify", SAMPLE: "classify"}.get(self.kind, self.kind)
 
     @property
     def template(self) -> str:
         """Name of its template."""
-        return "sheets" if self.kind in OF_SHEETS else self.resources
+        if self.kind == "train-networks":
+            return "segment"
+        return "sheets" if self.kind in OF_SHEETS or self.kind in OF_TRAINING else self.resources
 
 
 def directives(job: Job, profile: Profile, script: Script) -> list[str]:
@@ -171,8 +177,10 @@ def settings(job: Job, profile: Profile, script: Script) -> list[str]:
         lines.append(_array("COMMAND", script.command or (*_COMMANDS[script.kind], *more)))
     if script.template == "classify":
         values["STAGES"] = " ".join(script.stages)
-    if script.kind in OF_SHEETS:
+    if script.template == "sheets":
         values["STAGE"] = script.stages[0]
+    if script.template == "segment":
+        values["GPUS"] = str(max(1, job.gpus))
     assigned = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     last = [f"    {_scratch('' if script.command else script.scratch or '')}"] if script.kind == "infer" else []
     return [*assigned, *lines, *_modules(job), *_environment(job, last)]

@@ -20,6 +20,7 @@ from infer.contract import (
     write_bytes,
     write_model_job,
 )
+from preproc.classify.trials import WAVE
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script, render_script
@@ -92,7 +93,18 @@ def what_is_due(
         if anew or any(lacking) or any(_unfinished(survey, name)):
             gathers.append(name)
     waves = None if budget(config) is None else waves_of(Plan.read(run), config, tasks)
-    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, waves)
+    networks, trials = _trained_together(config) if "train" in gathers else (1, 1)
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, networks, trials, waves)
+
+
+def _trained_together(config: Config) -> tuple[int, int]:
+    """Networks, and trials of a study, that can be trained at once."""
+    settings = config.classify
+    if config.labels is not None and config.labels.value is not None:
+        return 1, 1
+    if settings.method == "segment":
+        return settings.folds + 1, 1
+    return 1, WAVE if settings.trials > WAVE else 1  # few are not worth the queue
 
 
 def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], sheets: int) -> int:
@@ -150,7 +162,7 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
             'set where = "here" to fetch on this node, or name a transfer partition with internet = "direct", '
             "or mirror the archive"
         )
-    if not due.shards["infer"]:
+    if not due.shards["infer"] and due.networks == 1:
         return
     if common.container is not None and not common.container.image.exists():
         image = common.container.image

@@ -15,10 +15,11 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
-from preproc.cluster.sbatch import OF_SHEETS
+from preproc.cluster.sbatch import OF_SHEETS, OF_TRAINING
 from preproc.cluster.slurm import Accounted, Queued, TaskId
 from preproc.cluster.submitted import SubmittedJob, log_path, read_submitted
 from preproc.run.stage import Unit
+from preproc.run.stages import stage_named
 from preproc.run.status import Survey
 
 STATES = ("done", "running", "pending", "requeued", "failed", "unknown")
@@ -163,16 +164,28 @@ def _states(survey: Survey, stage: str) -> list[tuple[Unit, State]]:
         return []  # what it builds on is not there yet
 
 
+def _trained(survey: Survey) -> list[tuple[Unit, State]]:
+    """What the tasks of an array that trains have to do."""
+    try:
+        return list(stage_named("train").load(shard=True).open(survey.run, survey.config).states())
+    except SmaltiError:
+        return []
+
+
 def _shared(survey: Survey, kind: str) -> list[tuple[Unit, State]]:
     """The units that the tasks of an array share: of sheets all but the last, which joins them."""
     if kind in ARRAYS:
         return _states(survey, kind)
+    if kind in OF_TRAINING:
+        return _trained(survey)
     return _states(survey, kind.removesuffix("-sheets"))[:-1] if kind in OF_SHEETS else []
 
 
 def _done(survey: Survey, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> set[TaskId]:
     """Tasks whose outputs all stand."""
-    if kind in ARRAYS or kind in OF_SHEETS:
+    if kind in OF_TRAINING and all(state.complete for _, state in _states(survey, "train")):
+        return set(tasks)  # and what they made is gone
+    if kind in ARRAYS or kind in OF_SHEETS or kind in OF_TRAINING:
         states = _shared(survey, kind)
         count = next(iter(tasks.values())).tasks
         lacking = {index % count for index, (_, state) in enumerate(states) if not state.complete}

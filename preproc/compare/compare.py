@@ -116,7 +116,7 @@ def dry_run(run: Run, config: Config, wishes: Wishes) -> str:
 
 
 def _methods(config: Config, wishes: Wishes) -> tuple[Method, ...]:
-    own = "catboost" if config.classify.method == "best" else config.classify.method
+    own = config.classify.method if config.classify.method in METHODS else "catboost"
     wanted = tuple(dict.fromkeys(wishes.methods or ("linear", own)))
     methods = tuple(method for method in METHODS if method in wanted)
     unknown = [method for method in wanted if method not in METHODS]

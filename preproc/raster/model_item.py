@@ -29,6 +29,7 @@ _ARCHITECTURES = {
     "v1.1": "two Transformer encoders (Sentinel-2, Sentinel-1), recurrent pooling, fusion",
     "monthly": "none: monthly medians",
     "presto": "one Transformer encoder over tokens of monthly medians (Presto)",
+    "galileo-nano": "one Transformer encoder over tokens of monthly medians (Galileo), pixel by pixel",
 }
 _ARCHITECTURE = "two Transformer encoders (Sentinel-2, Sentinel-1), attention pooling, fusion"
 

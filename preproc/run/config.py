@@ -354,8 +354,9 @@ class Classify(_Section):
     hold_out: Annotated[float, Field(ge=0, le=0.5)] | tuple[str, ...] = 0.0
     """What no choice and no training sees, and the finished classifier is tested on once: a share of the groups or
     squares, or names of districts, years or regions."""
-    method: Literal["catboost", "knn", "linear", "mlp", "best"] = "catboost"
-    """CatBoost; for few labels kNN, logistic regression or a small perceptron; or whichever is best."""
+    method: Literal["catboost", "knn", "linear", "mlp", "best", "segment"] = "catboost"
+    """CatBoost; for few labels kNN, logistic regression or a small perceptron; or whichever of these is best; or a
+    segmentation head, which sees a pixel's surroundings as well and is trained by the engine (torch): [segment]."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
     """Optuna trials of a method; 0 trains with its defaults."""
     threads: Annotated[int, Field(ge=1, le=64)] = 4
@@ -397,6 +398,25 @@ class Classify(_Section):
         if isinstance(self.hold_out, float) and self.hold_out and self.split not in ("group", "block"):
             raise ValueError(f'hold_out = {self.hold_out}: with split = "{self.split}" name the parts, as a list')
         return self
+
+
+class Segment(_Section):
+    """The segmentation head, with [classify] method = "segment": a small U-Net on embeddings."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 250
+    """Steps of each network: one a fold, and the one that maps. Thousands of labelled fields are worth thousands."""
+    batch: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Chips of a step; a multiple of the accelerators that a network is trained on."""
+    chip: Annotated[int, Field(ge=16, le=512, multiple_of=4)] = 32
+    """Side of a chip in pixels."""
+    width: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 24
+    """Channels of the network on whole pixels; twice as many on halves and quarters."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.003
+    """At its highest: it rises for a tenth of the steps, then falls as half a cosine."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products while training; bfloat16 is for accelerators that have it."""
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Of each network on CPUs, as many networks side by side as there are: another number gives other bits."""
 
 
 class Predict(_Section):
@@ -567,6 +587,7 @@ class Config(_Section):
     labels: Labels | None = None
     train: Train = Train()
     classify: Classify = Classify()
+    segment: Segment = Segment()
     predict: Predict = Predict()
     clean: Clean = Clean()
     validate_: Annotated[Validate | None, Field(alias="validate")] = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer.contract import Run
+from infer.contract import Run, SmaltiError
 from infer.contract.registry import registered_model, weights_folder
 from preproc.run.config import Config
-from preproc.run.profile import Profile
+from preproc.run.profile import Profile, load_profile
+from preproc.run.progress import say
 from preproc.run.resources import ENGINE
 
 ENGINE_HOME = "/opt/smalti"
@@ -94,3 +97,32 @@ def container_of(run: Run, config: Config, profile: Profile) -> Container | None
     binds |= {str(weights)} if weights is not None else set()
     own = ENGINE if profile.runtime.engine == "checkout" else None
     return Container(image, program, flag, tuple(sorted(binds)), own)
+
+
+def engine_python(run: Run, config: Config, arguments: Sequence[str], binds: Iterable[str] = ()) -> list[str]:
+    """The command that runs the engine's Python with some arguments: in the container, or here where torch is.
+
+    Args:
+        run: its folder is bound.
+        config: its settings.
+        arguments: of Python.
+        binds: further folders that a container is to see.
+
+    Raises:
+        SmaltiError: if there is neither a container nor torch.
+    """
+    container = container_of(run, config, load_profile(config.site.profile, run.root, config.site))
+    if container is None:
+        if importlib.util.find_spec("torch") is None:
+            raise SmaltiError(
+                "torch is not installed here and no container is named: `pip install 'smalti[local]'`, "
+                "or set [site] container in run.toml"
+            )
+        return [sys.executable, *arguments]
+    if not container.image.exists():
+        raise SmaltiError(f"{container.image}: no such container image ([site] container in run.toml)")
+    if shutil.which(container.program) is None:
+        raise SmaltiError(f"{container.program} is not on the PATH, and [site] container names an image")
+    if container.gpu_flag:
+        say(f"{container.image.name} is run with {container.gpu_flag}")
+    return container.command(arguments, binds)

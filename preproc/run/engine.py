@@ -5,9 +5,7 @@ This side never imports torch. It hands the engine RUN/model.json and reads its 
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -30,10 +28,9 @@ from infer.contract import (
 )
 from infer.contract.imported import imported_tiles
 from preproc.run.config import Config
-from preproc.run.container import container_of, container_variable, device_arguments, weights_of
+from preproc.run.container import container_variable, device_arguments, engine_python, weights_of
 from preproc.run.embedded import embedding_units
 from preproc.run.profile import load_profile
-from preproc.run.progress import say
 from preproc.run.quality import quality_warnings
 from preproc.run.stage import Built, Due, Session, StageFailedError, Unit
 
@@ -101,26 +98,11 @@ def embed_folder(run: Run, config: Config, tiles: Path, out: Path, timings: Path
 
 
 def _command(run: Run, config: Config, arguments: Sequence[str]) -> list[str]:
-    profile = load_profile(config.site.profile, run.root, config.site)
     arguments = ["-m", "infer", *arguments]
     scratch = scratch_folder(config.site.scratch)
     if scratch is not None:
         arguments += ["--scratch", str(scratch)]
-    container = container_of(run, config, profile)
-    if container is None:
-        if importlib.util.find_spec("torch") is None:
-            raise SmaltiError(
-                "torch is not installed here and no container is named: `pip install 'smalti[local]'`, "
-                "or set [site] container in run.toml"
-            )
-        return [sys.executable, *arguments]
-    if not container.image.exists():
-        raise SmaltiError(f"{container.image}: no such container image ([site] container in run.toml)")
-    if shutil.which(container.program) is None:
-        raise SmaltiError(f"{container.program} is not on the PATH, and [site] container names an image")
-    if container.gpu_flag:
-        say(f"infer: {container.image.name} is run with {container.gpu_flag}")
-    return container.command(arguments, [] if scratch is None else [str(scratch)])
+    return engine_python(run, config, arguments, [] if scratch is None else [str(scratch)])
 
 
 def _environment(config: Config, command: Sequence[str]) -> dict[str, str]:

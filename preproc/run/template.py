@@ -57,6 +57,11 @@ folds = 4                        # grouped cross-validation
 trials = 20                      # Optuna trials; 0 trains with CatBoost's defaults
 seed = 0
 shrink = 10                      # metres by which polygons are shrunk, so that mixed edge pixels are left out
+# method = "linear"              # or "knn", "mlp", "best"; "catboost" unless it is set; or "segment":
+
+# A segmentation head, which sees a pixel's surroundings: trained with torch, best on a GPU; more steps for more fields.
+# [segment]
+# steps = 250
 
 # A cleaned map beside the map: the commonest class of 3 x 3 pixels, patches below 0.3 hectares given to neighbours.
 # [clean]

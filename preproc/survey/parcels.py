@@ -328,7 +328,7 @@ def _taught(
     known &= np.isin(found.declared_n.astype(str), names)
     code_n, codes_k = np.searchsorted(names, found.declared_n[known].astype(str)) + 1, np.arange(len(names)) + 1
     method, seed = config.classify.method, config.classify.seed
-    chosen = parameters("catboost" if method == "best" else method)
+    chosen = parameters("catboost" if method == "best" or method == "segment" else method)
     folds = assign_folds(code_n, found.id_n[known], config.classify.folds, seed)
     shares_nk = np.full((len(found), len(names)), np.nan, dtype=np.float32)
     with progress("train on parcels", folds.count + 1, "classifiers") as bar:

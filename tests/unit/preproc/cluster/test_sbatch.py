@@ -88,6 +88,20 @@ def test_tasks_of_sheets_run_a_shard_of_their_stage_with_its_resources(kind: str
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+@pytest.mark.parametrize(("kind", "shown"), [("train-trials", "STAGE=train\n"), ("train-networks", "GPUS=8\n")])
+def test_arrays_that_train_take_a_share_each(kind: str, shown: str, tmp_path: Path) -> None:
+    site = profile("lumi-node")
+    text = render_script(site, replace(script(kind, site), array="0-4", tasks=5, stages=("train",)))
+    assert shown in text
+    assert "TASKS=5\n" in text
+    assert '--shard "$INDEX/$TASKS"' in text
+    assert f"#SBATCH --job-name=smalti-{kind}\n" in text
+    assert ("gpus" in text) == (kind == "train-networks")
+    (tmp_path / "job").write_text(text)
+    for path in (SLURM / "segment.sbatch", tmp_path / "job"):
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
 def test_rendering_is_pure_and_leaves_no_template_behind() -> None:
     site = profile("saga")
     text = render_script(site, script("infer", site))

@@ -68,6 +68,30 @@ def test_many_sheets_are_arrays_between_what_comes_before_and_what_joins_them() 
     assert gathering_jobs(site, 1) == 3
 
 
+def test_what_can_be_trained_side_by_side_is_an_array_before_the_job_that_ends_it() -> None:
+    site = Profile.model_validate(merge(LOCAL.model_dump(exclude_unset=True), {"job": {"cpus": 3}}))
+    wanted = replace(due((), (), ("sample", "train", "predict", "report")), trials=4)
+    chain = by_name(build_chain(site, COMMON, wanted, 512))
+    assert list(chain) == ["sample", "train-trials", "classify"]
+    assert chain["sample"].script.stages == ("sample",)
+    trials = chain["train-trials"].script
+    assert (trials.array, trials.tasks, trials.stages, trials.resources) == ("0-1", 2, ("train",), "classify")
+    assert chain["train-trials"].after == (("afterany", "sample"),)
+    assert chain["classify"].after == (("afterany", "train-trials"),)
+    assert chain["classify"].script.stages == ("train", "predict", "report")
+    roomy = Profile.model_validate(merge(LOCAL.model_dump(exclude_unset=True), {"job": {"cpus": 4}}))
+    assert [step.name for step in build_chain(roomy, COMMON, wanted, 512)] == ["classify"]
+    heads = by_name(
+        build_chain(roomy, COMMON, replace(wanted, networks=5, trials=1, gathers=("train", "predict")), 512)
+    )
+    assert list(heads) == ["train-networks", "classify"]
+    networks = heads["train-networks"].script
+    assert (networks.array, networks.tasks, networks.resources) == ("0-4", 5, "infer")
+    many = by_name(build_chain(site, COMMON, replace(wanted, sheets=7), 512))
+    assert list(many) == ["sample", "train-trials", "train", "predict-sheets", "classify"]
+    assert many["train"].script.stages == ("train",)
+
+
 def test_tasks_whose_tiles_are_there_wait_for_nothing() -> None:
     chain = by_name(build_chain(LOCAL, COMMON, due((1, 3), (0, 1, 3)), 512))
     assert chain["fetch"].script.array == "1,3"
