@@ -26,22 +26,21 @@ from infer.contract import (
     Run,
     Shard,
     SmaltiError,
-    cached_checkpoint,
     is_tile_folder,
     planned_tiles,
     read_model_job,
-    registered_model,
     scratch_folder,
     stage_lock,
 )
 from infer.contract.imported import imported_tiles
+from infer.contract.registry import JOIN, known_model
 from infer.device import accelerator_count
 from infer.families import AnyEngine, make_engine
 from infer.fleet import run_members, take_cores
 from infer.progress import on_stop, say
 from infer.runner import Settings, TileRunner, TileTask
 from infer.selftest import self_test
-from infer.weights import Checkpoint, load_checkpoint, resolve_checkpoint
+from infer.weights import Checkpoint, load_checkpoint, load_registered, resolve_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,12 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th tile from the I-th on (0 <= I < N)")
     folder = parser.add_argument_group("any folder of tiles, without a run")
     folder.add_argument("--tiles", type=Path, metavar="DIR", help="folder of tile folders, or one tile folder")
-    folder.add_argument("--checkpoint", metavar="FILE", help=f"a checkpoint, or one of {', '.join(REGISTRY)}")
+    folder.add_argument(
+        "--checkpoint", metavar="FILE", help=f"a checkpoint, one of {', '.join(REGISTRY)}, or several: a+b"
+    )
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
     folder.add_argument(
         "--output",
         choices=("int8", "float32"),
-        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly: float32)",
+        help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly, alone or not: float32)",
     )
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -102,8 +103,8 @@ class Work:
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
-        if name in REGISTRY and not Path(name).is_file():  # a folder `demo` is no checkpoint
-            return load_checkpoint(cached_checkpoint(name), registered_model(name), heads=self.heads)
+        if not Path(name).is_file() and (JOIN in name or name in REGISTRY):  # a folder `demo` is no checkpoint
+            return load_registered(name, heads=self.heads)
         return load_checkpoint(Path(name), heads=self.heads)
 
 
@@ -147,10 +148,11 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     if not inside:
         raise SmaltiError(f"{tiles}: holds no tiles (folders with bands.npy and so on)")
     tasks = [TileTask(folder.resolve().name, folder, False) for folder in inside]
+    known = known_model(arguments.checkpoint)
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output or ("float32" if arguments.checkpoint == "monthly" else "int8"),
+        arguments.output or ("int8" if known is None or known.coded else "float32"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,

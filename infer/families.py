@@ -13,6 +13,8 @@ from infer.contract.monthly import MONTHLY_FAMILY
 from infer.contract.registry import Family
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine, Output, TileResult
+from infer.joined import JoinedEngine
+from infer.model.galileo import galileo_network
 from infer.model.months import MonthsNetwork
 from infer.model.presto import presto_network
 from infer.monthly import MonthlyEngine, MonthsEngine
@@ -20,7 +22,10 @@ from infer.prepare import LoadedTile
 from infer.tilework import Watch
 from infer.weights import Checkpoint
 
-OVER_MONTHS: Mapping[Family, Callable[[Checkpoint], MonthsNetwork]] = {"presto": presto_network}
+OVER_MONTHS: Mapping[Family, Callable[[Checkpoint], MonthsNetwork]] = {
+    "presto": presto_network,
+    "galileo-nano": galileo_network,
+}
 """Families whose networks take monthly composites."""
 
 
@@ -86,10 +91,15 @@ def make_engine(
     Raises:
         SmaltiError: for a device that is not there, or parameters that do not fit their network.
     """
+    if checkpoint.parts:
+        how = {"index": index, "min_clear_s2": min_clear_s2}
+        return JoinedEngine(checkpoint, [make_engine(part, device, precision, **how) for part in checkpoint.parts])
     if checkpoint.family == MONTHLY_FAMILY:
         return MonthlyEngine(checkpoint, min_clear_s2=min_clear_s2)
-    chosen = choose_device(device, precision, index)
     if checkpoint.family in OVER_MONTHS:
         network = OVER_MONTHS[checkpoint.family](checkpoint)
-        return MonthsEngine(checkpoint, chosen, network, min_clear_s2=min_clear_s2)
+        if network.float32_only and precision == "auto":
+            precision = "float32"
+        return MonthsEngine(checkpoint, choose_device(device, precision, index), network, min_clear_s2=min_clear_s2)
+    chosen = choose_device(device, precision, index)
     return Engine(checkpoint, chosen, min_clear_s2=min_clear_s2)

@@ -232,7 +232,15 @@ class MonthsEngine(_Composing):
             network: on the CPU, in float32.
             token_budget: tokens of a batch, to override the device's.
             min_clear_s2: leave pixels with fewer clear Sentinel-2 observations without an embedding.
+
+        Raises:
+            SmaltiError: for a precision that the network does not bear.
         """
+        if network.float32_only and device.precision != "float32":
+            raise SmaltiError(
+                f"{network.name} in {device.precision}: {network.float32_only}: use --precision float32 "
+                '([model] precision = "float32")'
+            )
         device.activate()
         super().__init__(checkpoint, device, min_clear_s2=min_clear_s2)
         self.budget = token_budget or device.token_budget(network.width)

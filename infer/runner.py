@@ -31,6 +31,7 @@ from infer.contract import (
     output_state,
     read_back,
     read_tile,
+    registered_model,
     release_tile,
     remove_stale_temporaries,
     sha256_file,
@@ -45,7 +46,7 @@ from infer.families import AnyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
-from infer.weights import check_source
+from infer.weights import Checkpoint, check_source
 
 
 @dataclass(frozen=True)
@@ -339,6 +340,19 @@ def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
         say(f"infer: {name} failed: {error}")
 
 
+def _parts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Of several models side by side: whose numbers stand where."""
+    return [
+        {
+            "name": part.name,
+            "family": part.family,
+            "numbers": registered_model(part.name).usual_dim,
+            "checkpoint": part.sha256,
+        }
+        for part in checkpoint.parts
+    ]
+
+
 def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
@@ -350,6 +364,7 @@ def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[s
             "family": checkpoint.family,
             "data_source": checkpoint.data_source,
             "normalisation": checkpoint.normalisation_key,
+            **({"parts": _parts(checkpoint)} if checkpoint.parts else {}),
         },
         "dimensions": int(result.values.shape[2]),
         "engine": {

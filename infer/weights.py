@@ -25,7 +25,7 @@ from infer.contract import (
     registered_model,
     sha256_file,
 )
-from infer.contract.registry import DataSource, Family
+from infer.contract.registry import DataSource, Family, joined_sha256, parts_of
 from infer.normalisation import NORMALISATIONS, Normalisation
 from infer.torch_file import check_parameter, read_torch
 
@@ -34,10 +34,15 @@ _PROJECTOR = "projector."
 _SOURCES: tuple[DataSource, ...] = get_args(DataSource)
 _MAX_LABEL = 200
 """Characters of a checkpoint's name for itself, which maps and reports repeat."""
-_OVER_MONTHS: Mapping[Family, str] = {"presto": "eo_patch_embed.S1.weight"}
+_OVER_MONTHS: Mapping[Family, str] = {
+    "presto": "eo_patch_embed.S1.weight",
+    "galileo-nano": "space_time_embed.S1.proj.weight",
+}
 """Families that are told by the one parameter of this name, whatever stands before it."""
 _WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model")
 """Where those who train such networks keep the parameters, if not at the top."""
+_BACKBONE = ".backbone"
+"""In some of Galileo's names."""
 _REMEDY = "fetch it again, or use another checkpoint"
 
 
@@ -60,6 +65,8 @@ class Checkpoint:
     trained: bool
     label: str
     """What to call it in front of people, for example "untrained demonstration model"."""
+    parts: tuple[Checkpoint, ...] = ()
+    """Of several models side by side: theirs."""
 
     @property
     def normalisation(self) -> Normalisation:
@@ -80,9 +87,9 @@ def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _part(path: Path, state: Mapping[Any, Any], prefix: str) -> dict[str, torch.Tensor]:
+def _part(path: Path, state: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     """The parameters behind a prefix, by their names there; decoders and heads beside them are not looked at."""
-    chosen = {str(key): value for key, value in state.items() if str(key).startswith(prefix)}
+    chosen = {key: value for key, value in state.items() if key.startswith(prefix)}
     return _clean_state(path, {key.removeprefix(prefix): value for key, value in chosen.items()})
 
 
@@ -109,8 +116,11 @@ def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str
         if "s2_backbone.attn_pool.temporal_context.gru_cell.W_ir.weight" in state:
             return ("v1.1" if "dim_reducer.4.weight" in state else "v1.0-qat"), state, settings
     for family, parameter in _OVER_MONTHS.items():
-        for table in (content, *(content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping))):
-            prefixes = [str(key)[: -len(parameter)] for key in table if str(key).endswith(parameter)]
+        for stored in (content, *(content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping))):
+            table = {str(key).replace(_BACKBONE, ""): value for key, value in stored.items()}
+            if len(table) < len(stored):
+                raise FormatError(f"{path}: two of its parameters have the same name: {_REMEDY}")
+            prefixes = [key[: -len(parameter)] for key in table if key.endswith(parameter)]
             if len(prefixes) == 1:
                 return family, _part(path, table, prefixes[0]), {}
     raise FormatError(
@@ -211,7 +221,32 @@ def resolve_checkpoint(job: ModelJob, run: Run) -> Checkpoint:
         return load_checkpoint(run.root / job.checkpoint, registered)
     if registered is None:
         raise SmaltiError(f"{run.model_job}: names neither a model nor a checkpoint: set [model] name in run.toml")
-    return load_checkpoint(cached_checkpoint(registered.name), registered)
+    return load_registered(registered.name)
+
+
+def load_registered(name: str, *, heads: int | None = None) -> Checkpoint:
+    """The checkpoint of a registered model, or of several side by side (demo+monthly).
+
+    Raises:
+        SmaltiError: if one is not known, not fetched, or not what it should be.
+    """
+    parts = tuple(load_checkpoint(cached_checkpoint(part.name), part, heads=heads) for part in parts_of(name))
+    if len(parts) == 1:
+        return parts[0]
+    whole = registered_model(name)
+    return Checkpoint(
+        name,
+        parts[0].path,
+        joined_sha256([part.sha256 for part in parts]),
+        whole.family,
+        {},
+        {},
+        whole.normalisation,
+        whole.data_source,
+        all(part.trained for part in parts),
+        one_line(" beside ".join(part.label for part in parts)[:_MAX_LABEL]),
+        parts,
+    )
 
 
 def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: Any) -> None:

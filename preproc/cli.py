@@ -267,10 +267,12 @@ def import_command(
 ) -> None:
     """Take published embeddings into a planned run, instead of computing them.
 
-    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store as geotessera writes it, an Icechunk
-    repository of one (….icechunk), or a folder of its npy tiles with tessera_metadata.json. The model in run.toml has
-    to be the one that they were made with. The season has to be theirs: a calendar year, unless smalti made the store.
-    Afterwards sample, train, predict, validate and report work as ever, without a GPU.
+    SOURCE is a folder or an address (https://, s3://, gs://) of a Zarr v3 store
+    as geotessera writes it, an Icechunk repository of one (….icechunk), or a
+    folder of its npy tiles with tessera_metadata.json. The model in run.toml has
+    to be the one that they were made with, and the season theirs: a calendar
+    year, unless smalti made the store. Afterwards sample, train, predict,
+    validate and report work as ever, without a GPU.
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
@@ -570,7 +572,7 @@ def compare(
     run: RunArgument,
     models: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, or files; the run's own and monthly."),
+        typer.Option(metavar="A,B,...", help="Names of `smalti weights list`, files, or demo+monthly."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -589,7 +591,9 @@ def compare(
     have to be done, nothing else. Same pixels, same folds, paired intervals, learning curves, seconds and bytes a
     pixel: RUN/compare/index.html, compare.csv, compare.json. A model that fails does not stop the others.
 
-    Example: [bold]smalti compare RUN --models demo,monthly,my-encoder.pt[/]
+    A model is a name, a checkpoint file, or several names side by side; by default the run's own and monthly medians.
+
+    Example: [bold]smalti compare RUN --models demo,monthly,demo+monthly,my-encoder.pt[/]
     """
     from preproc.compare.compare import Wishes
     from preproc.compare.compare import compare as run_comparison
@@ -628,8 +632,9 @@ def atlas(
 ) -> None:
     """Write what the run gives as a map for a browser: one folder that needs nothing from elsewhere.
 
-    A click tells a place's values, finds every place like it, or places a label; labels are saved as a file that
-    [labels] takes, and the page shows at once what map they would give.
+    A click tells a place's values, finds every place like it, or places a label:
+    the page shows at once what map the labels would give, and saves them as a
+    file to train on.
     """
     from preproc.atlas.atlas import write_atlas
 

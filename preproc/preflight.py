@@ -14,7 +14,7 @@ import shapely
 
 from infer.contract import Plan, Run, Shard, SmaltiError, embedding_paths, sha256_file
 from infer.contract.classification import RegressorManifest
-from infer.contract.registry import cached_checkpoint, registered_model
+from infer.contract.registry import cached_checkpoint, joined_sha256, parts_of, registered_model
 from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.elsewhere import described
 from preproc.classify.labels import LabelSet, read_labels, to_zone
@@ -150,14 +150,16 @@ def check_truth(config: Config) -> list[Finding]:
 def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
     """Whether the weights are there, fit the archive, and give as many numbers as are asked for."""
     name, path = config.model.name, config.model.checkpoint
+    parts = () if name is None else parts_of(name)
     try:
-        file = path if path is not None else cached_checkpoint(name or "")
+        files = [path] if path is not None else [cached_checkpoint(part.name) for part in parts]
     except SmaltiError as error:
         return [failed("model", *error_text(error))]
-    if not file.is_file():
-        return [failed("model", f"{file} is missing", "correct [model] checkpoint")]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        return [failed("model", f"{missing} is missing", "correct [model] checkpoint")]
     if name is None:
-        return [ok("model", f"{file.name}, a file: the engine will say what it gives")]
+        return [ok("model", f"{files[0].name}, a file: the engine will say what it gives")]
     model = registered_model(name)
     if model.dims is not None and config.model.dim not in model.dims:
         allowed = ", ".join(map(str, model.dims))
@@ -168,12 +170,13 @@ def check_model(config: Config, *, hashes: bool = False) -> list[Finding]:
         text = f"{name} was trained on {source} data, the archive is {archive}"
         return [failed("model", text, "choose the other one")]
     if hashes:
-        digest = sha256_file(file)
-        if model.sha256 is not None and model.sha256 != digest:
-            return [
-                failed("model", f"{file}: sha256 {digest[:12]}, published is {model.sha256[:12]}", "fetch it again")
-            ]
-        return [ok("model", f"{name}, sha256 {digest[:12]}")]
+        digests = [sha256_file(file) for file in files]
+        for part, file, digest in zip(parts, files, digests, strict=True):
+            if part.sha256 is not None and part.sha256 != digest:
+                return [
+                    failed("model", f"{file}: sha256 {digest[:12]}, published is {part.sha256[:12]}", "fetch it again")
+                ]
+        return [ok("model", f"{name}, sha256 {joined_sha256(digests)[:12]}")]
     return [ok("model", f"{name}, {config.model.dim} numbers a pixel")]
 
 

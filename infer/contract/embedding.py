@@ -1,7 +1,8 @@
 """Embeddings on disk: `<tile>.npy` (float32, or int8 with `<tile>_scales.npy`) and the manifest `<tile>.json`.
 
 float32: NaN where neither modality has an observation. int8: value = code * scale, code in -127..127 (v1.x: from -128);
-nodata has code 0 and scale NaN. Of the family `monthly` single numbers may be NaN, too: months without an observation.
+nodata has code 0 and scale NaN. Of the family `monthly`, alone or beside others (demo+monthly), single numbers may be
+NaN, too: months without an observation.
 `<tile>_observations.npy` says how many observations each pixel had: it outlives the time series, which may be released
 once they are embedded.
 """
@@ -57,9 +58,24 @@ class Embedding:
     @property
     def gappy(self) -> bool:
         """Whether single numbers of a pixel may be missing."""
+        return self._months is not None
+
+    @property
+    def _months(self) -> slice | None:
+        """Which numbers are monthly medians, of which some may be missing."""
         model = self.manifest.get("model")
-        family = model.get("family") if isinstance(model, Mapping) else None
-        return family == MONTHLY_FAMILY and self.scales_hw is None and self.values_hwc.shape[2] == MONTHLY_DIM
+        if not isinstance(model, Mapping) or self.scales_hw is not None:
+            return None
+        dim, start = self.values_hwc.shape[2], 0
+        parts = model.get("parts")
+        for part in parts if isinstance(parts, list) else [{"family": model.get("family"), "numbers": dim}]:
+            numbers = part.get("numbers") if isinstance(part, Mapping) else None
+            if type(numbers) is not int or not 0 < numbers <= dim - start:
+                return None
+            if part.get("family") == MONTHLY_FAMILY and numbers == MONTHLY_DIM:
+                return slice(start, start + numbers)
+            start += numbers
+        return None
 
     def embedded(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
         """(h, w) where a window's pixels have an embedding."""
@@ -84,7 +100,19 @@ class Embedding:
         if self.scales_hw is not None:
             return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
         values = values.astype(np.float32, copy=False)
-        return without_gaps(values) if self.gappy and not gaps else values
+        months = self._months
+        if months is None or gaps:
+            return values
+        filled = np.array(values)
+        filled[..., months] = without_gaps(values[..., months])
+        return filled
+
+    def points(self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """(N, C) float32 values of single pixels, as `window` gives them with gaps; only these are read."""
+        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
+        if self.scales_hw is None:
+            return values_nc.astype(np.float32, copy=False)
+        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
 
 
 def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -31,6 +31,11 @@ _PLAIN_YEAR = date(2023, 1, 1)
 """Of a tile that does not state its season: a calendar year."""
 
 
+def has_gaps(family: str) -> bool:
+    """Whether single numbers of a family, or of several side by side, may be missing."""
+    return MONTHLY_FAMILY in family.split("+")
+
+
 def season_start(manifest: Mapping[str, Any]) -> date:
     """First day of a tile's season, from its manifest; 1 January where it states none."""
     window = manifest.get("window")

@@ -8,13 +8,16 @@ is pinned where it is known; where it is not, the first fetch records what it go
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from infer.contract.atomic import sha256_json
 from infer.contract.errors import SmaltiError
+from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
 
-Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto"]
+Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto", "galileo-nano"]
 DataSource = Literal["mpc", "aws", "other"]
 
 HUB = "https://huggingface.co"
@@ -26,6 +29,9 @@ DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 _BUNDLED = {"demo": DEMO_CHECKPOINT, "monthly": DEMO_CHECKPOINT.with_name("monthly-v1.json")}
 """What needs no download. `monthly` has no weights: its file says what it computes, its checksum stands for that."""
 
+
+JOIN = "+"
+"""Between the names of models whose numbers stand side by side as one model: demo+monthly."""
 
 MATRYOSHKA = (16, 32, 64, 128)
 """Leading numbers that a v2 student's embedding may be cut to."""
@@ -82,12 +88,30 @@ class RegisteredModel:
         """Numbers a pixel that it can be asked for; None where its file tells."""
         if self.family == "v2-student":
             return MATRYOSHKA
-        return (128,) if self.family == "presto" else None
+        return (128,) if self.family in ("presto", "galileo-nano") else None
 
     @property
     def bundled(self) -> bool:
         """Whether the weights come with smalti."""
-        return self.name in _BUNDLED
+        return all(part in _BUNDLED for part in self.name.split(JOIN))
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is several models side by side."""
+        return JOIN in self.name
+
+    @property
+    def coded(self) -> bool:
+        """Whether int8 codes with one scale a pixel can keep its numbers.
+
+        They have no way to say that a month is missing, and one scale for several models would crush the smaller ones.
+        """
+        return not (self.joined or self.weightless)
+
+    @property
+    def usual_dim(self) -> int:
+        """Numbers a pixel that a run keeps unless it asks for fewer."""
+        return sum(MONTHLY_DIM if family == MONTHLY_FAMILY else 128 for family in self.family.split(JOIN))
 
     @property
     def weightless(self) -> bool:
@@ -140,6 +164,21 @@ _MODELS = (
         note="needs each tile's place and season",
         licence="MIT",
         citation="Tseng et al., Presto, arXiv:2304.14065",
+    ),
+    RegisteredModel(
+        "galileo-nano",
+        "galileo-nano",
+        "galileo-nano",
+        None,
+        repo="nasaharvest/galileo",
+        revision="0f0b5b95ac81acef4b74cf4686dc877202f4541b",
+        file="data/models/nano/encoder.pt",
+        sha256="eab6acacf527886a508a555bc24efe4b4a2cf91b162e84cd1c4a1807e942180c",
+        parameters=1_037_856,
+        size_bytes=4_189_406,
+        note="needs each tile's season",
+        licence="MIT",
+        citation="Tseng et al., Galileo, arXiv:2502.09356",
     ),
     _v2("nano", "N", 1_070_000, 4_288_221, "bc9929e3643dfab2744c2ce14e7c14f698703a94e9562e4e0982f9d6540b0691"),
     _v2("small", "S", 7_110_000, 28_000_000, "92619d4ffc2936895f145fdcf710140b58c23c860e02f01873828b10c6958d95"),
@@ -198,15 +237,58 @@ REGISTRY: dict[str, RegisteredModel] = {model.name: model for model in _MODELS}
 
 
 def registered_model(name: str) -> RegisteredModel:
-    """Look a model up.
+    """Look a model up, or what several are side by side (demo+monthly).
 
     Raises:
-        SmaltiError: naming the models there are.
+        SmaltiError: naming the models there are; or if models cannot stand side by side.
     """
+    parts = parts_of(name)
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def known_model(name: str) -> RegisteredModel | None:
+    """The same; None for a file's name."""
     try:
-        return REGISTRY[name]
-    except KeyError:
-        raise SmaltiError(f"model {name!r} is not known: choose one of {', '.join(REGISTRY)}, or name a file") from None
+        return registered_model(name)
+    except SmaltiError:
+        return None
+
+
+def parts_of(name: str) -> tuple[RegisteredModel, ...]:
+    """The models whose numbers stand side by side under a name, in their order; most names are of one.
+
+    Raises:
+        SmaltiError: naming the models there are; or if one comes twice.
+    """
+    parts = name.split(JOIN)
+    unknown = [part for part in parts if part not in REGISTRY]
+    if unknown:
+        raise SmaltiError(f"model {unknown[0]!r} is not known: choose one of {', '.join(REGISTRY)}, or name a file")
+    if len(set(parts)) < len(parts):
+        raise SmaltiError(f"model {name!r}: one of its parts comes twice: name each once")
+    return tuple(REGISTRY[part] for part in parts)
+
+
+def _joined(parts: tuple[RegisteredModel, ...]) -> RegisteredModel:
+    name = JOIN.join(part.name for part in parts)
+    sources = {part.data_source for part in parts} - {None}
+    if len(sources) > 1:
+        raise SmaltiError(f"model {name!r}: its parts were trained on the data of different archives: no tile fits all")
+    parameters = [part.parameters for part in parts]
+    return RegisteredModel(
+        name,
+        cast(Family, JOIN.join(part.family for part in parts)),
+        "none",
+        next(iter(sources), None),
+        parameters=None if None in parameters else sum(count or 0 for count in parameters),
+        licence=" AND ".join(dict.fromkeys(part.licence for part in parts)),
+        citation="; ".join(dict.fromkeys(part.citation for part in parts)),
+    )
+
+
+def joined_sha256(digests: Sequence[str]) -> str:
+    """What stands for the checksums of a model's files: of one file its own."""
+    return digests[0] if len(digests) == 1 else sha256_json(list(digests))
 
 
 def weights_folder() -> Path:

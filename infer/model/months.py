@@ -153,7 +153,15 @@ class MonthsNetwork(nn.Module):
     """A network over the monthly composites of a pixel."""
 
     def __init__(
-        self, name: str, needs: Needs, tokens: Tokens, layers: Sequence[Layer], norm: nn.LayerNorm, *, norm_first: bool
+        self,
+        name: str,
+        needs: Needs,
+        tokens: Tokens,
+        layers: Sequence[Layer],
+        norm: nn.LayerNorm,
+        *,
+        norm_first: bool,
+        float32_only: str = "",
     ) -> None:
         """Put a family's parts together.
 
@@ -164,9 +172,10 @@ class MonthsNetwork(nn.Module):
             layers: what mixes them.
             norm: the last LayerNorm.
             norm_first: it comes before the mean over a pixel's tokens, not after.
+            float32_only: why bfloat16 will not do; empty where it does.
         """
         super().__init__()
-        self.name, self.needs = name, needs
+        self.name, self.needs, self.float32_only = name, needs, float32_only
         self.width = int(norm.normalized_shape[0])
         self.layers, self.norm, self.norm_first = nn.ModuleList(layers), norm, norm_first
         self._encoding = tokens.encoding

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from infer.contract import PIXEL_SIZE, FormatError, Run
 from infer.contract.classification import SamplesManifest, TrainedOn
 from infer.contract.mixing import GOLDEN, mix64
-from infer.contract.monthly import MONTHLY_FAMILY
+from infer.contract.monthly import has_gaps
 from infer.contract.provenance import Embedded
 
 _REMEDY = "run `smalti sample` again"
@@ -203,7 +203,7 @@ def read_samples(run: Run, called: str = "this run") -> Samples:
         )
     if extra["value"] and not np.isfinite(table.column("value").to_numpy()).all():
         raise FormatError(f"{run.samples}: its column value holds what is no number: {_REMEDY}")
-    gappy = about.embedded is not None and about.embedded.model.family == MONTHLY_FAMILY
+    gappy = about.embedded is not None and has_gaps(about.embedded.model.family)
     odd_values = np.isinf(values_nc) if gappy else ~np.isfinite(values_nc)
     if odd_values.any() or not (np.isfinite(columns["x"]).all() and np.isfinite(columns["y"]).all()):
         raise FormatError(f"{run.samples}: holds numbers that are not finite: {_REMEDY}")

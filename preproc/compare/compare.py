@@ -67,7 +67,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """Where the contest takes place."""
 
     samples: Samples
@@ -94,7 +94,7 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
         for inside in (folder, folder / "pixels", folder / "scores"):
             if inside.is_dir():
                 remove_stale_temporaries(inside)
-        field = _field(run, config, wishes)
+        field = field_of(run, config, wishes)
         say(_about(field, taking_part))
         cut(run, field.cuts, folder / "pixels")
         numbers = {one.name: found for one in taking_part if (found := _embedded(run, one, field, failed)) is not None}
@@ -110,13 +110,13 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
 def dry_run(run: Run, config: Config, wishes: Wishes) -> str:
     """What a comparison would take; nothing is written, no tile is read."""
     taking_part, methods = entrants(config, wishes.models), _methods(config, wishes)
-    field = _field(run, config, wishes)
+    field = field_of(run, config, wishes)
     contest = Contest.of(field.samples, field.split, _settings(config), methods, wishes.deals, 1)
     return cost_text(run, contest, taking_part, tiles=len(set(field.samples.tile_n)))
 
 
 def _methods(config: Config, wishes: Wishes) -> tuple[Method, ...]:
-    own = "catboost" if config.classify.method == "best" else config.classify.method
+    own = config.classify.method if config.classify.method in METHODS else "catboost"
     wanted = tuple(dict.fromkeys(wishes.methods or ("linear", own)))
     methods = tuple(method for method in METHODS if method in wanted)
     unknown = [method for method in wanted if method not in METHODS]
@@ -125,7 +125,7 @@ def _methods(config: Config, wishes: Wishes) -> tuple[Method, ...]:
     return methods
 
 
-def _field(run: Run, config: Config, wishes: Wishes) -> _Field:
+def field_of(run: Run, config: Config, wishes: Wishes) -> Field:
     """The labelled pixels that everybody is tried on; held-out labels are not among them, as this is a choice."""
     if maps_number(config):
         raise SmaltiError(
@@ -142,7 +142,7 @@ def _field(run: Run, config: Config, wishes: Wishes) -> _Field:
     kept, left_out = trainable(drawn, ~held, settings.min_groups, "compare")
     few = np.flatnonzero(kept)[tuning_rows(drawn.take(kept), settings.seed, wishes.pixels)]
     samples = drawn.take(few)
-    return _Field(samples, split.take(few), tuple(entry.name for entry in left_out), tuple(cuts_of(samples)))
+    return Field(samples, split.take(few), tuple(entry.name for entry in left_out), tuple(cuts_of(samples)))
 
 
 def _settings(config: Config) -> Classify:
@@ -151,7 +151,7 @@ def _settings(config: Config) -> Classify:
     return settings.model_copy(update={"split": "group"}) if settings.split in ("year", "region") else settings
 
 
-def _about(field: _Field, taking_part: Sequence[Entrant]) -> str:
+def _about(field: Field, taking_part: Sequence[Entrant]) -> str:
     samples = field.samples
     return (
         f"compare: {', '.join(one.name for one in taking_part)} on {len(samples):,} labelled pixels of "
@@ -159,7 +159,7 @@ def _about(field: _Field, taking_part: Sequence[Entrant]) -> str:
     )
 
 
-def _embedded(run: Run, one: Entrant, field: _Field, failed: dict[str, str]) -> NDArray[np.float32] | None:
+def _embedded(run: Run, one: Entrant, field: Field, failed: dict[str, str]) -> NDArray[np.float32] | None:
     """A model's numbers of all pixels; None if it failed, which the others do not mind."""
     folder = Comparison.path(run).parent
     try:
@@ -188,7 +188,7 @@ def _scored(
     run: Run,
     taking_part: Sequence[Entrant],
     numbers: Mapping[str, NDArray[np.float32]],
-    field: _Field,
+    field: Field,
     how: tuple[tuple[Method, ...], Wishes],
     failed: dict[str, str],
 ) -> Comparison | None:
@@ -221,7 +221,7 @@ def _comparison(
     folder: Path,
     contest: Contest,
     made: Sequence[ComparedModel],
-    field: _Field,
+    field: Field,
     unseen: int,
     wishes: Wishes,
     failed: Mapping[str, str],
@@ -272,7 +272,7 @@ def _verdict(
     return verdict(ranked[0], method, closest)
 
 
-def _score_inputs(folder: Path, one: Entrant, field: _Field, contest: Contest) -> dict[str, Any]:
+def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) -> dict[str, Any]:
     """What a model's scores are made from: its numbers, the pixels with their labels, and how they are divided."""
     samples = contest.samples
     table = [samples.tile_n, samples.row_n, samples.col_n, samples.code_n, samples.group_n]
@@ -291,7 +291,7 @@ def _score_inputs(folder: Path, one: Entrant, field: _Field, contest: Contest) -
 def _score(
     folder: Path,
     one: Entrant,
-    field: _Field,
+    field: Field,
     contest: Contest,
     values_nc: NDArray[np.float32],
     inputs: Mapping[str, Any],

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from infer.contract import REGISTRY, SmaltiError, sha256_file
-from infer.contract.registry import cached_checkpoint
+from infer.contract.registry import cached_checkpoint, joined_sha256, known_model, parts_of
 from preproc.run.config import Config, Model
 from preproc.run.embedded import known_inputs
 
@@ -34,10 +34,11 @@ class Entrant:
             SmaltiError: if the weights are not here; the message says how to get them.
         """
         model = self.config.model
-        path = model.checkpoint if model.name is None else cached_checkpoint(model.name)
-        if path is None or not path.is_file():
-            raise SmaltiError(f"{path}: no such checkpoint")
-        return {**known_inputs(self.config), "checkpoint": sha256_file(path)}
+        names = [] if model.name is None else [part.name for part in parts_of(model.name)]
+        paths = [cached_checkpoint(name) for name in names] if names else [Path(str(model.checkpoint))]
+        if not paths[0].is_file():
+            raise SmaltiError(f"{paths[0]}: no such checkpoint")
+        return {**known_inputs(self.config), "checkpoint": joined_sha256([sha256_file(path) for path in paths])}
 
     def embeddings(self, folder: Path) -> Path:
         """Where its numbers are."""
@@ -70,23 +71,23 @@ def entrants(config: Config, names: Sequence[str]) -> list[Entrant]:
 
 
 def _entrant(config: Config, text: str) -> Entrant:
-    known = text in REGISTRY
     path = Path(text).expanduser().absolute()
-    if not known and not path.is_file():
+    known = None if path.is_file() else known_model(text)
+    if known is None and not path.is_file():
         raise SmaltiError(
-            f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or name a file"
+            f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or several: demo+monthly"
         )
-    own = config.model.name == text if known else config.model.checkpoint == path
-    name = text if known else re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip(".-") or "checkpoint"
+    own = config.model.checkpoint == path if known is None else config.model.name == text
+    name = text if known is not None else re.sub(r"[^A-Za-z0-9._-]", "-", path.name).lstrip(".-") or "checkpoint"
     if own:
         return Entrant(name, config, True)
-    asked = {"name": text} if known else {"checkpoint": str(path)}
+    asked = {"checkpoint": str(path)} if known is None else {"name": text}
     common = {
         "precision": config.model.precision,
         "allow_source_mismatch": config.model.allow_source_mismatch,
         "min_clear_s2": config.model.min_clear_s2,
     }
-    if known and REGISTRY[text].weightless:
+    if known is not None and known.weightless:
         del common["precision"]  # nothing is computed in another
     try:
         model = Model.model_validate({**asked, **common})

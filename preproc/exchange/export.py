@@ -35,6 +35,8 @@ from preproc.run.progress import progress, say
 Kind = Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
+_CALLED = {"dim": "length", "window": "season"} | dict.fromkeys(("every", "points", "id", "layer"), "choice of points")
+"""Fields of the card whose names say little."""
 _DONE = ".smalti"
 """Folder of the target with a small file a finished unit, so that an export goes on where it stopped."""
 
@@ -92,6 +94,8 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     if points is not None and points.path is None and (points.name or points.layer):
         raise SmaltiError("--id, --layer: say something about a file of points: name it with --points")
     wanted = points or PointsWanted()
+    if wanted.path is not None and not wanted.path.exists():
+        raise SmaltiError(f"{wanted.path}: no such file: --points names it")
     facts = read_provenance(run)
     store = open_store(target)
     card = _card(facts, kind, wanted)
@@ -144,10 +148,8 @@ def _claim(store: Store, card: Mapping[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise FormatError(f"{store.address}/{CARD}: cannot be read ({error}): name another target") from error
     if differing:
-        raise SmaltiError(
-            f"{store.address}: holds an export of another {', '.join(differing)}: embeddings of different models or "
-            "seasons do not mix; name another target"
-        )
+        told = ", ".join(dict.fromkeys(_CALLED.get(key, key) for key in differing))
+        raise SmaltiError(f"{store.address}: holds an export of another {told}: they do not mix; name another target")
 
 
 def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> Iterator[ExportUnit]:

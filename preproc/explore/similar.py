@@ -202,7 +202,9 @@ def _example(
             length = float(np.linalg.norm(vector))
             if np.isfinite(length) and length > 0:
                 return (vector / length).astype(np.float32), _cell(epsg, int(x), int(y))
-    why = "has no embedding: it was not observed, or lies outside the region" if inside else "lies in no tile"
+    why = "lies in no tile (longitude comes first)"
+    if inside:
+        why = "has no embedding: it was not observed, or lies outside the region"
     raise SmaltiError(f"{longitude},{latitude}: {why}: choose another place")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from infer.contract import SmaltiError, atomic_file, write_bytes
+from infer.contract import EXIT_FAILED, SmaltiError, atomic_file, write_bytes
 from preproc.reader.buckets import first_line, open_bucket
 from preproc.reader.hrefs import is_url
 from preproc.reader.transport import ServiceError
@@ -38,7 +40,7 @@ class FolderStore:
         self._root = root
         self.address = str(root)
         if root.exists() and not root.is_dir():
-            raise SmaltiError(f"{root}: is a file: name a folder for the mirror")
+            raise SmaltiError(f"{root}: is a file: name a folder")
 
     def size(self, key: str) -> int | None:
         """Bytes of a file, None if it is not there."""
@@ -52,12 +54,24 @@ class FolderStore:
 
     def put(self, key: str, path: Path) -> None:
         """Store a local file, atomically."""
-        with atomic_file(self._root / key) as temporary:
+        with self._telling(key), atomic_file(self._root / key) as temporary:
             shutil.copyfile(path, temporary)
 
     def put_bytes(self, key: str, content: bytes) -> None:
         """Store a small file, atomically."""
-        write_bytes(self._root / key, content)
+        with self._telling(key):
+            write_bytes(self._root / key, content)
+
+    @contextmanager
+    def _telling(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise SmaltiError(
+                f"{self._root / key}: cannot be written ({said}): name a folder that can, or make room",
+                exit_code=EXIT_FAILED,
+            ) from error
 
 
 class ObjectStore:

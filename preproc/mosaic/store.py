@@ -25,9 +25,9 @@ from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 from zarr_cm import create_many, proj, spatial
 
-from infer.contract import PIXEL_SIZE, REGISTRY, SOFTWARE, atomic_file, write_bytes
+from infer.contract import PIXEL_SIZE, SOFTWARE, atomic_file, write_bytes
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.registry import HUB
+from infer.contract.registry import HUB, known_model
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid
@@ -297,7 +297,7 @@ def _observed_attributes() -> dict[str, Any]:
 
 def _model_address(facts: RunProvenance) -> str:
     """Where a published model is; of others their checksum."""
-    known = REGISTRY.get(facts.model)
+    known = known_model(facts.model)
     return f"{HUB}/{known.repo}" if known is not None and known.repo else f"urn:sha256:{facts.checkpoint}"
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from infer.contract import BANDS, REGISTRY, SAR_BANDS, atomic_file, write_bytes
+from infer.contract import BANDS, SAR_BANDS, atomic_file, write_bytes
+from infer.contract.registry import JOIN, known_model
 from preproc.raster.provenance import RunProvenance
 
 MODEL_ITEM = "model"
@@ -28,19 +29,26 @@ _ARCHITECTURES = {
     "v1.1": "two Transformer encoders (Sentinel-2, Sentinel-1), recurrent pooling, fusion",
     "monthly": "none: monthly medians",
     "presto": "one Transformer encoder over tokens of monthly medians (Presto)",
+    "galileo-nano": "one Transformer encoder over tokens of monthly medians (Galileo), pixel by pixel",
 }
 _ARCHITECTURE = "two Transformer encoders (Sentinel-2, Sentinel-1), attention pooling, fusion"
 
 
 def model_address(facts: RunProvenance) -> str:
     """Where a published model's file is; of others their checksum."""
-    known = REGISTRY.get(facts.model)
+    known = known_model(facts.model)
     return known.url if known is not None and known.url else f"urn:sha256:{facts.checkpoint}"
 
 
+def _architecture(family: str) -> str:
+    return "; beside it: ".join(_ARCHITECTURES.get(part, _ARCHITECTURE) for part in family.split(JOIN))
+
+
 def _taken(family: str) -> str:
-    monthly = family in _ARCHITECTURES and "monthly" in _ARCHITECTURES[family]
-    return "Monthly medians" if monthly else "Z-scores, by the checkpoint's statistics,"
+    monthly = ["monthly" in _ARCHITECTURES.get(part, "") for part in family.split(JOIN)]
+    texts = {True: "monthly medians", False: "z-scores, by the checkpoint's statistics,"}
+    told = " and ".join(dict.fromkeys(texts[one] for one in monthly))
+    return f"{told[0].upper()}{told[1:]}"
 
 
 def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, Any], bbox: Sequence[float]) -> None:
@@ -52,7 +60,7 @@ def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, An
         geometry: where it was applied: where it was trained is its publisher's to say.
         bbox: of that.
     """
-    known = REGISTRY.get(facts.model)
+    known = known_model(facts.model)
     properties: dict[str, Any] = {
         "title": f"Encoder of these embeddings: {facts.label}",
         "description": "Place and period are those of the embeddings beside this item, not those of the training.",
@@ -60,7 +68,7 @@ def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, An
         "start_datetime": f"{facts.window[0]}T00:00:00Z",
         "end_datetime": f"{facts.window[1]}T23:59:59Z",
         "mlm:name": facts.model,
-        "mlm:architecture": _ARCHITECTURES.get(facts.family, _ARCHITECTURE),
+        "mlm:architecture": _architecture(facts.family),
         "mlm:tasks": ["similarity-search"],
         "mlm:framework": "PyTorch",
         "mlm:pretrained": facts.trained,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import (
-    REGISTRY,
     SOFTWARE,
     FormatError,
     Plan,
@@ -24,6 +23,7 @@ from infer.contract import (
     verify_files,
 )
 from infer.contract.provenance import Embedded, Encoder, Window
+from infer.contract.registry import known_model
 
 _REMEDY = "run `smalti infer` again"
 _NAMED = 3
@@ -69,7 +69,7 @@ class RunProvenance:
     @property
     def content(self) -> str:
         """What the numbers are: only a published model's are called TESSERA embeddings."""
-        model = REGISTRY.get(self.model)
+        model = known_model(self.model)
         published = model is not None and not model.bundled
         return "TESSERA embeddings" if published else f"embeddings of {self.label}"
 
@@ -98,7 +98,7 @@ class RunProvenance:
     @property
     def encoder(self) -> Encoder:
         """The model, as manifests and STAC items state it."""
-        known = REGISTRY.get(self.model)
+        known = known_model(self.model)
         terms = (None, None) if known is None else (known.licence, known.citation)
         return Encoder(self.model, self.label, self.trained, self.family, self.checkpoint, *terms)
 

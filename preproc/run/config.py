@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import os.path
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
-from infer.contract.registry import REGISTRY, DataSource
+from infer.contract.registry import JOIN, REGISTRY, DataSource, known_model, registered_model
 from preproc.run.profile import UNSAFE, SiteSettings
 from preproc.run.text import problem_lines
 
@@ -217,14 +217,16 @@ class Model(_Section):
     """Which encoder, and what to keep of its output."""
 
     name: str | None = None
-    """A registered model, see `smalti weights list`; the bundled demo where there is no [model] at all."""
+    """A registered model, see `smalti weights list`, or several whose numbers stand side by side, such as
+    "demo+monthly"; the bundled demo where there is no [model] at all."""
     checkpoint: Path | None = None
     """A checkpoint file instead."""
     output: Literal["int8", "float32"] = "int8"
     """How embeddings are kept: codes with a scale per pixel, or four times the disk."""
     dim: Annotated[int, Field(ge=1, le=4096)] = 128
     """Leading dimensions kept: 128, and with v2 students also 64, 32 or 16. The model `monthly` (plain monthly medians,
-    no network) gives 144, always as float32: these are its defaults."""
+    no network) gives 144, always as float32, and several side by side all that theirs give, likewise: these are the
+    defaults of those."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the network computes in; auto: bfloat16 on accelerators that have it, float32 elsewhere."""
     allow_source_mismatch: bool = False
@@ -239,28 +241,38 @@ class Model(_Section):
     @field_validator("name")
     @classmethod
     def _registered(cls, value: str | None) -> str | None:
-        if value is not None and value not in REGISTRY:
-            raise ValueError(f"unknown model {value!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
+        unknown = [] if value is None else [part for part in value.split(JOIN) if part not in REGISTRY]
+        if unknown:
+            raise ValueError(f"unknown model {unknown[0]!r}: one of {', '.join(REGISTRY)}, or give checkpoint = a file")
+        if value is not None:
+            try:
+                registered_model(value)
+            except SmaltiError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @model_validator(mode="before")
     @classmethod
-    def _monthly(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("name") == MONTHLY_FAMILY:
-            return {"output": "float32", "dim": MONTHLY_DIM, **values}
+    def _uncoded(cls, values: Any) -> Any:
+        known = known_model(str(values.get("name"))) if isinstance(values, dict) else None
+        if known is not None and not known.coded:
+            return {"output": "float32", "dim": known.usual_dim, **values}
         return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.name is None) == (self.checkpoint is None):
             raise ValueError("give either name or checkpoint, one of them")
-        if self.name == MONTHLY_FAMILY:
-            asked = self.output, self.dim, self.precision == "bfloat16"
-            if asked != ("float32", MONTHLY_DIM, False):
-                raise ValueError(
-                    f"monthly gives {MONTHLY_DIM} numbers as float32 (codes cannot say that a month is missing): leave "
-                    "out output, dim and precision"
-                )
+        known = None if self.name is None else registered_model(self.name)
+        if known is None or known.coded:
+            return self
+        if (self.output, self.dim) != ("float32", known.usual_dim) or (
+            known.weightless and self.precision == "bfloat16"
+        ):
+            why = "one scale would crush one of them" if known.joined else "codes cannot say that a month is missing"
+            raise ValueError(
+                f"{known.name} gives {known.usual_dim} numbers as float32 ({why}): leave out output, dim and precision"
+            )
         return self
 
     def job(self) -> ModelJob:
@@ -514,6 +526,10 @@ class Stitch(_Section):
         )
 
 
+_FLOATS: Mapping[str, Any] = {"formats": ["cog"], "dtype": "float32"}
+"""[stitch] where no codes can be kept."""
+
+
 class Report(_Section):
     """What the report shows beyond the run itself."""
 
@@ -578,6 +594,25 @@ class Config(_Section):
     stitch: Stitch = Stitch()
     report: Report = Report()
     site: Site = Site()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uncoded_mosaic(cls, values: Any) -> Any:
+        """The mosaic of several models side by side is of floats, unless asked for otherwise (and refused below)."""
+        model = values.get("model") if isinstance(values, dict) else None
+        known = known_model(str(model.get("name"))) if isinstance(model, dict) else None
+        stitch = values.get("stitch", {}) if known is not None and known.joined else None
+        return {**values, "stitch": {**_FLOATS, **stitch}} if isinstance(stitch, dict) else values
+
+    @model_validator(mode="after")
+    def _one_scale_for_one_model(self) -> Self:
+        known = None if self.model.name is None else registered_model(self.model.name)
+        if known is not None and known.joined and (self.stitch.dtype == "int8" or "zarr" in self.stitch.formats):
+            raise ValueError(
+                f"[stitch] codes with one scale a pixel would crush the smaller numbers of {known.name}: leave out "
+                'formats and dtype, which then are ["cog"] and "float32"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _smooths_what_is_there(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Any
 
 from infer.contract import TILE_MANIFEST, Run, child, embedding_manifest, sha256_file
 from infer.contract.imported import imported_tiles
-from infer.contract.registry import cache_path
+from infer.contract.registry import cache_path, joined_sha256, parts_of
 from preproc.run.config import Config
 from preproc.run.stage import LateInputs, Unit
 
@@ -51,11 +51,11 @@ def known_inputs(config: Config) -> dict[str, Any]:
     known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}
     if model.precision != "auto":
         known["precision"] = model.precision
-    path = model.checkpoint if model.name is None else cache_path(model.name)
-    if path is not None and path.is_file():
-        stat = path.stat()
-        if stat.st_size <= _HASHED_BYTES:
-            known["checkpoint"] = _checkpoint_digest(path, stat.st_size, stat.st_mtime_ns)
+    paths = [model.checkpoint] if model.name is None else [cache_path(part.name) for part in parts_of(model.name)]
+    stats = [(path, path.stat()) for path in paths if path is not None and path.is_file()]
+    if len(stats) == len(paths) and all(stat.st_size <= _HASHED_BYTES for _, stat in stats):
+        digests = [_checkpoint_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        known["checkpoint"] = joined_sha256(digests)
     return known
 
 

@@ -15,9 +15,12 @@ import pytest
 from support.runs import command, digest, environment, make_run
 
 from infer.contract import Run, SmaltiError, read_embedding
+from infer.contract.classification import SamplesManifest
+from infer.contract.rasters import MapManifest, MosaicManifest
 from infer.contract.tile import read_tile
+from preproc.classify.table import read_samples
 from preproc.compare.compare import Wishes, compare, dry_run
-from preproc.run.chain import run_one
+from preproc.run.chain import run_all, run_one
 from preproc.run.config import load_config
 from preproc.run.stage import StageFailedError
 from preproc.run.stages import stage_named
@@ -31,17 +34,29 @@ def _results(root: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in ("index.html", "compare.csv")}
 
 
-def test_models_compared_on_labelled_pixels_alone(tmp_path: Path, archive: Path) -> None:
-    run = Run(make_run(tmp_path / "run", archive))
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Run:
+    """Planned and fetched, and nothing else."""
+    run = Run(make_run(tmp_path_factory.mktemp("fetched") / "run", archive))
+    for stage in ("plan", "fetch"):
+        run_one(stage_named(stage), run, load_config(run))
+    return run
+
+
+def _copied(run: Run, root: Path) -> Run:
+    return Run(Path(shutil.copytree(run.root, root)))
+
+
+def test_models_compared_on_labelled_pixels_alone(tmp_path: Path, fetched: Run) -> None:
+    run, other = _copied(fetched, tmp_path / "run"), _copied(fetched, tmp_path / "other")
     config = load_config(run)
-    run_one(stage_named("plan"), run, config)
+    run.tiles.rename(tmp_path / "tiles")
     told = dry_run(run, config, WISHES)
     assert "labelled pixels" in told
     assert not (run.root / "compare").exists()
     with pytest.raises(SmaltiError, match="have not been fetched"):
         compare(run, config, WISHES)
-    run_one(stage_named("fetch"), run, config)
-    other = Run(Path(shutil.copytree(run.root, tmp_path / "other")))
+    (tmp_path / "tiles").rename(run.tiles)
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"no checkpoint")
     with pytest.raises(StageFailedError, match=r"1 of the models failed(.|\n)*bad.pt"):
@@ -67,6 +82,25 @@ def test_models_compared_on_labelled_pixels_alone(tmp_path: Path, archive: Path)
         np.testing.assert_allclose(alone.scales_hw[0], whole.scales_hw[rows, cols], rtol=1e-5)
         pixels += len(rows)
     assert pixels == made["pixels"] + made["unseen"] > 100
+
+
+def test_models_side_by_side_make_a_map(tmp_path: Path, fetched: Run) -> None:
+    run = _copied(fetched, tmp_path / "run")
+    toml = run.config.read_text()
+    run.config.write_text(toml.replace('name = "demo"', 'name = "monthly+demo"').replace("trials = 2", "trials = 0"))
+    config = load_config(run)
+    wishes = Wishes(("demo", "monthly+demo"), ("linear",), deals=1)
+    assert "monthly+demo" in compare(run, config, wishes)
+    run_all(run, config)
+    samples, map_ = SamplesManifest.read(run), MapManifest.read(run)
+    assert (samples.dim, map_.model.family) == (272, "monthly+v2-student")
+    assert map_.embeddings_as == "float32"
+    table = read_samples(run)
+    assert np.isnan(table.values_nc[:, :144]).any(), "missing months stay missing for CatBoost"
+    assert np.isfinite(table.values_nc[:, 144:]).all()
+    mosaic = MosaicManifest.read(run)
+    assert mosaic.dtype == "float32"
+    assert [path.name for path in run.mosaic.iterdir() if "scales" in path.name or path.suffix == ".zarr"] == []
 
 
 def _kill_on_the_way(root: Path) -> None:

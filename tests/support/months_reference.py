@@ -1,4 +1,4 @@
-"""Presto in plain numpy and float64, token by token: written for the tests from the published formulae.
+"""Presto and Galileo in plain numpy and float64, token by token: written for the tests from the published formulae.
 
 Composites are made here too (statistics.median, calendar dates), and places by pyproj: nothing is shared with the
 engine.
@@ -160,6 +160,66 @@ def presto(state: Mapping[str, torch.Tensor], tile: Tile, row: int, column: int)
     return _norm(sum(mixed[1:], mixed[0]) / len(mixed), p, "norm")
 
 
+GALILEO_MEAN = (
+    -11.728724389184965, -18.85558188024017, 1395.3408730676722, 1338.4026921784578, 1343.09883810357,
+    1543.8607982512297, 2186.2022069512263, 2525.0932853316694, 2410.3377187373408, 2750.2854646886753,
+    2234.911100061487, 1474.5311266077113,
+)  # fmt: skip
+GALILEO_STD = (
+    4.887145774840316, 5.730270320384293, 917.7041440370853, 913.2988423581528, 1092.678723527555, 1047.2206083460424,
+    1048.0101611156767, 1143.6903026819996, 1098.979177751649, 1204.472755085893, 1145.9774063078878, 980.2429840007796,
+)  # fmt: skip
+_FLAT = [channel for channels in GROUPS.values() for channel in channels][:-1]
+
+
+def _cubic(x: float) -> float:
+    """Keys' kernel with a = -1/2."""
+    x = abs(x)
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def _one_pixel() -> Vector:
+    """(8, 8) pseudo-inverse of the antialiased bicubic resizing of 8 x 8 pixels to one."""
+    line = np.array([_cubic((i + 0.5 - 4) / 8) for i in range(8)])
+    line /= line.sum()
+    square: Vector = np.outer(line, line)
+    return square / (square**2).sum()
+
+
+def galileo(state: Mapping[str, torch.Tensor], tile: Tile, row: int, column: int) -> Vector | None:
+    """The embedding of a pixel by a state of the published names; None where it was never observed."""
+    p = {k: v.double().numpy() for k, v in state.items()}
+    tokens, resized = [], _one_pixel()
+    for position, here in enumerate(composites(tile, row, column)):
+        for number, (group, channels) in enumerate(GROUPS.items()):
+            if channels[0] not in here:
+                continue
+            token = p[f"space_time_embed.{group}.proj.bias"].copy()
+            for place, channel in enumerate(channels):
+                value = here[channel]
+                if channel != "NDVI":
+                    mean, std = GALILEO_MEAN[_FLAT.index(channel)], GALILEO_STD[_FLAT.index(channel)]
+                    value = (value - (mean - 2 * std)) / (4 * std)
+                token += (p[f"space_time_embed.{group}.proj.weight"][:, place] * resized).sum(axis=(1, 2)) * value
+            quarter = len(token) // 4
+            space = [math.sin(0.0)] * (quarter // 4) + [math.cos(0.0)] * (quarter // 4)
+            mark = [
+                p["s_t_channel_embed"][number],
+                p["pos_embed"][position],
+                p["month_embed.weight"][(9 + position) % 12],
+                np.array(space + space),
+            ]
+            tokens.append(token + np.concatenate(mark))
+    if not tokens:
+        return None
+
+    def apart(x: Vector, name: str) -> tuple[Vector, Vector, Vector]:
+        return _linear(x, p, f"{name}.q"), _linear(x, p, f"{name}.k"), _linear(x, p, f"{name}.v")
+
+    mixed = [_norm(x, p, "norm") for x in _blocks(tokens, p, apart)]
+    return sum(mixed[1:], mixed[0]) / len(mixed)
+
+
 def whole(one: Callable[..., Vector | None], state: Mapping[str, Any], tile: Tile, width: int) -> Vector:
     """(H, W, d) of a tile, NaN where nothing was observed."""
     height, across = tile.shape_hw
@@ -183,6 +243,22 @@ class _Random:
         return torch.from_numpy(self._rng.standard_normal(shape) * scale).float()
 
 
+def _random_blocks(
+    r: _Random, prefix: str, width: int, depth: int, projections: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    state = {}
+    for number in range(depth):
+        name = f"{prefix}blocks.{number}"
+        for norm in ("norm1", "norm2"):
+            state |= {f"{name}.{norm}.weight": 1 + r(width), f"{name}.{norm}.bias": r(width)}
+        shapes = {f"attn.{part}": (3 if part == "qkv" else 1, 1) for part in projections}
+        shapes |= {"attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+        for part, (outputs, inputs) in shapes.items():
+            state[f"{name}.{part}.weight"] = r(outputs * width, inputs * width)
+            state[f"{name}.{part}.bias"] = r(outputs * width)
+    return state
+
+
 def random_presto(width: int = 32, depth: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state of the published names and shapes, decoder's beginning included."""
     r, state = _Random(seed), {}
@@ -193,15 +269,22 @@ def random_presto(width: int = 32, depth: int = 2, seed: int = 0) -> dict[str, t
         state[f"encoder.eo_patch_embed.{group}.bias"] = r(width)
     state["encoder.dw_embed.weight"] = r(10, width)
     state |= {"encoder.latlon_embed.weight": r(width, 3), "encoder.latlon_embed.bias": r(width)}
-    for number in range(depth):
-        name = f"encoder.blocks.{number}"
-        for norm in ("norm1", "norm2"):
-            state |= {f"{name}.{norm}.weight": 1 + r(width), f"{name}.{norm}.bias": r(width)}
-        shapes = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
-        for part, (outputs, inputs) in shapes.items():
-            state[f"{name}.{part}.weight"] = r(outputs * width, inputs * width)
-            state[f"{name}.{part}.bias"] = r(outputs * width)
+    state |= _random_blocks(r, "encoder.", width, depth, ("qkv",))
     state |= {"encoder.norm.weight": 1 + r(width), "encoder.norm.bias": r(width)}
     state |= {"encoder.month_embed.weight": r(12, width // 4), "encoder.channel_embed.weight": r(10, width // 4)}
     state |= {"decoder.mask_token": r(width), "decoder.decoder_embed.weight": r(width, width)}
+    return state
+
+
+def random_galileo(width: int = 32, depth: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A state of the published names and shapes, with some of what is left out."""
+    r = _Random(seed)
+    quarter = width // 4
+    state = {"pos_embed": r(24, quarter), "s_t_channel_embed": r(7, quarter), "month_embed.weight": r(12, quarter)}
+    for group, channels in GROUPS.items():
+        state[f"space_time_embed.{group}.proj.weight"] = r(width, len(channels), 8, 8)
+        state[f"space_time_embed.{group}.proj.bias"] = r(width)
+    state |= _random_blocks(r, "", width, depth, ("q", "k", "v"))
+    state |= {"norm.weight": 1 + r(width), "norm.bias": r(width), "st_channel_embed": r(4, quarter)}
+    state |= {"space_embed.SRTM.proj.weight": r(width, 2, 8, 8), "static_embed.location.weight": r(width, 3)}
     return state

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pyproj import Transformer
-from support.months_reference import MANIFEST, gappy_tile, presto, random_presto
+from support.months_reference import MANIFEST, galileo, gappy_tile, presto, random_galileo, random_presto
 from support.recorded import GOLDEN
 
 from infer.__main__ import main
@@ -36,8 +36,8 @@ from infer.tilework import InterruptedTileError, Watch
 from infer.weights import Checkpoint, load_checkpoint
 
 TOLERANCE = 1e-5
-STATES = {"presto": random_presto}
-PLAIN = {"presto": presto}
+STATES = {"presto": random_presto, "galileo-nano": random_galileo}
+PLAIN = {"presto": presto, "galileo-nano": galileo}
 FAMILIES = tuple(STATES)
 
 
@@ -90,6 +90,10 @@ def test_published_weights_give_what_their_own_code_gives(family):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_bits_whatever_the_cores_and_close_in_bfloat16(family, precision, tmp_path):
     checkpoint, tile = saved(tmp_path, STATES[family]()), gappy_tile()
+    if (family, precision) == ("galileo-nano", "bfloat16"):
+        with pytest.raises(SmaltiError, match=r"galileo-nano in bfloat16: its tokens nearly cancel.*precision float32"):
+            make_engine(checkpoint, "cpu", precision)
+        return
     first, again = (embed(checkpoint, tile, workers=n, precision=precision).values_hwc for n in (1, 3))
     np.testing.assert_array_equal(first, again)
     plain = np.load(GOLDEN / family / "expected.npy")
@@ -118,6 +122,23 @@ def test_codes_counts_and_the_least_number_of_observations(family, tmp_path):
     assert codes.nodata_pixels == int((~least).sum()) > floats.nodata_pixels == 1
     assert codes.observations_hwm[..., 0].max() == tile.masks_thw.sum(axis=0).max()
     assert floats.tokens > 0
+
+
+def test_a_galileo_may_be_named_backbone_but_must_be_nano(tmp_path):
+    state, tile = random_galileo(), gappy_tile()
+    plain = embed(saved(tmp_path, state), tile).values_hwc
+    renamed = {key.replace("attn.", "attn.backbone."): value for key, value in state.items()}
+    np.testing.assert_array_equal(embed(saved(tmp_path, renamed), tile).values_hwc, plain)
+    with pytest.raises(SmaltiError, match="a Galileo 192 wide, not nano"):
+        make_engine(saved(tmp_path, random_galileo(192, 1)), "cpu")
+
+
+def test_a_galileo_needs_the_season_alone(tmp_path):
+    checkpoint, tile = saved(tmp_path, random_galileo()), gappy_tile()
+    placeless = replace(tile, manifest={"window": MANIFEST["window"]})
+    np.testing.assert_array_equal(embed(checkpoint, placeless).values_hwc, embed(checkpoint, tile).values_hwc)
+    with pytest.raises(SmaltiError, match="galileo-nano needs the season"):
+        embed(checkpoint, replace(tile, manifest={"grid": MANIFEST["grid"]}))
 
 
 def test_checkpoints_with_a_head_or_wrapped_are_the_same_network(tmp_path):

@@ -540,3 +540,33 @@ def test_timings_say_how_long_each_tile_took(tiles, tmp_path):
     lines = [json.loads(line) for line in timings.read_text().splitlines()]
     assert [line["tile"] for line in lines] == list("abc")
     assert all(0 < line["pixels"] <= 36 and line["seconds"] > 0 and line["cores"] >= 1 for line in lines)
+
+
+def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
+    tiles = write_tile(tmp_path / "tiles" / "t", seed=4, side=7, manifest=True)
+    found = {}
+    for name in ("demo", "monthly", "demo+monthly", "monthly+demo"):
+        assert infer(tiles, tmp_path / name, *(("--output", "float32") if name == "demo" else ()), checkpoint=name) == 0
+        found[name] = read_embedding(tmp_path / name, "t")
+    both, around = found["demo+monthly"], found["monthly+demo"]
+    assert both.gappy
+    assert both.shape_hwc == (7, 7, 272)
+    demo, monthly = found["demo"].values_hwc, found["monthly"].values_hwc
+    np.testing.assert_array_equal(both.values_hwc, np.concatenate([demo, monthly], axis=-1))
+    np.testing.assert_array_equal(around.values_hwc, np.concatenate([monthly, demo], axis=-1))
+    everything = slice(None), slice(None)
+    filled = found["monthly"].window(*everything)
+    assert np.isnan(monthly).any(axis=-1).any(), "some month is missing somewhere"
+    np.testing.assert_array_equal(both.window(*everything)[..., 128:], filled)
+    np.testing.assert_array_equal(around.window(*everything)[..., :144], filled)
+    np.testing.assert_array_equal(both.embedded(*everything), found["demo"].embedded(*everything))
+    assert [part["numbers"] for part in both.manifest["model"]["parts"]] == [128, 144]
+    assert both.manifest["model"]["family"] == "v2-student+monthly"
+    assert both.manifest["inputs"]["checkpoint"] not in (around.manifest["inputs"]["checkpoint"], "")
+    np.testing.assert_array_equal(both.observations_hwm, found["demo"].observations_hwm)
+    for options, message in ((("--output", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
+        assert infer(tiles, tmp_path / "refused", *options, checkpoint="demo+monthly") != 0
+        assert message in capsys.readouterr().err
+    for wrong, message in (("demo+demo", "comes twice"), ("demo+nothing", "'nothing' is not known")):
+        assert infer(tiles, tmp_path / "refused", checkpoint=wrong) != 0
+        assert message in capsys.readouterr().err

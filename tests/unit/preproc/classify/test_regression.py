@@ -114,7 +114,7 @@ def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.Capture
     run_stage(ReportStage(), run, config)
     page = (run.report / "index.html").read_text()
     assert "<h1>Map of yield</h1>" in page
-    assert f"{made.pixels.rmse.value:.4g} <small>" in page
+    assert f"{made.pixels.rmse.value:.3g} <small>" in page
     assert page.count("data:image/png;base64,") == 3, "map, scatter plot and embeddings"
     assert "of &lt;this&gt; field" in page
     assert not re.search(r'(src|href)="(?!data:)', page)

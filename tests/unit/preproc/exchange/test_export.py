@@ -146,7 +146,7 @@ def test_given_points_have_the_pixels_they_lie_in_and_the_names_of_their_file(
         )
         np.testing.assert_allclose(back, (x, y), atol=1e-3)
     assert "2 were there" in export(run, str(tmp_path / "out"), "geoparquet", points=wanted)
-    with pytest.raises(SmaltiError, match="holds an export of another id: "):
+    with pytest.raises(SmaltiError, match="holds an export of another choice of points: "):
         export(run, str(tmp_path / "out"), "geoparquet", points=PointsWanted(path=path))
     with pytest.raises(SmaltiError, match="--points: points are written --as geoparquet, not --as zarr"):
         export(run, str(tmp_path / "new"), "zarr", points=wanted)
@@ -158,6 +158,8 @@ def test_given_points_have_the_pixels_they_lie_in_and_the_names_of_their_file(
     away = write_vector(tmp_path / "away.geojson", [shapely.Point(*far)], {"plot": ["d"]})
     with pytest.raises(SmaltiError, match="none of its 1 points has an embedding"):
         export(run, str(tmp_path / "new"), "geoparquet", points=PointsWanted(path=away))
+    with pytest.raises(SmaltiError, match=r"gone.gpkg: no such file: --points names it"):
+        export(run, str(tmp_path / "new"), "geoparquet", points=PointsWanted(path=tmp_path / "gone.gpkg"))
     assert not (tmp_path / "new").exists(), "nothing is claimed by a question that cannot be answered"
 
 
@@ -243,6 +245,11 @@ def test_an_export_goes_on_where_it_stopped_and_follows_changes(
         export(run, str(target), "geoparquet", force=True)
 
 
+def test_a_target_that_cannot_be_written_is_told_in_a_line(run: Run) -> None:
+    with pytest.raises(SmaltiError, match=r"/proc/none/smalti-export.json: cannot be written .*: name a folder"):
+        export(run, "/proc/none", "geoparquet")
+
+
 def test_two_models_never_share_a_target(run: Run, tmp_path: Path) -> None:
     export(run, str(tmp_path / "out"), "geoparquet")
     for tile in planned_tiles(run):
@@ -250,7 +257,7 @@ def test_two_models_never_share_a_target(run: Run, tmp_path: Path) -> None:
         write_tile(run, tile, values, int8=True, checkpoint="cd" * 32)
     with pytest.raises(SmaltiError, match=r"holds an export of another model: .* do not mix; name another target"):
         export(run, str(tmp_path / "out"), "geoparquet")
-    with pytest.raises(SmaltiError, match=r"another .*every.*: "):
+    with pytest.raises(SmaltiError, match=r"another .*choice of points.*: "):
         export(run, str(tmp_path / "out"), "geoparquet", points=PointsWanted(every=3))
 
 

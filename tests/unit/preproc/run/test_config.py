@@ -89,9 +89,30 @@ def test_the_model_job_says_the_same() -> None:
     assert (job.name, job.checkpoint, job.output, job.dim) == ("tessera-v2-small", None, "float32", 64)
 
 
+def test_models_side_by_side_are_kept_as_floats() -> None:
+    config = parse(GOOD + '[model]\nname = "demo+monthly"\n[stitch]\nsheet = 1024\n')
+    assert (config.model.dim, config.model.output) == (272, "float32")
+    assert (config.stitch.formats, config.stitch.dtype, config.stitch.sheet) == (("cog",), "float32", 1024)
+    assert parse(GOOD + '[model]\nname = "monthly"\n').stitch.dtype == "int8"
+
+
 ARCHIVE = 'source = "mpc"'
 GEOMETRY = 'geometry = "region.geojson"'
 BAD = {
+    "codes of two models": (
+        GOOD + '[model]\nname = "demo+monthly"\noutput = "int8"\n',
+        r"\[model\].*demo\+monthly gives 272 numbers as float32 \(one scale would crush one of them\)",
+    ),
+    "a mosaic of codes of two": (
+        GOOD + '[model]\nname = "demo+monthly"\n[stitch]\nformats = ["zarr"]\n',
+        r"would crush the smaller numbers of demo\+monthly: leave out formats and dtype",
+    ),
+    "a model beside itself": (GOOD + '[model]\nname = "demo+demo"\n', r"one of its parts comes twice"),
+    "archives that differ": (
+        GOOD + '[model]\nname = "tessera-v1.1-mpc+tessera-v1.1-aws"\n',
+        r"trained on the data of different archives",
+    ),
+    "a model beside nothing": (GOOD + '[model]\nname = "demo+x"\n', r"unknown model 'x': one of demo"),
     "no region": ("[archive]\nsource = 'mpc'\n", r"\[region\]: missing"),
     "no archive": (GOOD.split("[archive]")[0], r"\[archive\]: missing"),
     "empty file": ("", r"\[region\]: missing"),
