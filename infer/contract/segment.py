@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.embedding import Embedding, read_embedding
+from infer.contract.embedding import Embedding, embedding_manifest, read_embedding
 from infer.contract.errors import FormatError
 from infer.contract.plan import PlannedTile
 from infer.contract.record import Record
@@ -168,13 +168,17 @@ class Ground:
         return [found[name] for name in sorted(found)]
 
     def window(self, zone: int, top: int, left: int, height: int, width: int) -> NDArray[np.float32] | None:
-        """(h, w, C) float32 embeddings, NaN where there is none; None where no tile is.
+        """(h, w, C) float32 embeddings, NaN where there is none; None where no tile has one.
+
+        Whether tiles may be missing is for the stages to say ([stitch] missing).
 
         Raises:
-            FormatError: if an embedding is missing or damaged.
+            FormatError: if an embedding is damaged.
         """
         result: NDArray[np.float32] | None = None
         for tile, row, column in self.tiles(zone, top, left, height, width):
+            if tile.name not in self._open and not embedding_manifest(self._folder, tile.name).exists():
+                continue
             embedding = self._embedding(tile)
             if result is None:
                 result = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)

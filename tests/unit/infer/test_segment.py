@@ -317,6 +317,18 @@ def test_sheets_leave_no_seam_and_know_what_lies_beside_them(prepared: Run, tmp_
     assert all(sheet["around"] for sheet in sheets)
 
 
+def test_a_tile_that_may_be_missing_is_nodata_and_its_neighbours_are_mapped(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    gone = max(Plan.read(run).tiles, key=tile_corner)  # the lower right one
+    (run.embeddings / f"{gone.name}.json").unlink()
+    found = config(run, EXTRA).mapped_by(prepared.model)
+    settings = found.model_copy(update={"stitch": found.stitch.model_copy(update={"missing": "nodata"})})
+    run_stage(PredictStage(), run, settings)
+    classes = classes_of(run)
+    assert (classes[32:, 32:] == 0).all()
+    assert (classes[:32, 32:] > 0).mean() > 0.9
+
+
 # what is refused
 
 
