@@ -7,8 +7,6 @@ from typing import Any
 from infer.contract import SOFTWARE, Plan, Run, SmaltiError, sha256_file, verify_files
 from infer.contract.classification import ValueAccuracyManifest, ValueFigures
 from infer.contract.rasters import MosaicManifest, ValueMapManifest
-from preproc.classify.elsewhere import described
-from preproc.classify.regression import SCATTER
 from preproc.report.inputs import is_simulated
 from preproc.report.pictures import data_uri, embedding_pictures, value_pictures
 from preproc.run.classifier import MANIFEST, file_of, model_folder, read_regressor
@@ -63,8 +61,7 @@ def context(run: Run, config: Config) -> dict[str, Any]:
         "rows": _rows(accuracy),
         "pictures": pictures,
         "range": (low, high),
-        "scatter": data_uri(file_of(folder, SCATTER).read_bytes()),
-        "trained_on": described(about.trained_on),
+        "scatter": data_uri(file_of(folder, "scatter.png").read_bytes()),
         "previews": embedding_pictures(run, MosaicManifest.read(run)),
         "elsewhere": config.labels is None,
         "simulated": is_simulated(run),
