@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE, SOFTWARE, atomic_file, write_bytes
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.registry import HUB, known_model
+from infer.contract.registry import known_model
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid
@@ -303,7 +303,7 @@ def _observed_attributes() -> dict[str, Any]:
 def _model_address(facts: RunProvenance) -> str:
     """Where a published model is; of others their checksum."""
     known = known_model(facts.model)
-    return f"{HUB}/{known.repo}" if known is not None and known.repo else f"urn:sha256:{facts.checkpoint}"
+    return known.page if known is not None and known.page else f"urn:sha256:{facts.checkpoint}"
 
 
 def _root_attributes(facts: RunProvenance) -> dict[str, Any]:

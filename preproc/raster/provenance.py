@@ -70,8 +70,7 @@ class RunProvenance:
     def content(self) -> str:
         """What the numbers are: only a published model's are called TESSERA embeddings."""
         model = known_model(self.model)
-        published = model is not None and not model.bundled
-        return "TESSERA embeddings" if published else f"embeddings of {self.label}"
+        return "TESSERA embeddings" if model is not None and model.tessera else f"embeddings of {self.label}"
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
