@@ -134,8 +134,15 @@ def test_arrays_that_are_no_head_are_refused(tmp_path: Path) -> None:
     replace(plain, arrays=nan).save(path)
     with pytest.raises(FormatError, match="head_b holds what is no number"):
         UNet.load(path)
-    path.write_bytes(b"nothing")
-    with pytest.raises(FormatError, match="not readable"):
+    replace(plain, arrays={**plain.arrays, "stem_w": np.float32(1)}).save(path)
+    with pytest.raises(FormatError, match="do not fit each other"):
+        UNet.load(path)
+    for content in (b"nothing", first[: len(first) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(FormatError, match="not readable"):
+            UNet.load(path)
+    np.savez_compressed(path, **plain.arrays)
+    with pytest.raises(FormatError, match="not readable \\(compressed"):
         UNet.load(path)
     with pytest.raises(SmaltiError, match="cannot say anything of single vectors"):
         plain.predict_proba(np.zeros((2, 6)))
