@@ -107,6 +107,13 @@ class Embedding:
         filled[..., months] = without_gaps(values[..., months])
         return filled
 
+    def points(self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """(N, C) float32 values of single pixels, as `window` gives them with gaps; only these are read."""
+        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
+        if self.scales_hw is None:
+            return values_nc.astype(np.float32, copy=False)
+        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
+
 
 def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:
     """(H, W, C) float32 values of codes; NaN where the scale is."""

@@ -48,7 +48,7 @@ class MosaicZone:
     """West, south, east, north in metres."""
     tiles: int
     raster: str | None
-    """GeoTIFF, or a VRT of the sheets'; None where the store is all there is."""
+    """GeoTIFF, or a VRT or tile index (.gti.gpkg) of the sheets'; None where the store is all there is."""
     scales: str | None
     """Of int8 codes, likewise."""
     item: str

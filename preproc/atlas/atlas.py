@@ -159,6 +159,8 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     grid = grid_of(tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2)
     if folder.exists():
         shutil.rmtree(folder)
+    mark = json.dumps({"format": "smalti/atlas", "software": SOFTWARE}) + "\n"
+    write_bytes(folder / MARK, mark.encode())  # first: what a killed process left may be written again
     total, work = 0, folder / ".short"
     short = write_short(run, work)
     own = grid_of(plan.tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2, finest=grid.finest)
@@ -178,7 +180,6 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     vectors = None if short is None else {**short[0].described(), "levels": [own.coarsest, own.finest]}
     page = _page(run, plan, layers, grid, vectors)
     write_bytes(folder / "index.html", page)
-    write_bytes(folder / MARK, (json.dumps({"format": "smalti/atlas", "software": SOFTWARE}) + "\n").encode())
     size = human_bytes(total + len(page))
     seen = len(layers) + (short is not None)
     return f"{folder}: {seen} layers, {size}: look at it with `smalti view {folder}`, or from any web server"

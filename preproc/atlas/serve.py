@@ -81,9 +81,9 @@ def serving(folder: Path, port: int, run: Run | None = None) -> Iterator[Threadi
         run: whose tiles tell the curves of a pixel; None serves files alone.
 
     Raises:
-        SmaltiError: if it is no atlas, or the port is taken.
+        SmaltiError: if it is no atlas, or no whole one, or the port is taken.
     """
-    if not (folder / MARK).is_file():
+    if not ((folder / MARK).is_file() and (folder / "index.html").is_file()):
         raise SmaltiError(f"{folder}: not an atlas: make one with `smalti atlas RUN`")
     handler = partial(_Handler, directory=str(folder), run=None if run is None else (run, Plan.read(run)))
     try:

@@ -17,6 +17,7 @@ from infer.contract import (
     FormatError,
     Plan,
     PlannedTile,
+    PlannedTiles,
     Run,
     SmaltiError,
     atomic_file,
@@ -29,16 +30,17 @@ from infer.contract import (
 )
 from infer.contract.classification import SampledClass, SamplesManifest
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
-from preproc.classify.pixels import Claims, claim_pixels, prepare_shapes
+from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
 from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
 from preproc.run.stage import Session, Unit, one_by_one
+from preproc.run.workers import in_order, worker_count
 
-_BLOCK = 64
-"""Rows of a tile dequantised at a time."""
+_TOGETHER = 1 << 15
+"""Pixels of a tile looked at together."""
 
 
 class SampleStage:
@@ -205,7 +207,7 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
             temporary, drawn.dim, district=drawn.labels.districts_n is not None, value=value is not None
         )
         try:
-            _write_rows(writer, run, drawn, value)
+            _write_rows(writer, run, drawn, value, worker_count(config))
         finally:
             writer.close()
         run.samples_manifest.unlink(missing_ok=True)  # from here on the old table is no longer whole
@@ -242,22 +244,38 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
         for epsg in dict.fromkeys(tile.epsg for tile in tiles)
     }
     gaps = config.stitch.missing == "nodata"
-    near: set[int] = set()
+    near, labelled = _labelled_tiles(tiles, zones)
     claimed: set[int] = set()
-    with progress("sample: pixels", len(tiles), "tiles") as bar:
-        for index, tile in enumerate(tiles):
-            shapes = zones[tile.epsg]
-            near.update(shapes.tree.query(shapely.box(*tile.bounds), predicate="intersects").tolist())
-            claims = claim_pixels(tile, shapes, class_n)
-            claimed.update(np.unique(claims.features_m).tolist())
-            if not embedded_only:
-                picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
-                picked.add(index, tile, claims.rows_m, claims.cols_m, claims.features_m)
-            elif gaps and not embedding_manifest(run.embeddings, tile.name).exists():
-                picked.counts["pixels dropped: no embedding there"] += len(claims.rows_m)
-            else:
-                _pick_valid(run, index, tile, claims, picked)
-            bar.advance(note=tile.name)
+
+    def claims() -> Iterator[tuple[int, Claims]]:
+        for index in labelled:  # in this thread: prepared outlines are not to be shared
+            found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
+            if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
+                picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
+                continue
+            claimed.update(np.unique(found.features_m).tolist())
+            picked.counts["pixels dropped: labels of different classes"] += found.conflicts
+            if len(found.rows_m):
+                yield index, found
+
+    def look(item: tuple[int, Claims]) -> tuple[int, NDArray[np.bool_]]:
+        if not embedded_only:
+            return picked.dim, np.ones(len(item[1].rows_m), dtype=bool)
+        embedding = _open(run, tiles[item[0]])
+        return embedding.shape_hwc[2], _valid(embedding, item[1].rows_m, item[1].cols_m)
+
+    with progress("sample: pixels", len(labelled), "tiles") as bar:
+        for (index, found), (dim, valid) in in_order(claims(), look, worker_count(config)):
+            if picked.dim not in (0, dim):
+                raise FormatError(
+                    f"{run.embeddings}: {tiles[index].name} has {dim} dimensions, others {picked.dim}: "
+                    "run `smalti infer`"
+                )
+            picked.dim = dim
+            if embedded_only:
+                picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
+            picked.add(index, tiles[index], found.rows_m[valid], found.cols_m[valid], found.features_m[valid])
+            bar.advance(note=tiles[index].name)
     if not near:
         raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")
     small = {i for shapes in zones.values() for i in np.flatnonzero(shapes.kept_whole_n).tolist()}
@@ -266,43 +284,37 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     return picked
 
 
-def _pick_valid(run: Run, index: int, tile: PlannedTile, claims: Claims, picked: _Picked) -> None:
-    picked.counts["pixels dropped: labels of different classes"] += claims.conflicts
-    if len(claims.rows_m) == 0:
-        return
-    valid = _valid(_open(run, tile, picked), claims.rows_m, claims.cols_m)
-    picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
-    picked.add(index, tile, claims.rows_m[valid], claims.cols_m[valid], claims.features_m[valid])
+def _labelled_tiles(tiles: Sequence[PlannedTile], zones: Mapping[int, Shapes]) -> tuple[set[int], list[int]]:
+    """The features that touch tiles, and the tiles near features: the others need not be looked at."""
+    table = PlannedTiles.of(tiles)
+    near: set[int] = set()
+    labelled: set[int] = set()
+    for epsg, shapes in zones.items():
+        of_zone_n = np.flatnonzero(table.column("epsg") == epsg)
+        west, north = table.column("west")[of_zone_n], table.column("north")[of_zone_n]
+        extent = table.size * PIXEL_SIZE
+        boxes = shapely.box(west, north - extent, west + extent, north)
+        labelled.update(of_zone_n[np.unique(shapes.tree.query(boxes)[0])].tolist())
+        near.update(np.unique(shapes.tree.query(boxes, predicate="intersects")[1]).tolist())
+    return near, sorted(labelled)
 
 
-def _open(run: Run, tile: PlannedTile, picked: _Picked) -> Embedding:
+def _open(run: Run, tile: PlannedTile) -> Embedding:
     embedding = read_embedding(run.embeddings, tile.name)
-    height, width, dim = embedding.shape_hwc
+    height, width, _ = embedding.shape_hwc
     if (height, width) != (tile.size, tile.size):
         raise FormatError(
             f"{embedding_paths(run.embeddings, tile.name)[0]}: {height} x {width} pixels, the plan says "
             f"{tile.size} x {tile.size}: run `smalti infer` again"
         )
-    if picked.dim not in (0, dim):
-        raise FormatError(
-            f"{run.embeddings}: {tile.name} has {dim} dimensions, others {picked.dim}: run `smalti infer`"
-        )
-    picked.dim = dim
     return embedding
-
-
-def _vectors(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Iterator[NDArray[np.float32]]:
-    """Embedding vectors (m, C) of pixels sorted by row, a block of rows at a time."""
-    for top in range(0, embedding.shape_hwc[0], _BLOCK):
-        first, last = np.searchsorted(rows, [top, top + _BLOCK])
-        if first < last:
-            block = embedding.window(slice(top, top + _BLOCK), slice(None), gaps=True)
-            yield block[rows[first:last] - top, cols[first:last]]
 
 
 def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
     whole = np.any if embedding.gappy else np.all
-    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in _vectors(embedding, rows, cols)])
+    parts = range(0, len(rows), _TOGETHER)
+    found = [embedding.points(rows[start : start + _TOGETHER], cols[start : start + _TOGETHER]) for start in parts]
+    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in found])
 
 
 def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -346,11 +358,16 @@ def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int
     return assign_codes(classes)
 
 
-def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None) -> None:
+def _write_rows(writer: SampleWriter, run: Run, drawn: Drawn, value: str | None, workers: int) -> None:
     """One row group a tile."""
-    for place, tile in _places(drawn, value):
+
+    def vectors(item: tuple[dict[str, Any], PlannedTile]) -> NDArray[np.float32]:
+        place, tile = item
         embedding = read_embedding(run.embeddings, tile.name, checksums=False)  # verified when the pixels were picked
-        writer.write(place, np.concatenate(list(_vectors(embedding, place["row"], place["col"]))))
+        return embedding.points(place["row"], place["col"])
+
+    for (place, _), vectors_nc in in_order(_places(drawn, value), vectors, workers):
+        writer.write(place, vectors_nc)
 
 
 def places_of(drawn: Drawn) -> Samples:
@@ -383,11 +400,12 @@ def places_of(drawn: Drawn) -> Samples:
 def _places(drawn: Drawn, value: str | None) -> Iterator[tuple[dict[str, Any], PlannedTile]]:
     """The columns before the embedding, tile by tile."""
     chosen, labels = drawn.chosen, drawn.labels
-    for index in np.unique(chosen.tile_n):
-        here = chosen.tile_n == index
-        tile, rows, cols, features = drawn.tiles[index], chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
+    ends = np.flatnonzero(np.diff(chosen.tile_n)) + 1  # the table is in the order of the tiles
+    for here in np.split(np.arange(len(chosen.tile_n)), ends):
+        tile = drawn.tiles[int(chosen.tile_n[here[0]])]
+        rows, cols, features = chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
         x, y = _centres(tile, rows, cols)
-        place = {
+        place: dict[str, Any] = {
             "tile": [tile.name] * len(rows),
             "row": rows,
             "col": cols,

@@ -19,11 +19,11 @@ from preproc.mosaic.pca import Components, principal_components
 from preproc.mosaic.sheet import SheetFiles, codes_layer, scales_layer, small_values, values_layer
 from preproc.mosaic.store import STORE, depths_of, group_of, write_metadata
 from preproc.raster.model_item import MODEL_ITEM, TABLE, write_model_item, write_table
-from preproc.raster.observations import observation_layer, origin_classes, reason_classes
+from preproc.raster.observations import BANDS, observation_layer, origin_classes, reason_classes
 from preproc.raster.preview import framed, write_png
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.stac import COLLECTION, AssetRecord, footprint, write_collection, write_item
-from preproc.raster.vrt import write_vrt
+from preproc.raster.vrt import INDEX, MOST_SOURCES, write_index, write_vrt
 from preproc.raster.zones import Sheet, ZoneGrid
 from preproc.run.config import Stitch
 from preproc.run.progress import progress, say
@@ -67,7 +67,7 @@ def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequenc
                 items.append(_write_item(run.mosaic, settings, facts, zone, sheet, made[sheet.name]))
                 bar.advance(note=sheet.name)
             files += _write_vrts(run.mosaic, settings, facts, zone)
-            described[zone.grid.label] = _zone(settings, zone)
+            described[zone.grid.label] = _zone(settings, facts, zone)
     grids = [zone.grid for zone in zones]
     files += [*items, write_collection(run.mosaic, items, grids, facts, STORE if "zarr" in settings.formats else None)]
     model, table = run.mosaic / f"{MODEL_ITEM}.json", run.mosaic / TABLE
@@ -156,23 +156,33 @@ def _write_item(
 
 
 def _write_vrts(folder: Path, settings: Stitch, facts: RunProvenance, zone: ZoneSheets) -> list[Path]:
-    """One raster of a zone's sheets, where it has several."""
+    """A zone's sheets as one raster, where it has several: a tile index, and a VRT if that is not too long."""
     if len(zone.sheets) == 1:
         return []
     parts = {sheet.name: _layers(settings, facts, SheetFiles(folder, sheet.name)) for sheet in zone.sheets}
     paths = []
     for number, record in enumerate(_layers(settings, facts, SheetFiles(folder, zone.grid.label))):
-        paths.append(record.path.with_suffix(".vrt"))
         assert record.layer is not None
         files = [(sheet, parts[sheet.name][number].path) for sheet in zone.sheets]
-        write_vrt(paths[-1], zone.grid, record.layer, files)
+        paths.append(record.path.with_suffix(INDEX))
+        write_index(paths[-1], zone.grid, record.layer, files)
+        if _suffix(zone, len(record.layer.bands)) == ".vrt":
+            paths.append(record.path.with_suffix(".vrt"))
+            write_vrt(paths[-1], zone.grid, record.layer, files)
     return paths
 
 
-def _zone(settings: Stitch, zone: ZoneSheets) -> MosaicZone:
+def _suffix(zone: ZoneSheets, bands: int) -> str:
+    """How the one raster of a zone is written: as it is, as a VRT, or as an index, where a VRT would be too long."""
+    if len(zone.sheets) == 1:
+        return ".tif"
+    return ".vrt" if len(zone.sheets) * bands <= MOST_SOURCES else INDEX
+
+
+def _zone(settings: Stitch, facts: RunProvenance, zone: ZoneSheets) -> MosaicZone:
     grid, alone = zone.grid, len(zone.sheets) == 1
     cog = "cog" in settings.formats
-    suffix = ".tif" if alone else ".vrt"
+    suffix = _suffix(zone, facts.dim)
     return MosaicZone(
         epsg=grid.epsg,
         width=grid.width,
@@ -180,10 +190,10 @@ def _zone(settings: Stitch, zone: ZoneSheets) -> MosaicZone:
         bounds=grid.bounds,
         tiles=len(grid.tiles),
         raster=f"embeddings_{grid.label}{suffix}" if cog else None,
-        scales=f"embeddings_{grid.label}_scales{suffix}" if cog and settings.dtype == "int8" else None,
+        scales=f"embeddings_{grid.label}_scales{_suffix(zone, 1)}" if cog and settings.dtype == "int8" else None,
         item=f"embeddings_{grid.label}.json" if alone else f"{COLLECTION}.json",
         preview=f"preview_{grid.label}.png",
-        observations=f"observations_{grid.label}{suffix}",
+        observations=f"observations_{grid.label}{_suffix(zone, len(BANDS))}",
         group=group_of(grid) if "zarr" in settings.formats else None,
         sheets={sheet.name: f"sheet_{sheet.name}.json" for sheet in zone.sheets},
     )
@@ -199,7 +209,7 @@ def _remove_others(folder: Path, files: Sequence[Path], names: Sequence[str], ma
     keep |= {folder / name for sheet in made.values() for name in sheet.files}
     for path in folder.iterdir():
         ours = path.name.startswith(("embeddings_", "observations_", "preview_", "sheet_", COLLECTION))
-        if ours and path.is_file() and path.suffix in (".tif", ".json", ".png", ".vrt") and path not in keep:
+        if ours and path.is_file() and path.suffix in (".tif", ".json", ".png", ".vrt", ".gpkg") and path not in keep:
             path.unlink()
     for inner in (folder / STORE, folder / "previews"):
         for path in inner.rglob("*"):

@@ -19,7 +19,9 @@ from preproc.raster.preview import picture_step
 from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.config import Config
+from preproc.run.disk import mosaic_bytes
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
+from preproc.run.text import human_bytes
 from preproc.run.workers import side_by_side, worker_count
 
 
@@ -37,7 +39,8 @@ class StitchStage:
         facts = opened.embeddings.provenance(opened.tiles)
         units = [*opened.units(), opened.joined(facts)]
         after = partial(missing_lines, self.name, run, facts.missing)
-        return Session(units, lambda due: _build(opened, facts, due), after=after)
+        before = partial(_cost_lines, opened, units)
+        return Session(units, lambda due: _build(opened, facts, due), before=before, after=after)
 
 
 class StitchSheetsStage:
@@ -121,6 +124,19 @@ def _open(run: Run, config: Config) -> _Opened:
         for grid in zone_grids(plan.tiles)
     ]
     return _Opened(run, config, zones, embeddings)
+
+
+def _cost_lines(opened: _Opened, units: Sequence[Unit]) -> list[str]:
+    """What a large mosaic will take on disk, told before it is written."""
+    if opened.run.mosaic_manifest.exists() or len(units) <= 2:
+        return []  # it was written before, or is a sheet
+    pixels = sum(tile.size**2 for tile in opened.tiles)
+    store, rasters = mosaic_bytes(pixels, opened.config)
+    free = shutil.disk_usage(opened.run.root).free
+    parts = [f"{human_bytes(store)} for the store"] if store else []
+    parts += [f"{human_bytes(rasters)} for the GeoTIFFs"] if rasters else []
+    hint = '; [stitch] formats = ["zarr"] or ["cog"] writes one of them' if store and rasters else ""
+    return [f"stitch: about {' and '.join(parts)} at most; {human_bytes(free)} are free{hint}"]
 
 
 def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:

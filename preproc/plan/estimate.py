@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from infer.contract.plan import Cost
 from preproc.catalogue.scene import Scene
 from preproc.run.config import Config
+from preproc.run.disk import mosaic_bytes
 
 CLEAR_SHARE = 0.6
 """Share of Sentinel-2 dates that pass `min_clear` on a tile; the others cost their SCL only."""
@@ -131,13 +132,13 @@ def _stitch(work: Work, config: Config) -> dict[str, float]:
     sheets = max(1.0, work.tiles * work.size**2 / settings.sheet**2)
     store, cog = "zarr" in settings.formats, "cog" in settings.formats
     floats = settings.dtype == "float32"
-    width = (dim + 4 + 24) * store + ((4 * dim if floats else dim + 4) * 4 / 3) * cog  # depths; overviews
+    written = sum(mosaic_bytes(work.pixels, config))
     return {
         "read_bytes": work.tiles * work.size**2 * (dim + 4 if config.model.output == "int8" else 4 * dim),
-        "written_bytes": work.pixels * width * 0.85,
+        "written_bytes": written,
         "files": sheets * (3 + 4 * store + (2 if floats else 3) * cog) + 20,
         "memory_bytes": BASE_MEMORY + 128 * settings.sheet * dim * (8 if floats else 3),
-        "seconds": work.pixels * width / (40e6 * work.cpus),
+        "seconds": written / (34e6 * work.cpus),
     }
 
 

@@ -1,18 +1,26 @@
-"""GDAL's virtual rasters: the sheets of a zone as one raster, without a copy."""
+"""GDAL's virtual rasters: the sheets of a zone as one, without a copy: a VRT, and a tile index (GTI) for many."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from xml.etree import ElementTree as Xml
 
 import numpy as np
+import pyogrio
+import shapely
 from rasterio.crs import CRS
 
-from infer.contract import write_bytes
+from infer.contract import atomic_file, write_bytes
 from preproc.raster.cog import Layer
 from preproc.raster.zones import Sheet, ZoneGrid
 
+INDEX = ".gti.gpkg"
+"""Ending of a tile index, by which GDAL 3.9 and later know it."""
+MOST_SOURCES = 20_000
+"""Sheets times bands of a VRT: GDAL reads all of them whenever it is opened, however little of it is wanted."""
 _TYPES = {"float32": "Float32", "int8": "Int8", "uint8": "Byte"}
 
 
@@ -47,6 +55,54 @@ def write_vrt(path: Path, grid: ZoneGrid, layer: Layer, parts: Sequence[tuple[Sh
             _add_source(band, number, sheet, file.relative_to(path.parent).as_posix(), layer)
     Xml.indent(root, space="")
     write_bytes(path, Xml.tostring(root) + b"\n")
+
+
+def write_index(path: Path, grid: ZoneGrid, layer: Layer, parts: Sequence[tuple[Sheet, Path]]) -> None:
+    """Write a tile index: a GeoPackage of the sheets' squares, of which GDAL opens those that are looked at.
+
+    Args:
+        path: of the index, which ends in INDEX.
+        grid: what it covers.
+        layer: what the files hold.
+        parts: sheets with their files, which lie in the folder of the index or below it.
+    """
+    west, south, east, north = grid.bounds
+    about = {
+        "LOCATION_FIELD": "location",
+        "RESX": repr(float(grid.transform.a)),
+        "RESY": repr(float(-grid.transform.e)),
+        "MINX": repr(float(west)),
+        "MINY": repr(float(south)),
+        "MAXX": repr(float(east)),
+        "MAXY": repr(float(north)),
+        "BAND_COUNT": str(len(layer.bands)),
+        "DATA_TYPE": _TYPES[layer.dtype],
+        "NODATA": "nan" if np.isnan(layer.nodata) else str(int(layer.nodata)),
+        "BLOCKXSIZE": str(layer.block),
+        "BLOCKYSIZE": str(layer.block),
+        **layer.tags,
+    }
+    boxes = shapely.box(*np.array([sheet.grid.bounds for sheet, _ in parts], dtype=float).T)
+    files = [file.relative_to(path.parent).as_posix() for _, file in parts]
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    with atomic_file(path) as temporary, TemporaryDirectory() as folder:
+        made = Path(folder) / path.name  # GDAL asks for the ending
+        try:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})  # equal work, equal bytes
+            pyogrio.raw.write(
+                made,
+                geometry=np.array(shapely.to_wkb(boxes), dtype=object),
+                field_data=[np.array(files, dtype=object)],
+                fields=["location"],
+                driver="GPKG",
+                layer="sheets",
+                geometry_type="Polygon",
+                crs=f"EPSG:{grid.epsg}",
+                layer_metadata=about,
+            )
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+        shutil.copyfile(made, temporary)
 
 
 def _add_source(band: Xml.Element, number: int, sheet: Sheet, name: str, layer: Layer) -> None:

@@ -22,6 +22,17 @@ class StageDisk:
     end: Space
 
 
+def mosaic_bytes(pixels: float, config: Config) -> tuple[float, float]:
+    """What the store and the GeoTIFFs of a mosaic take, about, for so many pixels of the region; 0: not written.
+
+    Noise hardly compresses: what is saved is mostly what lies outside of the region.
+    """
+    dim, settings = config.model.dim, config.stitch
+    store = dim + 4 + 24 if "zarr" in settings.formats else 0  # with the depths
+    values = 4 * dim if settings.dtype == "float32" else dim + 4
+    return pixels * store * 0.85, pixels * (values * 4 / 3 if "cog" in settings.formats else 0) * 0.85  # with overviews
+
+
 def disk_of(plan: Plan, config: Config) -> list[StageDisk]:
     """What each stage that the plan reckons takes, and all of them together."""
     stages = []

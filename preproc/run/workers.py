@@ -12,11 +12,14 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 from infer.contract import SmaltiError
 from preproc.run.config import Config
@@ -25,6 +28,9 @@ from preproc.run.stage import Built, Unit, one_by_one
 
 _PATIENCE_S = 10.0
 """For a process to tidy up after it was asked to end."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 Make = Callable[[Unit], None]
 """Builds a unit, or raises a SmaltiError. Sent to other processes once each, so it is picklable and may keep things."""
@@ -98,6 +104,32 @@ def side_by_side(units: Sequence[Unit], make: Make, workers: int) -> Generator[B
                 yield built
     finally:
         _end(crew)
+
+
+def in_order(items: Iterable[_Item], work: Callable[[_Item], _Result], workers: int) -> Iterator[tuple[_Item, _Result]]:
+    """Work on items in threads, a few ahead, for work that waits for disks or computes outside of Python.
+
+    Args:
+        items: taken as they are needed.
+        work: done in a thread.
+        workers: threads.
+
+    Yields:
+        Each item with what came of it, in their order; the first error ends it.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(work, item)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 @dataclass

@@ -324,10 +324,26 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(SmaltiError, match=r"holds something that is no atlas: name an empty or a new folder"):
         write_atlas(run, tmp_path / "mine")
-    assert "1 layers" in write_atlas(run, tmp_path / "atlas")
+    assert "2 layers" in write_atlas(run, tmp_path / "atlas")
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
     write_atlas(run, tmp_path / "atlas")
     assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
+
+
+def test_what_a_killed_process_left_is_no_atlas_and_is_written_again(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("preproc.atlas.atlas.write_pyramid", killed)
+        write_atlas(made, tmp_path / "out")
+    assert (tmp_path / "out" / ".short").exists()
+    with pytest.raises(SmaltiError, match="not an atlas: make one with"), serving(tmp_path / "out", 0):
+        pass
+    write_atlas(made, tmp_path / "out")
+    assert not (tmp_path / "out" / ".short").exists()
 
 
 def test_only_an_atlas_is_served(tmp_path: Path) -> None:

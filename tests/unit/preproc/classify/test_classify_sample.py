@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import rasterio.features
@@ -315,3 +316,34 @@ def test_a_damaged_embedding_is_not_sampled(run: Run) -> None:
     path.write_bytes(content)
     with pytest.raises(SmaltiError, match=r"t00.npy: its contents do not match"):
         sample(run)
+
+
+def test_labels_on_missing_tiles_are_left_out_where_that_is_wished(run: Run) -> None:
+    whole = sample(run)
+    gone = planned_tiles(run)[1].name
+    (run.embeddings / f"{gone}.json").unlink()
+    with pytest.raises(SmaltiError, match="1 of 4 tiles have no embedding yet"):
+        sample(run)
+    found = sample(run, '[stitch]\nmissing = "nodata"')
+    assert found.equals(whole.filter(pc.field("tile") != gone))
+    counts = read_manifest(run.samples_manifest, "samples", remedy="")["counts"]
+    assert counts["pixels dropped: no embedding there"] >= whole.num_rows - found.num_rows
+
+
+def test_tiles_without_labels_are_not_read_and_any_number_of_threads_gives_the_same_table(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, names = parcels(run)
+    inside = [index for index, shape in enumerate(shapes) if shape.bounds[2] <= WEST + 320]
+    fields = {"crop": np.array(names, dtype=object)[inside], "parcel": np.arange(len(inside))}
+    write_vector(run.root / "labels.gpkg", [shapes[index] for index in inside], fields, to=4326)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "preproc.classify.sample.read_embedding",
+        lambda folder, name, **how: opened.append(name) or read_embedding(folder, name, **how),
+    )
+    sample(run, "[site]\nworkers = 1")
+    first = run.samples.read_bytes()
+    assert set(opened) == {tile.name for tile in planned_tiles(run) if tile.west == WEST}
+    sample(run, "[site]\nworkers = 3", force=True)
+    assert run.samples.read_bytes() == first

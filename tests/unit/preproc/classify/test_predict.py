@@ -281,3 +281,24 @@ def test_pixels_that_were_refused_are_told_from_those_that_were_not_seen(tmp_pat
     assert (picture == [0xB9, 0xB3, 0xA9]).all(axis=2).sum() > 1000
     asset = pystac.Item.from_file(run.map / "map_32N.json").assets["reasons"]
     assert [entry["value"] for entry in asset.extra_fields["classification:classes"]] == [0, 1, 2]
+
+
+def test_missing_tiles_are_not_mapped_where_that_is_wished(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(PredictStage(), run, config(run))
+    good = digest(run)
+    manifest = run.embeddings / f"{planned_tiles(run)[1].name}.json"
+    manifest.rename(run.root / "aside")
+    with pytest.raises(SmaltiError, match=r"1 of 4 tiles have no valid embedding"):
+        run_stage(PredictStage(), run, config(run))
+    settings = config(run, '[stitch]\nmissing = "nodata"')
+    run_stage(PredictStage(), run, settings)
+    assert (
+        f"predict: 1 tile has no embedding and is nodata ([stitch] missing): {manifest.stem}" in capsys.readouterr().err
+    )
+    assert read_manifest(run.map_manifest, "map", remedy="")["missing"] == [manifest.stem]
+    classes = read(run.map / "classes_31N.tif")
+    assert not classes[:32, 32:].any()
+    assert classes[:32, :32].any()
+    (run.root / "aside").rename(manifest)
+    run_stage(PredictStage(), run, settings)
+    assert digest(run) == good

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -51,12 +52,13 @@ def stored(run: Run, group: str, name: str = "embeddings") -> NDArray[np.float32
     return np.moveaxis(codes.astype(np.float32) * scales, 0, 2)
 
 
-def virtual(run: Run, label: str) -> NDArray[np.float32]:
+def virtual(run: Run, label: str, several: str = ".vrt") -> NDArray[np.float32]:
     """(H, W, C) what GDAL reads of a zone as one raster."""
     stem = run.mosaic / f"embeddings_{label}"
-    suffix = ".vrt" if stem.with_suffix(".vrt").exists() else ".tif"
+    suffix = several if Path(f"{stem}{several}").exists() else ".tif"
     with rasterio.open(f"{stem}{suffix}") as codes, rasterio.open(f"{stem}_scales{suffix}") as scales:
-        assert codes.descriptions[0] == "e000"
+        assert codes.descriptions[0] == ("e000" if several == ".vrt" else None)
+        assert codes.crs.to_epsg() == 32600 + int(label[:2])
         return np.moveaxis(codes.read().astype(np.float32) * scales.read(1), 0, 2)
 
 
@@ -232,6 +234,30 @@ def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> N
         check_mosaic(run, settings)
 
 
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_mosaic_of_floats_is_read_back_as_well(tmp_path: Path, int8: bool) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=6, int8=int8)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nformats = ["cog"]\ndtype = "float32"'))
+    run_stage(StitchStage(), run, settings)
+    with rasterio.open(run.mosaic / "embeddings_31N.vrt") as raster:
+        np.testing.assert_array_equal(np.moveaxis(raster.read(), 0, 2), whole(run, tiles, "31N"))
+    assert "pixels of GeoTIFFs have the numbers of the embeddings" in check_mosaic(run, settings)
+    path = run.mosaic / "embeddings_31N_r00_c01.tif"
+    for band, value in ((2, 9.0), (6, np.nan)):  # a number that is another, and one that is gone
+        good = path.read_bytes()
+        with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as raster:
+            values = raster.read(band)
+            values[46:48, 10] = value
+            raster.write(values, band)
+        with pytest.raises(
+            SmaltiError, match=r"31N_r00_c01, rows from 0: 2 pixels of embeddings_31N_r00_c01\.tif differ"
+        ):
+            check_mosaic(run, settings)
+        path.write_bytes(good)
+    check_mosaic(run, settings)
+
+
 # --- tiles that are missing
 
 
@@ -266,3 +292,34 @@ def test_missing_tiles_are_nodata_where_that_is_wished_and_filled_in_later(
     outcome = run_stage(StitchStage(), run, settings)
     assert outcome.complete_before > 0, "sheets that no missing tile touches stand"
     assert files(run) == good
+
+
+def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    assert re.search(
+        r"stitch: about .*B for the store and .*B for the GeoTIFFs at most; .*B are free", capsys.readouterr().err
+    )
+    np.testing.assert_array_equal(virtual(run, "31N", ".gti.gpkg"), virtual(run, "31N"))
+    assert MosaicManifest.read(run).zones["31N"].raster == "embeddings_31N.vrt"
+    monkeypatch.setattr("preproc.mosaic.join.MOST_SOURCES", 5 * 24 - 1)
+    run_stage(StitchStage(), run, settings, force=True)
+    zone = MosaicManifest.read(run).zones["31N"]
+    assert (zone.raster, zone.scales) == ("embeddings_31N.gti.gpkg", "embeddings_31N_scales.vrt")
+    assert not (run.mosaic / "embeddings_31N.vrt").exists()
+    np.testing.assert_array_equal(virtual_index(run, "31N"), whole(run, tiles, "31N"))
+    moved = run.root.rename(tmp_path / "moved")
+    np.testing.assert_array_equal(virtual_index(Run(moved), "31N"), whole(Run(moved), tiles, "31N"))
+    assert MosaicManifest.read(Run(moved)).zones["32N"].raster == "embeddings_32N.tif"
+
+
+def virtual_index(run: Run, label: str) -> NDArray[np.float32]:
+    """(H, W, C) what GDAL reads of a zone whose codes have an index and whose scales a VRT."""
+    stem = run.mosaic / f"embeddings_{label}"
+    with rasterio.open(f"{stem}.gti.gpkg") as codes, rasterio.open(f"{stem}_scales.vrt") as scales:
+        assert codes.tags()["SMALTI_MODEL"] == "demo"
+        return np.moveaxis(codes.read().astype(np.float32) * scales.read(1), 0, 2)

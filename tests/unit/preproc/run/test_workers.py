@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from infer.contract import Run, SmaltiError, write_bytes, write_manifest
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import Session, StageFailedError, Unit, run_stage
-from preproc.run.workers import side_by_side, worker_count
+from preproc.run.workers import in_order, side_by_side, worker_count
 
 TOML = '[region]\nmgrs = ["31UES"]\nstart = "2021-01-01"\nend = "2021-12-31"\n[archive]\nsource = "mpc"\n'
 
@@ -113,3 +114,25 @@ def _alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_threads_keep_the_order_and_work_a_few_items_ahead_only() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(40):
+            taken.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        if number == 30:
+            raise SmaltiError("thirty")
+        return number * number
+
+    found = []
+    with pytest.raises(SmaltiError, match="thirty"):
+        for number, square in in_order(items(), work, 2):
+            assert len(taken) <= number + 6
+            found.append((number, square))
+    assert found == [(number, number * number) for number in range(30)]
