@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.embedding import Embedding, read_embedding
+from infer.contract.embedding import Embedding, embedding_manifest, read_embedding
 from infer.contract.errors import FormatError
 from infer.contract.plan import PlannedTile
 from infer.contract.record import Record
@@ -170,14 +170,16 @@ class Ground:
         return [found[name] for name in sorted(found)]
 
     def window(self, zone: int, top: int, left: int, height: int, width: int) -> NDArray[np.float32] | None:
-        """(h, w, C) float32 embeddings, NaN where there is none; None where no tile is.
+        """(h, w, C) float32 embeddings, NaN where there is none; None where no tile has one.
 
         Raises:
-            FormatError: if an embedding is missing or damaged.
+            FormatError: if an embedding is damaged. Whether one may be missing is for stages to say.
         """
         result: NDArray[np.float32] | None = None
         for tile, row, column in self.tiles(zone, top, left, height, width):
             embedding = self._embedding(tile)
+            if embedding is None:
+                continue
             if result is None:
                 result = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
             rows = slice(max(0, top - row), min(tile.size, top + height - row))
@@ -189,8 +191,10 @@ class Ground:
             place[there] = embedding.window(rows, columns, gaps=True)[there]
         return result
 
-    def _embedding(self, tile: PlannedTile) -> Embedding:
+    def _embedding(self, tile: PlannedTile) -> Embedding | None:
         if tile.name not in self._open:
+            if not embedding_manifest(self._folder, tile.name).exists():
+                return None
             found = read_embedding(self._folder, tile.name, checksums=self._checksums)
             height, width, dim = found.shape_hwc
             if (height, width) != (tile.size, tile.size) or self._dim not in (0, dim):

@@ -20,7 +20,17 @@ import torch
 from numpy.typing import NDArray
 from support.mosaicked import EPSG, config, embed_crops, parcel_labels, planned_run
 
-from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, FormatError, Plan, Run, Shard, SmaltiError
+from infer.contract import (
+    EXIT_BAD_INPUT,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    FormatError,
+    Plan,
+    Run,
+    Shard,
+    SmaltiError,
+    embedding_manifest,
+)
 from infer.contract.classification import AccuracyManifest, ClassifierManifest
 from infer.contract.segment import Ground, lattice, network_files, shapes, standardised, tile_corner
 from infer.pretrain.batches import Place
@@ -323,6 +333,19 @@ def test_sheets_leave_no_seam_and_know_what_lies_beside_them(prepared: Run, tmp_
     sheets = [unit.wanted() for unit in session.units if unit.kind == "map-sheet"]
     assert all(sheet["around"] for sheet in sheets)
 
+    lost = Plan.read(run).tiles[-1]
+    embedding_manifest(run.embeddings, lost.name).unlink()
+    gaps = settings(4096)
+    gaps = gaps.model_copy(update={"stitch": gaps.stitch.model_copy(update={"missing": "nodata"})})
+    run_stage(PredictStage(), run, gaps)
+    found = classes_of(run)
+    north, west = max(tile.north for tile in Plan.read(run).tiles), min(tile.west for tile in Plan.read(run).tiles)
+    top, left = (north - lost.north) // 10, (lost.west - west) // 10
+    there = np.ones(whole.shape, dtype=bool)
+    there[top : top + lost.size, left : left + lost.size] = False
+    assert (found[~there] == 0).all()
+    np.testing.assert_array_equal(found[there] > 0, whole[there] > 0)
+
 
 # what is refused
 
@@ -358,6 +381,16 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     habits = Habits(torch.device("cpu"), Place(0, 3))
     with pytest.raises(SmaltiError, match="batch = 4: must be a multiple of the 3 processes"):
         Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
+
+
+def test_other_embeddings_than_those_of_the_samples_are_refused(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    before = (run.model / "model.json").read_bytes()
+    embed_crops(run, noise=5.0)
+    other = config(run, EXTRA.replace("steps = 30", "steps = 2"))
+    with pytest.raises(SmaltiError, match=r"other embeddings than those that are there now.*run `smalti sample"):
+        run_stage(TrainStage(), run, other)
+    assert (run.model / "model.json").read_bytes() == before
 
 
 def test_single_vectors_are_not_for_a_head(prepared: Run) -> None:
