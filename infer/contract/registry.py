@@ -22,6 +22,7 @@ DataSource = Literal["mpc", "aws", "other"]
 
 HUB = "https://huggingface.co"
 GITHUB = "https://raw.githubusercontent.com"
+_GITHUB_PAGES = "https://github.com"
 
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo.pt"
 """The small model that comes with smalti."""
@@ -82,6 +83,16 @@ class RegisteredModel:
     def github_url(self, endpoint: str) -> str:
         """Where a file on GitHub is, there or on a mirror of it."""
         return f"{endpoint}/{self.repo}/{self.revision}/{self.file}"
+
+    @property
+    def page(self) -> str | None:
+        """The repository in which its publisher has it."""
+        return None if self.repo is None else f"{HUB if self.revision is None else _GITHUB_PAGES}/{self.repo}"
+
+    @property
+    def tessera(self) -> bool:
+        """Whether what it gives may be called TESSERA embeddings."""
+        return self.name.startswith("tessera-") and not self.joined
 
     @property
     def dims(self) -> tuple[int, ...] | None:

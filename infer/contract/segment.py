@@ -172,14 +172,16 @@ class Ground:
     def window(self, zone: int, top: int, left: int, height: int, width: int) -> NDArray[np.float32] | None:
         """(h, w, C) float32 embeddings, NaN where there is none; None where no tile has one.
 
+        Whether tiles may be missing is for the stages to say ([stitch] missing).
+
         Raises:
-            FormatError: if an embedding is damaged. Whether one may be missing is for stages to say.
+            FormatError: if an embedding is damaged.
         """
         result: NDArray[np.float32] | None = None
         for tile, row, column in self.tiles(zone, top, left, height, width):
-            embedding = self._embedding(tile)
-            if embedding is None:
+            if tile.name not in self._open and not embedding_manifest(self._folder, tile.name).exists():
                 continue
+            embedding = self._embedding(tile)
             if result is None:
                 result = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
             rows = slice(max(0, top - row), min(tile.size, top + height - row))
@@ -191,10 +193,8 @@ class Ground:
             place[there] = embedding.window(rows, columns, gaps=True)[there]
         return result
 
-    def _embedding(self, tile: PlannedTile) -> Embedding | None:
+    def _embedding(self, tile: PlannedTile) -> Embedding:
         if tile.name not in self._open:
-            if not embedding_manifest(self._folder, tile.name).exists():
-                return None
             found = read_embedding(self._folder, tile.name, checksums=self._checksums)
             height, width, dim = found.shape_hwc
             if (height, width) != (tile.size, tile.size) or self._dim not in (0, dim):

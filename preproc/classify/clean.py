@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy import ndimage
 
 FRACTION = 0.5
 """Of the neighbours, by falling probability, that count in smoothing: across an edge there are others."""
@@ -100,6 +99,8 @@ def minimum_unit(codes_hw: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
     A patch (pixels of one class that touch by their sides) takes the class that most of its border is shared with, of
     patches that are large enough; where it has none of them, it waits for the next round. Of equal ones the lower wins.
     """
+    from scipy import ndimage  # here: few maps are cleaned
+
     patch_hw = np.zeros(codes_hw.shape, dtype=np.int32)
     count = 0
     for code in np.unique(codes_hw[codes_hw > 0]):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from infer.contract import SmaltiError
 
@@ -103,6 +102,8 @@ def _absent(code_n: NDArray[Any], fold_n: NDArray[Any], count: int) -> dict[int,
 
 
 def _split(order: NDArray[Any], main_g: NDArray[Any], count: int, seed: int) -> Any:
+    from sklearn.model_selection import StratifiedKFold  # here: who maps with a classifier divides nothing
+
     # scikit-learn warns of classes with fewer members than folds; they are reported in `Folds.absent` instead.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)

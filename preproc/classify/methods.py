@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from infer.contract import FormatError, atomic_file
@@ -307,6 +305,9 @@ def _fit_layers(
     seed: int,
     common: dict[str, Any],
 ) -> Layers:
+    from sklearn.linear_model import LogisticRegression  # here: who maps with a classifier fits none
+    from sklearn.neural_network import MLPClassifier
+
     nothing: dict[str, Any] = {"out_hk": np.zeros((0, 0), np.float32), "out_k": np.zeros(0, np.float32)}
     if isinstance(chosen, LinearParameters):
         weights = None if chosen.class_weights == "None" else "balanced"

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
-from sklearn.neighbors import KDTree
 
 from infer.contract.classification import ClassEntry
 from preproc.classify.accuracy import class_scores, count_matrix, macro_f1, overall, weighted_f1
@@ -273,6 +272,8 @@ def distances(oof: OutOfFold) -> dict[str, Any]:
 
 def nearest_m(points_n2: NDArray[np.float64], test_n: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Metres from each test point to the nearest of the others."""
+    from sklearn.neighbors import KDTree  # here: most who ask for a figure ask for no distance
+
     found: NDArray[np.float64] = KDTree(points_n2[~test_n]).query(points_n2[test_n])[0][:, 0]
     return found
 

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from catboost import CatBoostError, CatBoostRegressor
-from matplotlib.figure import Figure as Plot
 from numpy.typing import NDArray
 
 from infer.contract import FormatError, Run, SmaltiError, atomic_dir, verify_files, write_bytes
@@ -343,6 +342,8 @@ def _of_groups(oof: Predicted) -> Predicted:
 
 def scatter(value_n: NDArray[np.float64], predicted_n3: NDArray[np.float32], name: str) -> bytes:
     """A PNG: predicted against true numbers, with the line on which they are equal. Equal numbers give equal bytes."""
+    from matplotlib.figure import Figure as Plot  # here: who maps draws none
+
     plot = Plot(figsize=(5, 5), dpi=120, layout="constrained")
     axes = plot.add_subplot()
     every = max(1, len(value_n) // 5000)

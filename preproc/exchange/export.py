@@ -23,6 +23,7 @@ from infer.contract import (
     sha256_file,
     sha256_json,
 )
+from infer.contract.provenance import Encoder
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
 from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
@@ -96,10 +97,16 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     wanted = points or PointsWanted()
     if wanted.path is not None and not wanted.path.exists():
         raise SmaltiError(f"{wanted.path}: no such file: --points names it")
-    facts = read_provenance(run)
     store = open_store(target)
-    card = _card(facts, kind, wanted)
-    units = list(_units(run, facts, kind, wanted))
+    if kind in ("mosaic", "zarr"):  # what it states counts: embeddings may have changed, or be missing, since
+        made = MosaicManifest.read(run).verify(run, checksums=False)
+        card = _card(made.model, made.dim, [made.window.start.isoformat(), made.window.end.isoformat()], kind)
+        units = list(_mosaic_units(run, made, store_only=kind == "zarr"))
+    else:
+        facts = read_provenance(run)
+        card = _card(facts.encoder, facts.dim, facts.window, kind)
+        card |= wanted.stated() if kind == "geoparquet" else {}
+        units = list(_units(run, facts, kind, wanted))
     _claim(store, card)
     written, failed = 0, {}
     with progress("export", len(units), "parts") as bar:
@@ -120,15 +127,14 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     return f"export: {written} parts written to {store.address}{f', {there} were there' if there else ''}"
 
 
-def _card(facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> dict[str, Any]:
+def _card(encoder: Encoder, dim: int, window: Sequence[str], kind: Kind) -> dict[str, Any]:
     return {
         "format": "smalti/export",
         "format_version": 1,
         "kind": kind,
-        "model": to_json(facts.encoder),
-        "dim": facts.dim,
-        "window": list(facts.window),
-        **(wanted.stated() if kind == "geoparquet" else {}),
+        "model": to_json(encoder),
+        "dim": dim,
+        "window": list(window),
     }
 
 
@@ -154,9 +160,6 @@ def _claim(store: Store, card: Mapping[str, Any]) -> None:
 
 def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> Iterator[ExportUnit]:
     tiles = planned_tiles(run)
-    if kind in ("mosaic", "zarr"):
-        yield from _mosaic_units(run, store_only=kind == "zarr")
-        return
     digests = {tile.name: _digest(run, tile) for tile in tiles}
     if kind == "geoparquet":
         if wanted.path is not None:
@@ -189,9 +192,8 @@ def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, wanted: Ch
     return write
 
 
-def _mosaic_units(run: Run, *, store_only: bool) -> Iterator[ExportUnit]:
+def _mosaic_units(run: Run, made: MosaicManifest, *, store_only: bool) -> Iterator[ExportUnit]:
     """The files of the mosaic as they are, or those of its Zarr store; what describes the others comes last."""
-    made = MosaicManifest.read(run).verify(run, checksums=False)
     if store_only and made.store is None:
         raise SmaltiError(f'{run.mosaic}: has no store: set [stitch] formats = ["zarr"] and run `smalti stitch` again')
     manifests = sorted({name for zone in made.zones.values() for name in zone.sheets.values()})

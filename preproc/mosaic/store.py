@@ -13,24 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
-from zarr.errors import ZarrUserWarning
-from zarr.storage import MemoryStore
-from zarr_cm import create_many, proj, spatial
 
 from infer.contract import PIXEL_SIZE, SOFTWARE, atomic_file, write_bytes
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.registry import HUB, known_model
+from infer.contract.registry import known_model
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid
+
+if TYPE_CHECKING:
+    import zarr
 
 OBSERVATIONS = "observations"
 """Array of what `preproc.raster.observations` says of each pixel; not geotessera's, whose readers pass it by."""
@@ -217,6 +215,10 @@ def write_metadata(folder: Path, zones: Sequence[ZoneGrid], facts: RunProvenance
     Returns:
         The files.
     """
+    import zarr  # here: tasks that make shards need nothing of it
+    from zarr.errors import ZarrUserWarning
+    from zarr.storage import MemoryStore
+
     content: dict[str, Any] = {}
     root = zarr.create_group(MemoryStore(content), zarr_format=3, attributes=_root_attributes(facts))
     for grid in zones:
@@ -232,6 +234,9 @@ def write_metadata(folder: Path, zones: Sequence[ZoneGrid], facts: RunProvenance
 
 
 def _add_zone(root: zarr.Group, grid: ZoneGrid, facts: RunProvenance, side: int) -> None:
+    from zarr.codecs import BloscCodec
+    from zarr_cm import create_many, proj, spatial
+
     west, south, east, north = grid.bounds
     shift = FALSE_NORTHING if grid.epsg > 32700 else 0
     south, north = south - shift, north - shift
@@ -298,7 +303,7 @@ def _observed_attributes() -> dict[str, Any]:
 def _model_address(facts: RunProvenance) -> str:
     """Where a published model is; of others their checksum."""
     known = known_model(facts.model)
-    return f"{HUB}/{known.repo}" if known is not None and known.repo else f"urn:sha256:{facts.checkpoint}"
+    return known.page if known is not None and known.page else f"urn:sha256:{facts.checkpoint}"
 
 
 def _root_attributes(facts: RunProvenance) -> dict[str, Any]:

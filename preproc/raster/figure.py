@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
 from infer.contract.classification import ClassEntry
 from preproc.raster.preview import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DPI = 150
 _WIDTH_IN = 8.0
@@ -43,6 +44,10 @@ def class_figure(shown: Picture, entries: Sequence[ClassEntry], title: str, note
         title: above the map.
         note: below it.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: tasks that make sheets draw nothing
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     west, south, east, north = shown.bounds
     height_in = min(max(_WIDTH_IN * (north - south) / (east - west), 3.0), 14.0)
     figure = Figure(figsize=(_WIDTH_IN + _LEGEND_IN, height_in + 1.1), dpi=_DPI, facecolor="white")
@@ -92,6 +97,8 @@ def _scale_bar(figure: Figure, shown: Picture, left: float, bottom: float, width
         bottom: where the bar stands, in parts of the figure's height.
         width: of the map's axes, in parts of the figure's width.
     """
+    from matplotlib.patches import Rectangle
+
     west, _, east, _ = shown.bounds
     length = scale_length(east - west)
     half, height = width * length / (east - west) / 2, 0.07 / figure.get_size_inches()[1]

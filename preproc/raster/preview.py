@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
@@ -128,6 +127,8 @@ def _opaque_box(rgba_hwc: NDArray[np.uint8]) -> tuple[int, int, int, int]:
 
 def png_bytes(rgba_hwc: NDArray[np.uint8]) -> bytes:
     """A PNG without versions or dates in it."""
+    from matplotlib.image import imsave  # here: tasks that make sheets draw nothing
+
     stream = io.BytesIO()
     imsave(stream, rgba_hwc, format="png", metadata={"Software": None})  # type: ignore[dict-item]  # None is documented: leaves the version out
     return stream.getvalue()

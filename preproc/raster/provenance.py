@@ -70,8 +70,7 @@ class RunProvenance:
     def content(self) -> str:
         """What the numbers are: only a published model's are called TESSERA embeddings."""
         model = known_model(self.model)
-        published = model is not None and not model.bundled
-        return "TESSERA embeddings" if published else f"embeddings of {self.label}"
+        return "TESSERA embeddings" if model is not None and model.tessera else f"embeddings of {self.label}"
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
@@ -159,6 +158,8 @@ class Embeddings:
     _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
     """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
     _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
+    _gone: dict[str, str] = field(default_factory=dict, repr=False)
+    """Tile -> why it is missing, where that is allowed: one that comes while a sheet is made is for the next time."""
 
     @classmethod
     def of_run(cls, run: Run, plan: Plan, *, gaps: bool = False) -> Embeddings:
@@ -173,7 +174,7 @@ class Embeddings:
         return cls(run, plan.source, window, plan.region.name, plan.tiles if gaps else None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": {}, "_alike": {}}  # another process reads what it needs
+        return {**self.__dict__, "_seen": {}, "_alike": {}, "_gone": {}}  # another process reads what it needs
 
     def digest(self, tile: PlannedTile) -> str:
         """SHA-256 of the files of one tile's embedding.
@@ -245,13 +246,18 @@ class Embeddings:
         return None
 
     def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
+        if tile.name in self._gone:
+            raise _LackingError(self._gone[tile.name])
         if tile.name not in self._seen:
             path = embedding_paths(self.run.embeddings, tile.name)[2]
             try:
                 manifest = read_manifest(path, "embedding", remedy=_REMEDY)
                 verify_files(path, manifest, checksums=False, remedy=_REMEDY)
             except FormatError as error:
-                raise _LackingError("broken" if path.exists() else "missing") from error
+                why = "broken" if path.exists() else "missing"
+                if self.gaps is not None:
+                    self._gone[tile.name] = why
+                raise _LackingError(why) from error
             stated = _stated(path, tile.name, manifest)
             source = str(manifest.get("data_source") or "")
             digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
@@ -309,7 +315,7 @@ def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError
     more = ", ..." if len(lacking) > _NAMED else ""
     return SmaltiError(
         f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-        f'run `smalti infer {run.quoted}`, or set [stitch] missing = "nodata" to do without them'
+        f'run `smalti infer {run.quoted}`; mosaic, samples and map can do without: [stitch] missing = "nodata"'
     )
 
 

@@ -83,7 +83,7 @@ def run_all(run: Run, config: Config, *, force: bool = False) -> list[Outcome]:
                     done, failures = _in_waves(run, config, shards, force=force)
                     outcomes += done
                     continue
-            if entry.name == "infer" and (failures or any(outcome.stage == "infer" for outcome in outcomes)):
+            if entry.name == "infer" and shards > 1:
                 continue  # the waves have done it
             try:
                 outcomes.append(run_stage(entry.load(), run, config, force=force))

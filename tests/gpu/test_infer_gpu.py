@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.months_reference import gappy_tile, random_galileo, random_presto
 from support.recorded import GOLDEN
 
 from bench.made_tile import made_tile
 from infer.contract import read_tile
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
+from infer.families import make_engine
 from infer.model.attention import attend, kernel_for
 from infer.model.batch import Segment
 from infer.model.student import random_student
@@ -49,6 +51,21 @@ def test_float32_agrees_with_the_reference(case):
     )
     expected = np.load(folder / "expected.npy")
     assert np.nanmax(np.abs(found - expected)) <= 2e-4
+
+
+@pytest.mark.parametrize(("family", "state"), [("presto", random_presto), ("galileo-nano", random_galileo)])
+def test_networks_over_months_agree_with_the_plain_computation(family, state, tmp_path):
+    torch.save(state(), tmp_path / "made.pt")
+    checkpoint, expected = load_checkpoint(tmp_path / "made.pt"), np.load(GOLDEN / family / "expected.npy")
+    for precision in ("float32", "auto"):
+        engine = make_engine(checkpoint, "auto", precision)
+        try:
+            found, again = (engine.embed(engine.load(gappy_tile())).values_hwc for _ in range(2))
+        finally:
+            engine.close()
+        assert np.array_equal(found, again, equal_nan=True)
+        close = 2e-4 if engine.device.precision == "float32" else 0.2
+        assert np.nanmax(np.abs(found - expected)) <= close
 
 
 def test_self_test():

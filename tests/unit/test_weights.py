@@ -75,6 +75,9 @@ def test_a_file_on_github_comes_at_its_pinned_commit_or_not_at_all(monkeypatch: 
     pinned = replace(REGISTRY["presto"], sha256=hashlib.sha256(CHECKPOINT).hexdigest())
     monkeypatch.setitem(REGISTRY, "presto", pinned)
     assert pinned.url is not None
+    assert (pinned.page, pinned.tessera) == ("https://github.com/nasaharvest/presto", False)
+    assert str(REGISTRY[NAME].page).endswith("huggingface.co/geotessera/TESSERA-V-2.0-2B-N")
+    assert REGISTRY[NAME].tessera
     assert pinned.url.endswith(f"/nasaharvest/presto/{pinned.revision}/data/default_model.pt")
     with serve(lambda request: Answer(200, CHECKPOINT + b"x")) as other:
         with pytest.raises(SmaltiError, match=r"default_model.pt: SHA-256 .*the registry says.*presto on GitHub"):

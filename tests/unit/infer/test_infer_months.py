@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from infer.contract import (
     SmaltiError,
     Tile,
     read_embedding,
+    read_tile,
     write_manifest,
     write_npy,
+    write_pixels_of,
 )
 from infer.contract.registry import REGISTRY, cache_path
 from infer.device import Device, choose_device
 from infer.families import OVER_MONTHS, make_engine
-from infer.location import degrees
+from infer.location import degrees, unit_vectors
 from infer.model.months import MonthsNetwork
 from infer.model.presto import presto_network
 from infer.monthly import MonthsEngine
@@ -197,6 +200,24 @@ def test_a_tile_that_cannot_give_what_is_needed_is_refused(manifest, match, tmp_
         engine.close()
 
 
+def test_composites_may_be_made_ahead_in_small_blocks(tmp_path, monkeypatch):
+    """As for an accelerator, whose host does that meanwhile."""
+    checkpoint, tile = saved(tmp_path, random_presto()), gappy_tile()
+    plain = embed(checkpoint, tile)
+    for most in (1, 4, 7):
+        monkeypatch.setattr(MonthsEngine, "_block_pixels", most)
+        engine = make_engine(checkpoint, "cpu", "float32")
+        engine._composers = ThreadPoolExecutor(2)
+        try:
+            found = engine.embed(tile)
+            assert apart(found.values_hwc, plain.values_hwc) <= TOLERANCE
+            np.testing.assert_array_equal(found.observations_hwm, plain.observations_hwm)
+            with pytest.raises(InterruptedTileError):
+                engine.embed(tile, watch=Watch(stop=lambda: True))
+        finally:
+            engine.close()
+
+
 def test_little_memory_makes_smaller_batches(tmp_path, monkeypatch):
     checkpoint, tile = saved(tmp_path, random_presto()), gappy_tile()
     expected, plain = embed(checkpoint, tile), MonthsNetwork.forward
@@ -232,6 +253,23 @@ def test_stopping_and_progress(tmp_path):
         engine.close()
 
 
+def test_pixels_taken_from_a_tile_are_where_they_were(tmp_path):
+    state, tile = random_presto(), gappy_tile()
+    corner = torch.from_numpy(unit_vectors(tile, np.array([0]), np.array([0])))[0]
+    weight = 1e5 * state["encoder.latlon_embed.weight"]  # ten metres count
+    state |= {"encoder.latlon_embed.weight": weight, "encoder.latlon_embed.bias": -weight @ corner}
+    checkpoint = saved(tmp_path, state)
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    places = np.array([[5, 1], [0, 3], [2, 4]], dtype=np.int32)
+    write_pixels_of(read_tile(stated(tmp_path / "whole", tile, MANIFEST), need_manifest=True), folder, places, {})
+    taken = embed(checkpoint, read_tile(folder, need_manifest=True)).values_hwc[0]
+    there = embed(checkpoint, tile).values_hwc[places[:, 0], places[:, 1]]
+    np.testing.assert_allclose(taken, there, atol=1e-4)
+    moved = replace(read_tile(folder, need_manifest=True), pixels_p2=None)
+    assert np.abs(embed(checkpoint, moved).values_hwc[0] - there).max() > 1e-3
+
+
 def test_places_agree_with_pyproj():
     rng = np.random.default_rng(0)
     for epsg in (32601, 32631, 32660, 32733, 32701):
@@ -243,15 +281,19 @@ def test_places_agree_with_pyproj():
         assert max(np.abs(turned).max(), np.abs(found[1] - expected[1]).max()) < 1e-9
 
 
+def stated(folder: Path, tile: Tile, manifest: Mapping[str, object]) -> Path:
+    folder.mkdir(parents=True)
+    for field, spec in TILE_ARRAYS.items():
+        write_npy(folder / spec.file, getattr(tile, field).astype(spec.dtype))
+    files = [folder / spec.file for spec in TILE_ARRAYS.values()]
+    fields = {"band_order": list(BANDS), "mask_polarity": MASK_POLARITY, **manifest}
+    write_manifest(folder / "tile.json", "tile", inputs={}, files=files, fields=fields)
+    return folder
+
+
 def test_the_command_writes_embeddings_that_say_what_made_them(tmp_path, capsys):
     for name, manifest in (("stated", MANIFEST), ("unknown", {})):
-        folder, tile = tmp_path / "tiles" / name, gappy_tile()
-        folder.mkdir(parents=True)
-        for field, spec in TILE_ARRAYS.items():
-            write_npy(folder / spec.file, getattr(tile, field).astype(spec.dtype))
-        files = [folder / spec.file for spec in TILE_ARRAYS.values()]
-        fields = {"band_order": list(BANDS), "mask_polarity": MASK_POLARITY, **manifest}
-        write_manifest(folder / "tile.json", "tile", inputs={}, files=files, fields=fields)
+        stated(tmp_path / "tiles" / name, gappy_tile(), manifest)
     checkpoint = saved(tmp_path, random_presto())
     arguments = ["--tiles", str(tmp_path / "tiles"), "--checkpoint", str(checkpoint.path), "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--output", "float32"]) == 1

@@ -190,6 +190,9 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         browser.evaluate("setMode('unlike')")
         act(browser, *places[1][0])
         wait(browser, "examples.length === 2")
+        command = browser.evaluate("document.querySelector('#keys code').textContent")
+        asked = [f"{longitude:.5f},{latitude:.5f}" for longitude, latitude in (places[0][0], places[1][0])]
+        assert command == f"smalti similar RUN --at {asked[0]} --not {asked[1]}"
         browser.evaluate("canvas.focus()")
         browser.press("Backspace")
         assert browser.evaluate("examples.length") == 1

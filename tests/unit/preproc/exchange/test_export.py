@@ -227,6 +227,19 @@ def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (run.mosaic / name).read_bytes()
 
 
+def test_a_mosaic_with_missing_tiles_goes_out_as_what_it_says_it_is(run: Run, tmp_path: Path) -> None:
+    first, second, third = planned_tiles(run)
+    (run.embeddings / f"{first.name}.json").unlink()
+    run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 128\nmissing = "nodata"'))
+    for tile in (second, third):  # of another model by now, and not stitched again
+        write_tile(run, tile, np.ones((32, 32, 128), np.float32), int8=True, checkpoint="cd" * 32)
+    export(run, str(tmp_path / "out"), "mosaic")
+    card = json.loads((tmp_path / "out" / CARD).read_text())
+    assert card["model"] == json.loads(run.mosaic_manifest.read_text())["model"]
+    with pytest.raises(SmaltiError, match="1 of 3 tiles have no valid embedding"):
+        export(run, str(tmp_path / "points"), "geoparquet")
+
+
 def test_an_export_goes_on_where_it_stopped_and_follows_changes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

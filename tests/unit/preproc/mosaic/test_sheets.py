@@ -16,6 +16,7 @@ from support.mosaicked import MODEL, config, embed_places, planned_run, write_ti
 
 from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
 from infer.contract.rasters import MosaicManifest
+from preproc.mosaic import sheet
 from preproc.mosaic.check import check_mosaic
 from preproc.mosaic.stage import StitchSheetsStage, StitchStage
 from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
@@ -292,6 +293,29 @@ def test_missing_tiles_are_nodata_where_that_is_wished_and_filled_in_later(
     outcome = run_stage(StitchStage(), run, settings)
     assert outcome.complete_before > 0, "sheets that no missing tile touches stand"
     assert files(run) == good
+
+
+def test_a_tile_that_comes_while_its_sheet_is_made_is_filled_in_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tmp_path / "run", [(32632, 0, 0), (32632, 1, 0)], size=48)
+    tiles = embed_places(run, dim=24, int8=True)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nmissing = "nodata"'))
+    manifest = run.embeddings / f"{planned_tiles(run)[1].name}.json"
+    manifest.rename(tmp_path / "late")
+
+    def late(*arguments: object) -> int:
+        if not manifest.exists():  # the engine works beside it
+            (tmp_path / "late").rename(manifest)
+        return count(*arguments)
+
+    count, read = sheet._give, MosaicManifest.read
+    monkeypatch.setattr(sheet, "_give", late)
+    run_stage(StitchStage(), run, settings)
+    assert len(read(run).missing) == 1
+    assert run_stage(StitchStage(), run, settings).built == 2
+    assert not read(run).missing
+    np.testing.assert_array_equal(stored(run, "utm32"), whole(run, tiles, "32N"))
 
 
 def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(

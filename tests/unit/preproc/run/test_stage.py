@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infer.contract import BusyError, Run, Shard, SmaltiError, stage_lock, write_bytes, write_manifest
+from infer.contract import EXIT_FAILED, BusyError, Run, Shard, SmaltiError, stage_lock, write_bytes, write_manifest
+from preproc.run.chain import run_all
 from preproc.run.config import Config, parse_config
-from preproc.run.stage import Session, StageFailedError, Unit, one_by_one, run_stage
+from preproc.run.stage import Outcome, Session, StageFailedError, Unit, one_by_one, run_stage
 
 TOML = """
 [region]
@@ -117,3 +119,23 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, config: Config) -> None
     (tmp_path / "toys").write_text("")
     with pytest.raises(SmaltiError, match=r"toys: is a file where a folder is needed: remove or rename it"):
         run_stage(Foldered(), Run(tmp_path), config)
+
+
+@pytest.mark.parametrize(("missing", "made"), [("refuse", ["plan", "infer"]), ("nodata", ["plan", "infer", "stitch"])])
+def test_a_run_goes_on_after_tiles_failed_as_far_as_it_is_allowed(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, missing: str, made: list[str]
+) -> None:
+    done: list[str] = []
+
+    def stage(stage: Any, *_: object, **__: object) -> Outcome:
+        if stage.name == "fetch":
+            raise StageFailedError("fetch: 1 of the tiles failed")
+        done.append(stage.name)
+        return Outcome(stage.name, stage.noun, built=1)
+
+    monkeypatch.setattr("preproc.run.chain.run_stage", stage)
+    config = config.model_copy(update={"stitch": config.stitch.model_copy(update={"missing": missing}), "labels": None})
+    with pytest.raises(StageFailedError, match="1 of the tiles failed") as raised:
+        run_all(Run(tmp_path), config)
+    assert done == made
+    assert raised.value.exit_code == EXIT_FAILED, "whatever was made without it"
