@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, cast
 
+from infer.contract import PlannedTile, Run
 from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.stage import Stage
@@ -90,6 +93,16 @@ STAGES = (
         makes="map",
     ),
 )
+
+
+Keep = Callable[[Path, PlannedTile], None]
+"""Keeps something in the folder of a finished tile."""
+
+
+def keeper(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> Keep | None:
+    """What keeps the medians of labelled pixels for `validate`, for tiles whose arrays go once they are embedded."""
+    found = import_module("preproc.classify.sample").median_keeper(run, config, tiles)
+    return cast(Keep | None, found)
 
 
 def stage_named(name: str) -> StageEntry:
