@@ -30,9 +30,9 @@ from infer.contract.segment import (
 )
 from preproc.classify.folds import Folds
 from preproc.classify.methods import statistics
-from preproc.classify.sample import embeddings_fingerprint
 from preproc.classify.table import Samples
 from preproc.classify.unet import Blended, UNet
+from preproc.raster.provenance import embeddings_fingerprint
 from preproc.run.config import Config
 from preproc.run.container import engine_python
 from preproc.run.progress import say
