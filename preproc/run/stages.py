@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 from infer.contract import PlannedTile, Run
-from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.stage import Stage
 
@@ -111,14 +110,10 @@ def stage_named(name: str) -> StageEntry:
 
 
 def chain(config: Config) -> list[StageEntry]:
-    """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings.
-
-    A run that maps a number has no report: its scatter plot and card lie in model/.
-    """
+    """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings."""
     sampled = config.labels is not None and config.trains
     wanted = {"embeddings": True, "samples": sampled, "classifier": config.trains, "map": config.maps}
-    found = [entry for entry in STAGES if wanted[entry.makes]]
-    return [entry for entry in found if entry.name != "report" or not maps_number(config)]  # it is about classes
+    return [entry for entry in STAGES if wanted[entry.makes]]
 
 
 def before(entry: StageEntry, config: Config) -> list[StageEntry]:
