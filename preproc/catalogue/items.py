@@ -361,6 +361,8 @@ class TileScenes:
         Raises:
             FormatError: see `scenes_near`.
         """
+        if not tiles:  # all are imported, or none has changed since it was looked at
+            return iter(())
         names = frozenset(tile.name for tile in tiles)
         if self._index is None or (self._near is not None and not names <= self._near):
             again = self._index is not None

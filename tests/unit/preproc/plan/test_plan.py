@@ -384,6 +384,7 @@ def test_a_task_parses_the_items_near_its_tiles(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(items_module, "_parsed", lambda item, *rest: parsed.append(item["id"]) or really(item, *rest))
     tiles = [tile for tile in planned_tiles(run) if tile.west < 574_500]
     found = TileScenes(run, config)
+    assert list(found.for_tiles([])) == [], "of a run whose tiles are all imported"
     assert [[scene.id for scene in scenes] for scenes in found.for_tiles(tiles)] == [["S2_0"]] * len(tiles)
     assert parsed == ["S2_0"]
     other = planned_tiles(run)[-1]
