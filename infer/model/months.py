@@ -141,7 +141,7 @@ def width_of(checkpoint: Checkpoint, name: str) -> int:
         FormatError: where it is missing or cannot be divided among the heads.
     """
     found = checkpoint.state.get(name)
-    width = 0 if found is None else int(found.shape[0])
+    width = 0 if found is None or found.ndim == 0 else int(found.shape[0])
     if width == 0 or width % (4 * HEADS):
         raise FormatError(
             f"{checkpoint.path}: a network {width} wide cannot be divided among {HEADS} heads: use another checkpoint"
