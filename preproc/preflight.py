@@ -13,6 +13,7 @@ import numpy as np
 import shapely
 
 from infer.contract import Plan, Run, Shard, SmaltiError, embedding_paths, sha256_file
+from infer.contract.classification import RegressorManifest
 from infer.contract.registry import cached_checkpoint, joined_sha256, parts_of, registered_model
 from preproc.catalogue.sources import CATALOGUES
 from preproc.classify.elsewhere import described
@@ -21,7 +22,7 @@ from preproc.region.grid import utm_zones
 from preproc.region.region import Region, load_region, region_in
 from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
-from preproc.run.classifier import verified
+from preproc.run.classifier import learns_number, read_regressor, verified
 from preproc.run.config import Archive, Config
 from preproc.run.disk import disk_of
 from preproc.run.engine import engine_command
@@ -118,7 +119,7 @@ def check_classifier(config: Config) -> list[Finding]:
     if folder is None:
         return []
     try:
-        about = verified(folder)
+        about = read_regressor(folder) if learns_number(folder) else verified(folder)
     except SmaltiError as error:
         return [failed("classifier", *error_text(error))]
     if not about.trained_on:
@@ -131,9 +132,8 @@ def check_classifier(config: Config) -> list[Finding]:
     if differing:
         text = f"{folder}: trained on embeddings of {'; '.join(differing)}"
         return [failed("classifier", text, "set [model] alike, or take another classifier")]
-    return [
-        ok("classifier", f"{folder}: {len(about.classes)} classes, trained on {'; '.join(described(about.trained_on))}")
-    ]
+    what = about.value if isinstance(about, RegressorManifest) else f"{len(about.classes)} classes"
+    return [ok("classifier", f"{folder}: {what}, trained on {'; '.join(described(about.trained_on))}")]
 
 
 def check_truth(config: Config) -> list[Finding]:

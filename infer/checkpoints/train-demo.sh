@@ -31,5 +31,5 @@ fi
 
 "$python" -m infer.pretrain "$work/student" --threads 1 --device cpu \
     --tiles "$work/seasons" --weight 0.7 --tiles "$work/flanders/tiles" --weight 0.3 \
-    --steps 1200 --reach 2 --noise 1.7 --longest 24 --direct-redundancy 0.005 --seed 1 \
+    --steps 1200 --reach 2 --noise 1.7 --longest 24 --monthly-weight 0 --twins-weight 1 --direct-redundancy 0.005 --seed 1 \
     --label "smalti demonstration model (small, trained on simulated seasons and one square of Flanders; not TESSERA)"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from infer.contract.atomic import sha256_json
@@ -217,6 +218,9 @@ class ClassifierManifest(Record):
 
     kind = "classifier"
     stage = "train"
+    instead = MappingProxyType(
+        {"regressor": "a model of numbers ([labels] value), and this is for classifiers: see `smalti model show`"}
+    )
 
     classes: tuple[ClassEntry, ...]
     """By ascending code."""
@@ -472,6 +476,7 @@ class RegressorManifest(Record):
     widening: float
     """Added to both sides of the quantiles' interval, so that it holds 90 % of what was not trained on."""
     trained_on: tuple[TrainedOn, ...]
+    held_out: HeldOut | None = None
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -482,6 +487,16 @@ class RegressorManifest(Record):
     def fingerprint(self) -> str:
         """SHA-256 over its files: what a map depends on."""
         return sha256_json([self.files, self.value, self.dim])
+
+
+@dataclass(frozen=True)
+class ValueHeldOut:
+    """The finished model on what it has never seen."""
+
+    parts: tuple[str, ...]
+    """Their names; empty for a share of groups or squares."""
+    figures: ValueFigures
+    distance_m: Distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,6 +515,8 @@ class ValueAccuracyManifest(Record):
     folds: tuple[ValueFold, ...]
     distance_m: Distances
     headline: str
+    held_out: ValueHeldOut | None = None
+    """Of what no choice and no training has seen; None where nothing was held out."""
 
     @classmethod
     def path(cls, run: Run) -> Path:

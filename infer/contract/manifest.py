@@ -111,6 +111,16 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     return manifest
 
 
+def kind_of(path: Path) -> str | None:
+    """What kind of manifest a file says that it is; None if it cannot be told."""
+    try:
+        content = read_json(path, what="a manifest", remedy="")
+    except (FormatError, OSError):
+        return None
+    said = content.get("format") if isinstance(content, dict) else None
+    return said.removeprefix("smalti/") if isinstance(said, str) else None
+
+
 def verify_files(
     path: Path,
     manifest: Mapping[str, Any],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from infer.contract.classification import ClassEntry
@@ -181,6 +182,9 @@ class MapManifest(Provenance):
 
     kind = "map"
     stage = "predict"
+    instead = MappingProxyType(
+        {"value-map": "a map of numbers ([labels] value), and this is for maps of classes: see `smalti report`"}
+    )
 
     classes: tuple[MappedClass, ...]
     """By ascending code."""

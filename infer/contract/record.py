@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_o
 
 from infer.contract.atomic import sha256_json
 from infer.contract.errors import FormatError
-from infer.contract.manifest import read_manifest, verify_files, write_manifest
+from infer.contract.manifest import kind_of, read_manifest, verify_files, write_manifest
 from infer.contract.names import brief_name
 from infer.contract.run import Run
 
@@ -42,6 +42,8 @@ class Record:
     """As in `format`: smalti/<kind>."""
     stage: ClassVar[str]
     """The command that makes it."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """Kind of a manifest that may stand in this one's place -> why it will not do."""
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprint of what the output was made from."""
@@ -66,7 +68,13 @@ class Record:
     def read_file(cls, path: Path, run: Run) -> Self:
         """The same for a kind of which a run has many: the one at `path`."""
         remedy = f"run `smalti {cls.stage} {run.quoted}"
-        content = read_manifest(path, cls.kind, remedy=f"{remedy}`")
+        try:
+            content = read_manifest(path, cls.kind, remedy=f"{remedy}`")
+        except FormatError:
+            other = kind_of(path) or ""
+            if other in cls.instead:
+                raise FormatError(f"{path}: {cls.instead[other]}") from None
+            raise
         return from_json(cls, content, path, f"{remedy} --force`")  # without it the stage sees nothing to do
 
     def verify(self, run: Run, *, checksums: bool = True) -> Self:

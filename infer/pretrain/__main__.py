@@ -37,6 +37,10 @@ _PLAIN = (
     "prefix_weight",
     "direct_weight",
     "direct_redundancy",
+    "twins_weight",
+    "monthly_weight",
+    "monthly_power",
+    "offset_weight",
     "projector",
     "reach",
     "shortest",
@@ -78,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def scaled(noise: Noise, factor: float) -> Noise:
-    """Noise times a factor; the chances of losing a modality stay."""
-    names = [item.name for item in fields(noise) if not item.name.startswith("drop")]
+    """Noise times a factor; the chances of losing a modality or some months stay."""
+    names = [item.name for item in fields(noise) if not item.name.startswith(("drop", "gap"))]
     return replace(noise, **{name: getattr(noise, name) * factor for name in names})
 
 

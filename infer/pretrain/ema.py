@@ -21,7 +21,6 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the module after step number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mine, other in zip(self.module.parameters(), module.parameters(), strict=True):
-            mine.lerp_(other.to(mine.dtype), 1 - decay)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
         for kept, current in zip(self.module.buffers(), module.buffers(), strict=True):
             kept.copy_(current)

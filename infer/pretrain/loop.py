@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -17,6 +18,7 @@ from infer.model import Network
 from infer.model.student import student_architecture
 from infer.pretrain.batches import Batch, Place, stream, watched_views
 from infer.pretrain.ema import Average
+from infer.pretrain.frame import months_frame
 from infer.pretrain.objective import Distilled, Twins
 from infer.pretrain.options import Recipe
 from infer.pretrain.state import (
@@ -30,13 +32,17 @@ from infer.pretrain.state import (
     write_metrics,
 )
 from infer.pretrain.teacher import Teacher
-from infer.pretrain.tiles import TileSet
+from infer.pretrain.tiles import Reader, TileSet, draw_pairs, months_of
 from infer.pretrain.views import View
 from infer.pretrain.watch import health, steadiness
 from infer.progress import say
 
 _LAST_RATE = 0.02
 """Part of the learning rate that is left at the end."""
+_FRAME_TILES, _FRAME_PIXELS = 128, 128
+"""How many tiles the frame of the months is made from (with replacement), and pixels of each."""
+_FRAME_STEP = 2**31 + 1
+"""Stands for the step in the seed of these pixels."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,22 @@ def parameter_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     ]
 
 
+def frame_of(reader: Reader, recipe: Recipe) -> torch.Tensor | None:
+    """(144, D) what the months of these tiles ask of the embedding; None if months are not read."""
+    if not reader.monthly:
+        return None
+    ones, twos = [], []
+    for group in range(_FRAME_TILES):
+        rng = np.random.default_rng([recipe.seed, _FRAME_STEP, group])
+        pairs = draw_pairs(reader.tiles, _FRAME_PIXELS, recipe.reach, rng)
+        tile = reader.tiles.tiles[pairs.number]
+        ones.append(months_of(tile, pairs.one))
+        twos.append(months_of(tile, pairs.two))
+    one, two = (np.stack(months).astype(np.float64) for months in (ones, twos))
+    rng = np.random.default_rng([recipe.seed, _FRAME_STEP])
+    return torch.from_numpy(months_frame(one, two, recipe.shape.repr_dim, recipe.monthly_power, rng))
+
+
 class Training:
     """One training in one folder; `run` takes it from where it is to the end, or to `stop`."""
 
@@ -97,19 +119,27 @@ class Training:
         self.folder, self.recipe, self.tiles, self.habits, self.teacher = folder, recipe, tiles, habits, teacher
         if habits.place.rank == 0:
             claim(folder, recipe, tiles)
+        self.reader = Reader(tiles, habits.device, monthly=teacher is None and recipe.monthly_weight > 0)
         torch.manual_seed(recipe.seed)
         student = Network(student_architecture(recipe.published_args()))
-        objective = Twins(student, recipe) if teacher is None else Distilled(student, recipe, teacher.dim)
+        if teacher is None:
+            objective: nn.Module = Twins(student, recipe, frame_of(self.reader, recipe))
+        else:
+            objective = Distilled(student, recipe, teacher.dim)
         self.objective: nn.Module = objective.to(habits.device)
         self.student = student
         self.average = Average(student, recipe.ema)
         self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.objective, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+            parameter_groups(self.objective, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.98),
+            fused=habits.device.type == "cuda",
         )
-        self.step, self._loss_sum, self._loss_count = 0, 0.0, 0
+        self.step, self._loss_count = 0, 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=habits.device)
         self._resume()
         self.records = read_metrics(folder, self.step) if habits.place.rank == 0 else []
-        self._watched = watched_views(tiles, recipe)
+        self._watched = watched_views(self.reader, recipe)
         if habits.place.world > 1:
             ids = [habits.device] if habits.device.type == "cuda" else None
             self._step_module: nn.Module = DistributedDataParallel(self.objective, device_ids=ids)
@@ -127,7 +157,7 @@ class Training:
             self.average.module.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self._loss_count = int(state["step"]), int(state["loss_count"])
-            self._loss_sum = float(state["loss_sum"])
+            self._loss_sum.fill_(float(state["loss_sum"]))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise FormatError(
@@ -136,12 +166,13 @@ class Training:
 
     def save(self) -> None:
         """Write state, metrics and plot (first process only)."""
+        self._check()
         if self.habits.place.rank != 0:
             return
         write_metrics(self.folder, self.records)
         content = state_content(
             step=self.step,
-            loss_sum=self._loss_sum,
+            loss_sum=float(self._loss_sum),
             loss_count=self._loss_count,
             objective=self.objective.state_dict(),
             average=self.average.module.state_dict(),
@@ -154,38 +185,40 @@ class Training:
     def _forward(self, batch: Batch) -> torch.Tensor:
         device = self.habits.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            second: Any = batch.prefix if batch.target is None else batch.target
-            loss: torch.Tensor = self._step_module(batch.view, second)
+            loss: torch.Tensor = self._step_module(batch.view, batch.prefix, batch.target)
         return loss
 
-    def _train_on(self, batch: Batch) -> float:
+    def _train_on(self, batch: Batch) -> torch.Tensor:
+        """One step; returns the gradient's norm. Nothing waits for an accelerator here."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        loss = self._forward(batch.to(self.habits.device))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SmaltiError(
-                f"{self.folder.root}: the loss is not finite at step {self.step}: lower --learning-rate "
-                "(the last state is kept)",
-                exit_code=EXIT_FAILED,
-            )
+        loss = self._forward(batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
-        norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip))
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.clip)
         self.optimiser.step()
         self.average.update(self.student, self.step)
-        self._loss_sum, self._loss_count = self._loss_sum + value, self._loss_count + 1
+        self._loss_sum += loss.detach()
+        self._loss_count += 1
         self.step += 1
         return norm
 
+    def _check(self) -> None:
+        """The sum of losses shows any that was not finite, before a state or a record is written of it."""
+        if not math.isfinite(float(self._loss_sum)):
+            raise SmaltiError(
+                f"{self.folder.root}: the loss is not finite at step {self.step - 1} or some steps before: "
+                "lower --learning-rate (the last state is kept)",
+                exit_code=EXIT_FAILED,
+            )
+
     @torch.no_grad()
     def _embed(self, view: View) -> torch.Tensor:
-        module = self.average.module
-        moved = View(*(getattr(view, name).to(self.habits.device) for name in View.__dataclass_fields__))
-        out: torch.Tensor = module(*moved.batches())
+        out: torch.Tensor = self.average.module(*view.batches())
         return out.cpu()
 
-    def _record(self, norm: float) -> None:
+    def _record(self, norm: torch.Tensor) -> None:
+        self._check()
         if self.habits.place.rank != 0:
             return
         whole, part = (self._embed(view) for view in self._watched)
@@ -193,9 +226,9 @@ class Training:
         plain, centred = steadiness(whole, part)
         record = {
             "step": self.step,
-            "loss": self._loss_sum / max(1, self._loss_count),
+            "loss": float(self._loss_sum) / max(1, self._loss_count),
             "learning_rate": learning_rate(self.recipe, self.step - 1),
-            "gradient_norm": norm,
+            "gradient_norm": float(norm),
             "effective_rank": state.effective_rank,
             "spread_min": state.spread_min,
             "spread_median": state.spread_median,
@@ -208,7 +241,8 @@ class Training:
             f"rank {state.effective_rank:.1f}  spread {state.spread_min:.3f}..{state.spread_median:.3f}  "
             f"cosine {plain:.4f} (centred {centred:.3f})" + ("  COLLAPSED" if state.collapsed else "")
         )
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._loss_sum.zero_()
+        self._loss_count = 0
 
     def _asked_to_stop(self, stop: threading.Event) -> bool:
         """Whether any process was asked to: they all have to stop at the same step."""
@@ -228,7 +262,7 @@ class Training:
             SmaltiError: if the loss is not finite or the embeddings have collapsed.
         """
         target = self.teacher
-        for _, batch in stream(self.tiles, self.recipe, self.step, self.habits.place, target):
+        for _, batch in stream(self.reader, self.recipe, self.step, self.habits.place, target):
             norm = self._train_on(batch)
             if self.step % self.habits.record_every == 0 or self.step == self.recipe.steps:
                 self._record(norm)

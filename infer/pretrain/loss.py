@@ -1,4 +1,5 @@
-"""Losses: Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230) tile by tile, and the cosine of distillation."""
+"""Losses: Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230) tile by tile; what embeddings miss
+of their pixels' months; the cosine of distillation."""
 
 from __future__ import annotations
 
@@ -42,6 +43,23 @@ def barlow_twins(
     on = (diagonal - 1).square().sum()
     off = cross.square().sum() - diagonal.square().sum()
     return (on + weight * off) / one.shape[1]
+
+
+def missed(
+    told_pd: torch.Tensor,
+    wanted_pd: torch.Tensor,
+    groups: int,
+    average: Callable[[torch.Tensor], torch.Tensor] = _unchanged,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squares by which `told` misses `wanted` (P, D): among the rows of each tile, and of whole tiles.
+
+    Within a tile both are taken from their means: what sets whole tiles apart (season, sun, sensor) need not be told.
+    The second is how far the tiles' mean rows of `told` lie apart: what it costs to tell it all the same.
+    """
+    left = (wanted_pd - told_pd.float()).view(groups, -1, told_pd.shape[1])
+    mean = told_pd.float().view(groups, -1, told_pd.shape[1]).mean(dim=1)
+    apart = mean - average(mean.mean(dim=0))
+    return (left - left.mean(dim=1, keepdim=True)).square().mean(), apart.square().mean()
 
 
 def cosine_distance(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
+from infer.contract.monthly import MONTHLY_DIM
 from infer.model import Network
-from infer.pretrain.loss import barlow_twins, cosine_distance
+from infer.pretrain.loss import barlow_twins, cosine_distance, missed
 from infer.pretrain.options import Recipe
 from infer.pretrain.views import View
 
@@ -53,22 +54,46 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 
 class Twins(nn.Module):
-    """Barlow Twins on the projected embeddings, on one random prefix and, if wanted, on the embedding itself."""
+    """What the pixels' months were like in the whole season, in a frame with a number for each of the embedding's; and
+    Barlow Twins on the projected embeddings, on one random prefix and, if wanted, on the embedding itself.
+    """
 
-    def __init__(self, student: Network, recipe: Recipe) -> None:
+    frame_fd: torch.Tensor
+    """(144, D) from months to what the embedding's numbers should be (`infer.pretrain.frame`)."""
+
+    def __init__(self, student: Network, recipe: Recipe, frame_fd: torch.Tensor | None = None) -> None:
         super().__init__()
         self.student = student
         self.recipe = recipe
-        self.projector = Projector(student.architecture.output, recipe.projector)
+        width = student.architecture.output
+        self.projector = Projector(width, recipe.projector)
+        self.register_buffer("frame_fd", torch.zeros(MONTHLY_DIM, width) if frame_fd is None else frame_fd)
 
-    def forward(self, view: View, prefix: int) -> torch.Tensor:
+    def forward(self, view: View, prefix: int, months_pf: torch.Tensor | None) -> torch.Tensor:
         """Loss of a batch.
 
         Args:
             view: first views of this process's pixels, then second views, tile by tile.
             prefix: how much of the embedding the Matryoshka term sees.
+            months_pf: (2P, 144) what the pixels' months were like.
         """
-        z = self.student(*view.batches())
+        z: torch.Tensor = self.student(*view.batches())
+        recipe = self.recipe
+        loss = z.new_zeros(())
+        if recipe.twins_weight > 0:
+            loss = loss + recipe.twins_weight * self._all_twins(z, prefix)
+        if months_pf is not None:
+            wanted = months_pf @ self.frame_fd
+            within, whole = missed(z, wanted, 2 * self._groups(), average=mean_over_processes)
+            loss = loss + recipe.monthly_weight * (within + recipe.offset_weight * whole)
+        return loss
+
+    def _groups(self) -> int:
+        """This process's tiles."""
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return self.recipe.groups // world
+
+    def _all_twins(self, z: torch.Tensor, prefix: int) -> torch.Tensor:
         recipe = self.recipe
         loss = self._twins(z, project=True)
         if recipe.prefix_weight > 0:
@@ -79,8 +104,7 @@ class Twins(nn.Module):
         return loss
 
     def _twins(self, z: torch.Tensor, *, project: bool) -> torch.Tensor:
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        groups = self.recipe.groups // world
+        groups = self._groups()
         seen = self.projector(z, 2 * groups) if project else z
         one, two = seen.chunk(2)
         weight = self.recipe.redundancy if project else self.recipe.direct_redundancy
@@ -102,8 +126,8 @@ class Distilled(nn.Module):
         maps = [] if same else [nn.Linear(size, teacher_dim) for size in recipe.prefixes]
         self.maps = nn.ModuleList(maps)
 
-    def forward(self, view: View, target: torch.Tensor) -> torch.Tensor:
-        """Loss of a batch against (P, E) embeddings of the teacher."""
+    def forward(self, view: View, _prefix: int, target: torch.Tensor) -> torch.Tensor:
+        """Loss of a batch against (P, E) embeddings of the teacher; every prefix counts."""
         z = self.student(*view.batches())
         parts = []
         for place, size in enumerate(self.recipe.prefixes):

@@ -10,7 +10,7 @@ from infer.contract import SmaltiError
 from infer.pretrain.views import Noise
 
 Precision = Literal["float32", "bfloat16"]
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when the same recipe trains another way."""
 
 
@@ -59,6 +59,14 @@ class Recipe:
     """Weight of the same loss on the embedding itself, without projector."""
     direct_redundancy: float = 5e-3
     """Weight of its off-diagonal elements: larger ones use more directions, and those added last are the weakest."""
+    twins_weight: float = 0.1
+    """Weight of all that is Barlow Twins."""
+    monthly_weight: float = 5.0
+    """Weight of the mean square by which the embedding misses its pixel's months of the whole season."""
+    monthly_power: float = 0.35
+    """How far directions in which neighbours differ count for less in those months, 0 (not at all) to 0.5."""
+    offset_weight: float = 1.0
+    """Weight, relative to that, of the mean square by which whole tiles' embeddings lie apart."""
     prefixes: tuple[int, ...] = (16, 32, 64, 128)
     """Matryoshka prefixes; the last one is the whole embedding."""
     projector: int = 256
@@ -83,6 +91,13 @@ class Recipe:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise SmaltiError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        for name in ("twins_weight", "monthly_weight", "offset_weight"):
+            if getattr(self, name) < 0:
+                raise SmaltiError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if self.twins_weight == self.monthly_weight == 0:
+            raise SmaltiError("--twins-weight and --monthly-weight: one of them must be above 0")
+        if not 0 <= self.monthly_power <= 0.5:
+            raise SmaltiError(f"--monthly-power {self.monthly_power}: must lie between 0 and 0.5")
         if self.batch % self.groups or self.batch // self.groups < 4:
             raise SmaltiError(f"--batch {self.batch}: must be a multiple of --groups {self.groups}, at least fourfold")
         if self.longest < self.shortest:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, SmaltiError, Tile, is_tile_folder, read_tile
+from infer.contract import BANDS, FormatError, SmaltiError, Tile, is_tile_folder, read_tile
+from infer.contract.monthly import MONTHLY_DIM, monthly_composites, without_gaps
 from infer.pretrain.views import Pixels
 
 
@@ -96,20 +99,50 @@ def _flat(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(dates, height * width, *rest)
 
 
-def gather(tile: Tile, position_p: NDArray[np.int64]) -> Pixels:
-    """All observations of pixels at flat positions: one gather from each memory map."""
+def months_of(tile: Tile, position_p: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(P, 144) medians of calendar months (`infer.contract.monthly`), missing ones filled along the year.
+
+    Not of the season's months: all that a network knows is the day of year.
+    """
+    row, column = np.divmod(position_p, tile.shape_hw[1])
+    return without_gaps(monthly_composites(replace(tile, manifest={}), row, column))
+
+
+def gather(
+    tile: Tile, position_p: NDArray[np.int64], dates: tuple[int, int] | None = None, *, monthly: bool = False
+) -> Pixels:
+    """All observations of pixels at flat positions: one gather from each memory map.
+
+    Args:
+        tile: that holds them.
+        position_p: (P,) row * W + column.
+        dates: pad the dates of Sentinel-2 and of Sentinel-1 to these numbers.
+        monthly: add what the pixels' months were like.
+    """
     bands = _flat(tile.bands_thwb)[:, position_p].astype(np.float32)
     clear = _flat(tile.masks_thw)[:, position_p] == 1
     radar = np.concatenate([_flat(stack)[:, position_p] for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)])
-    doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(np.int64)
+    doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t])
+    up = np.arange(len(doys)) < len(tile.sar_asc_doys_t)
+    optical, microwave = dates or (len(bands), len(radar))
+
+    def padded(array_tp: NDArray[Any], length: int) -> torch.Tensor:
+        whole = np.zeros((len(position_p), length, *array_tp.shape[2:]), array_tp.dtype)
+        whole[:, : len(array_tp)] = array_tp.swapaxes(0, 1)
+        return torch.from_numpy(whole)
+
+    def everywhere(array_t: NDArray[Any]) -> NDArray[Any]:
+        return np.broadcast_to(array_t[:, None], (len(array_t), len(position_p)))
+
     return Pixels(
-        torch.from_numpy(np.ascontiguousarray(bands.swapaxes(0, 1))),
-        torch.from_numpy(np.ascontiguousarray(clear.T)),
-        torch.from_numpy(tile.doys_t.astype(np.int64)),
-        torch.from_numpy(np.ascontiguousarray(radar.swapaxes(0, 1)).astype(np.float32)),
-        torch.from_numpy(np.ascontiguousarray((radar != 0).any(axis=-1).T)),
-        torch.from_numpy(doys),
-        len(tile.sar_asc_doys_t),
+        padded(bands, optical),
+        padded(clear, optical),
+        padded(everywhere(tile.doys_t.astype(np.int64)), optical),
+        padded(radar.astype(np.float32), microwave),
+        padded((radar != 0).any(axis=-1), microwave),
+        padded(everywhere(doys.astype(np.int64)), microwave),
+        padded(everywhere(up), microwave),
+        torch.from_numpy(months_of(tile, position_p)) if monthly else None,
     )
 
 
@@ -130,13 +163,14 @@ def cut(tile: Tile, position_p: NDArray[np.int64]) -> Tile:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pixels of one tile and, row by row, the pixels that should look alike."""
+    """P pixels of one tile and, place by place, the pixels that should look alike."""
 
-    tile: Tile
-    position: NDArray[np.int64]
+    number: int
+    """Of the tile."""
+    one: NDArray[np.int64]
     """(P,) flat positions of the first ones."""
-    one: Pixels
-    two: Pixels
+    two: NDArray[np.int64]
+    """(P,) of the others."""
 
 
 def draw_pairs(tiles: TileSet, pixels: int, reach: int, rng: np.random.Generator) -> Pairs:
@@ -149,11 +183,93 @@ def draw_pairs(tiles: TileSet, pixels: int, reach: int, rng: np.random.Generator
         rng: the only source of chance.
     """
     number = int(rng.choice(len(tiles.tiles), p=tiles.chance))
-    tile, usable = tiles.tiles[number], tiles.usable[number]
+    usable = tiles.usable[number]
     position = np.asarray(rng.choice(usable, pixels, replace=len(usable) < pixels), np.int64)
-    one = gather(tile, position)
     if reach == 0:
-        return Pairs(tile, position, one, one)
-    partner = neighbours(tile, position, reach, rng)
-    partner = np.where(np.isin(partner, usable), partner, position)
-    return Pairs(tile, position, one, gather(tile, partner))
+        return Pairs(number, position, position)
+    partner = neighbours(tiles.tiles[number], position, reach, rng)
+    found = usable[np.minimum(np.searchsorted(usable, partner), len(usable) - 1)]
+    return Pairs(number, position, np.where(found == partner, partner, position))
+
+
+class Reader:
+    """Pixels of a set of tiles on a device.
+
+    On an accelerator that has the memory whole tiles lie there, and a batch is a few gathers on the device; elsewhere
+    pixels come from the memory maps. Both give the same numbers.
+    """
+
+    def __init__(self, tiles: TileSet, device: torch.device, *, monthly: bool) -> None:
+        """Read pixels of `tiles`, with their months if `monthly`."""
+        self.tiles, self.device, self.monthly = tiles, device, monthly
+        self.dates = (
+            max(len(tile.doys_t) for tile in tiles.tiles),
+            max(len(tile.sar_asc_doys_t) + len(tile.sar_desc_doys_t) for tile in tiles.tiles),
+        )
+        """Dates of the longest season: all are padded to it, so that chance is dealt alike however work is shared."""
+        self._resident: list[Pixels] = []
+        if self._fits():
+            with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+                self._resident = list(pool.map(self._whole, tiles.tiles))
+
+    def _fits(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        pixels = sum(tile.shape_hw[0] * tile.shape_hw[1] for tile in self.tiles.tiles)
+        optical, microwave = self.dates
+        size = pixels * (optical * (2 * len(BANDS) + 1) + microwave * 5 + 4 * MONTHLY_DIM)
+        return size < 0.4 * torch.cuda.mem_get_info(self.device)[0]
+
+    def _whole(self, tile: Tile) -> Pixels:
+        """All pixels of a tile on the device, whole numbers as int16 (few kernels know uint16), days once a tile."""
+        count = tile.shape_hw[0] * tile.shape_hw[1]
+
+        def moved(array: NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.array(array)).to(self.device)
+
+        def padded(value_tp: torch.Tensor, length: int) -> torch.Tensor:
+            whole = value_tp.new_zeros(value_tp.shape[1], length, *value_tp.shape[2:])
+            whole[:, : len(value_tp)] = value_tp.transpose(0, 1)
+            return whole
+
+        optical, microwave = self.dates
+        radar = moved(np.concatenate([_flat(stack) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]))
+        sar_doys = np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(np.int64)
+        up = np.arange(len(sar_doys)) < len(tile.sar_asc_doys_t)
+        return Pixels(
+            padded(moved(_flat(tile.bands_thwb).view(np.int16)), optical),
+            padded(moved(_flat(tile.masks_thw)) == 1, optical),
+            padded(moved(tile.doys_t.astype(np.int64))[:, None], optical),
+            padded(radar, microwave),
+            padded((radar != 0).any(dim=-1), microwave),
+            padded(moved(sar_doys)[:, None], microwave),
+            padded(moved(up)[:, None], microwave),
+            moved(months_of(tile, np.arange(count))) if self.monthly else None,
+        )
+
+    def take(self, number: int, position_p: NDArray[np.int64]) -> Pixels:
+        """Pixels of a tile at flat positions."""
+        if not self._resident:
+            found = gather(self.tiles.tiles[number], position_p, self.dates, monthly=self.monthly)
+            return _each(found, lambda value: value.to(self.device))
+        index = torch.from_numpy(position_p).to(self.device)
+
+        def taken(value: torch.Tensor) -> torch.Tensor:
+            return value.index_select(0, index) if len(value) > 1 else value.expand(len(index), *value.shape[1:])
+
+        found = _each(self._resident[number], taken)
+        bands = (found.bands_ptb.to(torch.int32) & 0xFFFF).float()
+        return replace(found, bands_ptb=bands, sar_pup=found.sar_pup.float())
+
+
+def _each(pixels: Pixels, one: Callable[[torch.Tensor], torch.Tensor]) -> Pixels:
+    values: dict[str, Any] = {item.name: getattr(pixels, item.name) for item in fields(pixels)}
+    changed: dict[str, Any] = {name: None if value is None else one(value) for name, value in values.items()}
+    return Pixels(**changed)
+
+
+def together(parts: Sequence[Pixels]) -> Pixels:
+    """Pixels of several tiles, read to the same length, one after the other."""
+    joined: dict[str, list[Any]] = {item.name: [getattr(part, item.name) for part in parts] for item in fields(Pixels)}
+    whole: dict[str, Any] = {name: None if values[0] is None else torch.cat(values) for name, values in joined.items()}
+    return Pixels(**whole)

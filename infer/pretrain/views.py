@@ -6,6 +6,7 @@ Everything is drawn from one generator and done for the whole batch at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -16,30 +17,56 @@ from infer.normalisation import NORMALISATIONS
 _NORM = NORMALISATIONS["v2-student"]
 _DB = 400.0
 """Scaled units of one decibel of power: 20 log10 of power times 200."""
+_MONTHS = 12
+_LONGEST_GAP = 4
+"""Months in a row that a view may lack."""
+
+
+class Chance:
+    """A source of chance for some rows of a batch: numbers are drawn for all rows, whoever works on them.
+
+    Processes that share out a batch thus draw what one process would.
+    """
+
+    def __init__(self, generator: torch.Generator, rows: slice, total: int) -> None:
+        """Numbers come from `generator`, on its device, for `total` rows, of which `rows` are kept."""
+        self.generator, self.rows, self.total = generator, rows, total
+        self.count = len(range(*rows.indices(total)))
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """(rows, *shape) in [0, 1)."""
+        return torch.rand((self.total, *shape), generator=self.generator, device=self.generator.device)[self.rows]
+
+    def normal(self, spread: float, *shape: int) -> torch.Tensor:
+        """(rows, *shape) around 0."""
+        numbers = torch.randn((self.total, *shape), generator=self.generator, device=self.generator.device)
+        return numbers[self.rows] * spread
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """P pixels of one tile with all their observations (T dates of S2, A + D of S1)."""
+    """P pixels with all their observations: T dates of S2, U of S1, padded to the longest season."""
 
     bands_ptb: torch.Tensor
     """(P, T, 10) float32 digital numbers."""
     clear_pt: torch.Tensor
     """(P, T) bool."""
-    doys_t: torch.Tensor
-    """(T,) int64."""
+    doys_pt: torch.Tensor
+    """(P, T) int64."""
     sar_pup: torch.Tensor
-    """(P, A + D, 2) float32 scaled dB, ascending first."""
+    """(P, U, 2) float32 scaled dB."""
     seen_pu: torch.Tensor
-    """(P, A + D) bool: any polarisation is not zero."""
-    sar_doys_u: torch.Tensor
-    """(A + D,) int64."""
-    ascending: int
-    """A."""
+    """(P, U) bool: any polarisation is not zero."""
+    sar_doys_pu: torch.Tensor
+    """(P, U) int64."""
+    up_pu: torch.Tensor
+    """(P, U) bool: of an ascending orbit."""
+    monthly_pf: torch.Tensor | None = None
+    """(P, 144) float32 what the calendar's months were like (`tiles.months_of`), or None."""
 
-    def thinned(self, share: float, generator: torch.Generator) -> Pixels:
+    def thinned(self, share: float, chance: Chance) -> Pixels:
         """The same pixels with this share of their observations missing at random."""
-        keep = [torch.rand(mask.shape, generator=generator) >= share for mask in (self.clear_pt, self.seen_pu)]
+        keep = [chance.uniform(mask.shape[1]) >= share for mask in (self.clear_pt, self.seen_pu)]
         return replace(self, clear_pt=self.clear_pt & keep[0], seen_pu=self.seen_pu & keep[1])
 
 
@@ -81,9 +108,13 @@ class Noise:
     """Chance that a pixel of a view has no Sentinel-2."""
     drop_s1: float = 0.15
     """Chance that it has no Sentinel-1."""
+    gap_s2: float = 0.5
+    """Chance that a pixel of a view lacks all Sentinel-2 dates of one to four months in a row."""
+    gap_s1: float = 0.2
+    """The same of Sentinel-1."""
 
 
-NO_NOISE = Noise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NO_NOISE = Noise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _vector(values: tuple[float, ...]) -> torch.Tensor:
@@ -95,21 +126,37 @@ _S1 = {name: (_vector(item.mean), _vector(item.std)) for name, item in (("asc", 
 _HAZE = _vector(tuple({"B02": 1.0, "B03": 0.7, "B04": 0.5, "B05": 0.4}.get(band, 0.15) for band in BANDS))
 
 
-def choose(valid_pt: torch.Tensor, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+@cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Mean, spread and haze of Sentinel-2, then mean and spread of ascending and of descending passes."""
+    return tuple(value.to(device) for value in (_S2_MEAN, _S2_STD, _HAZE, *_S1["asc"], *_S1["desc"]))
+
+
+def choose(valid_pt: torch.Tensor, length: int, chance: Chance) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw `length` observations a pixel at random: all different while there are enough, then again from the start.
 
     Returns:
         (P, length) positions in order of time, and (P,) whether the pixel has any.
     """
-    keys = torch.rand(valid_pt.shape, generator=generator).masked_fill_(~valid_pt, 2.0)
+    keys = chance.uniform(valid_pt.shape[1]).masked_fill_(~valid_pt, 2.0)
     order = keys.argsort(dim=1)
     count_p1 = valid_pt.sum(dim=1, keepdim=True)
-    places = torch.arange(length)[None, :] % count_p1.clamp(min=1)
+    places = torch.arange(length, device=valid_pt.device)[None, :] % count_p1.clamp(min=1)
     return order.gather(1, places).sort(dim=1).values, count_p1[:, 0] > 0
 
 
-def _normal(shape: tuple[int, ...], spread: float, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator) * spread
+def without_some_months(
+    valid_pt: torch.Tensor, doys_pt: torch.Tensor, often: float, longest: int, chance: Chance
+) -> torch.Tensor:
+    """(P, T) `valid_pt` without the observations of some months in a row, for a share `often` of the pixels.
+
+    Where nothing would be left, nothing is taken away.
+    """
+    first = (chance.uniform() * _MONTHS).long()
+    length = (chance.uniform() * longest).long() + 1
+    hidden = (((doys_pt - 1) * _MONTHS // 366 - first[:, None]) % _MONTHS) < length[:, None]
+    left = valid_pt & ~(hidden & (chance.uniform() < often)[:, None])
+    return torch.where(left.any(dim=1, keepdim=True), left, valid_pt)
 
 
 def _emptied(
@@ -118,44 +165,46 @@ def _emptied(
     return values_ptc * keep_p[:, None, None], days_pt * keep_p[:, None]
 
 
-def _optical(pixels: Pixels, length: int, noise: Noise, g: torch.Generator) -> tuple[torch.Tensor, ...]:
-    index, some = choose(pixels.clear_pt, length, g)
+def _optical(pixels: Pixels, length: int, noise: Noise, chance: Chance) -> tuple[torch.Tensor, ...]:
+    valid = without_some_months(pixels.clear_pt, pixels.doys_pt, noise.gap_s2, _LONGEST_GAP, chance)
+    index, some = choose(valid, length, chance)
+    mean, std, haze, *_ = _constants(index.device)
     values = pixels.bands_ptb.gather(1, index[..., None].expand(-1, -1, len(BANDS)))
-    count = len(values)
-    values = values * (1 + _normal((count, 1, 1), noise.gain, g) + _normal((count, 1, len(BANDS)), noise.band_gain, g))
-    values = values * (1 + _normal((count, length, 1), noise.date_gain, g))
-    values = values + _normal((count, length, 1), noise.haze, g) * _HAZE + _normal(tuple(values.shape), noise.pixel, g)
-    return (values - _S2_MEAN) / (_S2_STD + 1e-9), pixels.doys_t[index], some
+    values = values * (1 + chance.normal(noise.gain, 1, 1) + chance.normal(noise.band_gain, 1, len(BANDS)))
+    values = values * (1 + chance.normal(noise.date_gain, length, 1))
+    values = values + chance.normal(noise.haze, length, 1) * haze + chance.normal(noise.pixel, length, len(BANDS))
+    return (values - mean) / (std + 1e-9), pixels.doys_pt.gather(1, index), some
 
 
-def _radar(pixels: Pixels, length: int, noise: Noise, g: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _radar(pixels: Pixels, length: int, noise: Noise, chance: Chance) -> tuple[torch.Tensor, ...]:
+    count, device = chance.count, pixels.sar_pup.device
     if pixels.sar_pup.shape[1] == 0:
-        count = len(pixels.sar_pup)
-        return torch.zeros(count, length, 2), torch.zeros(count, length, dtype=torch.long), torch.zeros(count) > 0
-    index, some = choose(pixels.seen_pu, length, g)
+        nothing = torch.zeros(count, length, device=device)
+        return nothing[..., None].expand(-1, -1, 2), nothing.long(), nothing[:, 0] > 0
+    valid = without_some_months(pixels.seen_pu, pixels.sar_doys_pu, noise.gap_s1, _LONGEST_GAP, chance)
+    index, some = choose(valid, length, chance)
+    _, _, _, up_mean, up_std, down_mean, down_std = _constants(device)
     values = pixels.sar_pup.gather(1, index[..., None].expand(-1, -1, 2))
-    values = values + _normal((len(values), 1, 2), noise.radar * _DB, g)
-    values = values + _normal(tuple(values.shape), noise.speckle * _DB, g)
-    up = (index < pixels.ascending)[..., None]
-    mean = torch.where(up, _S1["asc"][0], _S1["desc"][0])
-    std = torch.where(up, _S1["asc"][1], _S1["desc"][1])
-    return (values - mean) / (std + 1e-9), pixels.sar_doys_u[index], some
+    values = values + chance.normal(noise.radar * _DB, 1, 2) + chance.normal(noise.speckle * _DB, length, 2)
+    up = pixels.up_pu.gather(1, index)[..., None]
+    mean, std = torch.where(up, up_mean, down_mean), torch.where(up, up_std, down_std)
+    return (values - mean) / (std + 1e-9), pixels.sar_doys_pu.gather(1, index), some
 
 
-def draw_view(pixels: Pixels, lengths: tuple[int, int], noise: Noise, generator: torch.Generator) -> View:
-    """One view of every pixel.
+def draw_view(pixels: Pixels, lengths: tuple[int, int], noise: Noise, chance: Chance) -> View:
+    """One view of every pixel, on the pixels' device.
 
     Args:
         pixels: P pixels.
         lengths: observations drawn of Sentinel-2 and of Sentinel-1.
         noise: what else may differ.
-        generator: the only source of chance.
+        chance: the only source of chance, of P rows.
     """
-    s2, s2_days, s2_some = _optical(pixels, lengths[0], noise, generator)
-    s1, s1_days, s1_some = _radar(pixels, lengths[1], noise, generator)
-    shift = _normal((len(s2), 1), noise.days, generator).round().long()
+    s2, s2_days, s2_some = _optical(pixels, lengths[0], noise, chance)
+    s1, s1_days, s1_some = _radar(pixels, lengths[1], noise, chance)
+    shift = chance.normal(noise.days, 1).round().long()
     s2_days, s1_days = ((days - 1 + shift) % 366 + 1 for days in (s2_days, s1_days))
-    lot = torch.rand(len(s2), generator=generator)
+    lot = chance.uniform()
     # At most one modality is taken away, and never the only one.
     keep_s2 = s2_some & ~((lot < noise.drop_s2) & s1_some)
     keep_s1 = s1_some & ~((lot > 1 - noise.drop_s1) & s2_some)

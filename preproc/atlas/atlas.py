@@ -12,7 +12,18 @@ from typing import Any
 import rasterio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from infer.contract import SOFTWARE, TILE_MANIFEST, Plan, Run, SmaltiError, embedding_paths, sha256_json, write_bytes
+from infer.contract import (
+    SOFTWARE,
+    TILE_MANIFEST,
+    FormatError,
+    Plan,
+    Run,
+    SmaltiError,
+    embedding_paths,
+    read_json,
+    sha256_json,
+    write_bytes,
+)
 from infer.contract.explored import GroupsManifest, SimilarManifest
 from infer.contract.imported import imported_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, Provenance
@@ -36,6 +47,9 @@ _STATES = {
 """How far a tile is, and the colour of its outline."""
 _MOST_SHORT_TILES = 6000
 """Of short embeddings: at half a megabyte each 3 GB before compression. Of more, the finest levels are left out."""
+_FORMAT = "smalti/atlas"
+_MOST_OUTLINES = 20_000
+"""Tiles whose outlines and states are on the page: of more it would be too large to open."""
 MARK = "atlas.json"
 """In the folder: that it is an atlas, and so may be written again."""
 
@@ -149,7 +163,7 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
         SmaltiError: if there is nothing to show, or the folder holds something else.
     """
     folder = out or run.root / "atlas"
-    if folder.exists() and not (folder / MARK).is_file() and any(folder.iterdir()):
+    if folder.exists() and not _is_ours(folder) and any(folder.iterdir()):
         raise SmaltiError(f"{folder}: holds something that is no atlas: name an empty or a new folder")
     plan, layers = Plan.read(run), layers_of(run)
     tiles = list(plan.tiles)
@@ -159,7 +173,7 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     grid = grid_of(tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2)
     if folder.exists():
         shutil.rmtree(folder)
-    mark = json.dumps({"format": "smalti/atlas", "software": SOFTWARE}) + "\n"
+    mark = json.dumps({"format": _FORMAT, "software": SOFTWARE}) + "\n"
     write_bytes(folder / MARK, mark.encode())  # first: what a killed process left may be written again
     total, work = 0, folder / ".short"
     short = write_short(run, work)
@@ -183,6 +197,15 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     size = human_bytes(total + len(page))
     seen = len(layers) + (short is not None)
     return f"{folder}: {seen} layers, {size}: look at it with `smalti view {folder}`, or from any web server"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder says that it is an atlas; other programs have files of that name."""
+    try:
+        content = read_json(folder / MARK, what="the mark of an atlas", remedy="")
+    except FormatError:
+        return False
+    return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
 def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, vectors: Mapping[str, Any] | None) -> bytes:
@@ -212,7 +235,9 @@ def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, vector
 
 
 def _tiles(run: Run, plan: Plan) -> list[list[Any]]:
-    """Name, state (its place in _STATES) and the corners of every tile, 0 to 1 over the world."""
+    """Name, state (its place in _STATES) and the corners of every tile, 0 to 1 over the world; none of very many."""
+    if len(plan.tiles) > _MOST_OUTLINES:
+        return []
     states, imported = list(_STATES), imported_tiles(run)
 
     def state(name: str) -> str:

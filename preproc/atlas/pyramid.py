@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from rasterio.warp import reproject
@@ -138,15 +142,26 @@ def write_pyramid(
     Returns:
         Bytes written.
     """
-    written = 0
-    for level, places in enumerate(grid.places, start=grid.coarsest):
-        for column, row in sorted(places):
-            values_bhw = read_tile(rasters, bands, nodata, level, column, row)
-            if (values_bhw != nodata).any():
-                content = _png(values_bhw.reshape(-1, SIDE))
-                write_bytes(folder / str(level) / str(column) / f"{row}.png", content)
-                written += len(content)
-            done()
+
+    def write(level: int, column: int, row: int) -> int:
+        values_bhw = read_tile(rasters, bands, nodata, level, column, row)
+        if not (values_bhw != nodata).any():
+            return 0
+        content = _png(values_bhw.reshape(-1, SIDE))
+        write_bytes(folder / str(level) / str(column) / f"{row}.png", content)
+        return len(content)
+
+    levels = enumerate(grid.places, start=grid.coarsest)
+    todo = [(level, *place) for level, places in levels for place in sorted(places)]
+    written, pool = 0, ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # GDAL lets go of Python's lock
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # of arrays: rasterio's own filter is not for threads
+        try:
+            for size in pool.map(lambda which: write(*which), todo):
+                written += size
+                done()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return written
 
 

@@ -222,6 +222,7 @@ def index_scenes(run: Run, items: Sequence[Item], found: ParsedItems) -> list[Pa
     Returns:
         The file; nothing for few items.
     """
+    (run.root / SCENES_FILE).unlink(missing_ok=True)  # of an earlier plan
     if len(items) < _INDEXED:
         return []
     places: dict[int, tuple[str, int, int]] = {}
@@ -361,6 +362,8 @@ class TileScenes:
         Raises:
             FormatError: see `scenes_near`.
         """
+        if not tiles:  # all are imported, or none has changed since it was looked at
+            return iter(())
         names = frozenset(tile.name for tile in tiles)
         if self._index is None or (self._near is not None and not names <= self._near):
             again = self._index is not None

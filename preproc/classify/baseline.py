@@ -12,6 +12,7 @@ from infer.contract.classification import ClassifierManifest
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.folds import Folds
+from preproc.classify.medians import MOST_WORK
 from preproc.classify.methods import out_of_fold, parameters
 from preproc.classify.out_of_fold import OutOfFold, Places
 from preproc.classify.performance import bootstrap, paired
@@ -20,8 +21,6 @@ from preproc.run.config import Config
 from preproc.run.progress import progress
 
 FEATURES = "monthly medians of the ten Sentinel-2 bands and of VV and VH"
-MOST_WORK = 400_000
-"""Pixels times classes that are trained on unasked: about a minute."""
 
 
 def baseline(

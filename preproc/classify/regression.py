@@ -31,14 +31,15 @@ from infer.contract.classification import (
     ValueAccuracyManifest,
     ValueFigures,
     ValueFold,
+    ValueHeldOut,
 )
 from infer.contract.record import from_json
 from preproc.classify.elsewhere import described
-from preproc.classify.folds import Folds
+from preproc.classify.out_of_fold import HELD_OUT
 from preproc.classify.performance import nearest_m, points_of, summary
 from preproc.classify.pool import pooled_samples
-from preproc.classify.split import divide, split_of
-from preproc.classify.table import Samples
+from preproc.classify.split import divide, hold_out, split_of
+from preproc.classify.table import Samples, counted
 from preproc.run.classifier import MANIFEST, file_of, read_regressor
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
@@ -52,6 +53,7 @@ _BOOTSTRAPS = 1000
 _STRATA = 5
 """Folds share the groups out by fifths of their numbers."""
 _REMEDY = "run `smalti train` again"
+_FAULT = "this is a fault of smalti"
 WHAT = (
     "cross-validation on labelled groups that the model had not seen, in the number's own unit: not the accuracy of "
     "the map, for which a probability sample is needed"
@@ -132,13 +134,13 @@ def build_regressor(run: Run, config: Config, inputs: Mapping[str, Any]) -> None
         SmaltiError: if the samples cannot be trained on.
     """
     settings = config.classify
-    if settings.hold_out:
-        raise SmaltiError("[classify] hold_out belongs to classes: with [labels] value leave it out")
-    samples = pooled_samples(run, config)
-    wrong = [source.name for source in samples.sources if source.value is None]
+    pooled = pooled_samples(run, config)
+    wrong = [source.name for source in pooled.sources if source.value is None]
     if wrong:
-        raise SmaltiError(f"[train] runs: the samples of {', '.join(wrong)} hold classes, and not {samples.legend[1]}")
-    split = split_of(samples, settings)
+        raise SmaltiError(f"[train] runs: the samples of {', '.join(wrong)} hold classes, and not {pooled.legend[1]}")
+    whole = split_of(pooled, settings)
+    held_n, held_out = hold_out(replace(pooled, code_n=_strata(pooled)), whole, settings)
+    samples, once, split = pooled.take(~held_n), pooled.take(held_n), whole.take(~held_n)
     strata = replace(samples, code_n=_strata(samples))
     folds = divide(strata, split, settings, settings.seed)
     predicted_n3, reported_n3 = np.empty((2, len(samples), 3), dtype=np.float32)
@@ -171,13 +173,17 @@ def build_regressor(run: Run, config: Config, inputs: Mapping[str, Any]) -> None
         rows=len(samples),
         range=(float(samples.value_n.min()), float(samples.value_n.max())),
         trained_on=samples.trained_on,
+        held_out=held_out,
     )
+    once_n3 = Regressor(about.value, dim, model, wider).predict(once.values_nc)
     with atomic_dir(run.model) as folder:
         metadata = model.get_metadata()
         metadata["train_finish_time"] = metadata["model_guid"] = ""
         model.save_model(str(folder / REGRESSOR), format="cbm")
-        _write_out_of_fold(folder / OUT_OF_FOLD, samples, folds, reported_n3)
-        figures = measure(_read_out_of_fold(folder / OUT_OF_FOLD), settings.seed)
+        written = pooled.take(np.concatenate([np.flatnonzero(~held_n), np.flatnonzero(held_n)]))
+        fold_n = np.concatenate([folds.fold_n, np.full(len(once), HELD_OUT, dtype=np.int32)])
+        _write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, np.concatenate([reported_n3, once_n3]))
+        figures = measure(_crossed(_read_out_of_fold(folder / OUT_OF_FOLD)), settings.seed)
         write_bytes(folder / CARD_TEXT, _card(about, figures).encode())
         write_bytes(folder / SCATTER, scatter(samples.value_n, predicted_n3, about.value))
         files = [folder / name for name in (REGRESSOR, OUT_OF_FOLD, CARD_TEXT, SCATTER)]
@@ -229,7 +235,9 @@ class Predicted:
 _COLUMNS_OF = ("x", "y", "epsg", "fold", "value", "predicted", "low", "high")
 
 
-def _write_out_of_fold(path: Path, samples: Samples, folds: Folds, predicted_n3: NDArray[np.float32]) -> None:
+def _write_out_of_fold(
+    path: Path, samples: Samples, fold_n: NDArray[np.int32], predicted_n3: NDArray[np.float32]
+) -> None:
     columns = {
         "tile": pa.array(samples.tile_n.tolist(), pa.string()),
         "row": samples.row_n,
@@ -238,7 +246,7 @@ def _write_out_of_fold(path: Path, samples: Samples, folds: Folds, predicted_n3:
         "y": samples.y_n,
         "epsg": samples.epsg_n,
         "group": pa.array(samples.group_n.tolist(), pa.string()),
-        "fold": folds.fold_n,
+        "fold": fold_n,
         "value": samples.value_n,
         **{name: np.ascontiguousarray(predicted_n3[:, i]) for i, name in enumerate(("predicted", "low", "high"))},
     }
@@ -298,7 +306,8 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
     """
     about = read_regressor(folder)
     verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
-    oof = _read_out_of_fold(file_of(folder, OUT_OF_FOLD))
+    everything = _read_out_of_fold(file_of(folder, OUT_OF_FOLD))
+    oof = _crossed(everything)
     by_pixel = measure(oof, seed)
     by_group = measure(_of_groups(oof), seed)
     names = about.folds.names
@@ -323,9 +332,23 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
         pixels=by_pixel,
         groups=by_group,
         folds=tuple(folds),
-        distance_m=from_json(Distances, summary(nearest), Path("distances"), "this is a fault of smalti"),
+        distance_m=from_json(Distances, summary(nearest), Path("distances"), _FAULT),
         headline=headline,
+        held_out=_held_out(everything, about, seed),
     )
+
+
+def _held_out(everything: Predicted, about: RegressorManifest, seed: int) -> ValueHeldOut | None:
+    once = everything.fold_n == HELD_OUT
+    if about.held_out is None or not once.any():
+        return None
+    far = from_json(Distances, summary(nearest_m(points_of(everything), once)), Path("distances"), _FAULT)
+    return ValueHeldOut(about.held_out.parts, measure(_take(everything, once), seed), far)
+
+
+def _crossed(oof: Predicted) -> Predicted:
+    """Without what was held out."""
+    return _take(oof, oof.fold_n != HELD_OUT)
 
 
 def _take(oof: Predicted, where: NDArray[Any]) -> Predicted:
@@ -393,3 +416,7 @@ def tell(made: ValueAccuracyManifest) -> None:
     for row in made.folds:
         name = row.tests or f"fold {row.fold}"
         say(f"validate: {name}: RMSE {row.figures.rmse.value:.3g}, bias {row.figures.bias.value:+.3g}")
+    if made.held_out is not None:
+        once = made.held_out.figures
+        groups = counted(once.n_groups, "group")
+        say(f"validate: held out and used once: RMSE {once.rmse.value:.3g}, bias {once.bias.value:+.3g} ({groups})")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,22 @@ from infer.contract import (
     PlannedTiles,
     Run,
     SmaltiError,
+    Tile,
+    array_paths,
     atomic_file,
     embedding_manifest,
     embedding_paths,
+    is_released,
     planned_tiles,
     read_embedding,
     read_manifest,
+    read_tile,
     sha256_json,
 )
 from infer.contract.classification import SampledClass, SamplesManifest
+from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
+from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
 from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
 from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
 from preproc.raster.provenance import embedded, read_provenance
@@ -104,6 +112,20 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
         for name in names
     ]
     return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
+
+
+def _labels(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> LabelSet:
+    settings = _settings(run, config)
+    return read_labels(
+        settings.path,
+        settings.attribute,
+        settings.group,
+        settings.layer,
+        _zone_bounds(tiles),
+        encoding=settings.encoding,
+        district_attribute=settings.district,
+        numeric=settings.value is not None,
+    )
 
 
 @dataclass
@@ -182,16 +204,7 @@ def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Dra
     """
     settings = _settings(run, config)
     tiles = planned_tiles(run)
-    labels = read_labels(
-        settings.path,
-        settings.attribute,
-        settings.group,
-        settings.layer,
-        _zone_bounds(tiles),
-        encoding=settings.encoding,
-        district_attribute=settings.district,
-        numeric=settings.value is not None,
-    )
+    labels = _labels(run, config, tiles)
     picked = _pick(run, config, tiles, labels, embedded_only)
     chosen = _cap(picked, labels)
     codes = _codes(labels, chosen, settings)
@@ -221,6 +234,75 @@ def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
     _tell(about)
+    if value is None:
+        _keep_medians(run, config, drawn)
+
+
+def _keep_medians(run: Run, config: Config, drawn: Drawn) -> None:
+    """While arrays are there: `validate` compares with them, also when they were let go meanwhile."""
+    work = len(drawn.chosen.tile_n) * len(set(drawn.codes.values()))
+    if not _compared(config) or (config.classify.baseline == "auto" and work > MOST_WORK):
+        return
+    chosen = drawn.chosen
+    for index in np.unique(chosen.tile_n):
+        here = chosen.tile_n == index
+        folder, rows, cols = run.tiles / drawn.tiles[index].name, chosen.row_n[here], chosen.col_n[here]
+        there = all(path.is_file() for path in array_paths(folder)) and not is_released(folder)
+        if there and kept_medians(folder, rows, cols) is None:
+            keep_medians(folder, read_tile(folder, need_manifest=True, checksums=False), rows, cols)
+
+
+def _compared(config: Config) -> bool:
+    """Whether `validate` may compare with monthly medians."""
+    classes = config.labels is not None and config.labels.value is None
+    return classes and config.classify.baseline is not False and config.model.name != MONTHLY_FAMILY
+
+
+def median_keeper(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> Callable[[Path, PlannedTile], None] | None:
+    """What keeps the medians of a tile's labelled pixels where its arrays will go before `sample` can see them.
+
+    Args:
+        run: the run.
+        config: its settings.
+        tiles: that it will be asked to look at.
+
+    Returns:
+        A function of a folder with a whole tile, and of its place; None where nothing is compared, or labels cannot be
+        read: `sample` will say why.
+    """
+    if not _compared(config) or not tiles:
+        return None
+    try:
+        labels = _labels(run, config, tiles)
+    except SmaltiError as error:
+        say(f"fetch: no monthly medians of labelled pixels are kept: {error}")
+        return None
+    class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
+    group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
+    zones, alone = _prepared(labels, tiles, config), Lock()  # prepared outlines are not to be shared by threads
+
+    def keep(folder: Path, planned: PlannedTile) -> None:
+        with alone:
+            claims = claim_pixels(planned, zones[planned.epsg], class_n)
+        rows, cols, features = claims.rows_m, claims.cols_m, claims.features_m
+        if not len(rows):
+            return
+        tile = read_tile(folder, need_manifest=True, checksums=False)
+        counts = _observations(tile, rows, cols)
+        seen = counts.any(axis=1) & (counts[:, 0] >= config.model.min_clear_s2)
+        picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
+        picked.add(0, planned, rows[seen], cols[seen], features[seen])
+        if len(picked.rows[0]):
+            keep_medians(folder, tile, picked.rows[0], picked.cols[0])
+
+    return keep
+
+
+def _observations(tile: Tile, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.int64]:
+    """(N, 2) clear Sentinel-2 and Sentinel-1 observations of some pixels."""
+    clear = (tile.masks_thw[:, rows, cols] == 1).sum(axis=0)
+    radar = [(stack[:, rows, cols] != 0).any(axis=-1).sum(axis=0) for stack in (tile.sar_asc_thwp, tile.sar_desc_thwp)]
+    return np.column_stack([clear, radar[0] + radar[1]])
 
 
 def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
@@ -239,10 +321,7 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
     group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
     picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
-    zones = {
-        epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
-        for epsg in dict.fromkeys(tile.epsg for tile in tiles)
-    }
+    zones = _prepared(labels, tiles, config)
     gaps = config.stitch.missing == "nodata"
     near, labelled = _labelled_tiles(tiles, zones)
     claimed: set[int] = set()
@@ -282,6 +361,14 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     picked.counts["features without a pixel"] = len(near - claimed)
     picked.counts["polygons too small to shrink, kept whole"] = len(small & claimed)
     return picked
+
+
+def _prepared(labels: LabelSet, tiles: Sequence[PlannedTile], config: Config) -> dict[int, Shapes]:
+    """The labels in every zone."""
+    return {
+        epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
+        for epsg in dict.fromkeys(tile.epsg for tile in tiles)
+    }
 
 
 def _labelled_tiles(tiles: Sequence[PlannedTile], zones: Mapping[int, Shapes]) -> tuple[set[int], list[int]]:

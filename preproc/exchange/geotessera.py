@@ -29,6 +29,10 @@ NPY_FOLDER = "global_0.1_degree_representation"
 MASK_FOLDER = "global_0.1_degree_tiff_all"
 _MOST = 4096
 """Numbers a pixel that are believed."""
+_FARTHEST = 1e8
+"""Metres that a corner's coordinates may have."""
+_MOST_CHUNK = 1 << 30
+"""Bytes of a chunk, which is held as a whole when any pixel of it is read; published are 128 KiB."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +140,30 @@ class ZarrStore:
             codes, scales = group["embeddings"], group["scales"]
             years = np.asarray(group["time"][:]).tolist()
             a, b, west, d, e, north = (float(value) for value in group.attrs["spatial:transform"][:6])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise SmaltiError(f"{where}: not a zone of geotessera's layout ({error!r}): name another store") from error
         if (a, b, d, e) != (PIXEL_SIZE, 0.0, 0.0, -PIXEL_SIZE):
             raise SmaltiError(f"{where}: its pixels are {a} x {e} metres, those of runs {PIXEL_SIZE}: name another")
-        height, width = scales.shape[1:]
-        if codes.dtype != np.int8 or scales.dtype != np.float32 or codes.shape[2:] != (height, width):
-            raise SmaltiError(f"{where}: codes {codes.dtype} {codes.shape} and scales {scales.dtype} do not fit")
+        if not max(abs(west), abs(north)) < _FARTHEST:
+            raise SmaltiError(f"{where}: its corner {west}, {north} lies beyond the Earth: name another store")
+        counted: Any = group.get("observations")
+        arrays = [one for one in (codes, scales, counted) if one is not None]
+        if any(not hasattr(one, "dtype") or one.ndim < 3 for one in arrays):
+            raise SmaltiError(
+                f"{where}: embeddings and scales are no arrays of geotessera's layout: name another store"
+            )
+        height, width = (int(side) for side in scales.shape[-2:])
+        fits = codes.shape[1:] == (self.dataset.dim, height, width) and scales.ndim == 3
+        fits = fits and min(codes.shape[0], scales.shape[0]) >= len(years)
+        if codes.dtype != np.int8 or scales.dtype != np.float32 or not fits:
+            raise SmaltiError(
+                f"{where}: codes {codes.dtype} {codes.shape} and scales {scales.dtype} {scales.shape} do not fit "
+                f"{len(years)} years of {self.dataset.dim} numbers: name another store"
+            )
+        if any(math.prod(one.chunks) * one.dtype.itemsize > _MOST_CHUNK for one in arrays):
+            raise SmaltiError(
+                f"{where}: a chunk of its arrays takes more than {_MOST_CHUNK >> 30} GiB: name another store"
+            )
         if self._year not in years:
             raise SmaltiError(
                 f"{where}: has {', '.join(map(str, years))}, not {self._year}: change [region] start, end"
@@ -161,8 +182,14 @@ class ZarrStore:
                     exit_code=EXIT_TRY_AGAIN,
                 ) from error
 
-        counted: Any = group.get("observations")
-        known = counted is not None and list(counted.attrs.get("smalti:layers", []))[:2] == ["clear_s2", "s1"]
+        known = (
+            counted is not None
+            and list(counted.attrs.get("smalti:layers", []))[:2] == ["clear_s2", "s1"]
+            and counted.dtype == np.uint8
+            and counted.shape[0] >= len(years)
+            and (counted.ndim, *counted.shape[2:]) == (4, height, width)
+            and counted.shape[1] >= len(OBSERVED)
+        )
 
         def observed(rows: slice, columns: slice) -> NDArray[np.uint8]:
             return np.moveaxis(np.asarray(counted[index, : len(OBSERVED), rows, columns]), 0, -1)

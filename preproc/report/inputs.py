@@ -88,7 +88,7 @@ def read_sources(run: Run, config: Config) -> Sources:
         trials=tuple(file_of(model_folder(run, config), "trials.jsonl").read_text().splitlines()),
         map=MapManifest.read(run).verify(run),
         accuracy=AccuracyManifest.read(run).verify(run),
-        simulated=_is_simulated(run),
+        simulated=is_simulated(run),
     )
     _check_consistent(run, sources)
     return sources
@@ -108,7 +108,7 @@ def _check_consistent(run: Run, read: Sources) -> None:
             raise SmaltiError(f"{run.root}: {problem}: run `smalti run {run.quoted}` to bring the run up to date")
 
 
-def _is_simulated(run: Run) -> bool:
+def is_simulated(run: Run) -> bool:
     """Whether the saved items carry smalti:simulated, as those of the simulated archive do."""
     for path in sorted(run.items.glob("*.json"))[:1]:
         content = read_json(path, what="the saved items", remedy=f"run `smalti plan {run.quoted}` again")

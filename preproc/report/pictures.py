@@ -11,14 +11,17 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from infer.contract import Run, child, planned_tiles
-from infer.contract.rasters import MapManifest, MosaicManifest
+from infer.contract.rasters import MapManifest, MosaicManifest, ValueMapManifest
 from preproc.raster.figure import length_text, scale_length
 from preproc.raster.legend import class_colours
-from preproc.raster.preview import Picture, picture, png_bytes
+from preproc.raster.preview import Picture, picture, png_bytes, preview_level, read_strips
 from preproc.raster.zones import ZoneGrid, zone_grids
 
 CONFIDENCE_COLOURS = "cividis"
 """Even in lightness, and the same to people who do not tell red from green."""
+
+
+VALUE_COLOURS = "viridis"
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,33 @@ def confidence_gradient(steps: int = 11) -> str:
     return ", ".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in rgba)
 
 
+def value_pictures(run: Run, made: ValueMapManifest) -> tuple[list[Shown], float, float]:
+    """The map of a number of each zone, dark to bright, and the numbers that are darkest and brightest: all but the two
+    hundredths at either end lie between them."""
+    paths = {label: child(run.map, zone.values) for label, zone in made.zones.items()}
+    seen = [
+        strips[0][..., 0][np.isfinite(strips[0][..., 0])]
+        for path in paths.values()
+        for strips in read_strips([path], preview_level(path))
+    ]
+    values = np.concatenate(seen) if seen else np.zeros(0)
+    low, high = np.percentile(values, [2, 98]).tolist() if len(values) else (0.0, 0.0)
+
+    def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
+        shade = (strips[0][..., 0] - low) / ((high - low) or 1.0)
+        rgba: NDArray[np.uint8] = colormaps[VALUE_COLOURS](np.nan_to_num(shade, nan=0.0), bytes=True)
+        rgba[np.isnan(shade)] = 0
+        return rgba
+
+    grids = zone_grids(planned_tiles(run))
+    return [_shown(grid, picture([paths[grid.label]], grid, colours)) for grid in grids], low, high
+
+
 def embedding_pictures(run: Run, mosaic: MosaicManifest) -> list[tuple[str, str]]:
     """Zone and data URI of the previews that `stitch` made."""
-    return [(label, _uri(child(run.mosaic, zone.preview).read_bytes())) for label, zone in sorted(mosaic.zones.items())]
+    return [
+        (label, data_uri(child(run.mosaic, zone.preview).read_bytes())) for label, zone in sorted(mosaic.zones.items())
+    ]
 
 
 def _shown(grid: ZoneGrid, made: Picture) -> Shown:
@@ -78,7 +105,7 @@ def _shown(grid: ZoneGrid, made: Picture) -> Shown:
     height, width, _ = made.rgba_hwc.shape
     return Shown(
         zone=grid.label,
-        uri=_uri(png_bytes(made.rgba_hwc)),
+        uri=data_uri(png_bytes(made.rgba_hwc)),
         width=width,
         height=height,
         scale_text=length_text(length),
@@ -86,5 +113,6 @@ def _shown(grid: ZoneGrid, made: Picture) -> Shown:
     )
 
 
-def _uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that needs no file."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -10,12 +10,13 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 
 from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, sha256_file, write_bytes, write_manifest
 from infer.contract.rasters import CleanedMap
-from preproc.report import figures
+from preproc.report import figures, numbers
 from preproc.report.cautions import cautions
 from preproc.report.inputs import Sources, fingerprint, read_sources
 from preproc.report.observations import observe
 from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
 from preproc.report.truth import compare, truth_fingerprint
+from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.stage import Session, Unit, one_by_one
 
@@ -38,6 +39,10 @@ class ReportStage:
         """The one page, and what it is made from."""
         if not config.maps:
             raise SmaltiError(f"{run.config}: [labels]: missing: a report is about a map, and a map needs labels")
+        if maps_number(config):
+            stated = {**numbers.fingerprint(run, config), "layout": LAYOUT}
+            unit = Unit("index.html", run.report / "report.json", KIND, stated)
+            return Session([unit], lambda due: one_by_one(due.units, lambda unit: _write_numbers(run, config, unit)))
         inputs: dict[str, Any] = {
             **fingerprint(run, config),
             "confidence": config.classify.confidence,
@@ -52,8 +57,19 @@ class ReportStage:
 
 
 def _write(run: Run, config: Config, unit: Unit) -> None:
+    _keep(run, render(context(run, config, read_sources(run, config))), unit)
+
+
+def _write_numbers(run: Run, config: Config, unit: Unit) -> None:
+    values = numbers.context(run, config)
+    window, region = values["made"].window, values["plan"].region
+    about = {"window": (window.start.isoformat(), window.end.isoformat()), "bbox": _place(region.bbox)}
+    template = page_template("preproc.report", "numbers.html.j2")
+    _keep(run, template.render({**values, **about, "settings": shown_settings(run)}), unit)
+
+
+def _keep(run: Run, html: str, unit: Unit) -> None:
     page = run.report / "index.html"
-    html = render(context(run, config, read_sources(run, config)))
     unit.manifest.unlink(missing_ok=True)
     write_bytes(page, html.encode())
     write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])

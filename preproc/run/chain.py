@@ -26,10 +26,6 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
                 f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
                 "nothing to do"
             )
-        if maps_number(config):
-            raise SmaltiError(
-                f"{run.config}: [labels] value: the report shows maps of classes, and this one is of numbers"
-            )
         raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
     whole = shard is None or shard.whole
     refuse_stale(entry, Survey(run, config), entry.name, cheaply=not whole)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, cast
 
-from preproc.run.classifier import maps_number
+from infer.contract import PlannedTile, Run
 from preproc.run.config import Config
 from preproc.run.stage import Stage
 
@@ -92,20 +94,26 @@ STAGES = (
 )
 
 
+Keep = Callable[[Path, PlannedTile], None]
+"""Keeps something in the folder of a finished tile."""
+
+
+def keeper(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> Keep | None:
+    """What keeps the medians of labelled pixels for `validate`, for tiles whose arrays go once they are embedded."""
+    found = import_module("preproc.classify.sample").median_keeper(run, config, tiles)
+    return cast(Keep | None, found)
+
+
 def stage_named(name: str) -> StageEntry:
     """The entry of a stage; the name is one of the commands, so a wrong one is a bug."""
     return next(entry for entry in STAGES if entry.name == name)
 
 
 def chain(config: Config) -> list[StageEntry]:
-    """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings.
-
-    A run that maps a number has no report: its scatter plot and card lie in model/.
-    """
+    """The stages of this run, in order: without labels or a classifier it ends with the mosaic of embeddings."""
     sampled = config.labels is not None and config.trains
     wanted = {"embeddings": True, "samples": sampled, "classifier": config.trains, "map": config.maps}
-    found = [entry for entry in STAGES if wanted[entry.makes]]
-    return [entry for entry in found if entry.name != "report" or not maps_number(config)]  # it is about classes
+    return [entry for entry in STAGES if wanted[entry.makes]]
 
 
 def before(entry: StageEntry, config: Config) -> list[StageEntry]:

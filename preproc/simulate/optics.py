@@ -7,13 +7,13 @@ typical field spectra averaged over the bands of Sentinel-2. Arrays end in (...,
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import BANDS
-from preproc.simulate.crops import CROPS
+from preproc.simulate.crops import CROPS, Crop
 from preproc.simulate.phenology import Canopy, Fields
 
 Floats = NDArray[np.float32]
@@ -47,25 +47,27 @@ _NIR = _spectrum(0.0, 0.1, 0.0, 0.3, 0.8, 1.0, 1.0, 1.0, 0.5, 0.3)
 _WATER = _spectrum(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.55, 0.8)
 
 
-@cache
-def _canopies() -> Floats:
+@lru_cache(maxsize=2)
+def _canopies(crops: tuple[Crop, ...]) -> Floats:
     """Reflectance of a closed green canopy, (kinds, 10)."""
     rows = [
         GREEN * (crop.leaf.chlorophyll**-_PIGMENT) * (crop.leaf.nir**_NIR) * (crop.leaf.water**-_WATER)
-        for crop in CROPS
+        for crop in crops
     ]
     return np.array(rows, np.float32)
 
 
-@cache
-def _grounds() -> tuple[Floats, Floats]:
+@lru_cache(maxsize=2)
+def _grounds(crops: tuple[Crop, ...]) -> tuple[Floats, Floats]:
     """Reflectance of the dry ground (kinds, 10) and whether moisture darkens it (kinds,)."""
-    rows = np.array([GROUNDS[crop.ground] for crop in CROPS], np.float32)
-    porous = np.array([{"soil": 1.0, "litter": 0.6, "road": 0.2, "built": 0.1}.get(crop.ground, 0.0) for crop in CROPS])
+    rows = np.array([GROUNDS[crop.ground] for crop in crops], np.float32)
+    porous = np.array([{"soil": 1.0, "litter": 0.6, "road": 0.2, "built": 0.1}.get(crop.ground, 0.0) for crop in crops])
     return rows, porous.astype(np.float32)
 
 
-def reflectance(fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats) -> Floats:
+def reflectance(
+    fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats, crops: tuple[Crop, ...] = CROPS
+) -> Floats:
     """Surface reflectance without cloud.
 
     Args:
@@ -73,21 +75,22 @@ def reflectance(fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats) 
         canopy: their canopies, of the shape to which `fields`, `moisture` and `snow` broadcast.
         moisture: water in the topsoil, 0 dry to 1 saturated.
         snow: part of the ground under snow, 0 to 1.
+        crops: what `fields.kind` counts.
 
     Returns:
         (..., 10) float32 in the order of `BANDS`; water may come out slightly below zero after noise, never here.
     """
-    dry_ground, porous = _grounds()
+    dry_ground, porous = _grounds(crops)
     kind = fields.kind
     wet = (moisture * porous[kind])[..., None] * _WETTING
     ground = dry_ground[kind] * fields.soil[..., None] * (1 - wet)
     ground = ground + (STRAW - ground) * canopy.straw[..., None]
     leaves = canopy.green + canopy.dry
     share = (canopy.dry / np.maximum(leaves, 1e-3))[..., None]
-    closed = _canopies()[kind] * (1 - share) + DRY * share
+    closed = _canopies(crops)[kind] * (1 - share) + DRY * share
     open_sky = np.exp(-_EXTINCTION * leaves[..., None])
     surface = closed + (ground - closed) * open_sky
     surface = surface + FLOWER * (canopy.bloom * (1 - np.exp(-0.6 * leaves)))[..., None]
     white = (snow * np.exp(-0.35 * leaves))[..., None] * np.float32(0.95)
-    frozen = np.array([crop.ground != "water" for crop in CROPS])[kind][..., None]
+    frozen = np.array([crop.ground != "water" for crop in crops])[kind][..., None]
     return np.asarray(np.where(frozen, surface + (SNOW - surface) * white, surface), np.float32)

@@ -7,12 +7,12 @@ days of shape (T,) to get canopies of shape (N, T).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preproc.simulate.crops import CROPS
+from preproc.simulate.crops import CROPS, Crop
 
 Floats = NDArray[np.float32]
 YEAR = 365.25
@@ -24,7 +24,7 @@ class Fields:
     """What sets one parcel (or pixel) apart from others of its kind. All arrays have one shape."""
 
     kind: NDArray[np.int16]
-    """Position in `crops.CROPS`."""
+    """Position in `crops.CROPS`, or in a region's own table of the same kinds."""
     shift: Floats
     """Days by which growth is late."""
     vigour: Floats
@@ -102,24 +102,24 @@ class _Table:
     bloom: NDArray[np.float32]  # (kinds, 3)
 
 
-@cache
-def _table() -> _Table:
-    phases = max(len(crop.growth) for crop in CROPS)
-    cuts = max(len(crop.cuts) for crop in CROPS)
-    growth = np.zeros((len(CROPS), phases, 5), np.float32)
+@lru_cache(maxsize=2)
+def _table(crops: tuple[Crop, ...]) -> _Table:
+    phases = max(len(crop.growth) for crop in crops)
+    cuts = max(len(crop.cuts) for crop in crops)
+    growth = np.zeros((len(crops), phases, 5), np.float32)
     growth[:, :, (1, 3)] = 1.0
-    mowing = np.full((len(CROPS), cuts), _NEVER, np.float32)
-    for row, crop in enumerate(CROPS):
+    mowing = np.full((len(crops), cuts), _NEVER, np.float32)
+    for row, crop in enumerate(crops):
         for column, phase in enumerate(crop.growth):
             growth[row, column] = (phase.start, phase.rise, phase.end, phase.fall, phase.lai)
         mowing[row, : len(crop.cuts)] = crop.cuts
     return _Table(
         growth=growth,
-        harvest=np.array([_NEVER if crop.harvest is None else crop.harvest for crop in CROPS], np.float32),
-        cover=np.array([crop.cover or (_NEVER, _NEVER) for crop in CROPS], np.float32),
-        straw=np.array([crop.straw for crop in CROPS], np.float32),
+        harvest=np.array([_NEVER if crop.harvest is None else crop.harvest for crop in crops], np.float32),
+        cover=np.array([crop.cover or (_NEVER, _NEVER) for crop in crops], np.float32),
+        straw=np.array([crop.straw for crop in crops], np.float32),
         cuts=mowing,
-        bloom=np.array([crop.leaf.bloom for crop in CROPS], np.float32),
+        bloom=np.array([crop.leaf.bloom for crop in crops], np.float32),
     )
 
 
@@ -140,18 +140,19 @@ def _mowing(table: _Table, fields: Fields, day: Floats) -> Floats:
     return factor
 
 
-def canopy(fields: Fields, day: Floats) -> Canopy:
+def canopy(fields: Fields, day: Floats, crops: tuple[Crop, ...] = CROPS) -> Canopy:
     """The canopy of parcels on days.
 
     Args:
         fields: parcels, any shape.
         day: day of year at the reference climate (`Climate.phase` already subtracted), broadcastable to `fields`;
             the season repeats every year.
+        crops: what `fields.kind` counts.
 
     Returns:
         Arrays of the broadcast shape.
     """
-    table = _table()
+    table = _table(crops)
     shape = np.broadcast_shapes(day.shape, fields.kind.shape)
     green, dry, straw = (np.zeros(shape, np.float32) for _ in range(3))
     late = fields.shift

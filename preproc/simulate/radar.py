@@ -6,13 +6,13 @@ its own, in linear power. Arrays end in (..., 2): VV, VH.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preproc.simulate.crops import CROPS
+from preproc.simulate.crops import CROPS, Crop
 from preproc.simulate.phenology import Canopy, Fields
 
 Floats = NDArray[np.float32]
@@ -26,14 +26,14 @@ _SOIL_WET = np.array([6.0, 5.0], np.float32)
 _FIXED = {"water": (-21.0, -28.0), "built": (-4.5, -12.5), "road": (-13.5, -20.5)}
 
 
-@cache
-def _table() -> dict[str, Floats]:
+@lru_cache(maxsize=2)
+def _table(crops: tuple[Crop, ...]) -> dict[str, Floats]:
     columns = {
-        "canopy": [(crop.radar.vv, crop.radar.vh) for crop in CROPS],
-        "depth": [crop.radar.depth for crop in CROPS],
-        "woody": [crop.radar.woody for crop in CROPS],
-        "rough": [crop.radar.rough for crop in CROPS],
-        "fixed": [_FIXED.get(crop.ground, (np.nan, np.nan)) for crop in CROPS],
+        "canopy": [(crop.radar.vv, crop.radar.vh) for crop in crops],
+        "depth": [crop.radar.depth for crop in crops],
+        "woody": [crop.radar.woody for crop in crops],
+        "rough": [crop.radar.rough for crop in crops],
+        "fixed": [_FIXED.get(crop.ground, (np.nan, np.nan)) for crop in crops],
     }
     return {name: np.array(values, np.float32) for name, values in columns.items()}
 
@@ -43,7 +43,9 @@ def decibels(power: Floats) -> Floats:
     return np.asarray(10 * np.log10(power), np.float32)
 
 
-def backscatter(fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats, orbit: Orbit) -> Floats:
+def backscatter(
+    fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats, orbit: Orbit, crops: tuple[Crop, ...] = CROPS
+) -> Floats:
     """Mean backscatter, before speckle.
 
     Args:
@@ -52,11 +54,12 @@ def backscatter(fields: Fields, canopy: Canopy, moisture: Floats, snow: Floats, 
         moisture: water in the topsoil, 0 to 1, broadcastable.
         snow: part of the ground under (wet) snow, 0 to 1.
         orbit: which look direction; the steeper one sees more of the soil.
+        crops: what `fields.kind` counts.
 
     Returns:
         (..., 2) float32 linear gamma nought.
     """
-    table, kind = _table(), fields.kind
+    table, kind = _table(crops), fields.kind
     cosine = np.cos(np.radians(INCIDENCE[orbit]))
     look = 0.0 if orbit == "ascending" else 0.5 * np.pi + 0.3
     rows = (

@@ -2,10 +2,11 @@
 
     python -m preproc.simulate.seasons FOLDER --count 96 --seed 1
 
-Each tile is its own region and year: climate, calendar, crops, cloudiness, orbits, calibration and speckle are drawn
-anew. Within a tile the ground is a patchwork of stands; a stand has one kind of land, but its pixels are drawn as
-separate parcels (sowing date, vigour, soil, rows, catch crop ...), so that what neighbours share is the kind rather
-than the parcel. `truth.npy` and `stand.npy` beside the arrays say what is where; training never opens them.
+Each tile is its own region and year: climate, hemisphere, calendar, varieties of the crops, soil, the seasons of its
+clouds, orbits, calibration, sharpness and speckle are drawn anew. Within a tile the ground is a patchwork of stands; a
+stand has one kind of land, but its pixels are drawn as separate parcels (sowing date, vigour, soil, rows, catch crop
+...), so that what neighbours share is the kind rather than the parcel. `truth.npy` and `stand.npy` beside the arrays
+say what is where; training never opens them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from infer.contract import (
     write_manifest,
     write_npy,
 )
-from preproc.simulate.crops import CROPS
+from preproc.simulate.crops import CROPS, Crop, Growth, Leaf, Radar
 from preproc.simulate.noise import fractal, seed_of
 from preproc.simulate.optics import CLOUD, reflectance
 from preproc.simulate.options import Climate
@@ -44,7 +45,7 @@ from preproc.simulate.weather import Weather, weather
 
 Floats = NDArray[np.float32]
 
-SEASONS_VERSION = 1
+SEASONS_VERSION = 2
 """Raised when the same seed gives other tiles."""
 _MIN_CLEAR = 0.05
 """Dates with less clear area are dropped, as `smalti fetch` does with this `min_clear`."""
@@ -74,17 +75,87 @@ class Season:
     """Chance that a pixel under thin cloud or shadow counts as clear."""
     own: float
     """How far pixels of a stand differ as parcels do, 0 (one parcel) to 1 (parcels of their own)."""
+    crops: tuple[Crop, ...]
+    """What the kinds are like in this region."""
+    soil: float
+    """Factor on the brightness of its soils."""
+    blur: float
+    """What a pixel takes from each of its four neighbours, 0 to 0.2."""
+    wet: tuple[float, float]
+    """Day of the year with most clouds, and by which part of the mean the cloudiness rises then and falls half a year
+    later, beside what `cloud_fraction` does."""
+
+
+def regional(strength: float, rng: np.random.Generator) -> tuple[Crop, ...]:
+    """The kinds of `CROPS` as a region grows them.
+
+    Args:
+        strength: 0 (as they are) to 1 (other calendars, leaves and stalks: crops that are in no table).
+        rng: the only source of chance.
+    """
+    return tuple(_variety(crop, strength, rng) for crop in CROPS)
+
+
+def _variety(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
+    def factor(spread: float) -> float:
+        return float(np.exp(rng.normal(0, spread * strength)))
+
+    def moved(spread: float) -> float:
+        return float(rng.normal(0, spread * strength))
+
+    late, stretch = moved(18), factor(0.16)
+    middle = (crop.growth[0].start + crop.growth[0].end) / 2 if crop.growth else 180.0
+
+    def when(day: float) -> float:
+        return middle + (day - middle) * stretch + late
+
+    growth = tuple(
+        Growth(when(g.start), g.rise * factor(0.25), when(g.end), g.fall * factor(0.25), g.lai * factor(0.2))
+        for g in crop.growth
+    )
+    harvest = None if crop.harvest is None else when(crop.harvest) + abs(moved(4))
+    if harvest is not None and rng.random() < 0.25 * strength:  # a second crop in the same year
+        start = harvest + float(rng.uniform(15, 45))
+        second = Growth(start, 8 * factor(0.2), start + float(rng.uniform(45, 90)), 6 * factor(0.3), 3.5 * factor(0.3))
+        growth, harvest = (*growth, second), None
+    tone = moved(1.2)
+    leaf, stalks = crop.leaf, crop.radar
+    first, last, bloom = leaf.bloom
+    if rng.random() < 0.15 * strength:
+        first, last, bloom = middle - 8, middle + 8, float(rng.uniform(0.2, 0.8))
+    return replace(
+        crop,
+        growth=growth,
+        harvest=harvest,
+        cover=None if crop.cover is None else (when(crop.cover[0]), when(crop.cover[1])),
+        straw=float(np.clip(crop.straw * factor(0.4), 0, 0.9)),
+        cuts=tuple(when(day) for day in crop.cuts),
+        leaf=Leaf(
+            leaf.chlorophyll * factor(0.12),
+            leaf.nir * factor(0.07),
+            leaf.water * factor(0.12),
+            (when(first), when(last), bloom),
+        ),
+        radar=Radar(
+            stalks.vv + tone + moved(0.7),
+            stalks.vh + tone + moved(0.7),
+            stalks.depth * factor(0.2),
+            stalks.woody * factor(0.3),
+            stalks.rough + moved(0.6),
+        ),
+    )
 
 
 def draw_season(seed: int) -> Season:
     """Draw region, year and sensors of a tile."""
     rng = np.random.default_rng(seed_of(seed, 1))
+    shift = rng.normal(0, 14) if rng.random() < 0.7 else rng.uniform(-60, 60)
     climate = Climate(
-        season_shift=float(np.clip(rng.normal(0, 14), -45, 45)),
+        season_shift=float(np.clip(shift, -60, 60)),
         dryness=float(rng.uniform(0, 0.7)),
         cloudiness=float(rng.uniform(0.15, 0.7)),
         snow=float(rng.uniform(0, 0.4)),
-        southern=bool(rng.random() < 0.12),
+        southern=bool(rng.random() < 0.3),
     )
     choice = int(rng.choice(4, p=(0.4, 0.35, 0.15, 0.1)))
     step = int(rng.choice((6, 12)))
@@ -105,6 +176,10 @@ def draw_season(seed: int) -> Season:
         radar_db=rng.normal(0, 1.0, (2, 2)).astype(np.float32),
         leak=float(rng.uniform(0.0, 0.15)),
         own=float(rng.uniform(0.7, 1.0)),
+        crops=regional(float(rng.uniform(0.2, 1.0)), np.random.default_rng(seed_of(seed, 5))),
+        soil=float(np.clip(np.exp(rng.normal(0, 0.2)), 0.6, 1.7)),
+        blur=float(rng.uniform(0.04, 0.16)),
+        wet=(float(rng.uniform(0, 365)), float(rng.uniform(0, 0.8))),
     )
 
 
@@ -144,7 +219,7 @@ def pixel_fields(stand: NDArray[np.int16], kind: NDArray[np.int16], season: Seas
         shift=(1.3 * mixed["shift"] + shift[kind]).astype(np.float32),
         vigour=np.clip((1 + 1.4 * mixed["vigour"]) * vigour[kind], 0.35, 1.6).astype(np.float32),
         harvest=(1.3 * mixed["harvest"] + harvest[kind]).astype(np.float32),
-        soil=np.clip(1 + 1.6 * mixed["soil"], 0.5, 1.6).astype(np.float32),
+        soil=(season.soil * np.clip(1 + 1.6 * mixed["soil"], 0.5, 1.6)).astype(np.float32),
         rough=(1.4 * mixed["rough"]).astype(np.float32),
         catch=np.where(takes_own, own.catch, shared.catch),
         intensity=np.where(takes_own, own.intensity, shared.intensity),
@@ -163,12 +238,12 @@ def _doys(days: NDArray[np.datetime64]) -> NDArray[np.int64]:
     return np.asarray((days - days.astype("datetime64[Y]")).astype(np.int64) + 1)
 
 
-def _blurred(values_hwtc: Floats) -> Floats:
-    """A little of every neighbour: the point spread of the sensor and 20 m bands."""
-    result = values_hwtc * np.float32(0.6)
+def _blurred(values_hwtc: Floats, part: float) -> Floats:
+    """A part of every neighbour: the point spread of the sensor, 20 m bands, and edges of parcels."""
+    result = values_hwtc * np.float32(1 - 4 * part)
     for axis in (0, 1):
         for turn in (-1, 1):
-            result += np.float32(0.1) * np.roll(values_hwtc, turn, axis=axis)
+            result += np.float32(part) * np.roll(values_hwtc, turn, axis=axis)
     return result
 
 
@@ -183,7 +258,10 @@ class Optical:
 
 def _sky(day: date, season: Season, size: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Opacity and shade (size, size) of a date, 0 to 1."""
-    cover = cloud_fraction(day, season.climate, season.seed)
+    most, rise = season.wet
+    swing = 1 + rise * np.cos(2 * np.pi * (day.timetuple().tm_yday - most) / 365.25)
+    climate = replace(season.climate, cloudiness=float(np.clip(season.climate.cloudiness * swing, 0, 0.95)))
+    cover = cloud_fraction(day, climate, season.seed)
     if cover <= 0:
         clear = np.zeros((size, size), np.float32)
         return clear, clear
@@ -217,8 +295,8 @@ def optical(fields: Fields, season: Season, tint: Floats, rng: np.random.Generat
     days = _days(season.start, [skies[place][0] for place in kept])
     today = weather(days, season.climate, season.seed)
     wide = fields.expand()
-    surface = _surface(wide, today) * tint[fields.kind][:, :, None]
-    surface = _blurred(surface * today.gain + today.haze) * season.gain_b
+    surface = _surface(wide, today, season.crops) * tint[fields.kind][:, :, None]
+    surface = _blurred(surface * today.gain + today.haze, season.blur) * season.gain_b
     stack = np.moveaxis(surface, 2, 0)
     cloud, shade = (np.stack([skies[place][item] for place in kept])[..., None] for item in (1, 2))
     stack = stack * (1 - 0.5 * shade)
@@ -229,9 +307,9 @@ def optical(fields: Fields, season: Season, tint: Floats, rng: np.random.Generat
     return Optical(numbers * masks[..., None], masks, _doys(days).astype(np.uint16))
 
 
-def _surface(wide: Fields, today: Weather) -> Floats:
+def _surface(wide: Fields, today: Weather, crops: tuple[Crop, ...]) -> Floats:
     lush = replace(wide, vigour=wide.vigour * today.lushness)
-    return reflectance(wide, canopy(lush, today.day), today.moisture, today.snow)
+    return reflectance(wide, canopy(lush, today.day, crops), today.moisture, today.snow, crops)
 
 
 def radar(
@@ -248,8 +326,8 @@ def radar(
     today = weather(days, season.climate, season.seed)
     wide = fields.expand()
     lush = replace(wide, vigour=wide.vigour * today.lushness)
-    power = backscatter(wide, canopy(lush, today.day), today.moisture, today.snow, orbit)
-    power = _blurred(power) * speckle(power.shape, season.looks, rng)
+    power = backscatter(wide, canopy(lush, today.day, season.crops), today.moisture, today.snow, orbit, season.crops)
+    power = _blurred(power, season.blur) * speckle(power.shape, season.looks, rng)
     offset_db = season.radar_db[0 if orbit == "ascending" else 1]
     scaled = (20 * np.log10(np.maximum(power, 1e-6)) + 2 * offset_db + 50) * 200
     values = np.clip(scaled, 1, 32767).astype(np.int16)

@@ -32,6 +32,7 @@ from infer.contract import (
     write_bytes,
     write_manifest,
 )
+from infer.contract.manifest import kind_of
 from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.class_raster import ClassMap, read_map
 from preproc.classify.folds import assign_folds
@@ -110,7 +111,9 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
     stem = asked.polygons.name.partition(".")[0] or "parcels"
     table_path = run.root / "parcels" / f"{stem}.parquet"
     manifest = table_path.with_suffix(".json")
-    with_map, with_model = run.map_manifest.exists(), (model_folder(run, config) / "model.json").exists()
+    # a map or a model of numbers says nothing of classes, and is left to those who ask for none
+    with_map = run.map_manifest.exists() and (asked.class_ is not None or kind_of(run.map_manifest) != "value-map")
+    with_model = _says_of_vectors(model_folder(run, config) / "model.json")
     if asked.class_ is not None and not with_map and not asked.train:
         raise SmaltiError(
             f"{run.map_manifest}: missing: what is declared is checked by a map: run `smalti predict {run.quoted}`"
@@ -154,6 +157,14 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
     write_manifest(manifest, KIND, inputs=inputs, files=files, fields=fields)
     _tell(table_path, columns)
     return table_path
+
+
+def _says_of_vectors(manifest: Path) -> bool:
+    """Whether there is a classifier that can be asked of a parcel's mean: a segmentation head cannot."""
+    if not manifest.exists() or kind_of(manifest) == "regressor":
+        return False
+    content = read_json(manifest, what="the manifest of the classifier", remedy="run `smalti train`")
+    return not (isinstance(content, dict) and content.get("method") == "segment")
 
 
 def _read(asked: ParcelWishes, plan: Plan) -> _Parcels:

@@ -172,6 +172,8 @@ class OpenTile:
             files = [path for path in self._folder.iterdir() if path.name != TILE_MANIFEST]
             manifest = self._folder / TILE_MANIFEST
             write_manifest(manifest, "tile", inputs=self.job.inputs, files=files, fields=self._fields())
+            if self.job.keep is not None:
+                self.job.keep(self._folder, self.job.tile)
             self._stack.close()
         except SmaltiError as error:
             self.abandon(error)

@@ -37,6 +37,8 @@ class TileJob:
     """Fingerprint for the manifest."""
     scratch: Path | None = None
     """Where the tile is made, if not beside its place."""
+    keep: Callable[[Path, PlannedTile], None] | None = None
+    """Keeps something more in the folder of the finished tile; no part of what the tile is made from."""
 
 
 def data_source(scenes: Sequence[Scene]) -> str:

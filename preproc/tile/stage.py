@@ -37,6 +37,7 @@ from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import summarise_quality
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
+from preproc.run.stages import Keep, keeper
 from preproc.run.waves import NOTHING, Room, budget, room_of, tile_space
 from preproc.tile.build import build_tiles
 from preproc.tile.recipe import Fingerprints, TileJob
@@ -124,7 +125,7 @@ class _RunScenes:
             "scenes": self.looked_up.get(tile.name) or self.fingerprints.of(self.index.for_tile(tile)),
         }
 
-    def job(self, unit: Unit, scratch: Path | None) -> TileJob:
+    def job(self, unit: Unit, scratch: Path | None, keep: Keep | None) -> TileJob:
         """What a tile is made from."""
         tile = tile_of(unit)
         return TileJob(
@@ -138,6 +139,7 @@ class _RunScenes:
             source=self.config.archive.source,
             inputs=unit.inputs,
             scratch=scratch,
+            keep=keep,
         )
 
 
@@ -229,6 +231,9 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
     """Fetch tiles, each together with those of its neighbours that are due as well."""
     archive = season.config.archive
     scratch = scratch_folder(season.config.site.scratch)
+    keep = None
+    if season.config.tiles.keep == "record":
+        keep = keeper(run, season.config, [tile_of(unit) for unit in due.units])
     room = None
     if budget(season.config) is not None:
         fetched = [tile.name for tile in season.tiles]
@@ -248,7 +253,7 @@ def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
         def make(unit: Unit) -> None:
             if unit.name not in results:
                 together = groups.pop(group_key(tile_of(unit)), [unit])
-                jobs = [season.job(member, scratch) for member in together]
+                jobs = [season.job(member, scratch, keep) for member in together]
                 jobs, errors = jobs_that_fit(jobs, room)
                 errors |= build_tiles(jobs, reader, pool, archive.workers, _Teller(len(jobs)))
                 if room is not None:

@@ -9,15 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, read_embedding, read_tile
-from infer.contract.monthly import monthly_composites
+from infer.contract import Run, SmaltiError, read_embedding
+from preproc.classify.medians import labelled_medians
 from preproc.classify.out_of_fold import Places
 from preproc.classify.table import Samples
 
 Floats = NDArray[np.float32]
-
-_AT_ONCE = 4096
-"""Pixels whose season is in memory: 16 MB a hundred dates."""
 
 
 def _by_tile(samples: Samples | Places, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
@@ -37,12 +34,7 @@ def _by_tile(samples: Samples | Places, one: Callable[[str, NDArray[np.int32], N
 def raw_features(run: Run, samples: Samples | Places) -> Floats:
     """(N, 144) monthly features of the samples, NaN where a month has none."""
 
-    def one(name: str, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> Floats:
-        tile = read_tile(run.tiles / name, need_manifest=True)
-        parts = (slice(start, start + _AT_ONCE) for start in range(0, len(rows), _AT_ONCE))
-        return np.concatenate([monthly_composites(tile, rows[part], cols[part]) for part in parts])
-
-    return _by_tile(samples, one)
+    return _by_tile(samples, lambda name, rows, cols: labelled_medians(run.tiles / name, rows, cols))
 
 
 def embedding_features(folder: Path, samples: Samples) -> Floats:

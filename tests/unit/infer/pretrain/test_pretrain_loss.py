@@ -15,8 +15,9 @@ from infer.contract import SmaltiError
 from infer.pretrain.check import correlation_with_count
 from infer.pretrain.curve import curve_svg
 from infer.pretrain.ema import Average
+from infer.pretrain.frame import months_frame
 from infer.pretrain.loop import learning_rate, parameter_groups
-from infer.pretrain.loss import barlow_twins, cosine_distance
+from infer.pretrain.loss import barlow_twins, cosine_distance, missed
 from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.watch import health, steadiness
 
@@ -49,6 +50,38 @@ def test_what_sets_tiles_apart_earns_nothing() -> None:
     assert float(barlow_twins(one + apart, two + apart, 0.01, groups=2)) == pytest.approx(float(alone), rel=1e-3)
     # Standardised together, the offset between tiles would look like agreement.
     assert float(barlow_twins(one + apart, two + apart, 0.0, groups=1)) < 0.1 * float(alone)
+
+
+def test_months_are_missed_by_what_differs_within_tiles_and_by_tiles_that_lie_apart() -> None:
+    g = torch.Generator().manual_seed(0)
+    wanted = torch.randn(40, 5, generator=g)
+    apart = torch.cat([torch.zeros(20, 5), torch.full((20, 5), 3.0)])
+    within, whole = missed(wanted - wanted.view(2, 20, 5).mean(dim=1).repeat_interleave(20, dim=0), wanted, 2)
+    assert float(within) == pytest.approx(0, abs=1e-6)
+    assert float(whole) == pytest.approx(0, abs=1e-6)
+    within, whole = missed(apart, wanted, 2)
+    assert float(whole) == pytest.approx(1.5**2)
+    assert float(within) == pytest.approx(float(wanted.view(2, 20, 5).var(dim=1, correction=0).mean()), rel=1e-5)
+
+
+def test_the_frame_weighs_down_what_differs_among_neighbours() -> None:
+    """Kinds differ in band 3, pixels of a kind in band 6."""
+    rng = np.random.default_rng(0)
+    kind = rng.normal(size=(20, 60, 1))
+    one, two = (np.full((20, 60, 144), 0.3) + rng.normal(0, 0.03, (20, 60, 144)) for _ in range(2))
+    for months in (one, two):
+        months[..., 3::12] += 0.1 * kind
+        months[..., 6::12] += 0.1 * rng.normal(size=(20, 60, 1))
+    shares = []
+    for power in (0.0, 0.5):
+        frame = months_frame(one, two, 32, power, np.random.default_rng(1))
+        assert frame.shape == (144, 32)
+        told = (one @ frame).reshape(-1, 32)
+        assert np.sqrt((told - told.mean(axis=0)).var(axis=0).mean()) == pytest.approx(0.4, rel=0.1)
+        told = told - told.mean(axis=0)
+        along = kind.ravel() @ told / (kind**2).sum()
+        shares.append((along**2).sum() / (told**2).mean(axis=0).sum())
+    assert shares[1] > 1.3 * shares[0]
 
 
 def test_distillation_is_zero_for_equal_directions() -> None:
@@ -134,6 +167,9 @@ def test_the_plot_is_svg_with_a_panel_for_every_figure() -> None:
         ({"batch": 30, "groups": 4}, "multiple of --groups"),
         ({"longest": 2}, "--longest 2"),
         ({"ema": 1.0}, "--ema 1.0"),
+        ({"monthly_power": 0.7}, "--monthly-power 0.7"),
+        ({"twins_weight": 0.0, "monthly_weight": 0.0}, "one of them must be above 0"),
+        ({"offset_weight": -1.0}, "--offset-weight -1.0"),
         ({"prefixes": (16, 64)}, "prefixes"),
         ({"shape": Shape(nhead=3)}, "--nhead 3"),
     ],

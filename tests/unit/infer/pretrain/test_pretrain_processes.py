@@ -19,7 +19,7 @@ from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, read_tile
 from infer.model import Network
 from infer.model.student import student_architecture
 from infer.pretrain.tiles import gather
-from infer.pretrain.views import NO_NOISE, draw_view
+from infer.pretrain.views import NO_NOISE, Chance, draw_view
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,8 @@ def embedded(out: Path, tiles: Path) -> torch.Tensor:
     student.load_state_dict(content["model"])
     seen = gather(read_tile(tiles / "tile-0", need_manifest=True), np.arange(100))
     with torch.no_grad():
-        z: torch.Tensor = student(*draw_view(seen, (8, 8), NO_NOISE, torch.Generator().manual_seed(0)).batches())
+        chance = Chance(torch.Generator().manual_seed(0), slice(0, 100), 100)
+        z: torch.Tensor = student(*draw_view(seen, (8, 8), NO_NOISE, chance).batches())
     return z
 
 

@@ -272,6 +272,13 @@ def test_of_a_run_a_click_tells_the_curve_of_its_pixel(made: Run, tmp_path: Path
         browser.evaluate(f"void tell({x!r}, {y!r})")
         wait(browser, "document.getElementById('here').textContent.includes('No curve: its time series is not here')")
         assert tile.name in browser.evaluate("document.getElementById('here').textContent")
+        east, north = world(*place(planned_tiles(made)[1], 10, 10))
+        browser.evaluate(f"void tell({x!r}, {y!r}), tell({east!r}, {north!r})")  # before the first is answered
+        wait(browser, "document.getElementById('here').textContent.includes('No curve')")
+        time.sleep(0.3)
+        told = browser.evaluate("document.getElementById('here').textContent")
+        assert told.count("No curve") == 1
+        assert planned_tiles(made)[1].name in told
         with pytest.raises(HTTPError, match="400"):
             urlopen(f"{url}series?at=here")
         said = json.loads(urlopen(f"{url}series?at=0,0").read())
@@ -325,8 +332,10 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
     cluster(run, config(run), 3, 0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(SmaltiError, match=r"holds something that is no atlas: name an empty or a new folder"):
-        write_atlas(run, tmp_path / "mine")
+    for content in ("{}", '{"format": "texture"}', "nothing"):
+        (tmp_path / "mine" / "atlas.json").write_text(content)  # of another program
+        with pytest.raises(SmaltiError, match=r"holds something that is no atlas: name an empty or a new folder"):
+            write_atlas(run, tmp_path / "mine")
     assert "2 layers" in write_atlas(run, tmp_path / "atlas")
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
     write_atlas(run, tmp_path / "atlas")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, write_embedding
+from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_tile, write_embedding
 from infer.contract.monthly import month_index, monthly_composites, season_start, without_gaps
+from preproc.classify.medians import keep_medians, kept_medians, labelled_medians
 from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
 from preproc.classify.probe.features import filled, keep_classes
 from preproc.classify.probe.figure import curves_png, table
@@ -187,3 +188,26 @@ def test_bad_input_is_one_line(
     assert code == EXIT_BAD_INPUT
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_medians_of_labelled_pixels_outlive_the_arrays(tmp_path: Path) -> None:
+    folder = tmp_path / "tile"
+    write_tile(folder, 3, 8)
+    tile = read_tile(folder, need_manifest=True)
+    rows, cols = np.array([0, 3, 7, 2], np.int32), np.array([1, 4, 6, 2], np.int32)
+    expected = labelled_medians(folder, rows, cols)
+    assert kept_medians(folder, rows, cols) is None
+    keep_medians(folder, tile, rows, cols)
+    before = (folder / "medians.npz").read_bytes()
+    keep_medians(folder, tile, rows, cols)
+    assert (folder / "medians.npz").read_bytes() == before, "equal medians are equal bytes"
+    release_tile(folder)
+    np.testing.assert_array_equal(labelled_medians(folder, rows[::-1], cols[::-1]), expected[::-1])
+    with pytest.raises(SmaltiError, match="released"):
+        labelled_medians(folder, rows, cols + 1)
+    (folder / "medians.npz").write_bytes(before[:200])
+    assert kept_medians(folder, rows, cols) is None, "damaged"
+    (folder / "medians.npz").write_bytes(before)
+    manifest = (folder / "tile.json").read_text()
+    (folder / "tile.json").write_text(manifest + " ")
+    assert kept_medians(folder, rows, cols) is None, "of another tile"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from rio_cogeo import cog_validate
-from support.embedded import TOML, centre_grid, embed, parcels, tiled_run, truth, write_vector
+from support.embedded import TOML, centre_grid, embed, tiled_run, truth, write_vector
+from support.embedded import parcels as square_parcels
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest
-from infer.contract.classification import ValueAccuracyManifest
+from infer.contract.classification import RegressorManifest, ValueAccuracyManifest
 from infer.contract.rasters import ValueMapManifest
 from preproc.classify.card import show
 from preproc.classify.predict import PredictSheetsStage, PredictStage
@@ -24,10 +26,15 @@ from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage, TrainTrialsStage
 from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
-from preproc.run.chain import run_one, summarise
+from preproc.report.stage import ReportStage
+from preproc.run.chain import summarise
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
-from preproc.run.stages import chain, stage_named
+from preproc.run.stages import chain
+from preproc.survey.design import Wishes, design
+from preproc.survey.parcels import ParcelWishes, parcels
+from preproc.survey.suggest import SuggestWishes, suggest
+from preproc.survey.suspects import suspects
 
 MEANS = np.array([3.0, 6.0, 9.0])
 BRIEF = "[classify]\nfolds = 3\nmax_pixels = 8\n"
@@ -39,7 +46,7 @@ def settings(run: Run, labels: str = 'value = "yield"\n', extra: str = BRIEF) ->
 
 
 def write_yields(run: Run, values: Any = None) -> np.ndarray[Any, Any]:
-    shapes, names = parcels(run)
+    shapes, names = square_parcels(run)
     noise = np.random.default_rng(4).normal(size=len(shapes)) * 0.3
     made = MEANS[["abc".index(name[-1]) for name in names]] + noise
     fields = {"yield": made if values is None else values(made), "parcel": np.arange(len(shapes)), "crop": names}
@@ -64,7 +71,7 @@ def run(prepared: Run, tmp_path: Path) -> Run:
 
 def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(run)
-    assert [entry.name for entry in chain(config)][-4:] == ["sample", "train", "predict", "validate"]
+    assert [entry.name for entry in chain(config)][-5:] == ["sample", "train", "predict", "validate", "report"]
     run_stage(PredictStage(), run, config)
     about = ValueMapManifest.read(run).verify(run)
     assert about.value == "yield"
@@ -103,6 +110,18 @@ def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.Capture
     told = summarise(run, config)
     assert "values_31N.tif" in told
     assert f"accuracy    {made.headline}" in told
+    run.config.write_text("[labels]\n# of <this> field\n")
+    run_stage(ReportStage(), run, config)
+    page = (run.report / "index.html").read_text()
+    assert "<h1>Map of yield</h1>" in page
+    assert f"{made.pixels.rmse.value:.3g} <small>" in page
+    assert page.count("data:image/png;base64,") == 3, "map, scatter plot and embeddings"
+    assert "of &lt;this&gt; field" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    stale = run.accuracy.read_text()
+    run.accuracy.write_text(stale.replace(made.inputs["model"], "0" * 64))
+    with pytest.raises(SmaltiError, match=r"accuracy\.json is about another model"):
+        run_stage(ReportStage(), run, config)
 
 
 def test_the_same_bytes_again_and_no_group_on_two_sides(run: Run) -> None:
@@ -120,7 +139,7 @@ def test_a_model_of_yields_maps_a_run_without_labels(run: Run, tmp_path: Path) -
     embed(other, noise=0.5, seed=8)
     folder = shutil.copytree(run.model, tmp_path / "yields of 2021")
     config = parse_config(f'{TOML}[predict]\nmodel = "{folder}"\n', other.config)
-    assert [entry.name for entry in chain(config)][-2:] == ["predict", "validate"]
+    assert [entry.name for entry in chain(config)][-3:] == ["predict", "validate", "report"]
     run_stage(PredictSheetsStage(), other, config)
     run_stage(PredictStage(), other, config)
     run_stage(ValidateStage(), other, config)
@@ -197,6 +216,48 @@ def test_settings_that_do_not_go_with_numbers_are_refused(
         settings(Run(tmp_path), labels, extra)
 
 
+def test_what_is_held_out_is_seen_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(run, extra=BRIEF + "hold_out = 0.25\n")
+    run_stage(TrainStage(), run, config)
+    about = RegressorManifest.read(run)
+    assert about.held_out is not None
+    assert about.rows + about.held_out.rows == 512
+    run_stage(ValidateStage(), run, config)
+    made = ValueAccuracyManifest.read(run)
+    assert made.held_out is not None
+    oof = pq.read_table(run.model / "oof.parquet")
+    once = oof.column("fold").to_numpy() == -1
+    groups = np.array(oof.column("group").to_pylist())
+    assert not set(groups[once]) & set(groups[~once])
+    true, found = (oof.column(name).to_numpy()[once] for name in ("value", "predicted"))
+    assert made.held_out.figures.rmse.value == pytest.approx(float(np.sqrt(np.mean((found - true) ** 2))))
+    assert made.held_out.figures.n == once.sum() == about.held_out.rows
+    assert made.pixels.n == about.rows
+    assert made.held_out.figures.rmse.value < 1.5
+    assert "held out and used once: RMSE" in capsys.readouterr().err
+
+
+def test_what_is_about_classes_says_so(run: Run, tmp_path: Path) -> None:
+    config = settings(run)
+    run_stage(PredictStage(), run, config)
+    polygons = ParcelWishes(run.root / "labels.gpkg", class_="crop")
+    asked: dict[str, Callable[[], object]] = {
+        "map of numbers": lambda: design(Wishes(run.root, tmp_path / "sample")),
+        "a map of numbers": lambda: suggest(run, config, SuggestWishes(tmp_path / "places")),
+        "model of numbers": lambda: suspects(run, config, 0.7),
+        "for maps of classes": lambda: parcels(run, config, polygons),
+    }
+    for message, ask in asked.items():
+        with pytest.raises(SmaltiError, match=message) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "sample").exists()
+    assert not (tmp_path / "places").exists()
+    vectors = pq.read_table(parcels(run, config, ParcelWishes(run.root / "labels.gpkg")))
+    assert "mapped" not in vectors.column_names
+    assert np.isfinite(np.stack(vectors.column("mean").to_pylist())).mean() > 0.9
+
+
 def test_numbers_and_classes_are_not_mixed(run: Run, tmp_path: Path) -> None:
     other = tiled_run(tmp_path / "classes")
     embed(other, noise=0.5, seed=3)
@@ -208,10 +269,6 @@ def test_numbers_and_classes_are_not_mixed(run: Run, tmp_path: Path) -> None:
         run_stage(TrainStage(), run, both)
     with pytest.raises(SmaltiError, match="numbers are learned without trials"):
         run_stage(TrainTrialsStage(), run, settings(run))
-    with pytest.raises(SmaltiError, match="hold_out belongs to classes"):
-        run_stage(TrainStage(), run, settings(run, extra=BRIEF + "hold_out = 0.2\n"))
-    with pytest.raises(SmaltiError, match="the report shows maps of classes"):
-        run_one(stage_named("report"), run, settings(run))
     alone = parse_config(f'{TOML}[train]\nruns = ["{run.root}"]\n', other.config)
     with pytest.raises(SmaltiError, match="hold numbers, and not classes"):
         run_stage(TrainStage(), other, alone)

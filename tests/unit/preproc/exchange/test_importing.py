@@ -312,6 +312,35 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
     assert not run.embeddings.exists() or not list(run.embeddings.glob("*.npy"))
 
 
+@pytest.mark.parametrize(
+    ("array", "shape", "message"),
+    [
+        ("embeddings", (2, 1, 144, 151), r"utm31: codes int8 \(2, 1, 144, 151\) .* do not fit 2 years of 128 numbers"),
+        ("embeddings", (1, 128, 144, 151), r"utm31: codes int8 \(1, 128, 144, 151\) .* do not fit 2 years"),
+        ("scales", (151,), "utm31: embeddings and scales are no arrays of geotessera's layout"),
+        ("embeddings", (2, 128, 144, 151), "utm31: a chunk of its arrays takes more than 1 GiB"),
+        (None, (), "utm31: its corner nan, .* lies beyond the Earth"),
+    ],
+    ids=["one number", "a year short", "flat", "bomb", "nowhere"],
+)
+def test_a_store_that_is_built_otherwise_is_refused_in_a_line(
+    tmp_path: Path, array: str | None, shape: tuple[int, ...], message: str
+) -> None:
+    run, config = planned(tmp_path / "run", 3.01, 50.5)
+    zone, west, north, shape_hw = around(run)
+    assert shape_hw == (144, 151)
+    root = made_store(tmp_path / "store", {zone: (float("nan") if array is None else west, north, shape_hw)})
+    group: Any = root["utm31"]
+    if array is not None:
+        del group[array]
+        chunks = (1, 128, 4096, 4096) if "GiB" in message else shape
+        kind = "int8" if array == "embeddings" else "float32"
+        group.create_array(array, shape=shape, chunks=chunks, dtype=kind, fill_value=0)
+    zarr.consolidate_metadata(tmp_path / "store", zarr_format=3)
+    with pytest.raises(SmaltiError, match=message):
+        import_embeddings(run, config, str(tmp_path / "store"))
+
+
 def test_a_damaged_shard_fails_its_tiles_and_no_others(tmp_path: Path) -> None:
     run, config = planned(tmp_path / "run", 3.01, 50.5)
     zone, west, north, shape = around(run)

@@ -365,6 +365,10 @@ def test_a_large_plan_has_its_tiles_and_scenes_in_tables(run: Run, monkeypatch: 
     for share in (small, small[:1], small[2:5]):
         near = scenes_near(run, config, share)
         assert list(SceneIndex(near).for_tiles(share)) == list(whole.for_tiles(share))
+    monkeypatch.undo()
+    plan(run, force=True)
+    assert planned_tiles(run) == small
+    assert not {TILES_FILE, SCENES_FILE} & {path.name for path in run.root.iterdir()}, "what the large plan had"
 
 
 def test_a_task_parses_the_items_near_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +388,7 @@ def test_a_task_parses_the_items_near_its_tiles(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(items_module, "_parsed", lambda item, *rest: parsed.append(item["id"]) or really(item, *rest))
     tiles = [tile for tile in planned_tiles(run) if tile.west < 574_500]
     found = TileScenes(run, config)
+    assert list(found.for_tiles([])) == [], "of a run whose tiles are all imported"
     assert [[scene.id for scene in scenes] for scenes in found.for_tiles(tiles)] == [["S2_0"]] * len(tiles)
     assert parsed == ["S2_0"]
     other = planned_tiles(run)[-1]
