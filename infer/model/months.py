@@ -83,9 +83,7 @@ class Layer(nn.Module):
 
     def forward(self, x_nd: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """(N, d) packed tokens in and out."""
-        kernel: Kernel | None = (
-            "bias" if x_nd.device.type == "cpu" else None
-        )  # up to 85 tokens: torch's is faster there
+        kernel: Kernel | None = "bias" if x_nd.device.type == "cpu" else None  # torch's own: faster for 85 tokens
         x_nd = self.out.plus(attend(self.qkv(self.norm1(x_nd)), segments, HEADS, None, kernel), x_nd)
         return self.back.plus(self.hidden.gelu(self.norm2(x_nd)), x_nd)
 
@@ -144,7 +142,7 @@ def width_of(checkpoint: Checkpoint, name: str) -> int:
         FormatError: where it is missing or cannot be divided among the heads.
     """
     found = checkpoint.state.get(name)
-    width = 0 if found is None else int(found.shape[0])
+    width = 0 if found is None or found.ndim == 0 else int(found.shape[0])
     if width == 0 or width % (4 * HEADS):
         raise FormatError(
             f"{checkpoint.path}: a network {width} wide cannot be divided among {HEADS} heads: use another checkpoint"

@@ -134,8 +134,15 @@ def test_arrays_that_are_no_head_are_refused(tmp_path: Path) -> None:
     replace(plain, arrays=nan).save(path)
     with pytest.raises(FormatError, match="head_b holds what is no number"):
         UNet.load(path)
-    path.write_bytes(b"nothing")
-    with pytest.raises(FormatError, match="not readable"):
+    replace(plain, arrays={**plain.arrays, "stem_w": np.float32(1)}).save(path)
+    with pytest.raises(FormatError, match="do not fit each other"):
+        UNet.load(path)
+    for content in (b"nothing", first[: len(first) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(FormatError, match="not readable"):
+            UNet.load(path)
+    np.savez_compressed(path, **plain.arrays)
+    with pytest.raises(FormatError, match="not readable \\(compressed"):
         UNet.load(path)
     with pytest.raises(SmaltiError, match="cannot say anything of single vectors"):
         plain.predict_proba(np.zeros((2, 6)))
@@ -363,6 +370,16 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     habits = Habits(torch.device("cpu"), Place(0, 3))
     with pytest.raises(SmaltiError, match="batch = 4: must be a multiple of the 3 processes"):
         Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
+
+
+def test_other_embeddings_than_those_of_the_samples_are_refused(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    before = (run.model / "model.json").read_bytes()
+    embed_crops(run, noise=5.0)
+    other = config(run, EXTRA.replace("steps = 30", "steps = 2"))
+    with pytest.raises(SmaltiError, match=r"other embeddings than those that are there now.*run `smalti sample"):
+        run_stage(TrainStage(), run, other)
+    assert (run.model / "model.json").read_bytes() == before
 
 
 def test_single_vectors_are_not_for_a_head(prepared: Run) -> None:
