@@ -1,4 +1,4 @@
-"""Is the bundled encoder worth it? `python -m bench.worth WORK --flanders FLANDERS` prints tables for its card.
+"""Is the bundled encoder worth it? `python -m bench.worth FLANDERS WORK` prints tables for its card.
 
 Two grounds, each made once in WORK: real parcels (../shared/data/flanders-2019) within their season, and simulated land
 of two years with other fields and other weather, within each year and from either to the other. Only labelled pixels
@@ -122,8 +122,9 @@ def across(runs: tuple[Run, Run], wishes: Wishes, methods: tuple[Method, ...]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("work", type=Path, metavar="WORK")
-    parser.add_argument("--flanders", type=Path, metavar="FLANDERS", help="../shared/data/flanders-2019")
+    parser.add_argument("data", type=Path, metavar="FLANDERS", help="../shared/data/flanders-2019")
+    parser.add_argument("work", type=Path, metavar="WORK", help="where runs and archives go")
+    parser.add_argument("--only", choices=("real", "simulated"), help="one of the two grounds")
     parser.add_argument("--models", default="monthly,demo,demo+monthly", help="the first is what others are taken from")
     parser.add_argument("--methods", default="linear,catboost")
     parser.add_argument("--deals", type=int, default=5)
@@ -131,20 +132,21 @@ def main() -> None:
     models, methods = tuple(asked.models.split(",")), tuple(asked.methods.split(","))
     chosen = tuple(method for method in METHODS if method in methods)
     wishes = Wishes(models, methods, models[0], asked.deals, 3000)
-    if asked.flanders is not None:
+    if asked.only != "simulated":
         season = {"start": "2018-12-01", "end": "2019-11-30", "folds": 4}
         labels = {"labels": "parcels.geojson", "label": "crop", "group": "parcel"}
-        run = made_run(asked.work / "flanders", data=asked.flanders.resolve(), **labels, **season)
+        run = made_run(asked.work / "flanders", data=asked.data.resolve(), **labels, **season)
         compared(run, wishes, "Flanders 2019, real parcels")
-    runs = []
-    for options in YEARS:
+    runs: list[Run] = []
+    for options in YEARS if asked.only != "real" else ():
         archive = asked.work / f"archive-{options.seed}"
         simulate_archive(archive, options)
         season = {"start": options.start, "end": options.end, "folds": 4}
         labels = {"labels": "landcover.geojson", "label": "crop", "group": "parcel"}
         runs.append(made_run(asked.work / f"run-{options.seed}", data=archive.resolve(), **labels, **season))
         compared(runs[-1], wishes, f"simulated land, {options.end.year}")
-    across((runs[0], runs[1]), wishes, chosen)
+    if runs:
+        across((runs[0], runs[1]), wishes, chosen)
 
 
 if __name__ == "__main__":

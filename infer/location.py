@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +29,8 @@ _TO_LATITUDE = (
     4279 / 630 * _N**4,
 )
 """From the conformal latitude."""
+_FARTHEST = 1e8
+"""Metres from the origin of a zone: nothing on the globe is."""
 _UTM = re.compile(r"EPSG:32([67])(0[1-9]|[1-5]\d|60)")
 
 
@@ -60,7 +61,7 @@ def stated_grid(manifest: Mapping[str, Any]) -> tuple[int, tuple[float, ...]] | 
     zone, transform = _UTM.fullmatch(str(grid.get("crs"))), grid.get("transform")
     if zone is None or not isinstance(transform, list) or len(transform) != 6:
         return None
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in transform):
+    if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in transform):
         return None
     return 32000 + 100 * int(zone[1]) + int(zone[2]), tuple(map(float, transform))
 

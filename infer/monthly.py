@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from infer.contract import EXIT_FAILED, FormatError, SmaltiError, Tile
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.monthly import MONTHLY_DIM, MONTHS, monthly_composites, season_start
+from infer.contract.monthly import MONTHLY_DIM, MONTHS, monthly_composites, season_start, stated_start
 from infer.device import Device, allotted_cores, choose_device, is_out_of_memory
 from infer.engine import Output, TileResult, release_memory
 from infer.location import stated_grid, unit_vectors
@@ -33,6 +33,8 @@ _OBSERVATIONS = 1 << 20
 """Of a block of pixels: some tens of megabytes while they are sorted."""
 _BLOCK_PIXELS = 4096
 """Of a block that a network embeds: enough that pixels with the same months fill batches."""
+_CPU_TOKENS = 4096
+"""Of a batch on a CPU: some fifty pixels."""
 _SMALLEST_BATCH = 8
 """Pixels, before memory is said not to suffice."""
 
@@ -243,7 +245,8 @@ class MonthsEngine(_Composing):
             )
         device.activate()
         super().__init__(checkpoint, device, min_clear_s2=min_clear_s2)
-        self.budget = token_budget or device.token_budget(network.width)
+        most = _CPU_TOKENS if device.on_cpu else device.token_budget(network.width)
+        self.budget = self._most = token_budget or most
         self._network = network.place(device.torch_device, device.dtype)
         self._halved = 0
 
@@ -269,8 +272,7 @@ class MonthsEngine(_Composing):
     def _check(self, tile: Tile) -> None:
         name, needs = self._network.name, self._network.needs
         missing = []
-        window = tile.manifest.get("window")
-        if needs.season and not (isinstance(window, dict) and window.get("start")):
+        if needs.season and stated_start(tile.manifest) is None:
             missing.append("the season (window), to know which month is the first")
         if needs.location and stated_grid(tile.manifest) is None:
             missing.append("the place of its pixels (grid, in a UTM zone)")
@@ -288,6 +290,7 @@ class MonthsEngine(_Composing):
 
     def _begin(self, tile: Tile, watch: Watch) -> Callable[[Composed, Product], int]:
         self._check(tile)
+        self.budget, self._halved = self._most, 0  # no tile depends on the memory that another found
         on, network = self.device.torch_device, self._network
         with torch.inference_mode():
             table = network.table(season_start(tile.manifest).month - 1)

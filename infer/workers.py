@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import torch
@@ -74,6 +74,7 @@ class Workers:
                     raise
 
         futures = [self._pool.submit(work) for _ in range(self._count)]
+        wait(futures)
         failures = (future.exception() for future in futures)
         error = next((failure for failure in failures if failure is not None), None)
         try:

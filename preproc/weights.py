@@ -38,6 +38,7 @@ from infer.contract.registry import (
     REGISTRY,
     RegisteredModel,
     cache_path,
+    parts_of,
     registered_model,
     weights_folder,
 )
@@ -142,7 +143,11 @@ def fetch_weights(name: str, *, mirror: str | None = None, source: Path | None =
     Raises:
         SmaltiError: if it cannot be had, is no checkpoint, or is another file than the one that was fetched before.
     """
-    model, target = registered_model(name), cache_path(name)
+    model = registered_model(name)
+    if model.joined:
+        each = " and ".join(f"`smalti weights fetch {part.name}`" for part in parts_of(name))
+        raise SmaltiError(f"{name} is of several models: {each} bring them")
+    target = cache_path(name)
     if model.bundled:
         return target
     if source is None and model.url is None:

@@ -36,14 +36,19 @@ def has_gaps(family: str) -> bool:
     return MONTHLY_FAMILY in family.split("+")
 
 
-def season_start(manifest: Mapping[str, Any]) -> date:
-    """First day of a tile's season, from its manifest; 1 January where it states none."""
+def stated_start(manifest: Mapping[str, Any]) -> date | None:
+    """First day of a tile's season, from its manifest; None where it states none."""
     window = manifest.get("window")
     stated = window.get("start") if isinstance(window, Mapping) else None
     try:
         return date.fromisoformat(str(stated))
     except ValueError:
-        return _PLAIN_YEAR
+        return None
+
+
+def season_start(manifest: Mapping[str, Any]) -> date:
+    """First day of a tile's season; 1 January where its manifest states none."""
+    return stated_start(manifest) or _PLAIN_YEAR
 
 
 def month_index(doys_t: NDArray[Any], start: date) -> NDArray[np.int64]:

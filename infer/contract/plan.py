@@ -252,6 +252,7 @@ class Plan(Record):
 
     def write(self, path: Path, *, inputs: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Write the plan; see `Record.write`."""
+        path.with_name(TILES_FILE).unlink(missing_ok=True)  # of an earlier plan
         if len(self.tiles) > _ROWS_IN_JSON:
             files = [*files, path.with_name(TILES_FILE)]
             with atomic_file(files[-1]) as temporary:

@@ -309,7 +309,7 @@ def weights_folder() -> Path:
 
 
 def cache_path(name: str) -> Path:
-    """Where the checkpoint of a registered model is, or will be once it has been fetched."""
+    """Where the checkpoint of one registered model is, or will be once it has been fetched."""
     model = registered_model(name)
     if model.bundled:
         return _BUNDLED[name]

@@ -6,6 +6,7 @@ A job's folder has job.json, labels.npz (the labelled pixels) and, for each netw
 
 from __future__ import annotations
 
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from infer.contract.embedding import Embedding, embedding_manifest, read_embeddi
 from infer.contract.errors import FormatError
 from infer.contract.plan import PlannedTile
 from infer.contract.record import Record
+from infer.contract.regular import open_regular
 from infer.contract.run import PIXEL_SIZE, Run
 
 _SOUTH = 32700
@@ -219,14 +221,19 @@ def standardised(
     return result
 
 
-def read_arrays(path: Path, names: Sequence[str], remedy: str) -> Mapping[str, NDArray[Any]]:
-    """The named arrays of an .npz file, nothing of which is unpickled.
+def read_arrays(path: Path, names: Sequence[str], remedy: str, what: str = "readable") -> Mapping[str, NDArray[Any]]:
+    """The named arrays of an .npz file, nothing of which is unpickled, and which promises no more than it stores.
 
     Raises:
         FormatError: if it is something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as stored:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in stored.zip.infolist()):
+                raise ValueError("compressed, as smalti writes none")
             return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise FormatError(f"{path}: not readable ({error}): {remedy}") from error
+    except (
+        *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError),
+        *(zipfile.BadZipFile, RuntimeError, MemoryError),  # cut short; encrypted; a shape that nothing holds
+    ) as error:
+        raise FormatError(f"{path}: not {what} ({error}): {remedy}") from error

@@ -2,8 +2,8 @@
 
 There these steps are bound by memory, not by arithmetic: each kernel here reads its input once and writes its output
 once, where torch's own operations take several passes and copies. Triton comes with torch's builds for CUDA and ROCm;
-it compiles with the machine's C compiler and keeps what it compiled in TRITON_CACHE_DIR. Only infer.model.fused
-imports this module, and tries each kernel before it is used.
+it compiles with the machine's C compiler and keeps what it compiled in TRITON_CACHE_DIR. Only
+infer.model.attention and pointwise import this module, and try each kernel before it is used.
 """
 
 from __future__ import annotations

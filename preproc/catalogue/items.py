@@ -222,6 +222,7 @@ def index_scenes(run: Run, items: Sequence[Item], found: ParsedItems) -> list[Pa
     Returns:
         The file; nothing for few items.
     """
+    (run.root / SCENES_FILE).unlink(missing_ok=True)  # of an earlier plan
     if len(items) < _INDEXED:
         return []
     places: dict[int, tuple[str, int, int]] = {}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from infer.contract import FormatError, atomic_file
+from infer.contract.segment import read_arrays
 from preproc.classify import boost
 from preproc.classify.boost import Parameters
 from preproc.classify.folds import Folds
@@ -108,11 +109,8 @@ class _Arrays:
             FormatError: if it is something else.
         """
         remedy = "run `smalti train` again"
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                made = cls(**{part.name: stored[part.name] for part in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-            raise FormatError(f"{path}: not the arrays of a {cls.method} classifier ({error}): {remedy}") from error
+        names = [part.name for part in fields(cls)]
+        made = cls(**read_arrays(path, names, remedy, f"the arrays of a {cls.method} classifier"))
         for part in fields(cls):
             values = getattr(made, part.name)
             if values.dtype.kind not in "iuf" or not np.isfinite(values).all():

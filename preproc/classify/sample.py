@@ -30,9 +30,7 @@ from infer.contract import (
     is_released,
     planned_tiles,
     read_embedding,
-    read_manifest,
     read_tile,
-    sha256_json,
 )
 from infer.contract.classification import SampledClass, SamplesManifest
 from infer.contract.monthly import MONTHLY_FAMILY
@@ -40,7 +38,7 @@ from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
 from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
 from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
-from preproc.raster.provenance import embedded, read_provenance
+from preproc.raster.provenance import embedded, embeddings_fingerprint, read_provenance
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
 from preproc.run.progress import progress, say
@@ -89,29 +87,6 @@ def _settings(run: Run, config: Config) -> Labels:
             "and, if several belong together, group"
         )
     return config.labels
-
-
-def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
-
-    Raises:
-        SmaltiError: if one is missing; the message says how many are.
-    """
-    names = [tile.name for tile in planned_tiles(run)]
-    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
-    if missing and (not gaps or len(missing) == len(names)):
-        raise SmaltiError(
-            f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
-            f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
-        )
-    if missing:
-        lacking = set(missing)
-        names = [name for name in names if name not in lacking]
-    manifests = [
-        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
-        for name in names
-    ]
-    return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
 
 
 def _labels(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> LabelSet:
@@ -329,10 +304,10 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     def claims() -> Iterator[tuple[int, Claims]]:
         for index in labelled:  # in this thread: prepared outlines are not to be shared
             found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
+            claimed.update(np.unique(found.features_m).tolist())
             if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
                 picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
                 continue
-            claimed.update(np.unique(found.features_m).tolist())
             picked.counts["pixels dropped: labels of different classes"] += found.conflicts
             if len(found.rows_m):
                 yield index, found

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, Plan, Run, SmaltiError, sha256_json, write_bytes
+from infer.contract.classification import SamplesManifest
 from infer.contract.segment import (
     Ground,
     SegmentJob,
@@ -31,6 +32,7 @@ from preproc.classify.folds import Folds
 from preproc.classify.methods import statistics
 from preproc.classify.table import Samples
 from preproc.classify.unet import Blended, UNet
+from preproc.raster.provenance import embeddings_fingerprint
 from preproc.run.config import Config
 from preproc.run.container import engine_python
 from preproc.run.progress import say
@@ -97,8 +99,10 @@ class Heads:
         """Train those of the networks that are not there.
 
         Raises:
-            SmaltiError: if there is nothing to run the engine with, or it failed; its reason stands above.
+            SmaltiError: if the embeddings are no longer those of the samples, if there is nothing to run the engine
+                with, or if it failed; its reason stands above.
         """
+        self._refuse_other_embeddings()
         missing = [unit for unit in units if not unit.state().complete]
         if not missing:
             return
@@ -113,6 +117,16 @@ class Heads:
         if failed or any(code != EXIT_OK for code in codes):
             what = f"did not train {', '.join(failed)}" if failed else f"ended with codes {codes}"
             raise SmaltiError(f"{self.folder}: the engine {what}; its reason stands above")
+
+    def _refuse_other_embeddings(self) -> None:
+        """Chips are cut from the embeddings that are there, and standardised by those of the samples."""
+        for run in map(Run, self._roots):
+            sampled = SamplesManifest.read(run).inputs.get("embeddings")
+            if sampled != embeddings_fingerprint(run, gaps=True):
+                raise SmaltiError(
+                    f"{run.samples}: its samples are of other embeddings than those that are there now, and a "
+                    f"segmentation head is trained on both: run `smalti sample {run.quoted}` again"
+                )
 
     def _run(self, names: Sequence[str]) -> list[int]:
         together = int(os.environ.get(PROCESSES) or 1)

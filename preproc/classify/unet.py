@@ -78,11 +78,9 @@ class UNet:
         names = list(shapes(1, 8, 2))
         stored = read_arrays(path, ["classes_", "mean_c", "scale_c", *names], _REMEDY)
         codes, mean_c, scale_c = stored["classes_"], stored["mean_c"], stored["scale_c"]
-        stem = stored["stem_w"].shape
-        wanted = (
-            shapes(len(mean_c), stem[-1] if len(stem) == 2 else 0, len(codes)) if mean_c.ndim == codes.ndim == 1 else {}
-        )
-        fits = bool(wanted) and scale_c.shape == mean_c.shape and stem[-1] % _GROUP == 0
+        width = stored["stem_b"].size
+        wanted = shapes(len(mean_c), width, len(codes)) if mean_c.ndim == codes.ndim == 1 else {}
+        fits = bool(wanted) and scale_c.shape == mean_c.shape and width > 0 and width % _GROUP == 0
         if not fits or any(stored[name].shape != shape for name, shape in wanted.items()):
             raise FormatError(f"{path}: its arrays do not fit each other: {_REMEDY}")
         for name, values in stored.items():

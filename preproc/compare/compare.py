@@ -87,7 +87,7 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
         SmaltiError: if there is nothing to compare on.
         BusyError: if another process compares in this run.
     """
-    taking_part, methods = entrants(config, wishes.models), _methods(config, wishes)
+    taking_part, methods = _taking_part(config, wishes), _methods(config, wishes)
     folder = Comparison.path(run).parent
     failed: dict[str, str] = {}
     with stage_lock(run, "compare"):
@@ -109,10 +109,18 @@ def compare(run: Run, config: Config, wishes: Wishes) -> str:
 
 def dry_run(run: Run, config: Config, wishes: Wishes) -> str:
     """What a comparison would take; nothing is written, no tile is read."""
-    taking_part, methods = entrants(config, wishes.models), _methods(config, wishes)
+    taking_part, methods = _taking_part(config, wishes), _methods(config, wishes)
     field = field_of(run, config, wishes)
     contest = Contest.of(field.samples, field.split, _settings(config), methods, wishes.deals, 1)
     return cost_text(run, contest, taking_part, tiles=len(set(field.samples.tile_n)))
+
+
+def _taking_part(config: Config, wishes: Wishes) -> list[Entrant]:
+    found = entrants(config, wishes.models)
+    if wishes.against is not None and wishes.against not in [one.name for one in found]:
+        names = ", ".join(one.name for one in found)
+        raise SmaltiError(f"--against: {wishes.against!r} does not take part: name one of {names}")
+    return found
 
 
 def _methods(config: Config, wishes: Wishes) -> tuple[Method, ...]:
@@ -135,7 +143,8 @@ def field_of(run: Run, config: Config, wishes: Wishes) -> Field:
     settings = _settings(config)
     if settings != config.classify:
         say(
-            f'compare: [classify] split = "{config.classify.split}" takes several runs, and this is one: split by group'
+            f'compare: [classify] split = "{config.classify.split}" takes several runs, and this is one: split by '
+            "group, and nothing is held out"
         )
     split = split_of(drawn, settings)
     held, _ = hold_out(drawn, split, settings)
@@ -146,9 +155,11 @@ def field_of(run: Run, config: Config, wishes: Wishes) -> Field:
 
 
 def _settings(config: Config) -> Classify:
-    """[classify]; years and regions take several runs, and labels of one are divided by group."""
+    """[classify]; years and regions take several runs: labels of one are divided by group, and hold_out names none."""
     settings = config.classify
-    return settings.model_copy(update={"split": "group"}) if settings.split in ("year", "region") else settings
+    if settings.split not in ("year", "region"):
+        return settings
+    return settings.model_copy(update={"split": "group", "hold_out": 0.0})
 
 
 def _about(field: Field, taking_part: Sequence[Entrant]) -> str:
@@ -168,6 +179,12 @@ def _embedded(run: Run, one: Entrant, field: Field, failed: dict[str, str]) -> N
         timings.parent.mkdir(parents=True, exist_ok=True)
         if not all(_complete(folder, one, cut, inputs) for cut in field.cuts):
             embed_folder(run, one.config, folder / "pixels", one.embeddings(folder), timings)
+            lacking = [cut.name for cut in field.cuts if not _complete(folder, one, cut, inputs)]
+            if lacking:  # what lies there is of other pixels, weights or settings
+                raise SmaltiError(
+                    f"{len(lacking)} of {len(field.cuts)} tiles of pixels could not be embedded (the first is "
+                    f"{lacking[0]}); the engine's reason stands above"
+                )
         return values_of(one.embeddings(folder), field.cuts, len(field.samples))
     except SmaltiError as error:
         if error.exit_code == EXIT_TRY_AGAIN:
@@ -281,6 +298,7 @@ def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) ->
             cut.name: sha256_file(embedding_paths(one.embeddings(folder), cut.name)[2]) for cut in field.cuts
         },
         "samples": sha256_json([column.tolist() for column in table]),
+        "legend": {str(code): samples.legend[code] for code in contest.codes_k.tolist()},
         "folds": sha256_json([folds.fold_n.tolist() for folds in contest.deals]),
         "methods": list(contest.methods),
         "seed": contest.seed,

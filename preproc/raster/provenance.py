@@ -18,6 +18,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     embedding_paths,
+    planned_tiles,
     read_manifest,
     sha256_json,
     verify_files,
@@ -296,6 +297,29 @@ def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
     """What all tiles of a run have in common; see `Embeddings.provenance`."""
     plan = Plan.read(run)
     return Embeddings.of_run(run, plan, gaps=gaps).provenance(plan.tiles)
+
+
+def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
+
+    Raises:
+        SmaltiError: if one is missing; the message says how many are.
+    """
+    names = [tile.name for tile in planned_tiles(run)]
+    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
+    if missing and (not gaps or len(missing) == len(names)):
+        raise SmaltiError(
+            f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
+            f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
+        )
+    if missing:
+        lacking = set(missing)
+        names = [name for name in names if name not in lacking]
+    manifests = [
+        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
+        for name in names
+    ]
+    return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
 
 
 def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:

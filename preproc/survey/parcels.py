@@ -39,7 +39,7 @@ from preproc.classify.folds import assign_folds
 from preproc.classify.labels import class_values
 from preproc.classify.methods import fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import load_classifier
-from preproc.classify.sample import embeddings_fingerprint
+from preproc.raster.provenance import embeddings_fingerprint
 from preproc.region.grid import zone_epsg
 from preproc.region.vector import fingerprint, read_vector
 from preproc.run.classifier import model_folder

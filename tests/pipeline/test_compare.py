@@ -67,6 +67,7 @@ def test_models_compared_on_labelled_pixels_alone(tmp_path: Path, fetched: Run) 
     assert "macro-F1" in compare(run, config, WISHES)
     page = (run.root / "compare" / "index.html").read_text()
     assert "Which model is worth it here" in page
+    _other_names_and_a_failing_engine(_copied(run, tmp_path / "renamed"))
 
     _kill_on_the_way(other.root)
     compare(other, load_config(other), WISHES)
@@ -82,6 +83,27 @@ def test_models_compared_on_labelled_pixels_alone(tmp_path: Path, fetched: Run) 
         np.testing.assert_allclose(alone.scales_hw[0], whole.scales_hw[rows, cols], rtol=1e-5)
         pixels += len(rows)
     assert pixels == made["pixels"] + made["unseen"] > 100
+
+
+def _other_names_and_a_failing_engine(run: Run) -> None:
+    """Classes of other names are scored anew, and embeddings of other settings are not taken for those asked for."""
+    labels = Path(str(load_config(run).labels.path))  # type: ignore[union-attr]  # it has [labels]
+    content = json.loads(labels.read_text())
+    for feature in content["features"]:
+        feature["properties"]["crop"] += " (renamed)"
+    (run.root / "renamed.geojson").write_text(json.dumps(content))
+    run.config.write_text(run.config.read_text().replace(str(labels), str(run.root / "renamed.geojson")))
+    config = load_config(run)
+    compare(run, config, WISHES)
+    made = json.loads((run.root / "compare" / "compare.json").read_text())
+    names = {entry["name"] for entry in made["classes"]}
+    assert all(name.endswith(" (renamed)") for name in names)
+    assert all(set(score["by_class"]) == names for model in made["models"] for score in model["scores"])
+    other = config.model_copy(update={"model": config.model.model_copy(update={"min_clear_s2": 2})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preproc.compare.compare.embed_folder", lambda *_: 1)
+        with pytest.raises(StageFailedError, match=r"2 of the models failed(.|\n)*could not be embedded"):
+            compare(run, other, WISHES)
 
 
 def test_models_side_by_side_make_a_map(tmp_path: Path, fetched: Run) -> None:

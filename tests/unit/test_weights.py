@@ -235,6 +235,8 @@ def test_what_a_mirror_refuses(status: int, said: str) -> None:
 
 
 def test_unknown_models_missing_files_and_forbidden_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SmaltiError, match=r"of several models: .*fetch demo` and `smalti weights fetch monthly`"):
+        fetch_weights("demo+monthly")
     with pytest.raises(SmaltiError, match="'small' is not known: choose one of demo, "):
         fetch_weights("small")
     with pytest.raises(SmaltiError, match=r"gone.pt: cannot be read: No such file"):

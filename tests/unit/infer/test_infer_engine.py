@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -173,6 +174,27 @@ def test_what_a_failed_batch_held_is_free_once_its_error_was_handled():
         assert gone() is None
     finally:
         gc.enable()
+        workers.close()
+
+
+def test_a_failure_is_raised_once_the_running_tasks_have_ended():
+    slow_runs, ended = threading.Event(), []
+
+    def fails() -> None:
+        slow_runs.wait(5)
+        raise RuntimeError("no memory")
+
+    def slow() -> None:
+        slow_runs.set()
+        time.sleep(0.2)
+        ended.append(True)
+
+    workers = Workers(on_cpu(workers=2))
+    try:
+        with pytest.raises(RuntimeError, match="no memory"):
+            workers.run([fails, slow])
+        assert ended, "it may write into a result that nobody waits for any more"
+    finally:
         workers.close()
 
 

@@ -33,6 +33,7 @@ from infer.device import Device, choose_device
 from infer.families import OVER_MONTHS, make_engine
 from infer.location import degrees, unit_vectors
 from infer.model.months import MonthsNetwork
+from infer.model.presto import presto_network
 from infer.monthly import MonthsEngine
 from infer.quantise import quantise
 from infer.tilework import InterruptedTileError, Watch
@@ -163,6 +164,7 @@ def test_checkpoints_with_a_head_or_wrapped_are_the_same_network(tmp_path):
         ({"encoder.month_embed.weight": torch.ones(13, 8)}, r"of another shape month_embed.weight \(13, 8\)"),
         ({"encoder.norm.weight": torch.full((32,), float("nan"))}, "'norm.weight' holds numbers that are not finite"),
         ({"encoder.eo_patch_embed.S1.weight": torch.ones(20, 2)}, "20 wide cannot be divided"),
+        ({"encoder.eo_patch_embed.S1.weight": torch.tensor(1.0)}, "0 wide cannot be divided"),
     ],
 )
 def test_other_networks_are_refused_in_a_line(change, match, tmp_path):
@@ -179,7 +181,12 @@ def test_other_networks_are_refused_in_a_line(change, match, tmp_path):
         ({"window": MANIFEST["window"]}, "presto needs the place of its pixels"),
         ({"window": MANIFEST["window"], "grid": {"crs": "EPSG:3035", "transform": [1, 2, 3, 4, 5, 6]}}, "UTM zone"),
         ({"window": MANIFEST["window"], "grid": {"crs": "EPSG:32631", "transform": [1, 2, 3]}}, "UTM zone"),
+        (
+            {"window": MANIFEST["window"], "grid": {"crs": "EPSG:32631", "transform": [10, 0, 10**400, 0, -10, 0]}},
+            "UTM zone",
+        ),
         ({"grid": MANIFEST["grid"]}, "presto needs the season"),
+        ({"grid": MANIFEST["grid"], "window": {"start": "last spring"}}, "presto needs the season"),
     ],
 )
 def test_a_tile_that_cannot_give_what_is_needed_is_refused(manifest, match, tmp_path):
@@ -223,8 +230,12 @@ def test_little_memory_makes_smaller_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(MonthsNetwork, "forward", scarce)
     monkeypatch.setattr("infer.monthly._SMALLEST_BATCH", 1)
     full = replace(tile, masks_thw=np.ones_like(tile.masks_thw))
-    found = embed(checkpoint, full, budget=4096)
-    assert found.oom_halvings > 0
+    engine = MonthsEngine(checkpoint, choose_device("cpu", "float32"), presto_network(checkpoint), token_budget=4096)
+    try:
+        found, again = engine.embed(full), engine.embed(full)
+    finally:
+        engine.close()
+    assert found.oom_halvings == again.oom_halvings > 0, "of each tile, which depends on none before it"
     monkeypatch.undo()
     assert apart(found.values_hwc, embed(checkpoint, full, budget=4096).values_hwc) <= TOLERANCE
     assert expected.oom_halvings == 0

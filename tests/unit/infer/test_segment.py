@@ -36,8 +36,12 @@ from preproc.classify.segment import PROCESSES
 from preproc.classify.train import TrainStage, TrainTrialsStage
 from preproc.classify.unet import Blended, UNet
 from preproc.classify.validate import ValidateStage
+from preproc.cluster.slurm import TaskId
+from preproc.cluster.submitted import SubmittedJob
+from preproc.cluster.tasks import _done as tasks_done
 from preproc.run.config import Config
 from preproc.run.stage import run_stage
+from preproc.run.status import Survey
 
 ROOT = Path(__file__).parents[3]
 EXTRA = """
@@ -134,8 +138,15 @@ def test_arrays_that_are_no_head_are_refused(tmp_path: Path) -> None:
     replace(plain, arrays=nan).save(path)
     with pytest.raises(FormatError, match="head_b holds what is no number"):
         UNet.load(path)
-    path.write_bytes(b"nothing")
-    with pytest.raises(FormatError, match="not readable"):
+    replace(plain, arrays={**plain.arrays, "stem_w": np.float32(1)}).save(path)
+    with pytest.raises(FormatError, match="do not fit each other"):
+        UNet.load(path)
+    for content in (b"nothing", first[: len(first) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(FormatError, match="not readable"):
+            UNet.load(path)
+    np.savez_compressed(path, **plain.arrays)
+    with pytest.raises(FormatError, match="not readable \\(compressed"):
         UNet.load(path)
     with pytest.raises(SmaltiError, match="cannot say anything of single vectors"):
         plain.predict_proba(np.zeros((2, 6)))
@@ -365,6 +376,16 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
         Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
 
 
+def test_other_embeddings_than_those_of_the_samples_are_refused(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    before = (run.model / "model.json").read_bytes()
+    embed_crops(run, noise=5.0)
+    other = config(run, EXTRA.replace("steps = 30", "steps = 2"))
+    with pytest.raises(SmaltiError, match=r"other embeddings than those that are there now.*run `smalti sample"):
+        run_stage(TrainStage(), run, other)
+    assert (run.model / "model.json").read_bytes() == before
+
+
 def test_single_vectors_are_not_for_a_head(prepared: Run) -> None:
     classifier = load_classifier(prepared.model)
     with pytest.raises(SmaltiError, match="a segmentation head"):
@@ -386,3 +407,15 @@ def test_the_job_script_trains_its_share_with_all_its_gpus(tmp_path: Path) -> No
     )
     assert "4, 0,1,2,3: -s -m preproc.cli train /a run --shard 1/3\n" in done.stdout
     assert "end code=0" in done.stdout
+
+
+def test_tasks_of_an_array_are_done_when_their_networks_are(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    settings = config(run, EXTRA)
+    job = SubmittedJob(9, "train-networks", ("train",), "0-2", 3)
+    tasks = dict.fromkeys((TaskId(9, 0), TaskId(9, 1), TaskId(9, 2)), job)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == set(tasks), "the classifier is there"
+    shutil.rmtree(run.model)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == set()
+    shutil.copytree(job_of(prepared), run.logs / "study" / job_of(prepared).name)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == {TaskId(9, 0), TaskId(9, 2)}

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.contract import SmaltiError, release_tile
+from infer.contract import Run, SmaltiError, release_tile
 from infer.contract.classification import Figure, LearningPoint
 from infer.contract.compared import ComparedClass, ComparedModel, Comparison, MethodFigures
-from preproc.classify.split import Split
+from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples, Source
+from preproc.compare.compare import Wishes, _settings, compare, dry_run
 from preproc.compare.contest import Contest, verdict
 from preproc.compare.cost import fit_seconds
 from preproc.compare.entrants import entrants
@@ -176,6 +177,21 @@ def test_who_takes_part(tmp_path: Path) -> None:
     missing = entrants(config, ["tessera-v2-large"])[0]
     with pytest.raises(SmaltiError, match="weights fetch tessera-v2-large"):
         missing.inputs()
+
+
+def test_nobody_is_measured_against_who_does_not_take_part(tmp_path: Path) -> None:
+    config, run = parse_config(TOML, tmp_path / "run.toml"), Run(tmp_path / "run")
+    for act in (compare, dry_run):
+        with pytest.raises(SmaltiError, match=r"--against: 'presto' does not take part: name one of demo, monthly"):
+            act(run, config, Wishes(against="presto"))
+
+
+def test_a_year_that_is_held_out_of_several_runs_does_not_stop_a_comparison_in_one(tmp_path: Path) -> None:
+    classify = '[classify]\nsplit = "year"\nhold_out = ["2021"]\n'
+    settings = _settings(parse_config(TOML + classify, tmp_path / "run.toml"))
+    table = samples()
+    held, about = hold_out(table, split_of(table, settings), settings)
+    assert (held.any(), about) == (False, None)
 
 
 def test_more_work_costs_more() -> None:

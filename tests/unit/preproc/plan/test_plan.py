@@ -365,6 +365,10 @@ def test_a_large_plan_has_its_tiles_and_scenes_in_tables(run: Run, monkeypatch: 
     for share in (small, small[:1], small[2:5]):
         near = scenes_near(run, config, share)
         assert list(SceneIndex(near).for_tiles(share)) == list(whole.for_tiles(share))
+    monkeypatch.undo()
+    plan(run, force=True)
+    assert planned_tiles(run) == small
+    assert not {TILES_FILE, SCENES_FILE} & {path.name for path in run.root.iterdir()}, "what the large plan had"
 
 
 def test_a_task_parses_the_items_near_its_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
