@@ -40,6 +40,13 @@ def moved_seasons(months_nf: Floats, rng: np.random.Generator) -> Floats:
     return moved
 
 
+def random_turn(size: int, rng: np.random.Generator) -> Floats:
+    """(144, size) that deals every direction out to `size` numbers, distances kept but for what is left out."""
+    most = max(size, MONTHLY_DIM)
+    turn: Floats = np.linalg.qr(rng.normal(size=(most, most)))[0][:MONTHLY_DIM, :size]
+    return turn
+
+
 def months_frame(
     one_gpf: Floats, two_gpf: Floats, size: int, power: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
@@ -61,7 +68,6 @@ def months_frame(
     value, vector = np.linalg.eigh(nuisance)
     value = np.maximum(value, 0) + _SHRINK * value.mean()
     weighted = (vector * value**-power) @ vector.T / spread_f[:, None]
-    turn = np.linalg.qr(rng.normal(size=(max(size, MONTHLY_DIM), max(size, MONTHLY_DIM))))[0][:MONTHLY_DIM, :size]
-    frame = weighted @ turn
+    frame = weighted @ random_turn(size, rng)
     frame *= _SPREAD / np.sqrt(np.square(within @ frame).mean())
     return np.asarray(frame, np.float32)

@@ -39,9 +39,9 @@ from infer.progress import say
 
 _LAST_RATE = 0.02
 """Part of the learning rate that is left at the end."""
-_FRAME_TILES, _FRAME_PIXELS = 128, 128
+FRAME_TILES, FRAME_PIXELS = 128, 128
 """How many tiles the frame of the months is made from (with replacement), and pixels of each."""
-_FRAME_STEP = 2**31 + 1
+FRAME_STEP = 2**31 + 1
 """Stands for the step in the seed of these pixels."""
 
 
@@ -96,14 +96,14 @@ def frame_of(reader: Reader, recipe: Recipe) -> torch.Tensor | None:
     if not reader.monthly:
         return None
     ones, twos = [], []
-    for group in range(_FRAME_TILES):
-        rng = np.random.default_rng([recipe.seed, _FRAME_STEP, group])
-        pairs = draw_pairs(reader.tiles, _FRAME_PIXELS, recipe.reach, rng)
+    for group in range(FRAME_TILES):
+        rng = np.random.default_rng([recipe.seed, FRAME_STEP, group])
+        pairs = draw_pairs(reader.tiles, FRAME_PIXELS, recipe.reach, rng)
         tile = reader.tiles.tiles[pairs.number]
         ones.append(months_of(tile, pairs.one))
         twos.append(months_of(tile, pairs.two))
     one, two = (np.stack(months).astype(np.float64) for months in (ones, twos))
-    rng = np.random.default_rng([recipe.seed, _FRAME_STEP])
+    rng = np.random.default_rng([recipe.seed, FRAME_STEP])
     return torch.from_numpy(months_frame(one, two, recipe.shape.repr_dim, recipe.monthly_power, rng))
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from infer.contract import SmaltiError
+from infer.contract import FormatError, SmaltiError
 from infer.pretrain.check import correlation_with_count
 from infer.pretrain.curve import curve_svg
 from infer.pretrain.ema import Average
-from infer.pretrain.frame import months_frame
-from infer.pretrain.loop import learning_rate, parameter_groups
+from infer.pretrain.frame import months_frame, moved_seasons, random_turn
+from infer.pretrain.loop import FRAME_PIXELS, FRAME_STEP, FRAME_TILES, learning_rate, parameter_groups
 from infer.pretrain.loss import barlow_twins, cosine_distance, missed
 from infer.pretrain.options import Recipe, Shape
+from infer.pretrain.turn_back import axes, back, turned_back
 from infer.pretrain.watch import health, steadiness
 
 
@@ -82,6 +84,23 @@ def test_the_frame_weighs_down_what_differs_among_neighbours() -> None:
         along = kind.ravel() @ told / (kind**2).sum()
         shares.append((along**2).sum() / (told**2).mean(axis=0).sum())
     assert shares[1] > 1.3 * shares[0]
+
+
+def test_turning_back_keeps_distances_and_follows_months_and_bands() -> None:
+    turn = back(1)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(128), atol=1e-9)
+    np.testing.assert_allclose(turn.sum(axis=1), 1, atol=1e-9)
+    assert len(set(axes())) == 128
+    rng = np.random.default_rng([1, FRAME_STEP])
+    moved_seasons(np.zeros((FRAME_TILES * FRAME_PIXELS, 144)), rng)
+    aligned = random_turn(128, rng) @ turn.T  # months to turned numbers
+    along = np.abs(aligned[axes(), np.arange(128)])
+    assert np.median(along) > 0.8
+
+
+def test_only_students_of_months_are_turned_back(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="not a student of recipe 3"):
+        turned_back({"model": {}, "smalti": {"recipe": {"version": 1}}}, tmp_path / "student.pt")
 
 
 def test_distillation_is_zero_for_equal_directions() -> None:
