@@ -96,7 +96,11 @@ def card_text(content: Mapping[str, Any], about: ClassifierManifest) -> str:
         "",
         "## Recipe",
         "",
-        *[f"- {key}: {value}" for key, value in sorted({**content["recipe"], **content["parameters"]}.items())],
+        *[
+            f"- {key}: {value}"
+            for key, value in sorted({**content["recipe"], **content["parameters"]}.items())
+            if key != "segment"
+        ],
         "",
         "## Limits",
         "",

@@ -10,6 +10,7 @@ from datetime import date
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
@@ -19,6 +20,7 @@ from infer.contract import (
     FormatError,
     Plan,
     PlannedTile,
+    PlannedTiles,
     Run,
     SmaltiError,
     Tile,
@@ -103,16 +105,28 @@ def _colours(
 
 
 def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> list[_Pixel]:
-    """Tile, row and column of each place, or None outside all tiles."""
+    """Tile, row and column of each place, or None outside all tiles.
+
+    Where tiles of two zones overlap it is the tile of the place's own zone: the other one has no embedding there.
+    """
     found: list[_Pixel] = [None] * len(place_n2)
-    for epsg in sorted({tile.epsg for tile in tiles}):
-        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(place_n2[:, 0], place_n2[:, 1])
-        for tile in (tile for tile in tiles if tile.epsg == epsg):
-            column, row = np.floor((x - tile.west) / PIXEL_SIZE), np.floor((tile.north - y) / PIXEL_SIZE)
-            inside = (column >= 0) & (column < tile.size) & (row >= 0) & (row < tile.size)
-            for at in np.flatnonzero(inside):
-                if found[at] is None:
-                    found[at] = (tile, int(row[at]), int(column[at]))
+    table, longitude_n, latitude_n = PlannedTiles.of(tiles), place_n2[:, 0], place_n2[:, 1]
+    own_n = np.where(latitude_n >= 0, 32600, 32700) + np.minimum(np.floor((longitude_n + 180) / 6) + 1, 60)
+    for epsg in np.unique(table.column("epsg")).tolist():
+        here = table.chosen(table.column("epsg") == epsg)
+        west_t, north_t, extent = here.column("west"), here.column("north"), here.size * PIXEL_SIZE
+        x_n, y_n = Transformer.from_crs(4326, epsg, always_xy=True).transform(longitude_n, latitude_n)
+        known = np.flatnonzero(np.isfinite(x_n) & np.isfinite(y_n))
+        tree = shapely.STRtree(shapely.box(west_t, north_t - extent, west_t + extent, north_t))
+        point, tile = tree.query(shapely.points(x_n[known], y_n[known]))
+        at = known[point]
+        column = np.floor((x_n[at] - west_t[tile]) / PIXEL_SIZE)
+        row = np.floor((north_t[tile] - y_n[at]) / PIXEL_SIZE)
+        inside = (column >= 0) & (column < here.size) & (row >= 0) & (row < here.size)
+        for index in np.flatnonzero(inside):
+            place = int(at[index])
+            if found[place] is None or own_n[place] == epsg:
+                found[place] = here[int(tile[index])], int(row[index]), int(column[index])
     return found
 
 

@@ -36,8 +36,12 @@ from preproc.classify.segment import PROCESSES
 from preproc.classify.train import TrainStage, TrainTrialsStage
 from preproc.classify.unet import Blended, UNet
 from preproc.classify.validate import ValidateStage
+from preproc.cluster.slurm import TaskId
+from preproc.cluster.submitted import SubmittedJob
+from preproc.cluster.tasks import _done as tasks_done
 from preproc.run.config import Config
 from preproc.run.stage import run_stage
+from preproc.run.status import Survey
 
 ROOT = Path(__file__).parents[3]
 EXTRA = """
@@ -403,3 +407,15 @@ def test_the_job_script_trains_its_share_with_all_its_gpus(tmp_path: Path) -> No
     )
     assert "4, 0,1,2,3: -s -m preproc.cli train /a run --shard 1/3\n" in done.stdout
     assert "end code=0" in done.stdout
+
+
+def test_tasks_of_an_array_are_done_when_their_networks_are(prepared: Run, tmp_path: Path) -> None:
+    run = copied(prepared, tmp_path / "run")
+    settings = config(run, EXTRA)
+    job = SubmittedJob(9, "train-networks", ("train",), "0-2", 3)
+    tasks = dict.fromkeys((TaskId(9, 0), TaskId(9, 1), TaskId(9, 2)), job)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == set(tasks), "the classifier is there"
+    shutil.rmtree(run.model)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == set()
+    shutil.copytree(job_of(prepared), run.logs / "study" / job_of(prepared).name)
+    assert tasks_done(Survey(run, settings), job.kind, tasks) == {TaskId(9, 0), TaskId(9, 2)}

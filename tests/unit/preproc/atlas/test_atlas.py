@@ -94,6 +94,9 @@ def test_levels_end_where_two_tiles_hold_the_region() -> None:
     assert len(grid.places) == grid.finest - grid.coarsest + 1
     for finer, coarser in zip(grid.places[1:], grid.places, strict=False):
         assert {(column // 2, row // 2) for column, row in finer} == coarser
+    less = grid.within(grid.tiles - 1)
+    assert (less.coarsest, less.finest, less.places) == (grid.coarsest, grid.finest - 1, grid.places[:-1])
+    assert grid.within(1).places == grid.places[:1], "one level at least"
     columns, rows = zip(*grid.places[0], strict=True)
     assert max(columns) - min(columns) <= 1
     assert max(rows) - min(rows) <= 1

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from catboost import CatBoostClassifier
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -562,6 +563,28 @@ def test_rows_beyond_the_cap_are_left_out_fairly_and_said(run: Run, capsys: pyte
     oof = read_out_of_fold(run.model / "oof.parquet", [1, 2, 3])
     assert set(np.unique(oof.group_n, return_counts=True)[1]) == {4}
     assert "512 of 768 pixels left out" in capsys.readouterr().err
+
+
+def test_with_a_gpu_the_final_fit_runs_there_and_folds_do_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here: CatBoost is told of it and trains on the CPU instead."""
+    asked: list[dict[str, Any]] = []
+
+    class Recorded(CatBoostClassifier):
+        def __init__(self, **options: Any) -> None:
+            asked.append(dict(options))
+            super().__init__(**{**options, "task_type": "CPU"})
+
+    monkeypatch.setattr(boost, "get_gpu_device_count", lambda: 1)
+    monkeypatch.setattr(boost, "CatBoostClassifier", Recorded)
+    config = settings(run, f'{TRAINING}task_type = "GPU"\n'.replace("trials = 3", "trials = 0"))
+    run_stage(TrainStage(), run, config)
+    on_gpu = [options for options in asked if options["task_type"] == "GPU"]
+    assert len(on_gpu) == 1
+    assert "rsm" not in on_gpu[0], "CatBoost refuses it for several classes there"
+    assert on_gpu[0]["thread_count"] == 4
+    assert len(asked) == 1 + 3, "and a fit a fold on the CPU"
+    about = read_manifest(run.model_manifest, "classifier", remedy="")
+    assert about["inputs"]["settings"]["task_type"] == "GPU"
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from pyproj import Transformer
 from support.browser import chromium
 from support.embedded import plan_of
 from support.mosaicked import EPSG, NAMES, NORTH, WEST, classified_run, config
@@ -23,7 +24,7 @@ from infer.contract import PlannedTile, Run, SmaltiError, Tile, read_manifest
 from preproc.classify.validate import ValidateStage
 from preproc.cli import app
 from preproc.run.stage import run_stage
-from preproc.survey.looks import AROUND, NOTHING, _curves, curves_at, look
+from preproc.survey.looks import AROUND, NOTHING, _curves, curves_at, look, pixels_of
 from preproc.survey.page import LabellingPage, render
 
 
@@ -198,3 +199,17 @@ def test_pictures_are_of_the_place_and_damaged_tiles_leave_theirs_out(
         path.write_bytes(b"x")
     assert look(run, plan, places)[0].picture == ""
     assert "places in it have no picture" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_place_near_the_seam_of_zones_lies_in_the_tile_of_its_own_zone() -> None:
+    tiles = []
+    for epsg in (32631, 32632):
+        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(6.0, 50.0)
+        tiles.append(PlannedTile(f"t{epsg}", epsg, int(x) // 10 * 10 - 320, int(y) // 10 * 10 + 320, 64))
+    places = np.array([[6.001, 50.0], [5.999, 50.0], [6.1, 50.0], [np.inf, 50.0]])
+    names = [pixel and pixel[0].name for pixel in pixels_of(tiles, places)]
+    assert names == ["t32632", "t32631", None, None]
+    (alone,) = pixels_of(tiles[:1], places[:1])
+    assert alone is not None, "where the run has no tile of that zone"
+    east, north = Transformer.from_crs(4326, 32631, always_xy=True).transform(6.001, 50.0)
+    assert alone[1:] == ((tiles[0].north - north) // 10, (east - tiles[0].west) // 10)
