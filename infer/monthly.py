@@ -33,6 +33,8 @@ _OBSERVATIONS = 1 << 20
 """Of a block of pixels: some tens of megabytes while they are sorted."""
 _BLOCK_PIXELS = 4096
 """Of a block that a network embeds: enough that pixels with the same months fill batches."""
+_CPU_TOKENS = 4096
+"""Of a batch on a CPU: some fifty pixels."""
 _SMALLEST_BATCH = 8
 """Pixels, before memory is said not to suffice."""
 
@@ -243,7 +245,8 @@ class MonthsEngine(_Composing):
             )
         device.activate()
         super().__init__(checkpoint, device, min_clear_s2=min_clear_s2)
-        self.budget = self._most = token_budget or device.token_budget(network.width)
+        most = _CPU_TOKENS if device.on_cpu else device.token_budget(network.width)
+        self.budget = self._most = token_budget or most
         self._network = network.place(device.torch_device, device.dtype)
         self._halved = 0
 

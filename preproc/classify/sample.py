@@ -304,10 +304,10 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
     def claims() -> Iterator[tuple[int, Claims]]:
         for index in labelled:  # in this thread: prepared outlines are not to be shared
             found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
+            claimed.update(np.unique(found.features_m).tolist())
             if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
                 picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
                 continue
-            claimed.update(np.unique(found.features_m).tolist())
             picked.counts["pixels dropped: labels of different classes"] += found.conflicts
             if len(found.rows_m):
                 yield index, found

@@ -320,6 +320,7 @@ def test_a_damaged_embedding_is_not_sampled(run: Run) -> None:
 
 def test_labels_on_missing_tiles_are_left_out_where_that_is_wished(run: Run) -> None:
     whole = sample(run)
+    before = read_manifest(run.samples_manifest, "samples", remedy="")["counts"]
     gone = planned_tiles(run)[1].name
     (run.embeddings / f"{gone}.json").unlink()
     with pytest.raises(SmaltiError, match="1 of 4 tiles have no embedding yet"):
@@ -328,6 +329,7 @@ def test_labels_on_missing_tiles_are_left_out_where_that_is_wished(run: Run) -> 
     assert found.equals(whole.filter(pc.field("tile") != gone))
     counts = read_manifest(run.samples_manifest, "samples", remedy="")["counts"]
     assert counts["pixels dropped: no embedding there"] >= whole.num_rows - found.num_rows
+    assert counts["features without a pixel"] == before["features without a pixel"], "they have pixels, not embeddings"
 
 
 def test_tiles_without_labels_are_not_read_and_any_number_of_threads_gives_the_same_table(
