@@ -65,9 +65,9 @@ def turned_back(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         FormatError: if it was not trained on months by this version, or is turned already.
     """
-    about = content.get("smalti")
-    recipe = about.get("recipe") if isinstance(about, dict) else None
-    fits = isinstance(recipe, dict) and recipe.get("version") == 3 and recipe.get("monthly_weight", 0) > 0
+    about: dict[str, Any] = dict(content.get("smalti") or {})
+    recipe: dict[str, Any] = about.get("recipe") or {}
+    fits = recipe.get("version") == 3 and recipe.get("monthly_weight", 0) > 0
     if not fits or about.get("turned_back") or f"{_LAYER}.weight" not in content["model"]:
         raise FormatError(f"{path}: not a student of recipe 3 that was trained on months, or turned already")
     if content["model"][f"{_LAYER}.weight"].shape[0] != _SIZE:
