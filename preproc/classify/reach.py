@@ -62,6 +62,8 @@ def _reach(
         return _LEAST
     # Bars of equal numbers of pairs are narrow where fields are near each other, which is where likeness falls.
     edges = np.unique(np.quantile(distance, np.linspace(0, 1, _BARS + 1) ** 2))
+    if len(edges) < 2:  # all pairs are equally far apart, or in one place
+        return _LEAST
     bar = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, len(edges) - 2)
     counts = np.bincount(bar, minlength=len(edges) - 1)
     share = np.bincount(bar, alike, minlength=len(edges) - 1) / np.maximum(counts, 1)

@@ -47,10 +47,12 @@ def cost_text(run: Run, contest: Contest, taking_part: Sequence[Entrant], *, til
         embedding = float(estimate(work, config)["infer"].seconds) + 4  # torch is imported
         rows = len(samples) * (contest.deals[0].count - 1) // contest.deals[0].count
         fits = sum(
-            fit_seconds(method, rows, len(samples) - rows, config.model.dim, len(contest.codes_k))
+            fit_seconds(method, rows, len(samples) - rows, config.model.dim or 128, len(contest.codes_k))
             for method in contest.methods
         )
         scores = fits * _CURVE * len(contest.deals) * contest.deals[0].count / min(cores, contest.deals[0].count)
         total += embedding + scores
-        lines.append(f"{one.name:<24} {config.model.dim:>8} {human_time(embedding):>12} {human_time(scores):>10}")
+        lines.append(
+            f"{one.name:<24} {config.model.dim or 'all':>8} {human_time(embedding):>12} {human_time(scores):>10}"
+        )
     return "\n".join([*lines, "", f"about {human_time(total)} in all on this machine; nothing was read or written"])

@@ -93,4 +93,6 @@ def _entrant(config: Config, text: str) -> Entrant:
         model = Model.model_validate({**asked, **common})
     except ValidationError as error:
         raise SmaltiError(f"--models: {text}: {error.errors()[0]['msg']}") from error
+    if known is None:
+        model = model.model_copy(update={"dim": 0})  # all that it gives: a file need not give the usual 128
     return Entrant(name, config.model_copy(update={"model": model}), False)

@@ -200,6 +200,8 @@ def test_the_reach_of_labels_is_that_of_the_patches_they_lie_in() -> None:
     assert reaches[100.0] <= 200
     assert 200 <= reaches[400.0] <= 600
     assert 500 <= reaches[800.0] <= 1100
+    one_place = checkerboard(100.0, fields=2)
+    assert label_reach(replace(one_place, x_n=one_place.x_n * 0, y_n=one_place.y_n * 0), 2, 0) == 100
 
 
 def test_distances_are_counted_in_bars_that_double() -> None:

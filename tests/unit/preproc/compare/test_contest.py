@@ -170,6 +170,7 @@ def test_who_takes_part(tmp_path: Path) -> None:
     assert [(one.name, one.own) for one in found] == [("demo", True), ("monthly", False), ("my-own.pt", False)]
     assert [one.config.model.min_clear_s2 for one in found] == [5, 5, 5]
     assert [one.config.model.output for one in found] == ["int8", "float32", "int8"]
+    assert [one.config.model.dim for one in found] == [128, 144, 0], "of a file all that it gives"
     assert [one.name for one in entrants(config, [])] == ["demo", "monthly"]
     for wrong, match in ((["demo", "demo"], "named twice"), (["nonsense"], "no model and no file")):
         with pytest.raises(SmaltiError, match=match):
