@@ -329,8 +329,8 @@ def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
     shown = ", ".join(missing[:_LISTED]) + (f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
     many = f"{len(missing)} tiles have no embedding and are" if len(missing) > 1 else "1 tile has no embedding and is"
     return [
-        f"{stage}: {many} nodata ([stitch] missing): {shown}: `smalti infer {run.quoted}` and `smalti {stage} "
-        f"{run.quoted}` fill in what can be had"
+        f"{stage}: {many} nodata ([stitch] missing): {shown}: `smalti run {run.quoted}` or "
+        f"`smalti submit {run.quoted}` fills in what can be had"
     ]
 
 

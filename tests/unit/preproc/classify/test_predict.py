@@ -292,9 +292,8 @@ def test_missing_tiles_are_not_mapped_where_that_is_wished(run: Run, capsys: pyt
         run_stage(PredictStage(), run, config(run))
     settings = config(run, '[stitch]\nmissing = "nodata"')
     run_stage(PredictStage(), run, settings)
-    assert (
-        f"predict: 1 tile has no embedding and is nodata ([stitch] missing): {manifest.stem}" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"predict: 1 tile has no embedding and is nodata ([stitch] missing): {manifest.stem}: `smalti run" in said
     assert read_manifest(run.map_manifest, "map", remedy="")["missing"] == [manifest.stem]
     classes = read(run.map / "classes_31N.tif")
     assert not classes[:32, 32:].any()
