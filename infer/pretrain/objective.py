@@ -84,7 +84,8 @@ class Twins(nn.Module):
             loss = loss + recipe.twins_weight * self._all_twins(z, prefix)
         if months_pf is not None:
             wanted = months_pf @ self.frame_fd
-            within, whole = missed(z, wanted, 2 * self._groups(), average=mean_over_processes)
+            terms = missed(z, wanted, 2 * self._groups(), average=mean_over_processes)
+            within, whole = (mean_over_processes(term) for term in terms)  # so that what is recorded is of all
             loss = loss + recipe.monthly_weight * (within + recipe.offset_weight * whole)
         return loss
 
