@@ -39,7 +39,9 @@ def test_the_whole_chain_gives_the_bytes_of_local_mode(workshop: Path, image: Pa
     assert digest(campaign.root) == digest(local.root)
     scratch.rmdir()  # it was used, and nothing is left there
     counts = {job["kind"]: job["counts"]["done"] for job in status["jobs"]}
-    assert counts == {"fetch": TASKS, "infer": TASKS, "stitch": 1, "classify": 1}
+    trials = counts.pop("train-trials")  # of a study, side by side, for the jobs of this site have few cores
+    assert trials > 1
+    assert counts == {"fetch": TASKS, "infer": TASKS, "stitch": 1, "sample": 1, "classify": 1}
     partitions = slurm("sacct", "-X", "-n", "-P", "--format=Partition", f"--jobs={campaign.ids()['infer']}").split()
     assert set(partitions) == {"right"}
     assert campaign.submit() == "nothing is missing\n"
