@@ -116,7 +116,7 @@ def _row(made: Comparison, model: ComparedModel, speed: Speed | None) -> dict[st
             {
                 "score": score_with_interval(score.macro_f1),
                 "difference": _difference(made, model.name, score.method),
-                "clear": _clear(made, model.name, score.method),
+                "apart": _clear(made, model.name, score.method),
             }
             for score in model.scores
         ],

@@ -13,14 +13,14 @@ import pytest
 
 from infer.contract import Run, SmaltiError, release_tile
 from infer.contract.classification import Figure, LearningPoint
-from infer.contract.compared import ComparedClass, ComparedModel, Comparison, MethodFigures
+from infer.contract.compared import ComparedClass, ComparedModel, Comparison, Difference, MethodFigures
 from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples, Source
 from preproc.compare.compare import Wishes, _settings, compare, dry_run
 from preproc.compare.contest import Contest, verdict
 from preproc.compare.cost import fit_seconds
 from preproc.compare.entrants import entrants
-from preproc.compare.page import Speed, as_text, page_and_table, panel, table_csv
+from preproc.compare.page import Speed, as_text, page_and_table, panel, signed, table_csv
 from preproc.compare.pixels import cut, cuts_of
 from preproc.run.config import Classify, parse_config
 
@@ -123,6 +123,18 @@ def comparison() -> Comparison:
         classes=(ComparedClass("maize", 100, 10), ComparedClass("a < b", 100, 10)), left_out=("rye",), pixels=200,
         groups=20, unseen=1, methods=("linear",), split="group", folds=3, deals=2, seed=1,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("interval", "bold"), [((-0.3, 0.1), False), ((-0.3, -0.1), True), (None, False)])
+def test_a_difference_is_bold_when_its_interval_leaves_zero_out(
+    tmp_path: Path, interval: tuple[float, float] | None, bold: bool
+) -> None:
+    figure = Figure(-0.1, interval)
+    told = Difference("linear", "demo", "monthly", figure, figure)
+    page_and_table(tmp_path, replace(comparison(), differences=(told,)), {"demo": None, "monthly": None})
+    page = (tmp_path / "index.html").read_text()
+    assert f"{signed(figure)}" in page
+    assert (f"<strong>{signed(figure)}" in page) == bold
 
 
 def test_the_page_and_the_table_show_the_same(tmp_path: Path) -> None:
