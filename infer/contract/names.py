@@ -94,10 +94,11 @@ def name_for(text: str) -> str:
 
     Returns:
         The text itself where it is made of ASCII letters, digits, `.`, `_`, `-`, and short; else those of its
-        characters, with a hash of the whole.
+        characters, with a hash of the whole. Of a name that was made so, it is that name.
     """
+    most = MAX_NAME_BYTES - 40
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", text)
-    if safe == text and 0 < len(text) <= MAX_NAME_BYTES - 40 and not text.startswith("."):
+    if safe == text and 0 < len(text) <= most and not text.startswith("."):
         return safe
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{safe.lstrip('.')[: MAX_NAME_BYTES - 40] or '_'}-{digest}"
+    digest = "-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return (safe.lstrip(".")[: most - len(digest)] or "_") + digest
