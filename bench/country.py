@@ -96,7 +96,7 @@ def make_run(root: Path, tiles: int) -> Run:
     import shapely  # here: what a measured process seems to take begins with what its parent takes
 
     from bench.plan import make_items
-    from infer.engine import SEMANTICS
+    from infer.due import SEMANTICS
     from preproc.plan.stage import PlanStage
     from preproc.run.config import load_config
     from preproc.run.embedded import embedding_units
@@ -130,11 +130,11 @@ def make_run(root: Path, tiles: int) -> Run:
         for name, size in sizes.items():
             with (run.embeddings / name).open("wb") as stream:
                 stream.truncate(size)
-        inputs = {**embedded(unit.name).inputs, "engine": SEMANTICS}
+        inputs = {**embedded.of(unit.name).inputs, "engine": SEMANTICS}
         manifest(run.embeddings / f"{unit.name}.json", "embedding", inputs, sizes, model=MODEL)
     labelled = planned_tiles(run)[:3]
     for tile in labelled:
-        made_codes(run, tile, {**embedded(tile.name).inputs, "engine": SEMANTICS})
+        made_codes(run, tile, {**embedded.of(tile.name).inputs, "engine": SEMANTICS})
     features = [label(tile, crop) for tile, crop in zip(labelled, "aba", strict=True)]
     (root / "labels.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     make_sheets(run, config)

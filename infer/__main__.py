@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infer.contract import (
     EXIT_BAD_INPUT,
+    EXIT_OK,
     EXIT_TRY_AGAIN,
     REGISTRY,
     Lazily,
@@ -34,13 +36,13 @@ from infer.contract import (
 )
 from infer.contract.imported import imported_tiles
 from infer.contract.registry import JOIN, known_model
-from infer.device import accelerator_count
-from infer.families import AnyEngine, make_engine
+from infer.due import Report, Settings, TileTask, nothing_due
 from infer.fleet import run_members, take_cores
 from infer.progress import on_stop, say
-from infer.runner import Settings, TileRunner, TileTask
-from infer.selftest import self_test
-from infer.weights import Checkpoint, load_checkpoint, load_registered, resolve_checkpoint
+
+if TYPE_CHECKING:  # torch is imported when something is to be computed: it takes seconds
+    from infer.families import AnyEngine
+    from infer.weights import Checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,6 +102,8 @@ class Work:
 
     def checkpoint(self) -> Checkpoint:
         """Load the model that was asked for."""
+        from infer.weights import load_checkpoint, load_registered, resolve_checkpoint
+
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
@@ -178,12 +182,16 @@ def _announce(engine: AnyEngine, settings: Settings, tasks: Sequence[TileTask]) 
 
 
 def _engine(work: Work, device: str, index: int) -> AnyEngine:
+    from infer.families import make_engine
+
     least = work.job.min_clear_s2
     return make_engine(work.checkpoint(), device, work.job.precision, index=index, min_clear_s2=least)
 
 
 def _embed(work: Work, shard: Shard, device: str, index: int) -> int:
     """Embed the tiles of a shard in this process."""
+    from infer.runner import TileRunner
+
     stop = threading.Event()
 
     def asked(number: int) -> None:
@@ -211,7 +219,11 @@ def _members(arguments: argparse.Namespace, tiles: int) -> int:
         if arguments.processes < 1:
             raise SmaltiError(f"--processes {arguments.processes}: at least 1")
         return min(int(arguments.processes), max(1, tiles))
-    return 1 if arguments.device == "cpu" else max(1, min(accelerator_count(), tiles))
+    if arguments.device == "cpu":
+        return 1
+    from infer.device import accelerator_count
+
+    return max(1, min(accelerator_count(), tiles))
 
 
 def _without(argv: Sequence[str], *names: str) -> list[str]:
@@ -234,15 +246,21 @@ def execute(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """
     shard = Shard.parse(arguments.shard)
     if arguments.member is not None:  # the parent holds the lock and has divided the shard
+        from infer.device import accelerator_count
+
         member = Shard.parse(arguments.member)
         take_cores(member.index, member.count)
         work = _run_work(arguments) if arguments.run else _folder_work(arguments)
         index = member.index % max(1, accelerator_count())
         return _embed(work, shard, arguments.device, index)
     work = _run_work(arguments) if arguments.run else _folder_work(arguments)
-    members = _members(arguments, len(work.tasks[shard.index :: shard.count]))
     lock = nullcontext() if work.run is None else stage_lock(work.run, "infer", shard)
     with lock:
+        tasks = work.tasks[shard.index :: shard.count]
+        if work.run is not None and nothing_due(tasks, work.settings, work.job, work.run, arguments.device):
+            say(Report(skipped=len(tasks)).summary())
+            return EXIT_OK
+        members = _members(arguments, len(tasks))
         if members == 1:
             return _embed(work, shard, arguments.device, 0)
         work.checkpoint()  # one clear refusal instead of one from each
@@ -260,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         if arguments.self_test:
+            from infer.selftest import self_test
+
             return self_test(arguments.device, arguments.precision)
         if (arguments.run is None) == (arguments.tiles is None):
             parser.print_usage(sys.stderr)

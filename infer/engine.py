@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from infer.contract import EXIT_FAILED, SmaltiError, Tile
 from infer.device import Device, is_out_of_memory
+from infer.due import Output
 from infer.model import Modality, build_network
 from infer.model.pointwise import fused_add_norm
 from infer.prepare import LoadedTile, Multiplicities, load_tile
@@ -20,12 +21,7 @@ from infer.transfer import Transfer
 from infer.weights import Checkpoint
 from infer.workers import Workers, arrange_host_memory
 
-SEMANTICS = 1
-"""Version of the engine's arithmetic: outputs made by another version are made again."""
-
 _SMALLEST_BUDGET = 256
-
-Output = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True)

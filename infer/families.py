@@ -12,7 +12,8 @@ from infer.contract import Tile
 from infer.contract.monthly import MONTHLY_FAMILY
 from infer.contract.registry import Family
 from infer.device import Device, Precision, choose_device
-from infer.engine import Engine, Output, TileResult
+from infer.due import Output
+from infer.engine import Engine, TileResult
 from infer.joined import JoinedEngine
 from infer.model.galileo import galileo_network
 from infer.model.months import MonthsNetwork

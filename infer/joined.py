@@ -11,7 +11,8 @@ import torch
 from infer.contract import FormatError, Tile
 from infer.contract.registry import registered_model
 from infer.device import Device
-from infer.engine import Output, TileResult
+from infer.due import Output
+from infer.engine import TileResult
 from infer.prepare import LoadedTile
 from infer.tilework import Watch
 from infer.weights import Checkpoint

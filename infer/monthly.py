@@ -21,7 +21,8 @@ from infer.contract import EXIT_FAILED, FormatError, SmaltiError, Tile
 from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.monthly import MONTHLY_DIM, MONTHS, monthly_composites, season_start, stated_start
 from infer.device import Device, allotted_cores, choose_device, is_out_of_memory
-from infer.engine import Output, TileResult, release_memory
+from infer.due import Output
+from infer.engine import TileResult, release_memory
 from infer.location import stated_grid, unit_vectors
 from infer.model.months import MonthsNetwork
 from infer.prepare import LoadedTile

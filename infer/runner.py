@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,96 +15,31 @@ import torch
 
 from infer import draw
 from infer.contract import (
-    EXIT_FAILED,
-    EXIT_OK,
     EXIT_TRY_AGAIN,
-    TILE_ARRAYS,
     TILE_MANIFEST,
     FormatError,
-    PlannedTile,
     SmaltiError,
     Tile,
     embedding_paths,
     is_released,
-    output_state,
     read_back,
     read_tile,
     registered_model,
     release_tile,
     remove_stale_temporaries,
-    sha256_file,
     staged_copy,
     take_back,
     write_embedding,
     writing,
 )
 from infer.device import is_out_of_memory
-from infer.engine import SEMANTICS, Output, TileResult
+from infer.due import Report, Settings, TileTask, embedding_inputs, is_current, tile_fingerprint
+from infer.engine import TileResult
 from infer.families import AnyEngine
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
 from infer.weights import Checkpoint, check_source
-
-
-@dataclass(frozen=True)
-class TileTask:
-    """One tile to do."""
-
-    name: str
-    folder: Path
-    need_manifest: bool
-    """Refuse a tile without tile.json."""
-    planned: PlannedTile | None = None
-    """The tile that it has to be; None takes any folder's."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is made of the tiles."""
-
-    out: Path
-    """Folder of the embeddings."""
-    output: Output
-    dim: int
-    """Leading dimensions to keep; 0 = what the family saves."""
-    overwrite: bool = False
-    allow_source_mismatch: bool = False
-    release: bool = False
-    """Let a tile's arrays go when its embedding was written and read back."""
-    any_precision: bool = False
-    """The embedding of a released tile is as good in another precision: none was asked for."""
-    scratch: Path | None = None
-    """Folder on a disk of this node from which tiles are read, copied there one ahead; None reads them in place."""
-    timings: Path | None = None
-    """File to which a line (JSON) is added a tile: its pixels with an embedding, and the seconds that they took."""
-
-
-@dataclass
-class Report:
-    """What became of the tiles."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    """Name -> reason."""
-    interrupted: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """For the process."""
-        if self.interrupted:
-            return EXIT_TRY_AGAIN
-        return EXIT_FAILED if self.failed else EXIT_OK
-
-    def summary(self) -> str:
-        """What to tell, failures one a line."""
-        lines = [f"infer: {self.done} tiles done, {self.skipped} were complete, {len(self.failed)} failed"]
-        lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
-        if self.interrupted:
-            lines.append("infer: stopped on request; the same command goes on from here")
-        return "\n".join(lines)
-
 
 Opened = tuple[Tile | LoadedTile, dict[str, Any]]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
@@ -122,24 +55,6 @@ class DeviceLostError(SmaltiError):
     exit_code = EXIT_TRY_AGAIN
 
 
-def tile_fingerprint(folder: Path) -> str:
-    """SHA-256 that stands for a tile's content: of tile.json, or of the arrays where there is none.
-
-    Raises:
-        FormatError: if a file is missing.
-    """
-    manifest = folder / TILE_MANIFEST
-    if manifest.is_file():
-        return sha256_file(manifest)
-    digest = hashlib.sha256()
-    for spec in TILE_ARRAYS.values():
-        path = folder / spec.file
-        if not path.is_file():
-            raise FormatError(f"{path}: missing: fetch this tile again (delete its folder first if it is not smalti's)")
-        digest.update(f"{spec.file} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
 class TileRunner:
     """Embeds a list of tiles and says what became of each."""
 
@@ -152,15 +67,13 @@ class TileRunner:
 
     def inputs(self, fingerprint: str) -> dict[str, Any]:
         """What an embedding depends on."""
-        return {
-            "tile": fingerprint,
-            "checkpoint": self._engine.checkpoint.sha256,
-            "output": self._settings.output,
-            "dim": self._settings.dim,
-            "precision": self._engine.device.precision,
-            "engine": SEMANTICS,
-            **({"min_clear_s2": self._engine.min_clear_s2} if self._engine.min_clear_s2 else {}),
-        }
+        return embedding_inputs(
+            fingerprint,
+            self._settings,
+            checkpoint=self._engine.checkpoint.sha256,
+            precision=self._engine.device.precision,
+            min_clear_s2=self._engine.min_clear_s2,
+        )
 
     def run(self, tasks: Sequence[TileTask]) -> Report:
         """Do all tasks. One bad tile does not stop the others.
@@ -229,7 +142,7 @@ class TileRunner:
         inputs = self.inputs(tile_fingerprint(task.folder))
         manifest = embedding_paths(self._settings.out, task.name)[2]
         gone = is_released(task.folder)
-        if not self._settings.overwrite and self._current(manifest, inputs, gone) and self._let_go(task):
+        if not self._settings.overwrite and self._complete(task, manifest, inputs, gone=gone):
             return None
         if gone:
             take_back(task.folder)
@@ -245,12 +158,8 @@ class TileRunner:
         with self._device_failures(task.name):
             return self._engine.load(tile), inputs
 
-    def _current(self, manifest: Path, inputs: dict[str, Any], gone: bool) -> bool:
-        """Whether an embedding is complete; that of a released tile may be in any precision, if none is asked for."""
-        if output_state(manifest, "embedding", inputs).complete:
-            return True
-        others = ("float32", "bfloat16") if gone and self._settings.any_precision else ()
-        return any(output_state(manifest, "embedding", {**inputs, "precision": other}).complete for other in others)
+    def _complete(self, task: TileTask, manifest: Path, inputs: dict[str, Any], *, gone: bool) -> bool:
+        return is_current(manifest, inputs, self._settings, gone=gone) and self._let_go(task)
 
     def _let_go(self, task: TileTask) -> bool:
         """Release the arrays of a tile whose embedding is complete; False if its bytes are not what they should be."""

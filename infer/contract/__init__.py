@@ -12,6 +12,7 @@ from infer.contract.atomic import (
     remove_stale_temporaries,
     sha256_file,
     sha256_json,
+    sha256_text,
     temporary_path,
     write_bytes,
     write_json,
@@ -61,6 +62,7 @@ from infer.contract.registry import (
 )
 from infer.contract.regular import (
     check_regular,
+    file_mark,
     open_regular,
     parse_json,
     parse_toml,
@@ -144,6 +146,7 @@ __all__ = [
     "describes_file",
     "embedding_manifest",
     "embedding_paths",
+    "file_mark",
     "is_released",
     "is_tile_folder",
     "name_for",
@@ -171,6 +174,7 @@ __all__ = [
     "scratch_folder",
     "sha256_file",
     "sha256_json",
+    "sha256_text",
     "stage_lock",
     "staged_copy",
     "staged_dir",

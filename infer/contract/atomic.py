@@ -126,14 +126,20 @@ def write_json(path: Path, content: Any) -> None:
         stream.write("\n")
 
 
-def read_json(path: Path, *, what: str, remedy: str) -> Any:
+def read_json(path: Path | str, *, what: str, remedy: str) -> Any:
     """Read a JSON file, or say in one line what it was meant to be and what to do.
 
     Raises:
         FormatError: if it is missing, unreadable or not JSON.
     """
+    return read_json_and_digest(path, what=what, remedy=remedy, hashed=False)[0]
+
+
+def read_json_and_digest(path: Path | str, *, what: str, remedy: str, hashed: bool = True) -> tuple[Any, str]:
+    """The same with the SHA-256 of the file's bytes, which are read once; an empty one if it is not wanted."""
     try:
-        return parse_json(read_regular(path))
+        content = read_regular(path)
+        return parse_json(content), hashlib.sha256(content).hexdigest() if hashed else ""
     except FileNotFoundError as error:
         raise FormatError(f"{path}: {what} is missing: {remedy}") from error
     except FormatError as error:
@@ -166,8 +172,17 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(content: Any) -> str:
     """SHA-256 of a JSON value in its canonical form: the fingerprint of settings and lists."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_text(canonical_json(content))
+
+
+def sha256_text(text: str) -> str:
+    """Hexadecimal SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_json(content: Any) -> str:
+    """The text of a JSON value that is the same whenever the value is."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def remove_stale_temporaries(folder: Path) -> int:
@@ -179,11 +194,13 @@ def remove_stale_temporaries(folder: Path) -> int:
     removed = 0
     if not folder.is_dir():
         return removed
-    for entry in folder.iterdir():
-        match = _TEMP.match(entry.name)
+    with os.scandir(folder) as entries:
+        hidden = [entry.name for entry in entries if entry.name.startswith(".")]  # few: a country's files are many
+    for name in hidden:
+        match = _TEMP.match(name)
         if match is None or match["host"] != _host() or _alive(int(match["pid"])):
             continue
-        _remove(entry)
+        _remove(folder / name)
         removed += 1
     return removed
 

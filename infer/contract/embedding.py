@@ -24,7 +24,7 @@ from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import read_manifest, verify_files, write_manifest
 from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY, without_gaps
-from infer.contract.names import brief_name, child
+from infer.contract.names import brief_name, child, child_name
 
 OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
 """Last axis of `<tile>_observations.npy`: clear Sentinel-2 observations, and Sentinel-1's of both orbits."""
@@ -129,7 +129,7 @@ def embedding_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
 
 def embedding_manifest(folder: Path, name: str) -> Path:
     """Path of the last of them alone."""
-    return Path(f"{child(folder, name)}.json")
+    return folder / f"{child_name(folder, name)}.json"
 
 
 def observations_path(folder: Path, name: str) -> Path:

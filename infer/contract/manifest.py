@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from infer.contract.atomic import read_json, sha256_file, write_json
+from infer.contract.atomic import read_json, read_json_and_digest, sha256_file, write_json
 from infer.contract.errors import FormatError
 from infer.contract.names import brief_name, safe_relative
 from infer.contract.regular import check_regular
@@ -27,9 +27,10 @@ VERSION = "0.1.0"
 """The one place where it is written: pyproject.toml and `smalti --version` read it here."""
 SOFTWARE = f"smalti {VERSION}"
 """Name and version that outputs carry."""
+_REMEDY = "run the stage again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class State:
     """Where an output stands."""
 
@@ -43,6 +44,10 @@ class State:
     def complete(self) -> bool:
         """Whether nothing needs to be done."""
         return self.kind in ("complete", "released")
+
+
+_COMPLETE = State("complete")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def describes_file(record: Any) -> bool:
     if not isinstance(record, dict) or type(record.get("bytes")) is not int:
         return False
     digest = record.get("sha256")
-    return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+    return isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
 
 
 def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
@@ -96,7 +101,13 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     Raises:
         FormatError: with the path, what is wrong and `remedy`.
     """
-    manifest = read_json(path, what=f"the manifest of this {kind}", remedy=remedy)
+    return read_manifest_and_digest(path, kind, remedy=remedy, hashed=False)[0]
+
+
+def read_manifest_and_digest(path: Path, kind: str, *, remedy: str, hashed: bool = True) -> tuple[dict[str, Any], str]:
+    """The same with the SHA-256 of the file; an empty one if it is not wanted."""
+    what = f"the manifest of this {kind}"
+    manifest, digest = read_json_and_digest(path, what=what, remedy=remedy, hashed=hashed)
     if not isinstance(manifest, dict) or manifest.get("format") != f"smalti/{kind}":
         raise FormatError(f"{path}: not a smalti {kind} manifest: {remedy}")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -108,7 +119,7 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
         safe_relative(name, str(path), remedy)
         if not describes_file(record):
             raise FormatError(f"{path}: says of {name} no bytes and sha256: {remedy}")
-    return manifest
+    return manifest, digest
 
 
 def kind_of(path: Path) -> str | None:
@@ -136,11 +147,11 @@ def verify_files(
     Raises:
         FormatError: naming the first file that does not match.
     """
-    folder = str(path.parent)
+    folder = str(path)[: -len(path.name)]
     for name, record in manifest["files"].items():
         if name in without:
             continue
-        file = f"{folder}/{name}"
+        file = f"{folder}{name}"
         try:
             size = check_regular(file)
         except OSError:
@@ -173,18 +184,46 @@ def output_state(
         partial: compare only the keys that `inputs` has; for readers that do not know all of what the writer knew.
         without: names of files that may be gone.
     """
-    if not path.exists():
-        return State("missing", f"{path} is not there")
+    return state_and_digest(path, kind, inputs, checksums=checksums, partial=partial, without=without)[0]
+
+
+def state_and_digest(
+    path: Path,
+    kind: str,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    checksums: bool = False,
+    partial: bool = False,
+    without: Collection[str] = (),
+) -> tuple[State, str]:
+    """The same with the SHA-256 of the manifest, which is empty if it cannot be read."""
     try:
-        manifest = read_manifest(path, kind, remedy="run the stage again")
-        verify_files(path, manifest, checksums=checksums, remedy="run the stage again", without=without)
+        manifest, digest = read_manifest_and_digest(path, kind, remedy=_REMEDY)
+    except FormatError as error:
+        there = path.exists()
+        return State("broken", str(error)) if there else State("missing", f"{path} is not there"), ""
+    return state_of(path, manifest, inputs, checksums=checksums, partial=partial, without=without), digest
+
+
+def state_of(
+    path: Path,
+    manifest: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    checksums: bool = False,
+    partial: bool = False,
+    without: Collection[str] = (),
+) -> State:
+    """The same of a manifest that was read: of its `files` and `inputs`."""
+    try:
+        verify_files(path, manifest, checksums=checksums, remedy=_REMEDY, without=without)
     except FormatError as error:
         return State("broken", str(error))
-    if inputs is None:
-        return State("complete")
     made_from: Mapping[str, Any] = manifest["inputs"]
+    if inputs is None or inputs == made_from:
+        return _COMPLETE
     keys = set(inputs) if partial else {*inputs, *made_from}
     differing = sorted(key for key in keys if inputs.get(key) != made_from.get(key))
     if differing:
         return State("stale", f"made from other inputs ({', '.join(differing)})")
-    return State("complete")
+    return _COMPLETE

@@ -71,7 +71,12 @@ def child(folder: Path, name: str) -> Path:
     Raises:
         FormatError: if the name would lead out of the folder; see `safe_name`.
     """
-    return folder / safe_name(name, str(folder), "nothing outside this folder is touched by it; correct the name")
+    return folder / child_name(folder, name)
+
+
+def child_name(folder: Path, name: str) -> str:
+    """The same name, if it does not lead out of the folder; see `child`."""
+    return safe_name(name, str(folder), "nothing outside this folder is touched by it; correct the name")
 
 
 def safe_relative(value: Any, where: str, remedy: str) -> str:

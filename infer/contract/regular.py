@@ -56,6 +56,15 @@ def check_regular(path: Path | str) -> int:
     return found.st_size
 
 
+def file_mark(path: Path | str) -> tuple[int, ...]:
+    """What tells a file, or a folder's list of files, from what it was before; empty if it is not there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # as below
+    except (OSError, ValueError):
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _looked_at(path: Path | str) -> os.stat_result:
     try:
         return os.stat(path)  # noqa: PTH116  # of a country's files a Path takes longer to make than to look at
@@ -63,33 +72,46 @@ def _looked_at(path: Path | str) -> os.stat_result:
         raise FormatError(f"{str(path)!r}: no path can hold this: correct the name") from error
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading; never waits for the other end of a pipe.
 
     Raises:
         FormatError: if it is a folder, pipe, socket or device.
         OSError: if it cannot be opened.
     """
+    return os.fdopen(_opened(path)[0], "rb")
+
+
+def _opened(path: Path | str) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size."""
     check_regular(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _refuse(path, os.fstat(descriptor).st_mode)  # it may have been replaced in between
-        return os.fdopen(descriptor, "rb")
+        found = os.fstat(descriptor)
+        _refuse(path, found.st_mode)  # it may have been replaced in between
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor, found.st_size
 
 
-def read_regular(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
+def read_regular(path: Path | str, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
     """The bytes of a regular file of at most `limit` bytes.
 
     Raises:
         FormatError: if it is no regular file, or larger.
         OSError: if it cannot be read.
     """
-    with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        content = stream.read(size + 1) if size <= limit else b""  # one more: a file that grows is not cut
+    descriptor, size = _opened(path)
+    content = b""
+    try:  # without a buffer: of a country's small files it takes longer to make than to read them
+        while size <= limit and len(content) <= size:  # one byte more: a file that grows is not cut
+            more = os.read(descriptor, size + 1 - len(content))
+            if not more:
+                break
+            content += more
+    finally:
+        os.close(descriptor)
     if max(size, len(content)) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, which such a file never is")
     return content
@@ -105,7 +127,9 @@ def parse_json(content: bytes | str) -> Any:
         value = json.loads(content)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
-    _check_depth(value)
+    brackets = (b"{", b"[") if isinstance(content, bytes) else ("{", "[")
+    if sum(map(content.count, brackets)) > MAX_DEPTH:  # type: ignore[arg-type]  # of fewer none is so deep
+        _check_depth(value)
     return value
 
 

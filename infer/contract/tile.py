@@ -6,6 +6,7 @@ and smalti's tiles by it. See docs/format.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.atomic import sha256_file, write_npy
 from infer.contract.errors import FormatError, writing
-from infer.contract.manifest import State, output_state, read_manifest, verify_files, write_manifest
+from infer.contract.manifest import State, read_manifest, state_and_digest, verify_files, write_manifest
 from infer.contract.plan import PlannedTile
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
@@ -235,9 +236,9 @@ def is_tile_folder(folder: Path) -> bool:
     return (folder / TILE_MANIFEST).exists() or (folder / TILE_ARRAYS["bands_thwb"].file).exists()
 
 
-def is_released(folder: Path) -> bool:
+def is_released(folder: Path | str) -> bool:
     """Whether a tile's arrays were let go, or are being let go."""
-    return (folder / RELEASED_FILE).is_file()
+    return os.path.isfile(f"{folder}/{RELEASED_FILE}")  # noqa: PTH113  # asked of every tile of a country
 
 
 def release_tile(folder: Path) -> int:
@@ -282,6 +283,10 @@ def take_back(folder: Path) -> None:
         (folder / RELEASED_FILE).unlink(missing_ok=True)
 
 
-def record_state(folder: Path, inputs: Mapping[str, Any]) -> State:
-    """Where the record of a released tile stands: what stays of it, against what it should have been made from."""
-    return output_state(folder / TILE_MANIFEST, "tile", inputs, without=_ARRAY_FILES)
+def record_state(manifest: Path, inputs: Mapping[str, Any]) -> tuple[State, str]:
+    """Where the record of a released tile stands: what stays of it, against what it should have been made from.
+
+    Returns:
+        Its state, and the SHA-256 of its manifest.
+    """
+    return state_and_digest(manifest, "tile", inputs, without=_ARRAY_FILES)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +382,8 @@ class SceneIndex:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self._scenes = tuple(scenes)
-        self._tree = STRtree(shapely.from_wkt([scene.footprint for scene in scenes]) if scenes else [])
+        self._outlines = shapely.from_wkt([scene.footprint for scene in scenes]) if scenes else []
+        self._tree = STRtree(self._outlines)
 
     def for_tile(self, tile: PlannedTile) -> list[Scene]:
         """The scenes whose footprint comes within FOOTPRINT_MARGIN of the tile, in the order they were given.
@@ -391,15 +393,28 @@ class SceneIndex:
         return next(self.for_tiles([tile]))
 
     def for_tiles(self, tiles: Sequence[PlannedTile]) -> Iterator[list[Scene]]:
-        """The same of many tiles, in their order."""
+        """The same of many tiles, in their order; those of the same scenes, as neighbours mostly are, get one list."""
+        lists: dict[bytes, list[Scene]] = {}
         for start in range(0, len(tiles), _TOGETHER):
             part = tiles[start : start + _TOGETHER]
-            which, hits = self._tree.query(tile_footprints(part, FOOTPRINT_MARGIN), predicate="intersects")
-            found: list[list[int]] = [[] for _ in part]
-            for index, hit in zip(which.tolist(), hits.tolist(), strict=True):
-                found[index].append(hit)
-            for indices in found:
-                yield [self._scenes[index] for index in sorted(indices)]
+            which, hits = self._meeting(tile_footprints(part, FOOTPRINT_MARGIN))
+            order = np.lexsort((hits, which))
+            hits, ends = hits[order], np.searchsorted(which[order], np.arange(len(part) + 1)).tolist()
+            for first, last in pairwise(ends):
+                key = hits[first:last].tobytes()
+                if key not in lists:
+                    if len(lists) == _TOGETHER:
+                        lists.clear()
+                    lists[key] = [self._scenes[index] for index in hits[first:last].tolist()]
+                yield lists[key]
+
+    def _meeting(self, tiles: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pairs of a tile and a scene that meet. Whatever asks is prepared once: of many tiles the scenes, if fewer."""
+        if len(tiles) <= len(self._scenes):
+            which, hits = self._tree.query(tiles, predicate="intersects")
+        else:
+            hits, which = STRtree(tiles).query(self._outlines, predicate="intersects")
+        return which, hits
 
 
 def scenes_for_tile(scenes: Sequence[Scene], tile: PlannedTile) -> list[Scene]:

@@ -75,7 +75,7 @@ class Overview:
         return Group(*parts)
 
 
-def _look(survey: status.Survey, qualities: Qualities) -> Overview:
+def _look(survey: status.Survey, qualities: Qualities | None) -> Overview:
     run = survey.run
     queue = look_at_queue(survey)
     return Overview(run, status.run_status(survey), queue, _quality(run, qualities), _left(run))
@@ -94,7 +94,7 @@ class Watcher:
             once: nobody will look again, so that nothing need be kept for it.
         """
         self._survey = status.Survey(run, config, checksums, watching=not once)
-        self._qualities = Qualities()
+        self._qualities = None if once else Qualities()
         self._first = True
 
     def look(self) -> Overview:
@@ -105,7 +105,7 @@ class Watcher:
         return _look(self._survey, self._qualities)
 
 
-def _quality(run: Run, known: Qualities) -> QualitySummary | None:
+def _quality(run: Run, known: Qualities | None) -> QualitySummary | None:
     try:
         return summarise_quality(run, known)
     except SmaltiError:

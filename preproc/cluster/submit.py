@@ -124,7 +124,7 @@ def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTi
 
 
 def _missing(survey: Survey, stage: str) -> list[bool]:
-    return [not state.complete for _, state in survey.of(stage)]
+    return [not state.complete for state in survey.of(stage).states]
 
 
 def _unfinished(survey: Survey, stage: str) -> list[bool]:

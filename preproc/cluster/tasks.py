@@ -157,11 +157,11 @@ def current_tasks(jobs: Sequence[SubmittedJob]) -> dict[str, dict[TaskId, Submit
     return {kind: {task: owner[task.job] for task in chosen.values()} for kind, chosen in latest.items()}
 
 
-def _states(survey: Survey, stage: str) -> list[tuple[Unit, State]]:
+def _states(survey: Survey, stage: str) -> Sequence[tuple[Unit, State]]:
     try:
         return survey.of(stage)
     except SmaltiError:
-        return []  # what it builds on is not there yet
+        return ()  # what it builds on is not there yet
 
 
 def _trained(survey: Survey) -> list[tuple[Unit, State]]:
@@ -172,7 +172,7 @@ def _trained(survey: Survey) -> list[tuple[Unit, State]]:
         return []
 
 
-def _shared(survey: Survey, kind: str) -> list[tuple[Unit, State]]:
+def _shared(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
     """The units that the tasks of an array share: of sheets all but the last, which joins them."""
     if kind in ARRAYS:
         return _states(survey, kind)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,14 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_paths,
+    embedding_manifest,
     planned_tiles,
-    read_manifest,
-    sha256_json,
-    verify_files,
+    sha256_text,
 )
+from infer.contract.glance import Stated, glance_at
 from infer.contract.provenance import Embedded, Encoder, Window
 from infer.contract.registry import known_model
 
-_REMEDY = "run `smalti infer` again"
 _NAMED = 3
 """Tiles named in a message about many."""
 _LISTED = 40
@@ -131,18 +131,6 @@ def embedded(facts: RunProvenance, plan: Plan) -> Embedded:
     )
 
 
-@dataclass(frozen=True)
-class _Stated:
-    """What a tile's embedding states; equal ones are kept once."""
-
-    model: tuple[str, str, bool, str]
-    """Name, label, trained, family."""
-    checkpoint: str
-    dim: int
-    int8: bool
-    min_clear_s2: int
-
-
 @dataclass
 class Embeddings:
     """The embeddings of a run, asked for by tiles: each manifest is read once, and only those that are asked for."""
@@ -156,9 +144,8 @@ class Embeddings:
     """Its name."""
     gaps: Sequence[PlannedTile] | None = None
     """All tiles of the plan, any of which may be missing; None: those that are asked for have to be there."""
-    _seen: dict[str, tuple[str, str, str, _Stated]] = field(default_factory=dict, repr=False)
-    """Tile -> digest of its files, archive of its scenes, where it was imported from, what it states."""
-    _alike: dict[_Stated, _Stated] = field(default_factory=dict, repr=False)
+    _seen: dict[str, tuple[str, Stated]] = field(default_factory=dict, repr=False)
+    """Tile -> digest of its files, what it states."""
     _gone: dict[str, str] = field(default_factory=dict, repr=False)
     """Tile -> why it is missing, where that is allowed: one that comes while a sheet is made is for the next time."""
 
@@ -175,7 +162,7 @@ class Embeddings:
         return cls(run, plan.source, window, plan.region.name, plan.tiles if gaps else None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": {}, "_alike": {}, "_gone": {}}  # another process reads what it needs
+        return {**self.__dict__, "_seen": {}, "_gone": {}}  # another process reads what it needs
 
     def digest(self, tile: PlannedTile) -> str:
         """SHA-256 of the files of one tile's embedding.
@@ -196,11 +183,11 @@ class Embeddings:
         digest = hashlib.sha256()
         sources = set()
         origins: Counter[str] = Counter()
-        first: _Stated | None = None
+        first: Stated | None = None
         one = ""
         for tile in tiles:
             try:
-                files, source, origin, stated = self._tile(tile)
+                files, stated = self._tile(tile)
             except _LackingError as error:
                 lacking[tile.name] = str(error)
                 continue
@@ -209,10 +196,10 @@ class Embeddings:
             if first is None:
                 first, one = stated, tile.name
             _check_alike(self.run, one, first, tile.name, stated)
-            digest.update(sha256_json([tile.name, files]).encode())
-            sources.add(source)
-            if origin:
-                origins[origin] += 1
+            digest.update(sha256_text(f'[{json.dumps(tile.name)},"{files}"]').encode())
+            sources.add(stated.data_source)
+            if stated.origin:
+                origins[stated.origin] += 1
         if lacking and self.gaps is None:
             raise _incomplete(self.run, lacking, len(tiles))
         first = first or self._any()
@@ -237,60 +224,38 @@ class Embeddings:
             missing=tuple(sorted(lacking)),
         )
 
-    def _any(self) -> _Stated | None:
+    def _any(self) -> Stated | None:
         """What any embedding of the run states, for a sheet all of whose tiles are missing."""
         for tile in self.gaps or ():
             try:
-                return self._tile(tile)[3]
+                return self._tile(tile)[1]
             except _LackingError:
                 continue
         return None
 
-    def _tile(self, tile: PlannedTile) -> tuple[str, str, str, _Stated]:
+    def _tile(self, tile: PlannedTile) -> tuple[str, Stated]:
         if tile.name in self._gone:
             raise _LackingError(self._gone[tile.name])
         if tile.name not in self._seen:
-            path = embedding_paths(self.run.embeddings, tile.name)[2]
+            path = embedding_manifest(self._folder, tile.name)
             try:
-                manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-                verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+                found = glance_at(path)
+                found.verify(path)
             except FormatError as error:
                 why = "broken" if path.exists() else "missing"
                 if self.gaps is not None:
                     self._gone[tile.name] = why
                 raise _LackingError(why) from error
-            stated = _stated(path, tile.name, manifest)
-            source = str(manifest.get("data_source") or "")
-            digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
-            self._seen[tile.name] = digest, source, _origin(path, manifest), alike
+            self._seen[tile.name] = sha256_text(found.files), found.stated(path)
         return self._seen[tile.name]
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self.run.embeddings
 
 
 class _LackingError(SmaltiError):
     """A tile has no valid embedding."""
-
-
-def _stated(path: Path, name: str, manifest: Mapping[str, Any]) -> _Stated:
-    try:
-        model = manifest["model"]
-        return _Stated(
-            model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
-            checkpoint=str(manifest["inputs"]["checkpoint"]),
-            dim=int(manifest["files"][f"{name}.npy"]["shape"][2]),
-            int8=f"{name}_scales.npy" in manifest["files"],
-            min_clear_s2=int(manifest.get("min_clear_s2", 0)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
-
-
-def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
-    if "origin" not in manifest:
-        return ""
-    try:
-        return f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
 
 
 def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
@@ -305,21 +270,27 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
-    names = [tile.name for tile in planned_tiles(run)]
-    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
-    if missing and (not gaps or len(missing) == len(names)):
+    folder, tiles = run.embeddings, planned_tiles(run)
+    digest, lead = hashlib.sha256(), "["
+    missing: list[str] = []
+    for tile in tiles:
+        path = embedding_manifest(folder, tile.name)
+        try:
+            files = glance_at(path).files
+        except FormatError:
+            if path.exists():
+                raise
+            missing.append(tile.name)
+            continue
+        digest.update(f"{lead}[{json.dumps(tile.name)},{files}]".encode())  # all of it as JSON may not fit the memory
+        lead = ","
+    if missing and (not gaps or len(missing) == len(tiles)):
         raise SmaltiError(
-            f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
+            f"{folder}: {len(missing)} of {len(tiles)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
-    if missing:
-        lacking = set(missing)
-        names = [name for name in names if name not in lacking]
-    manifests = [
-        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
-        for name in names
-    ]
-    return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
+    digest.update(b"[]" if lead == "[" else b"]")
+    return digest.hexdigest()
 
 
 def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
@@ -343,7 +314,7 @@ def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError
     )
 
 
-def _check_alike(run: Run, first: str, one: _Stated, name: str, other: _Stated) -> None:
+def _check_alike(run: Run, first: str, one: Stated, name: str, other: Stated) -> None:
     """Embeddings of different models, or cut to different lengths, are not comparable."""
     if one is other:
         return

@@ -125,8 +125,10 @@ def tile_footprints(tiles: Sequence[PlannedTile], margin: float = 0) -> list[Mul
         )
         left, _, right, _ = shapely.bounds(outlines).T
         crossing = ~((right - left <= 180) & (left >= -180) & (right <= 180))  # of most there is nothing to cut
-        for index, outline, cut in zip(indices, outlines, crossing, strict=True):
-            found[index] = MultiPolygon(split_antimeridian(outline) if cut else [outline])
+        whole = shapely.multipolygons(outlines, indices=np.arange(len(outlines)))
+        found.update(zip(indices, whole.tolist(), strict=True))
+        for place in np.flatnonzero(crossing).tolist():
+            found[indices[place]] = MultiPolygon(split_antimeridian(outlines[place]))
     return [found[index] for index in range(len(tiles))]
 
 

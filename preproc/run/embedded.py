@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infer.contract import TILE_MANIFEST, Run, child, embedding_manifest, sha256_file
+from infer.contract import (
+    TILE_MANIFEST,
+    Run,
+    SmaltiError,
+    State,
+    child,
+    embedding_manifest,
+    sha256_file,
+)
+from infer.contract.glance import glance_at
 from infer.contract.imported import imported_tiles
 from infer.contract.registry import cache_path, joined_sha256, parts_of
 from preproc.run.config import Config
@@ -17,32 +27,64 @@ _HASHED_BYTES = 2**30
 """Checkpoints up to this size are hashed to tell whether embeddings are current; the teacher's 8 GB would take long."""
 
 
-def embedding_units(run: Run, config: Config) -> Callable[[str], Unit]:
-    """What gives the unit of a tile's embedding by the tile's name.
+class EmbeddingUnit(Unit):
+    """An embedding. Its manifest is read once, however many stages of a command ask for it."""
+
+    def state(self, *, checksums: bool = False) -> State:
+        """As of any unit."""
+        if checksums:
+            return super().state(checksums=True)
+        try:
+            inputs = self.wanted()
+            found = glance_at(self.manifest)
+        except SmaltiError:
+            return super().state()  # which tells what is missing or broken
+        return found.state(self.manifest, inputs)
+
+
+@dataclass(frozen=True)
+class EmbeddingUnits:
+    """The embeddings of a run's tiles."""
+
+    known: Mapping[str, Any]
+    """What run.toml says of their fingerprint."""
+    imported: Mapping[str, str]
+    """Tile whose embedding `smalti import` took from others -> identity of the import."""
+    tiles: Path
+    embeddings: Path
+
+    def of(self, name: str, tile: str | None = None) -> Unit:
+        """The embedding of a tile, by name.
+
+        Args:
+            name: of the tile.
+            tile: SHA-256 of the tile's manifest, for whoever knows it; otherwise it is read when it is needed.
+        """
+        manifest = embedding_manifest(self.embeddings, name)
+        if name in self.imported:  # neither scenes nor weights make it stale
+            inputs = {"import": self.imported[name], **{key: self.known[key] for key in _OF_IMPORTED}}
+            return EmbeddingUnit(name, manifest, "embedding", inputs, partial=True)
+        if tile is not None:
+            return EmbeddingUnit(name, manifest, "embedding", {**self.known, "tile": tile}, partial=True)
+        inputs_of = LateInputs(functools.partial(self._inputs, name))
+        return EmbeddingUnit(name, manifest, "embedding", inputs_of, partial=True)
+
+    def _inputs(self, name: str) -> Mapping[str, Any]:
+        source = child(self.tiles, name) / TILE_MANIFEST
+        # people remove whole tiles once the embeddings are made: those are none the worse for it
+        return {**self.known, "tile": sha256_file(source)} if source.is_file() else self.known
+
+
+_OF_IMPORTED = ("output", "dim", "min_clear_s2")
+
+
+def embedding_units(run: Run, config: Config) -> EmbeddingUnits:
+    """The embeddings of a run.
 
     Raises:
         FormatError: if import.json cannot be read.
     """
-    known, imported = known_inputs(config), imported_tiles(run)
-    return lambda name: _unit(run, name, known, imported)
-
-
-def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
-    if name in imported:
-        return _imported_unit(run, name, imported[name], known)
-
-    def inputs() -> Mapping[str, Any]:
-        source = child(run.tiles, name) / TILE_MANIFEST
-        # people remove whole tiles once the embeddings are made: those are none the worse for it
-        return {**known, "tile": sha256_file(source)} if source.is_file() else known
-
-    return Unit(name, embedding_manifest(run.embeddings, name), "embedding", LateInputs(inputs), partial=True)
-
-
-def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
-    """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
-    inputs = {"import": identity, **{key: known[key] for key in ("output", "dim", "min_clear_s2")}}
-    return Unit(name, embedding_manifest(run.embeddings, name), "embedding", inputs, partial=True)
+    return EmbeddingUnits(known_inputs(config), imported_tiles(run), run.tiles, run.embeddings)
 
 
 def known_inputs(config: Config) -> dict[str, Any]:

@@ -45,12 +45,12 @@ class InferStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One unit per planned tile; only the part of the fingerprint that this side knows is compared."""
-        embedded = embedding_units(run, config)
+        embeddings = embedding_units(run, config)
         imported = imported_tiles(run)
         tiles: Sequence[PlannedTile] = planned_tiles(run)
         if imported:  # what the engine is asked for comes first: its shards are divided alike
             tiles = sorted(tiles, key=lambda tile: tile.name in imported)
-        units = Lazily(tiles, lambda tile: embedded(tile.name))
+        units = Lazily(tiles, lambda tile: embeddings.of(tile.name))
         return Session(units, lambda due: _run_engine(run, config, due), before=lambda: quality_warnings(run))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, planned_tiles, read_json
-from preproc.run.stage import file_mark
+from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, file_mark, planned_tiles, read_json
 from preproc.run.text import percent
 
 STACKS = {
@@ -158,9 +156,9 @@ def tile_qualities(run: Run, planned: Sequence[PlannedTile], known: Qualities | 
     Raises:
         FormatError: if a quality.json cannot be read.
     """
-    found = []
+    found, folder = [], run.tiles
     for tile in planned:
-        path = run.tiles / tile.name / QUALITY_FILE
+        path = f"{folder}/{tile.name}/{QUALITY_FILE}"
         mark = file_mark(path)
         if not mark:
             continue
@@ -173,7 +171,7 @@ def tile_qualities(run: Run, planned: Sequence[PlannedTile], known: Qualities | 
     return found
 
 
-def _read(name: str, path: Path) -> TileQuality:
+def _read(name: str, path: str) -> TileQuality:
     content = read_json(path, what="the tile's quality record", remedy=_REMEDY)
     try:
         return _parse(name, content)

@@ -12,6 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from infer.contract import (
@@ -20,12 +21,16 @@ from infer.contract import (
     Shard,
     SmaltiError,
     State,
+    file_mark,
     output_state,
     remove_stale_temporaries,
     stage_lock,
 )
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
+
+_TOGETHER = 1 << 13
+"""Units that are made and looked at together: of a country all of them take much memory."""
 
 
 class LateInputs(Mapping[str, Any]):
@@ -50,15 +55,6 @@ class LateInputs(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # another process is told what was reckoned
-
-
-def file_mark(path: Path) -> tuple[int, ...]:
-    """What tells a file, or a folder's list of files, from what it was before; empty if it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,15 @@ class Session:
     ahead: Callable[[Sequence[Unit]], None] = _nothing
     """Told which units will be asked for their state, so that what they depend on can be looked up together."""
 
-    def states(self, *, checksums: bool = False) -> Iterator[tuple[Unit, State]]:
-        """Every unit and where it stands."""
-        self.ahead(self.units)
-        for unit in self.units:
-            yield unit, unit.state(checksums=checksums)
+    def states(
+        self, *, checksums: bool = False, known: Mapping[str, State] = MappingProxyType({})
+    ) -> Iterator[tuple[Unit, State]]:
+        """Every unit and where it stands; one whose state is known by its name is not looked at."""
+        for start in range(0, len(self.units), _TOGETHER):
+            units = list(self.units[start : start + _TOGETHER])
+            self.ahead([unit for unit in units if unit.name not in known])
+            for unit in units:
+                yield unit, known.get(unit.name) or unit.state(checksums=checksums)
 
 
 class Stage(Protocol):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from rich.table import Table
 
-from infer.contract import Run, SmaltiError, State
+from infer.contract import Run, SmaltiError, State, file_mark
 from preproc.run.config import Config
-from preproc.run.stage import Session, Unit, file_mark
+from preproc.run.stage import Session, Unit
 from preproc.run.stages import StageEntry, before, chain, stage_named
 
 KINDS = ("complete", "missing", "stale", "broken")
@@ -46,6 +46,34 @@ class StageStatus:
         return not self.waiting and not self.behind and done == self.total
 
 
+@dataclass(frozen=True)
+class Looked(Sequence[tuple[Unit, State]]):
+    """The units of a stage and their states. Units are made when they are asked for: of a country most never are."""
+
+    units: Sequence[Unit]
+    states: Sequence[State]
+    """Of each."""
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Unit, State]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Looked: ...
+    def __getitem__(self, index: int | slice) -> tuple[Unit, State] | Looked:
+        if isinstance(index, slice):
+            return Looked(self.units[index], self.states[index])
+        return self.units[index], self.states[index]
+
+    def __iter__(self) -> Iterator[tuple[Unit, State]]:
+        return zip(self.units, self.states, strict=True)
+
+    def that_are(self, *kinds: str) -> list[tuple[Unit, State]]:
+        """Those whose state is of some kinds."""
+        return [self[index] for index, state in enumerate(self.states) if state.kind in kinds]
+
+
 _Marks = dict[str, tuple[State, tuple[int, ...]]]
 """Unit that is complete -> its state, and the mark that it had then."""
 
@@ -60,7 +88,9 @@ class Survey:
     """Read every byte."""
     watching: bool = False
     """Others will follow this one; see `again`."""
-    _seen: dict[str, list[tuple[Unit, State]] | SmaltiError] = field(default_factory=dict)
+    _seen: dict[str, Looked | SmaltiError] = field(default_factory=dict)
+    _released: set[str] = field(default_factory=set)
+    """Names of tiles that are: their embeddings are known to be complete."""
     _earlier: Mapping[str, _Marks] = field(default_factory=dict)
     """Stage -> what was complete in the last survey."""
     _marks: dict[str, _Marks] = field(default_factory=dict)
@@ -78,7 +108,7 @@ class Survey:
     def __post_init__(self) -> None:
         self._plan = file_mark(self.run.plan)
 
-    def of(self, stage: str) -> list[tuple[Unit, State]]:
+    def of(self, stage: str) -> Looked:
         """Every unit of a stage with its state, in order.
 
         Raises:
@@ -98,29 +128,33 @@ class Survey:
             raise found
         return found
 
-    def _states(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
-        """Of a released tile it is known already that its embedding is complete."""
-        tiles = self._seen.get("fetch")
-        if stage != "infer" or self.checksums or not isinstance(tiles, list):
-            return list(session.states(checksums=self.checksums))
-        known = {unit.name for unit, state in tiles if state.kind == RELEASED}
-        complete = State("complete")
-        return [(unit, complete if unit.name in known else unit.state()) for unit in session.units]
+    def _states(self, stage: str, session: Session) -> Looked:
+        known = {}
+        if stage == "infer" and not self.checksums:
+            known = dict.fromkeys(self._released, State("complete"))
+        states = []
+        for unit, state in session.states(checksums=self.checksums, known=known):
+            states.append(state)
+            if state.kind == RELEASED:
+                self._released.add(unit.name)
+        return Looked(session.units, states)
 
-    def _watched(self, stage: str, session: Session) -> list[tuple[Unit, State]]:
+    def _watched(self, stage: str, session: Session) -> Looked:
         earlier = self._earlier.get(stage, {})
-        marks = {unit.name: unit.mark() for unit in session.units}  # before the look: what happens during it is seen
+        units = list(session.units)
+        marks = {unit.name: unit.mark() for unit in units}  # before the look: what happens during it is seen
         known = {
             name: state
             for name, (state, mark) in earlier.items()
             if name not in self._changed and mark == marks.get(name)
         }
-        fresh = [unit for unit in session.units if unit.name not in known]
+        fresh = [unit for unit in units if unit.name not in known]
         self._changed.update(unit.name for unit in fresh)  # what is made of it is looked at as well
         session.ahead(fresh)
-        states = [(unit, known.get(unit.name) or unit.state(checksums=self.checksums)) for unit in session.units]
-        self._marks[stage] = {unit.name: (state, marks[unit.name]) for unit, state in states if state.complete}
-        return states
+        states = [known.get(unit.name) or unit.state(checksums=self.checksums) for unit in units]
+        pairs = zip(units, states, strict=True)
+        self._marks[stage] = {unit.name: (state, marks[unit.name]) for unit, state in pairs if state.complete}
+        return Looked(session.units, states)
 
 
 @dataclass(frozen=True)
@@ -156,7 +190,7 @@ def stale_before(entry: StageEntry, survey: Survey, *, cheaply: bool = False) ->
             units = survey.of(other.name)
         except SmaltiError:
             continue
-        stale = [(unit, state) for unit, state in units if state.kind == "stale" and not unit.in_passing]
+        stale = [(unit, state) for unit, state in units.that_are("stale") if not unit.in_passing]
         if stale:
             unit, state = stale[0]
             found.append(Stale(other.name, unit.name, state.reason, len(stale)))
@@ -170,10 +204,8 @@ def stage_status(entry: StageEntry, survey: Survey) -> StageStatus:
         units = survey.of(entry.name)
     except SmaltiError as error:
         return StageStatus(stage.name, stage.noun, waiting=str(error).splitlines()[0])
-    counts = Counter(state.kind for _, state in units)
-    problems = {
-        unit.name: f"{state.kind}: {state.reason}" for unit, state in units if state.kind in ("stale", "broken")
-    }
+    counts = Counter(state.kind for state in units.states)
+    problems = {unit.name: f"{state.kind}: {state.reason}" for unit, state in units.that_are("stale", "broken")}
     behind = tuple(stale.stage for stale in stale_before(entry, survey))
     by_kind = {str(kind): count for kind, count in counts.items()}
     return StageStatus(stage.name, stage.noun, by_kind, problems, behind=behind)

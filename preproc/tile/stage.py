@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from infer.contract import (
 )
 from infer.contract.imported import imported_tiles
 from preproc.catalogue.items import TileScenes, archive_moved
+from preproc.catalogue.scene import Scene
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.reader.ranges import RangeClient
 from preproc.reader.read import Reader
@@ -32,7 +34,7 @@ from preproc.reader.signing import make_signer
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
-from preproc.run.embedded import embedding_units
+from preproc.run.embedded import EmbeddingUnits, embedding_units
 from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import summarise_quality
@@ -47,6 +49,8 @@ GROUP_PIXELS = 2048
 GROUP_TILES = 4
 """Tiles along that side, at most: what a killed task loses."""
 
+_RELEASED = State("released")
+
 TELL_S = 10.0
 """Seconds between two lines on how far a group is."""
 
@@ -56,24 +60,27 @@ class TileUnit(Unit):
     """A tile. When its arrays were released it is complete as long as its embedding is, and fetched again otherwise."""
 
     tile: PlannedTile
-    embedded: Callable[[str], Unit]
+    embeddings: EmbeddingUnits
 
     def state(self, *, checksums: bool = False) -> State:
         """As of any unit, or "released"."""
-        folder = self.manifest.parent
-        if not is_released(folder):
+        if not is_released(self._folder):
             return super().state(checksums=checksums)
-        record = record_state(folder, self.wanted())
+        record, digest = record_state(self.manifest, self.wanted())
         if not record.complete:
             return record
-        embedding = self.embedded(self.name).state()
+        embedding = self.embeddings.of(self.name, digest).state()
         if embedding.complete:
-            return State("released")
+            return _RELEASED
         return State("missing", f"its arrays were released, and its embedding is {embedding.kind}: {embedding.reason}")
 
     def mark(self) -> tuple[int, ...]:
         """As of any unit; a released tile's is its embedding's as well."""
-        return (*super().mark(), *(self.embedded(self.name).mark() if is_released(self.manifest.parent) else ()))
+        return (*super().mark(), *(self.embeddings.of(self.name).mark() if is_released(self._folder) else ()))
+
+    @property
+    def _folder(self) -> str:
+        return str(self.manifest)[: -len(f"/{TILE_MANIFEST}")]
 
 
 @dataclass(frozen=True)
@@ -87,31 +94,35 @@ class _RunScenes:
     """That are to be fetched, in plan order: none of those whose embeddings were imported, nobody will read their
     scenes."""
     fingerprints: Fingerprints
-    embedded: Callable[[str], Unit]
-    """Of a tile's name: its embedding."""
+    folder: Path
+    """Of tiles."""
+    embeddings: EmbeddingUnits
     looked_up: dict[str, str] = field(default_factory=dict)
     """Name of a tile -> fingerprint of its scenes."""
 
     def look_up(self, units: Sequence[Unit]) -> None:
         """Find the scenes of many tiles together, which is much faster than one by one."""
         tiles = [tile_of(unit) for unit in units]
+        known: dict[int, tuple[Sequence[Scene], str]] = {}  # many tiles have the same list, which is kept by it
         for tile, scenes in zip(tiles, self.index.for_tiles(tiles), strict=True):
-            self.looked_up[tile.name] = self.fingerprints.of(scenes)
+            if id(scenes) not in known:
+                known[id(scenes)] = scenes, self.fingerprints.of(scenes)
+            self.looked_up[tile.name] = known[id(scenes)][1]
 
     @property
     def window(self) -> tuple[str, str]:
         """First and last day, ISO."""
         return self.config.region.start.isoformat(), self.config.region.end.isoformat()
 
-    def unit(self, run: Run, tile: PlannedTile) -> Unit:
+    def unit(self, tile: PlannedTile) -> Unit:
         """The unit of a tile; its inputs are everything that the tile's bytes depend on."""
         return TileUnit(
             tile.name,
-            child(run.tiles, tile.name) / TILE_MANIFEST,
+            child(self.folder, tile.name) / TILE_MANIFEST,
             "tile",
-            LateInputs(lambda: self._inputs(tile)),
+            LateInputs(partial(self._inputs, tile)),
             tile=tile,
-            embedded=self.embedded,
+            embeddings=self.embeddings,
         )
 
     def _inputs(self, tile: PlannedTile) -> dict[str, Any]:
@@ -152,7 +163,7 @@ def _season(run: Run, config: Config) -> _RunScenes:
     if imported:
         tiles = [tile for tile in tiles if tile.name not in imported]
     region = load_region(config.region)
-    return _RunScenes(config, region, index, tiles, fingerprints, embedding_units(run, config))
+    return _RunScenes(config, region, index, tiles, fingerprints, run.tiles, embedding_units(run, config))
 
 
 def tile_of(unit: Unit) -> PlannedTile:
@@ -217,7 +228,7 @@ class FetchStage:
             SmaltiError: if there is no valid plan, or its items cannot be read.
         """
         season = _season(run, config)
-        units = Lazily(season.tiles, lambda tile: season.unit(run, tile))
+        units = Lazily(season.tiles, season.unit)
         return Session(
             units, lambda due: _build(run, season, due), after=lambda: _said_afterwards(run), ahead=season.look_up
         )

@@ -46,9 +46,10 @@ from infer.contract import (
 from infer.contract.manifest import describe_file
 from infer.contract.monthly import monthly_composites
 from infer.device import choose_device
+from infer.due import Settings, TileTask
 from infer.engine import Engine
 from infer.fleet import part_of, worst
-from infer.runner import DeviceLostError, Settings, TileRunner, TileTask
+from infer.runner import DeviceLostError, TileRunner
 from infer.weights import load_checkpoint
 from preproc.run.config import Model
 

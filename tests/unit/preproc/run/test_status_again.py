@@ -33,7 +33,7 @@ def fetched(tmp_path: Path) -> tuple[Run, Config]:
 
 def embed(run: Run, config: Config, name: str) -> None:
     codes, scales = np.zeros((32, 32, 128), np.int8), np.ones((32, 32), np.float32)
-    inputs = dict(embedding_units(run, config)(name).inputs)
+    inputs = dict(embedding_units(run, config).of(name).inputs)
     write_embedding(run.embeddings, name, codes, scales, inputs=inputs, fields={})
 
 

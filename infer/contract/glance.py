@@ -1,0 +1,160 @@
+"""The manifests of embeddings in brief: of a country each is read once, however many stages ask for it.
+
+Status, mosaic, samples and map all ask for the embedding of every tile. What they want to know of it takes a kilobyte,
+and is kept as long as the manifest is the file that it was. Its arrays are looked at whenever somebody asks.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from infer.contract.atomic import canonical_json
+from infer.contract.errors import FormatError
+from infer.contract.manifest import State, read_manifest, state_of, verify_files
+from infer.contract.regular import file_mark
+
+_MOST = 1 << 18
+"""Manifests that are kept: a quarter of a gigabyte."""
+_AT_REST_NS = 2 * 10**9
+"""A file that was changed a moment ago may be changed again without another date."""
+_REMEDY = "run `smalti infer` again"
+
+_T = TypeVar("_T", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a tile's embedding states of itself; equal ones are kept once."""
+
+    model: tuple[str, str, bool, str]
+    """Name, label, trained, family."""
+    checkpoint: str
+    dim: int
+    int8: bool
+    min_clear_s2: int
+    data_source: str
+    """Archive of its scenes; empty if it states none."""
+    origin: str
+    """Where it was imported from; empty for what was computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The manifest of an embedding in brief."""
+
+    tile: str | None
+    """SHA-256 of the manifest of the tile that it was made from."""
+    others: Mapping[str, Any]
+    """Its other inputs, shared among tiles."""
+    files: str
+    """What the manifest says of its files, as canonical JSON."""
+    sizes: tuple[tuple[bool, str, int], ...]
+    """Of each file: whether its name begins with the tile's, (the rest of) its name, bytes."""
+    _stated: Stated | str
+
+    def stated(self, path: Path) -> Stated:
+        """What it states.
+
+        Raises:
+            FormatError: if it lacks what a mosaic has to state.
+        """
+        if isinstance(self._stated, str):
+            raise FormatError(f"{path}: lacks what a mosaic has to state ({self._stated}): {_REMEDY}")
+        return self._stated
+
+    def state(self, path: Path, inputs: Mapping[str, Any]) -> State:
+        """Whether it is complete and made from these inputs among others; its files are looked at, not read."""
+        made_from = self.others if self.tile is None else {**self.others, "tile": self.tile}
+        return state_of(path, {"files": self._files(path), "inputs": made_from}, inputs, partial=True)
+
+    def verify(self, path: Path) -> None:
+        """Check that its files are there, and as large as they should be.
+
+        Raises:
+            FormatError: naming the first file that does not match.
+        """
+        verify_files(path, {"files": self._files(path)}, checksums=False, remedy=_REMEDY)
+
+    def _files(self, path: Path) -> dict[str, dict[str, Any]]:
+        name = path.name.removesuffix(".json")
+        return {(f"{name}{rest}" if own else rest): {"bytes": size} for own, rest, size in self.sizes}
+
+
+_kept: dict[str, tuple[tuple[int, ...], Glance]] = {}
+"""Path -> what tells the file from another one, and the file in brief."""
+_alike: dict[Any, Any] = {}
+
+
+def glance_at(path: Path) -> Glance:
+    """The manifest of an embedding, read if it is not the file that was read before.
+
+    Raises:
+        FormatError: if it is missing, or is not what it should be.
+    """
+    place = str(path)
+    mark = file_mark(place)
+    kept = _kept.get(place)
+    if kept is not None and kept[0] == mark:
+        return kept[1]
+    found = _brief(path, read_manifest(path, "embedding", remedy=_REMEDY))
+    if len(_kept) < _MOST or kept is not None:
+        if mark and time.time_ns() - mark[1] > _AT_REST_NS:
+            _kept[place] = mark, found
+        else:
+            _kept.pop(place, None)
+    return found
+
+
+def _brief(path: Path, manifest: Mapping[str, Any]) -> Glance:
+    name = path.name.removesuffix(".json")
+    inputs, files = dict(manifest["inputs"]), manifest["files"]
+    tile = inputs.pop("tile", None)
+    if not isinstance(tile, str | None):
+        inputs["tile"], tile = tile, None
+    sizes = tuple(
+        (own := file.startswith(name), sys.intern(file[len(name) :] if own else file), record["bytes"])
+        for file, record in files.items()
+    )
+    try:
+        stated: Stated | str = _one(_stated(name, manifest))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        stated = repr(error)
+    try:
+        text = canonical_json(files)
+    except ValueError as error:
+        raise FormatError(f"{path}: what it says of its files is not JSON ({error}): {_REMEDY}") from error
+    return Glance(tile, _shared(inputs), text, _one(sizes), stated)
+
+
+def _stated(name: str, manifest: Mapping[str, Any]) -> Stated:
+    model, files = manifest["model"], manifest["files"]
+    origin = f"{manifest['origin']['dataset']} from {manifest['origin']['source']}" if "origin" in manifest else ""
+    return Stated(
+        model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
+        checkpoint=str(manifest["inputs"]["checkpoint"]),
+        dim=int(files[f"{name}.npy"]["shape"][2]),
+        int8=f"{name}_scales.npy" in files,
+        min_clear_s2=int(manifest.get("min_clear_s2", 0)),
+        data_source=str(manifest.get("data_source") or ""),
+        origin=origin,
+    )
+
+
+def _one(value: _T) -> _T:
+    """The value that was kept first of those that are equal to it."""
+    found: _T = _alike.setdefault(value, value)
+    return found
+
+
+def _shared(inputs: dict[str, Any]) -> Mapping[str, Any]:
+    key = tuple(inputs.items())
+    try:
+        found: dict[str, Any] = _alike.setdefault(key, inputs)
+    except TypeError:  # a list among them
+        return inputs
+    return found
