@@ -2,10 +2,10 @@
 
     python -m bench.country [--tiles 1000 10000 100000]
 
-Runs of so many tiles of 16 pixels are made in a temporary folder, planned by the plan stage, all tiles released and
-embedded (embeddings are holes of the right size: nobody reads them here). Then each command runs in a process of its
-own: `status`, `submit --dry-run`, a task of fetch, infer, stitch and predict with nothing to do, `stitch` as a whole
-likewise, and `sample` with labels on three tiles. Targets: `status` of 100 000 tiles 30 s and 500 MB, a task 3 s.
+Runs of so many tiles of 32 pixels (above 10 000 of 16) are made in a temporary folder, planned by the plan stage, all
+tiles released and embedded (most embeddings are holes of the right size: nobody reads them here). Then each command
+runs in a process of its own: `status`, `submit --dry-run`, a task of fetch, infer, stitch and predict with nothing to
+do, `stitch` as a whole likewise, and `sample`. Targets: `status` of 100 000 tiles 30 s and 500 MB, a task 3 s.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,16 @@ from infer.contract import (
     PlannedTile,
     Run,
     planned_tiles,
-    sha256_file,
+    sha256_text,
     write_embedding,
 )
 
 if TYPE_CHECKING:
     from preproc.run.config import Config
 
-SIZE, DIM, SHARDS = 16, 128, 100
+DIM, SHARDS = 128, 100
+LABELLED = 300
+"""Tiles with a label each."""
 COMMANDS: dict[str, list[str]] = {
     "status": ["-m", "preproc.cli", "status", "{run}", "--json"],
     "submit --dry-run": ["-m", "preproc.cli", "submit", "{run}", "--dry-run"],
@@ -50,26 +53,44 @@ COMMANDS: dict[str, list[str]] = {
 }
 MODEL = {"name": "demo", "label": "made codes", "trained": False, "family": "v2-student"}
 STACKS = ("s2", "s1_ascending", "s1_descending")
+DAYS = [f"2023-{1 + day // 28:02d}-{1 + day % 28:02d}" for day in range(0, 330, 8)]
 STACK = {
-    "dates_kept": 3,
+    "dates_kept": len(DAYS),
     "dates_dropped": 0,
-    "observations_per_pixel": {"0": 1, "50": 2, "100": 3},
+    "dropped_for": {},
+    "observations_per_pixel": {str(share): len(DAYS) for share in (0, 5, 25, 50, 75, 95, 100)},
     "pixels_without": 0,
-    "largest_gap_days": 120,
+    "largest_gap_days": 8,
 }
+SEASON = {
+    "dates": dict.fromkeys(STACKS, DAYS),
+    "items": {stack: {day: [f"S2A_MSIL2A_{day}_R008_{n:020d}" for n in range(3)] for day in DAYS} for stack in STACKS},
+    "window": {"start": DAYS[0], "end": DAYS[-1]},
+}
+"""As long as a real season: some twenty kilobytes."""
 
 
-def manifest(path: Path, kind: str, inputs: dict[str, Any], sizes: dict[str, int], **fields: Any) -> None:
-    """A manifest whose files are taken on trust; not written as carefully as a real one, which takes long."""
-    files = {name: {"bytes": size, "sha256": "0" * 64, "shape": [SIZE, SIZE, DIM]} for name, size in sizes.items()}
+def manifest_text(kind: str, inputs: Mapping[str, Any], sizes: Mapping[str, int], **fields: Any) -> str:
+    """A manifest as they are laid out, whose files are taken on trust."""
+    files = {name: {"bytes": size, "sha256": "0" * 64, "shape": [1, 1, DIM]} for name, size in sizes.items()}
     content = {"format": f"smalti/{kind}", "format_version": FORMAT_VERSION, "software": "bench", "inputs": inputs}
-    path.write_text(json.dumps({**fields, **content, "files": files}))
+    return json.dumps({**fields, **content, "files": files}, indent=1, sort_keys=True)
+
+
+def manifest_template(kind: str, sizes: Mapping[str, int], **fields: Any) -> str:
+    """One of many tiles: INPUTS and NAME stand for what differs, for to lay it out takes long."""
+    return manifest_text(kind, {"INPUTS": 0}, sizes, **fields)
+
+
+def filled(template: str, inputs: Mapping[str, Any], name: str) -> str:
+    """The manifest of a tile."""
+    return template.replace('"INPUTS": 0', json.dumps(inputs)[1:-1]).replace("NAME", name)
 
 
 def made_codes(run: Run, tile: PlannedTile, inputs: dict[str, Any]) -> None:
     """An embedding that can be read."""
-    codes = np.random.default_rng(0).integers(-100, 100, (SIZE, SIZE, DIM)).astype(np.int8)
-    scales = np.full((SIZE, SIZE), 0.01, dtype=np.float32)
+    codes = np.random.default_rng(0).integers(-100, 100, (tile.size, tile.size, DIM)).astype(np.int8)
+    scales = np.full((tile.size, tile.size), 0.01, dtype=np.float32)
     write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields={"model": MODEL})
 
 
@@ -104,38 +125,48 @@ def make_run(root: Path, tiles: int) -> Run:
     from preproc.tile.stage import FetchStage
 
     root.mkdir(parents=True)
-    side = tiles**0.5 * SIZE * 10 / 111_000
+    size = 32 if tiles <= 10_000 else 16
+    side = tiles**0.5 * size * 10 / 111_000
     region = shapely.box(15.0, 0.5, 15.0 + side, 0.5 + side)
     (root / "items.json").write_text(json.dumps(make_items(region, 200)))
     (root / "run.toml").write_text(
         f'[region]\nbbox = {list(region.bounds)}\nstart = "2023-01-01"\nend = "2023-12-31"\n'
         f'[archive]\nsource = "static"\nhref = "items.json"\n'
-        f'[tiles]\nsize = {SIZE}\nkeep = "record"\n[model]\nname = "demo"\nprecision = "float32"\n'
-        f'[labels]\npath = "labels.geojson"\nclass = "crop"\n[stitch]\nsheet = {8 * SIZE}\n'
+        f'[tiles]\nsize = {size}\nkeep = "record"\n[model]\nname = "demo"\nprecision = "float32"\n'
+        f'[labels]\npath = "labels.geojson"\nclass = "crop"\n[stitch]\nsheet = {8 * size}\n'
     )
     run = Run(root)
     config = load_config(run)
     run_stage(PlanStage(), run, config)
     run.embeddings.mkdir()
-    quality = json.dumps({"region_pixels": SIZE**2, "pixels_unseen": 0, "stacks": dict.fromkeys(STACKS, STACK)})
+    quality = {"region_pixels": size**2, "pixels_unseen": 0, "stacks": dict.fromkeys(STACKS, STACK)}
+    quality_text = json.dumps(quality, indent=1, sort_keys=True)
     series = {spec.file: 1000 for spec in TILE_ARRAYS.values()}
+    tile_text = manifest_template("tile", {**series, "quality.json": len(quality_text)}, **SEASON)
+    sizes = {"": size**2 * DIM + 128, "_scales": size**2 * 4 + 128}
+    embedding = manifest_template("embedding", {f"NAME{k}.npy": v for k, v in sizes.items()}, model=MODEL)
+    released = manifest_template("released", {})
     embedded = embedding_units(run, config)
-    for unit in FetchStage().open(run, config).units:
+    session = FetchStage().open(run, config)
+    units = list(session.units)
+    session.ahead(units)
+    for unit in units:
         folder = unit.manifest.parent
         folder.mkdir(parents=True)
-        (folder / "quality.json").write_text(quality)
-        manifest(unit.manifest, "tile", dict(unit.inputs), {**series, "quality.json": len(quality)})
-        manifest(folder / "released.json", "released", {"tile": sha256_file(unit.manifest)}, {})
-        sizes = {f"{unit.name}.npy": SIZE**2 * DIM + 128, f"{unit.name}_scales.npy": SIZE**2 * 4 + 128}
-        for name, size in sizes.items():
-            with (run.embeddings / name).open("wb") as stream:
-                stream.truncate(size)
-        inputs = {**embedded.of(unit.name).inputs, "engine": SEMANTICS}
-        manifest(run.embeddings / f"{unit.name}.json", "embedding", inputs, sizes, model=MODEL)
-    labelled = planned_tiles(run)[:3]
+        (folder / "quality.json").write_text(quality_text)
+        text = filled(tile_text, unit.wanted(), unit.name)
+        unit.manifest.write_text(text)
+        digest = sha256_text(text)
+        (folder / "released.json").write_text(filled(released, {"tile": digest}, unit.name))
+        for suffix, length in sizes.items():
+            with (run.embeddings / f"{unit.name}{suffix}.npy").open("wb") as stream:
+                stream.truncate(length)
+        inputs = {**embedded.of(unit.name, digest).wanted(), "engine": SEMANTICS}
+        (run.embeddings / f"{unit.name}.json").write_text(filled(embedding, inputs, unit.name))
+    labelled = planned_tiles(run)[:: max(1, tiles // LABELLED)]
     for tile in labelled:
         made_codes(run, tile, {**embedded.of(tile.name).inputs, "engine": SEMANTICS})
-    features = [label(tile, crop) for tile, crop in zip(labelled, "aba", strict=True)]
+    features = [label(tile, "ab"[place % 2]) for place, tile in enumerate(labelled)]
     (root / "labels.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     make_sheets(run, config)
     return run
@@ -151,7 +182,7 @@ def make_sheets(run: Run, config: Config) -> None:
     for stage in (StitchStage(), PredictSheetsStage()):
         for unit in stage.open(run, config).units:
             unit.manifest.parent.mkdir(exist_ok=True)
-            manifest(unit.manifest, unit.kind, dict(unit.inputs), {})
+            unit.manifest.write_text(manifest_text(unit.kind, dict(unit.inputs), {}))
 
 
 def measured(arguments: list[str], run: Run) -> tuple[float, float, float, str]:

@@ -94,9 +94,9 @@ from infer.contract.tile import (
     is_released,
     is_tile_folder,
     read_tile,
-    record_state,
     release_tile,
     take_back,
+    tile_state,
     write_pixels_of,
 )
 
@@ -166,7 +166,6 @@ __all__ = [
     "read_regular",
     "read_tile",
     "read_toml",
-    "record_state",
     "registered_model",
     "release_tile",
     "remove_stale_temporaries",
@@ -180,6 +179,7 @@ __all__ = [
     "staged_dir",
     "take_back",
     "temporary_path",
+    "tile_state",
     "verify_files",
     "weights_folder",
     "write_bytes",

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from infer.contract.errors import FormatError, writing
 from infer.contract.names import name_problem
-from infer.contract.regular import open_regular, parse_json, read_regular
+from infer.contract.regular import open_regular, parse_json, parse_json_parts, read_regular
 
 _TEMP = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<pid>\d+)\.tmp$")
 
@@ -135,11 +135,27 @@ def read_json(path: Path | str, *, what: str, remedy: str) -> Any:
     return read_json_and_digest(path, what=what, remedy=remedy, hashed=False)[0]
 
 
-def read_json_and_digest(path: Path | str, *, what: str, remedy: str, hashed: bool = True) -> tuple[Any, str]:
-    """The same with the SHA-256 of the file's bytes, which are read once; an empty one if it is not wanted."""
+def read_json_and_digest(
+    path: Path | str, *, what: str, remedy: str, hashed: bool = True, trusted: str = "", wanted: Sequence[str] = ()
+) -> tuple[Any, str]:
+    """The same with the SHA-256 of the file's bytes, which are read once.
+
+    Args:
+        path: the file.
+        what: it was meant to be, for the message.
+        remedy: what to do, for the message.
+        hashed: whether the SHA-256 is wanted; otherwise it is empty.
+        trusted: SHA-256 of a file that was read before: of the same bytes only what is wanted is parsed.
+        wanted: keys of a table; of others' layout all are parsed.
+
+    Raises:
+        FormatError: if it is missing, unreadable or not JSON.
+    """
     try:
         content = read_regular(path)
-        return parse_json(content), hashlib.sha256(content).hexdigest() if hashed else ""
+        digest = hashlib.sha256(content).hexdigest() if hashed else ""
+        known = parse_json_parts(content, wanted) if trusted and digest == trusted else None
+        return parse_json(content) if known is None else known, digest
     except FileNotFoundError as error:
         raise FormatError(f"{path}: {what} is missing: {remedy}") from error
     except FormatError as error:
@@ -180,9 +196,12 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(content: Any) -> str:
     """The text of a JSON value that is the same whenever the value is."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(content)
 
 
 def remove_stale_temporaries(folder: Path) -> int:

@@ -47,6 +47,7 @@ class State:
 
 
 _COMPLETE = State("complete")
+_TOLD = ("files", "format", "format_version", "inputs")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,10 +105,22 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
     return read_manifest_and_digest(path, kind, remedy=remedy, hashed=False)[0]
 
 
-def read_manifest_and_digest(path: Path, kind: str, *, remedy: str, hashed: bool = True) -> tuple[dict[str, Any], str]:
-    """The same with the SHA-256 of the file; an empty one if it is not wanted."""
+def read_manifest_and_digest(
+    path: Path, kind: str, *, remedy: str, hashed: bool = True, trusted: str = ""
+) -> tuple[dict[str, Any], str]:
+    """The same with the SHA-256 of the file.
+
+    Args:
+        path: the manifest.
+        kind: its kind.
+        remedy: what to do, for messages.
+        hashed: whether the SHA-256 is wanted; otherwise it is empty.
+        trusted: SHA-256 of a manifest that somebody has read in full: of the same file only inputs and files are told.
+    """
     what = f"the manifest of this {kind}"
-    manifest, digest = read_json_and_digest(path, what=what, remedy=remedy, hashed=hashed)
+    manifest, digest = read_json_and_digest(
+        path, what=what, remedy=remedy, hashed=hashed, trusted=trusted, wanted=_TOLD
+    )
     if not isinstance(manifest, dict) or manifest.get("format") != f"smalti/{kind}":
         raise FormatError(f"{path}: not a smalti {kind} manifest: {remedy}")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -195,10 +208,11 @@ def state_and_digest(
     checksums: bool = False,
     partial: bool = False,
     without: Collection[str] = (),
+    trusted: str = "",
 ) -> tuple[State, str]:
-    """The same with the SHA-256 of the manifest, which is empty if it cannot be read."""
+    """The same with the SHA-256 of the manifest, or "" if it cannot be read; see `read_manifest_and_digest`."""
     try:
-        manifest, digest = read_manifest_and_digest(path, kind, remedy=_REMEDY)
+        manifest, digest = read_manifest_and_digest(path, kind, remedy=_REMEDY, trusted=trusted)
     except FormatError as error:
         there = path.exists()
         return State("broken", str(error)) if there else State("missing", f"{path} is not there"), ""

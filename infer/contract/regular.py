@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,31 @@ def parse_json(content: bytes | str) -> Any:
     if sum(map(content.count, brackets)) > MAX_DEPTH:  # type: ignore[arg-type]  # of fewer none is so deep
         _check_depth(value)
     return value
+
+
+_DECODER = json.JSONDecoder()
+
+
+def parse_json_parts(content: bytes, keys: Iterable[str]) -> dict[str, Any] | None:
+    """Some values of a table that is laid out as `write_json` does it; the others are not parsed, nor checked.
+
+    Args:
+        content: of a file that is known to be JSON.
+        keys: of the table, in order.
+
+    Returns:
+        The values, or None if the table is laid out in another way, or lacks one.
+    """
+    found: dict[str, Any] = {}
+    place = 0
+    try:
+        text = content.decode()
+        for key in keys:
+            lead = f'\n "{key}": '  # with this indentation no key of a table within this one
+            found[key], place = _DECODER.raw_decode(text, text.index(lead, place) + len(lead))
+    except (ValueError, RecursionError):
+        return None
+    return found
 
 
 def _check_depth(value: Any) -> None:

@@ -283,10 +283,19 @@ def take_back(folder: Path) -> None:
         (folder / RELEASED_FILE).unlink(missing_ok=True)
 
 
-def record_state(manifest: Path, inputs: Mapping[str, Any]) -> tuple[State, str]:
-    """Where the record of a released tile stands: what stays of it, against what it should have been made from.
+def tile_state(
+    manifest: Path, inputs: Mapping[str, Any], *, released: bool = False, embedded: str = ""
+) -> tuple[State, str]:
+    """Where a tile stands, or the record that stays of a released one.
+
+    Args:
+        manifest: its tile.json, which says more of a season's dates than this needs.
+        inputs: what it should have been made from.
+        released: its arrays may be gone.
+        embedded: SHA-256 of the tile.json that its embedding was made from: the engine has read all of that.
 
     Returns:
         Its state, and the SHA-256 of its manifest.
     """
-    return state_and_digest(manifest, "tile", inputs, without=_ARRAY_FILES)
+    without = _ARRAY_FILES if released else ()
+    return state_and_digest(manifest, "tile", inputs, without=without, trusted=embedded)

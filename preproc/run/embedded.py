@@ -10,6 +10,7 @@ from typing import Any
 
 from infer.contract import (
     TILE_MANIFEST,
+    FormatError,
     Run,
     SmaltiError,
     State,
@@ -68,6 +69,13 @@ class EmbeddingUnits:
             return EmbeddingUnit(name, manifest, "embedding", {**self.known, "tile": tile}, partial=True)
         inputs_of = LateInputs(functools.partial(self._inputs, name))
         return EmbeddingUnit(name, manifest, "embedding", inputs_of, partial=True)
+
+    def made_from(self, name: str) -> str:
+        """SHA-256 of the manifest of the tile that an embedding was made from; empty where that is not known."""
+        try:
+            return glance_at(embedding_manifest(self.embeddings, name)).tile or ""
+        except FormatError:
+            return ""
 
     def _inputs(self, name: str) -> Mapping[str, Any]:
         source = child(self.tiles, name) / TILE_MANIFEST

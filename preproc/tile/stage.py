@@ -21,8 +21,8 @@ from infer.contract import (
     child,
     is_released,
     planned_tiles,
-    record_state,
     scratch_folder,
+    tile_state,
 )
 from infer.contract.imported import imported_tiles
 from preproc.catalogue.items import TileScenes, archive_moved
@@ -64,10 +64,16 @@ class TileUnit(Unit):
 
     def state(self, *, checksums: bool = False) -> State:
         """As of any unit, or "released"."""
-        if not is_released(self._folder):
-            return super().state(checksums=checksums)
-        record, digest = record_state(self.manifest, self.wanted())
-        if not record.complete:
+        released = is_released(self._folder)
+        if checksums and not released:
+            return super().state(checksums=True)
+        try:
+            wanted = self.wanted()
+        except SmaltiError as error:
+            return State("missing", str(error))
+        embedded = self.embeddings.made_from(self.name)
+        record, digest = tile_state(self.manifest, wanted, released=released, embedded=embedded)
+        if not (released and record.complete):
             return record
         embedding = self.embeddings.of(self.name, digest).state()
         if embedding.complete:
