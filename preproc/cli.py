@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -721,6 +722,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point of `smalti`: runs a command and turns failures into one clear message and an exit code."""
+    gc.set_threshold(100_000, 20, 20)  # a country's tiles are many objects, nearly none of which is garbage
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     speak_any_encoding()

@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from infer.contract.atomic import canonical_json
+from infer.contract.atomic import canonical_json, sha256_json, sha256_text
 from infer.contract.errors import FormatError
 from infer.contract.manifest import State, read_manifest, state_of, verify_files
 from infer.contract.regular import file_mark
@@ -53,11 +52,13 @@ class Glance:
     """Its other inputs, shared among tiles."""
     files: str
     """What the manifest says of its files, as canonical JSON."""
+    digest: str
+    """SHA-256 that stands for the tile and its files where those of many are summed up."""
     sizes: tuple[tuple[bool, str, int], ...]
     """Of each file: whether its name begins with the tile's, (the rest of) its name, bytes."""
     _stated: Stated | str
 
-    def stated(self, path: Path) -> Stated:
+    def stated(self, path: str) -> Stated:
         """What it states.
 
         Raises:
@@ -67,12 +68,12 @@ class Glance:
             raise FormatError(f"{path}: lacks what a mosaic has to state ({self._stated}): {_REMEDY}")
         return self._stated
 
-    def state(self, path: Path, inputs: Mapping[str, Any]) -> State:
+    def state(self, path: str, inputs: Mapping[str, Any]) -> State:
         """Whether it is complete and made from these inputs among others; its files are looked at, not read."""
         made_from = self.others if self.tile is None else {**self.others, "tile": self.tile}
         return state_of(path, {"files": self._files(path), "inputs": made_from}, inputs, partial=True)
 
-    def verify(self, path: Path) -> None:
+    def verify(self, path: str) -> None:
         """Check that its files are there, and as large as they should be.
 
         Raises:
@@ -80,8 +81,8 @@ class Glance:
         """
         verify_files(path, {"files": self._files(path)}, checksums=False, remedy=_REMEDY)
 
-    def _files(self, path: Path) -> dict[str, dict[str, Any]]:
-        name = path.name.removesuffix(".json")
+    def _files(self, path: str) -> dict[str, dict[str, Any]]:
+        name = _name(path)
         return {(f"{name}{rest}" if own else rest): {"bytes": size} for own, rest, size in self.sizes}
 
 
@@ -90,28 +91,31 @@ _kept: dict[str, tuple[tuple[int, ...], Glance]] = {}
 _alike: dict[Any, Any] = {}
 
 
-def glance_at(path: Path) -> Glance:
+def glance_at(path: str) -> Glance:
     """The manifest of an embedding, read if it is not the file that was read before.
 
     Raises:
         FormatError: if it is missing, or is not what it should be.
     """
-    place = str(path)
-    mark = file_mark(place)
-    kept = _kept.get(place)
+    mark = file_mark(path)
+    kept = _kept.get(path)
     if kept is not None and kept[0] == mark:
         return kept[1]
     found = _brief(path, read_manifest(path, "embedding", remedy=_REMEDY))
     if len(_kept) < _MOST or kept is not None:
         if mark and time.time_ns() - mark[1] > _AT_REST_NS:
-            _kept[place] = mark, found
+            _kept[path] = mark, found
         else:
-            _kept.pop(place, None)
+            _kept.pop(path, None)
     return found
 
 
-def _brief(path: Path, manifest: Mapping[str, Any]) -> Glance:
-    name = path.name.removesuffix(".json")
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".json")
+
+
+def _brief(path: str, manifest: Mapping[str, Any]) -> Glance:
+    name = _name(path)
     inputs, files = dict(manifest["inputs"]), manifest["files"]
     tile = inputs.pop("tile", None)
     if not isinstance(tile, str | None):
@@ -128,7 +132,8 @@ def _brief(path: Path, manifest: Mapping[str, Any]) -> Glance:
         text = canonical_json(files)
     except ValueError as error:
         raise FormatError(f"{path}: what it says of its files is not JSON ({error}): {_REMEDY}") from error
-    return Glance(tile, _shared(inputs), text, _one(sizes), stated)
+    digest = sha256_json([name, sha256_text(text)])
+    return Glance(tile, _shared(inputs), text, digest, _one(sizes), stated)
 
 
 def _stated(name: str, manifest: Mapping[str, Any]) -> Stated:

@@ -96,7 +96,7 @@ def describes_file(record: Any) -> bool:
     return isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
 
 
-def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
+def read_manifest(path: Path | str, kind: str, *, remedy: str) -> dict[str, Any]:
     """Read a manifest and check that it is one, of this kind and version (its files are not looked at).
 
     Raises:
@@ -106,7 +106,7 @@ def read_manifest(path: Path, kind: str, *, remedy: str) -> dict[str, Any]:
 
 
 def read_manifest_and_digest(
-    path: Path, kind: str, *, remedy: str, hashed: bool = True, trusted: str = ""
+    path: Path | str, kind: str, *, remedy: str, hashed: bool = True, trusted: str = ""
 ) -> tuple[dict[str, Any], str]:
     """The same with the SHA-256 of the file.
 
@@ -146,7 +146,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def verify_files(
-    path: Path,
+    path: Path | str,
     manifest: Mapping[str, Any],
     *,
     checksums: bool = True,
@@ -160,7 +160,8 @@ def verify_files(
     Raises:
         FormatError: naming the first file that does not match.
     """
-    folder = str(path)[: -len(path.name)]
+    place = str(path)
+    folder, own = place[: place.rfind("/") + 1], place.rpartition("/")[2]
     for name, record in manifest["files"].items():
         if name in without:
             continue
@@ -168,18 +169,16 @@ def verify_files(
         try:
             size = check_regular(file)
         except OSError:
-            raise FormatError(f"{file}: missing, though {path.name} lists it: {remedy}") from None
+            raise FormatError(f"{file}: missing, though {own} lists it: {remedy}") from None
         if size != record["bytes"]:
-            raise FormatError(f"{file}: {size} bytes, {path.name} says {record['bytes']}: {remedy}")
+            raise FormatError(f"{file}: {size} bytes, {own} says {record['bytes']}: {remedy}")
         if checksums and sha256_file(Path(file)) != record["sha256"]:
             # Without its manifest the output is missing, and only so is it made again: stages do not read every byte.
-            raise FormatError(
-                f"{file}: its contents do not match the checksum in {path.name}: delete {path}, then {remedy}"
-            )
+            raise FormatError(f"{file}: its contents do not match the checksum in {own}: delete {path}, then {remedy}")
 
 
 def output_state(
-    path: Path,
+    path: Path | str,
     kind: str,
     inputs: Mapping[str, Any] | None = None,
     *,
@@ -201,7 +200,7 @@ def output_state(
 
 
 def state_and_digest(
-    path: Path,
+    path: Path | str,
     kind: str,
     inputs: Mapping[str, Any] | None = None,
     *,
@@ -214,13 +213,13 @@ def state_and_digest(
     try:
         manifest, digest = read_manifest_and_digest(path, kind, remedy=_REMEDY, trusted=trusted)
     except FormatError as error:
-        there = path.exists()
+        there = Path(path).exists()
         return State("broken", str(error)) if there else State("missing", f"{path} is not there"), ""
     return state_of(path, manifest, inputs, checksums=checksums, partial=partial, without=without), digest
 
 
 def state_of(
-    path: Path,
+    path: Path | str,
     manifest: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     *,

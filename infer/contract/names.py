@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,15 @@ def safe_relative(value: Any, where: str, remedy: str) -> str:
     """
     if not isinstance(value, str) or len(value) > 10 * MAX_NAME_BYTES:
         return safe_name(value, where, remedy)
-    for part in value.split("/"):
-        problem = name_problem(part)
-        if problem is not None:
-            raise FormatError(f"{where}: the file name {brief_name(value)} leaves its folder or {problem}: {remedy}")
+    problem = _relative_problem(value)
+    if problem is not None:
+        raise FormatError(f"{where}: the file name {brief_name(value)} leaves its folder or {problem}: {remedy}")
     return value
+
+
+@lru_cache(maxsize=1024)
+def _relative_problem(value: str) -> str | None:  # of a country's tiles all list the same files
+    return next((problem for part in value.split("/") if (problem := name_problem(part)) is not None), None)
 
 
 def name_for(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -30,6 +31,8 @@ TILES_FILE = "plan_tiles.npy"
 """Beside plan.json: the tiles of a large plan, one a row, in the order that shards divide."""
 _ROWS_IN_JSON = 1000
 """So many tiles stand in plan.json itself, for people to read."""
+_KEPT = 1 << 18
+"""Tiles that are kept once they were made: 60 megabytes."""
 _COLUMNS = ("epsg", "west", "north")
 
 
@@ -77,6 +80,8 @@ class PlannedTiles(Sequence[PlannedTile]):
             remedy: what to do, for messages.
         """
         self.rows_n, self.size, self._where, self._remedy = rows_n, size, where, remedy
+        self._made: list[PlannedTile] | None = None
+        """All of them, once somebody has gone through them: a command does so many times."""
 
     @classmethod
     def of(cls, tiles: Iterable[PlannedTile]) -> PlannedTiles:
@@ -106,11 +111,16 @@ class PlannedTiles(Sequence[PlannedTile]):
     def __getitem__(self, index: int | slice) -> PlannedTile | PlannedTiles:
         if isinstance(index, slice):
             return PlannedTiles(self.rows_n[index], self.size, self._where, self._remedy)
-        return self._tile(self.rows_n[index].tolist())
+        return self._tile(self.rows_n[index].tolist()) if self._made is None else self._made[index]
 
     def __iter__(self) -> Iterator[PlannedTile]:
-        for start in range(0, len(self), 4096):
-            yield from map(self._tile, self.rows_n[start : start + 4096].tolist())
+        if self._made is not None:
+            return iter(self._made)
+        if len(self) <= _KEPT:
+            self._made = list(map(self._tile, self.rows_n.tolist()))
+            return iter(self._made)
+        starts = range(0, len(self), 4096)
+        return chain.from_iterable(map(self._tile, self.rows_n[start : start + 4096].tolist()) for start in starts)
 
     def _tile(self, row: tuple[int, int, int, bytes]) -> PlannedTile:
         epsg, west, north, name = row

@@ -85,11 +85,14 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 def _opened(path: Path | str) -> tuple[int, int]:
     """A descriptor of a regular file, and its size."""
-    check_regular(path)
+    found = _looked_at(path)
+    if not stat.S_ISREG(found.st_mode):  # to open a device may be to act on it
+        _refuse(path, found.st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        _refuse(path, found.st_mode)  # it may have been replaced in between
+        if not stat.S_ISREG(found.st_mode):  # it was replaced in between
+            _refuse(path, found.st_mode)
     except BaseException:
         os.close(descriptor)
         raise
@@ -106,11 +109,10 @@ def read_regular(path: Path | str, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
     descriptor, size = _opened(path)
     content = b""
     try:  # without a buffer: of a country's small files it takes longer to make than to read them
-        while size <= limit and len(content) <= size:  # one byte more: a file that grows is not cut
-            more = os.read(descriptor, size + 1 - len(content))
-            if not more:
-                break
+        while size <= limit and (more := os.read(descriptor, size + 1 - len(content))):  # a file that grows is not cut
             content += more
+            if len(content) >= size:
+                break
     finally:
         os.close(descriptor)
     if max(size, len(content)) > limit:

@@ -20,6 +20,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely import STRtree
+from shapely.geometry.base import BaseGeometry
 
 from infer.contract import (
     FormatError,
@@ -408,7 +409,7 @@ class SceneIndex:
                     lists[key] = [self._scenes[index] for index in hits[first:last].tolist()]
                 yield lists[key]
 
-    def _meeting(self, tiles: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _meeting(self, tiles: Sequence[BaseGeometry]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Pairs of a tile and a scene that meet. Whatever asks is prepared once: of many tiles the scenes, if fewer."""
         if len(tiles) <= len(self._scenes):
             which, hits = self._tree.query(tiles, predicate="intersects")

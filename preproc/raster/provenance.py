@@ -19,9 +19,7 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_manifest,
     planned_tiles,
-    sha256_text,
 )
 from infer.contract.glance import Stated, glance_at
 from infer.contract.provenance import Embedded, Encoder, Window
@@ -145,7 +143,7 @@ class Embeddings:
     gaps: Sequence[PlannedTile] | None = None
     """All tiles of the plan, any of which may be missing; None: those that are asked for have to be there."""
     _seen: dict[str, tuple[str, Stated]] = field(default_factory=dict, repr=False)
-    """Tile -> digest of its files, what it states."""
+    """Tile -> digest of its name and its files, what it states."""
     _gone: dict[str, str] = field(default_factory=dict, repr=False)
     """Tile -> why it is missing, where that is allowed: one that comes while a sheet is made is for the next time."""
 
@@ -164,14 +162,6 @@ class Embeddings:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}, "_gone": {}}  # another process reads what it needs
 
-    def digest(self, tile: PlannedTile) -> str:
-        """SHA-256 of the files of one tile's embedding.
-
-        Raises:
-            SmaltiError: if it has no valid one.
-        """
-        return self._tile(tile)[0]
-
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
         """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
 
@@ -187,7 +177,7 @@ class Embeddings:
         one = ""
         for tile in tiles:
             try:
-                files, stated = self._tile(tile)
+                own, stated = self._tile(tile)
             except _LackingError as error:
                 lacking[tile.name] = str(error)
                 continue
@@ -196,7 +186,7 @@ class Embeddings:
             if first is None:
                 first, one = stated, tile.name
             _check_alike(self.run, one, first, tile.name, stated)
-            digest.update(sha256_text(f'[{json.dumps(tile.name)},"{files}"]').encode())
+            digest.update(own.encode())
             sources.add(stated.data_source)
             if stated.origin:
                 origins[stated.origin] += 1
@@ -237,21 +227,21 @@ class Embeddings:
         if tile.name in self._gone:
             raise _LackingError(self._gone[tile.name])
         if tile.name not in self._seen:
-            path = embedding_manifest(self._folder, tile.name)
+            path = f"{self._folder}/{tile.name}.json"
             try:
                 found = glance_at(path)
                 found.verify(path)
             except FormatError as error:
-                why = "broken" if path.exists() else "missing"
+                why = "broken" if Path(path).exists() else "missing"
                 if self.gaps is not None:
                     self._gone[tile.name] = why
                 raise _LackingError(why) from error
-            self._seen[tile.name] = sha256_text(found.files), found.stated(path)
+            self._seen[tile.name] = found.digest, found.stated(path)
         return self._seen[tile.name]
 
     @cached_property
-    def _folder(self) -> Path:
-        return self.run.embeddings
+    def _folder(self) -> str:
+        return str(self.run.embeddings)
 
 
 class _LackingError(SmaltiError):
@@ -274,11 +264,11 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
     digest, lead = hashlib.sha256(), "["
     missing: list[str] = []
     for tile in tiles:
-        path = embedding_manifest(folder, tile.name)
+        path = f"{folder}/{tile.name}.json"
         try:
             files = glance_at(path).files
         except FormatError:
-            if path.exists():
+            if Path(path).exists():
                 raise
             missing.append(tile.name)
             continue

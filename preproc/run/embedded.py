@@ -37,10 +37,10 @@ class EmbeddingUnit(Unit):
             return super().state(checksums=True)
         try:
             inputs = self.wanted()
-            found = glance_at(self.manifest)
+            found = glance_at(str(self.manifest))
         except SmaltiError:
             return super().state()  # which tells what is missing or broken
-        return found.state(self.manifest, inputs)
+        return found.state(str(self.manifest), inputs)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class EmbeddingUnits:
     def made_from(self, name: str) -> str:
         """SHA-256 of the manifest of the tile that an embedding was made from; empty where that is not known."""
         try:
-            return glance_at(embedding_manifest(self.embeddings, name)).tile or ""
+            return glance_at(f"{self.embeddings}/{name}.json").tile or ""
         except FormatError:
             return ""
 

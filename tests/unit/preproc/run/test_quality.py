@@ -66,7 +66,7 @@ def test_a_record_is_read_again_only_if_it_changed(
     changed = run.tiles / planned_tiles(run)[0].name / "quality.json"
     changed.write_bytes(changed.read_bytes() + b"\n")
     assert summarise_quality(run, known) == first
-    assert read == [changed]
+    assert read == [str(changed)]
 
 
 def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:

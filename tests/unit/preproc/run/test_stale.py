@@ -14,7 +14,7 @@ from preproc.run.chain import run_one
 from preproc.run.config import Config, load_config, parse_config
 from preproc.run.stage import Unit
 from preproc.run.stages import STAGES, before, stage_named
-from preproc.run.status import Survey, run_status, stale_before
+from preproc.run.status import Looked, Survey, run_status, stale_before
 
 LABELLED = """
 [region]
@@ -70,14 +70,14 @@ def test_a_stale_stage_shows_in_everything_after_it(tmp_path: Path) -> None:
     config = parse_config(LABELLED, tmp_path / "run.toml")
     states = {entry.name: State("complete") for entry in STAGES} | {"sample": State("stale", "made from other inputs")}
     unit = Unit("it", tmp_path / "it.json", "it", {})
-    survey = Survey(Run(tmp_path), config, _seen={name: [(unit, state)] for name, state in states.items()})
+    survey = Survey(Run(tmp_path), config, _seen={name: Looked([unit], [state]) for name, state in states.items()})
     behind = [status.stage for status in run_status(survey) if status.behind]
     assert behind == ["train", "predict", "validate", "report"]
     (stale,) = stale_before(stage_named("report"), survey)
     assert stale.told() == "sample is stale (it: made from other inputs)"
     assert stale_before(stage_named("predict"), survey, cheaply=True) == [], "shards do not look at all embeddings"
     states["fetch"] = State("stale", "made from other inputs")
-    survey = Survey(Run(tmp_path), config, _seen={name: [(unit, state)] for name, state in states.items()})
+    survey = Survey(Run(tmp_path), config, _seen={name: Looked([unit], [state]) for name, state in states.items()})
     assert stale_before(stage_named("infer"), survey, cheaply=True) == [], "shards do not look at all tiles"
 
 

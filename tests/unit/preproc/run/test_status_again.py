@@ -13,7 +13,7 @@ from support.tiny import TinyArchive
 from infer.contract import Run, planned_tiles, release_tile, write_embedding
 from preproc.run.chain import run_one
 from preproc.run.config import Config
-from preproc.run.embedded import embedding_units
+from preproc.run.embedded import EmbeddingUnit, embedding_units
 from preproc.run.stage import Unit
 from preproc.run.stages import stage_named
 from preproc.run.status import Survey
@@ -48,7 +48,7 @@ def test_what_is_complete_and_untouched_is_not_read_again(
     survey = Survey(run, config, watching=True)
     assert kinds(survey) == ["complete", "complete", "complete", "missing"]
     looked: list[str] = []
-    for kind, short in ((Unit, "embedding"), (TileUnit, "tile")):
+    for kind, short in ((EmbeddingUnit, "embedding"), (TileUnit, "tile")):
         state = kind.state
 
         def counted(unit: Unit, *, checksums: bool = False, state=state, short=short):  # type: ignore[no-untyped-def]
