@@ -645,17 +645,25 @@ def atlas(
 def view(
     folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.gpkg", help="Save the labels that are drawn here; begin with those that it has."),
+    ] = None,
 ) -> None:
     """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours).
 
-    Of a run a click tells the season's curve as well, while the tiles' time series are there.
+    Of a run a click tells the season's curve as well, while the tiles' time series are there. Open the whole
+    address, with what comes after #: with it the page saves labels as a GeoPackage, in FILE or as a download.
+
+    Example: [bold]smalti view RUN --labels RUN/labels.gpkg[/]
     """
     from preproc.atlas.serve import serving
 
     inside = folder / "atlas"
     of_run = inside.is_dir() and (folder / "plan.json").is_file()
-    with serving(inside if inside.is_dir() else folder, port, Run(folder) if of_run else None) as server:
-        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+    shown = inside if inside.is_dir() else folder
+    with serving(shown, port, Run(folder) if of_run else None, labels) as (server, address):
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 
