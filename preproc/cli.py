@@ -287,13 +287,9 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"],
-        typer.Option(
-            "--as",
-            help="npy tiles of 0.1 degree; the same as float32 GeoTIFFs; a row a pixel; RUN/mosaic (COGs, STAC and "
-            "store); the store alone.",
-        ),
-    ] = "mosaic",
+        Literal["zarr", "geotessera", "cog", "geoparquet", "stac", "torchgeo"],
+        typer.Option("--as", metavar="FORMAT", help="One of those above."),
+    ] = "stac",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
     points: Annotated[
         Path | None, typer.Option("--points", metavar="FILE", help="geoparquet: the pixels under these points instead.")
@@ -305,6 +301,14 @@ def export_command(
     force: ForceOption = False,
 ) -> None:
     """Write the embeddings in a form that other programs read. What is there is not written again.
+
+    \b
+    --as stac        the mosaic: STAC, with its COGs and its store
+    --as cog         the mosaic's GeoTIFFs alone: GDAL, QGIS, R
+    --as zarr        its Zarr v3 store alone: xarray, geotessera
+    --as geotessera  npy tiles of 0.1 degree: geotessera
+    --as torchgeo    the same tiles as float32 GeoTIFFs: torchgeo
+    --as geoparquet  a row a pixel: every tenth, or under --points
 
     Example: [bold]smalti export RUN plots --as geoparquet --points plots.gpkg --id plot[/]
     """

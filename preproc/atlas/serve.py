@@ -1,8 +1,8 @@
-"""`smalti view`: an atlas in the browser, served to this machine alone; also a run's curves, and labels as a GeoPackage.
+"""`smalti view`: an atlas in the browser, served to this machine alone, with a run's curves, and labels saved.
 
-Other pages that the browser has open, and other people of a login node, reach the port as well. Hence: the Host header has
-to be this machine's own name (a foreign name that leads here is refused), and whoever sends labels has to come from
-this page and know the key in the address that `smalti view` prints.
+Other pages that the browser has open, and other people of a login node, reach the port as well. Hence: the Host header
+has to be this machine's own name (a foreign name that leads here is refused), and whoever sends labels has to come
+from this page and know the key in the address that `smalti view` prints.
 """
 
 from __future__ import annotations
