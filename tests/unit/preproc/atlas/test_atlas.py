@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -23,9 +24,10 @@ from pyproj import Transformer
 from support.browser import Browser, chromium
 from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, planned_run
 
-from infer.contract import Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract import Plan, PlannedTile, PlannedTiles, Run, SmaltiError, Tile, planned_tiles, read_embedding
 from infer.contract.rasters import MapManifest
 from preproc.atlas.atlas import write_atlas
+from preproc.atlas.curves import step_of
 from preproc.atlas.drawn import drawn_from, read_drawn
 from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
 from preproc.atlas.serve import serving
@@ -37,6 +39,7 @@ from preproc.explore.groups import cluster
 from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
+from preproc.survey.looks import curves_at
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @contextmanager
-def served(run: Run, live: Run | None = None, labels: Path | None = None) -> Iterator[tuple[str, list[str]]]:
+def served(
+    run: Run, live: Run | None = None, labels: Path | None = None, folder: Path | None = None
+) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
-    with serving(run.root / "atlas", 0, live, labels) as (server, address):
+    with serving(folder or run.root / "atlas", 0, live, labels) as (server, address):
         handler: Any = server.RequestHandlerClass
         handler.func.log_request = lambda self, *_: asked.append(self.path)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -437,6 +442,71 @@ def test_of_a_run_a_click_tells_the_curve_of_its_pixel(made: Run, tmp_path: Path
         said = json.loads(urlopen(f"{site}series?at=0,0").read())
         assert said == {"why": "outside the run's tiles"}
         assert browser.errors == []
+
+
+def of_places(folder: Path, *_: Any, **__: Any) -> Tile:
+    """A tile of 32 x 32 pixels whose NDVI says the row and whose VV the column; on one of three days it is cloudy."""
+    row, column = np.mgrid[:32, :32]
+    bands = np.full((3, 32, 32, 10), 1000, np.uint16)
+    bands[..., 3] = 2000 + 100 * row
+    masks = np.ones((3, 32, 32), np.uint8)
+    masks[1] = 0
+    radar = np.zeros((2, 32, 32, 2), np.int16)
+    radar[0, ..., 0], radar[0, ..., 1] = (2 * (-25 + column / 4) + 50) * 200, (2 * -18.5 + 50) * 200
+    none, days = np.zeros((0, 32, 32, 2), np.int16), np.array([40, 41], np.int16)
+    seen = np.array([30, 60, 20], np.uint16)  # of two orbits, not in the order of days
+    return Tile(folder.name, bands, masks, seen, radar, days, none, np.zeros(0, np.int16))
+
+
+def test_a_plain_web_server_shows_the_curve_of_the_nearest_kept_pixel(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preproc.survey.looks.read_tile", of_places)
+    write_atlas(made, tmp_path / "atlas")
+    plan = Plan.read(made)
+    tile = plan.tiles[0]
+    content = zlib.decompress((tmp_path / "atlas" / "curves" / f"{tile.name}.bin").read_bytes())
+    head, _, values = content.partition(b"\n")
+    days = json.loads(head)
+    assert days == {"ndvi": [19, 29, 59], "radar": [39, 40]}
+    lanes = np.frombuffer(values, np.uint8).reshape(7, 4, 4)
+    for i, row in enumerate((4, 12, 20, 28)):
+        for j, column in enumerate((4, 12, 20, 28)):
+            ndvi, radar = curves_at(made, plan, np.array(place(tile, row, column)))
+            told = {
+                day: (int(lane[i, j]) - 1) / 127 - 1
+                for day, lane in zip(days["ndvi"], lanes, strict=False)
+                if lane[i, j]
+            }
+            assert told == {day: pytest.approx(value, abs=0.005) for day, value in ndvi}
+            ((day, vv, vh),) = radar
+            assert (int(lanes[3, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vv, abs=0.11)
+            assert (int(lanes[5, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vh, abs=0.11)
+            assert (day, lanes[4, i, j]) == (39, 0)
+    with served(made, folder=tmp_path / "atlas") as (url, _), chromium(tmp_path / "profile") as browser:
+        open_page(browser, url)
+        x, y = world(*place(tile, 20, 12))
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.querySelectorAll('#here circle').length === 2 + 2")
+        assert browser.evaluate("beside") is None, "it is that pixel itself"
+        heights = "[...document.querySelectorAll('#here circle')].map(c => +c.getAttribute('cy'))"
+        ndvi = 3000 / 5000
+        assert browser.evaluate(heights)[0] == pytest.approx(96 - 16 - (ndvi + 0.2) / 1.2 * 72, abs=0.5)
+        x, y = world(*place(tile, 22, 13))
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.getElementById('here').textContent.includes('The curve of a pixel 20 m away')")
+        assert browser.evaluate("beside") == pytest.approx(world(*place(tile, 20, 12)), abs=3e-9)
+        x, y = world(4.0, 51.9)
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.getElementById('here').textContent.includes('No curve: smalti view RUN shows it')")
+        assert browser.errors == []
+
+
+def test_the_lattice_of_curves_is_thinner_where_there_is_more_and_none_of_a_country() -> None:
+    def of(count: int) -> int | None:
+        return step_of(PlannedTiles.of([PlannedTile("t", 32631, 0, 0, 2048)] * count))
+
+    assert [of(count) for count in (1, 4, 5, 16, 17, 64, 65)] == [8, 8, 16, 16, 32, 32, None]
 
 
 def test_a_second_run_is_shown_beside_the_first(made: Run, tmp_path: Path) -> None:
