@@ -468,7 +468,7 @@ def test_a_plain_web_server_shows_the_curve_of_the_nearest_kept_pixel(
     content = zlib.decompress((tmp_path / "atlas" / "curves" / f"{tile.name}.bin").read_bytes())
     head, _, values = content.partition(b"\n")
     days = json.loads(head)
-    assert days == {"ndvi": [19, 29, 59], "radar": [39, 40]}
+    assert days == {"ndvi": [50, 60, 90], "radar": [70, 71]}
     lanes = np.frombuffer(values, np.uint8).reshape(7, 4, 4)
     for i, row in enumerate((4, 12, 20, 28)):
         for j, column in enumerate((4, 12, 20, 28)):
@@ -482,7 +482,7 @@ def test_a_plain_web_server_shows_the_curve_of_the_nearest_kept_pixel(
             ((day, vv, vh),) = radar
             assert (int(lanes[3, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vv, abs=0.11)
             assert (int(lanes[5, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vh, abs=0.11)
-            assert (day, lanes[4, i, j]) == (39, 0)
+            assert (day, lanes[4, i, j]) == (70, 0)
     with served(made, folder=tmp_path / "atlas") as (url, _), chromium(tmp_path / "profile") as browser:
         open_page(browser, url)
         x, y = world(*place(tile, 20, 12))
