@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Plan, PlannedTile, Run, Tile, write_bytes
+from infer.contract import Plan, PlannedTile, Run, Tile, is_released, write_bytes
 from preproc.survey.looks import season, series
 
 STEPS = (8, 16, 32)
@@ -52,7 +52,8 @@ def write_curves(run: Run, plan: Plan, folder: Path, step: int, done: Callable[[
     """
     names, written = [], 0
     for tile in plan.tiles:
-        arrays = series(run, tile)
+        released = is_released(run.tiles / tile.name)
+        arrays = None if released else series(run, tile)
         if arrays is not None:
             content = _packed(arrays, kept(tile.size, step), plan.window[0])
             write_bytes(folder / FOLDER / f"{tile.name}.bin", content)

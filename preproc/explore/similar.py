@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from infer.contract.explored import SimilarManifest
 from infer.contract.record import to_json
 from preproc.explore.strips import Strip, write_layer
 from preproc.raster.cog import Layer
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import zone_grids
 from preproc.run.config import Config
@@ -133,13 +134,15 @@ class SimilarStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One map of all zones."""
-        del config
-        facts = read_provenance(run)
+        facts = read_provenance(run, gaps=config.stitch.missing == "nodata")
         asked = {"at": to_json(self.at), "unlike": to_json(self.unlike), "places": self.limit}
         unit = Unit(
             "similar", SimilarManifest.path(run), SimilarManifest.kind, {"embeddings": facts.fingerprint, **asked}
         )
-        return Session([unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        return Session(
+            [unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)), after=after
+        )
 
     def _make(self, run: Run, facts: RunProvenance, unit: Unit) -> None:
         tiles = planned_tiles(run)
@@ -150,14 +153,15 @@ class SimilarStage:
         folder.mkdir(exist_ok=True)
         unit.manifest.unlink(missing_ok=True)
         top = TopPlaces(self.limit, frozenset(cell for _, cell in [*like, *unlike]))
-        grids, files = zone_grids(tiles), [folder / "places.geojson"]
+        grids, files, missing = zone_grids(tiles), [folder / "places.geojson"], frozenset(facts.missing)
         with progress("similar", sum(len(grid.tiles) for grid in grids), "tiles") as bar:
             for grid in grids:
                 layer = Layer(
                     "uint8", NODATA, ("similarity",), "nearest", {**facts.tags(), "SMALTI_CONTENT": _RASTER_IS}
                 )
                 path = folder / f"similarity_{grid.label}.tif"
-                write_layer(run, path, grid, layer, lambda strip: scores(strip, like_qc, unlike_qc), top.look, bar)
+                score = partial(scores, like_qc=like_qc, unlike_qc=unlike_qc)
+                write_layer(run, path, grid, layer, score, top.look, bar, missing=missing)
                 item = path.with_suffix(".json")
                 assets = [AssetRecord("similarity", path, _RASTER_IS, "data", layer)]
                 properties = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,6 +71,8 @@ def write_layer(
     compute: Callable[[Strip], NDArray[Any]],
     seen: Callable[[Strip, NDArray[Any]], None],
     bar: Bar,
+    *,
+    missing: Collection[str] = (),
 ) -> None:
     """Write a raster computed from the embeddings of its pixels.
 
@@ -83,6 +85,7 @@ def write_layer(
             of Python's lock.
         seen: is told every strip with its values, in order.
         bar: of tiles.
+        missing: names of tiles that are nodata, having no embedding.
     """
     workers = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
@@ -90,6 +93,9 @@ def write_layer(
         stack.enter_context(threadpool_limits(1))  # each strip is a core's: products that divide themselves would wait
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         for tile in grid.tiles:
+            if tile.name in missing:
+                bar.advance(note=tile.name)
+                continue
             row, column = grid.place(tile)
             waiting = []
             for strip in strips(run, tile):

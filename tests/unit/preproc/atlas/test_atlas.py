@@ -548,7 +548,7 @@ def wait(browser: Browser, condition: str) -> None:
     raise AssertionError(f"never: {condition}")
 
 
-def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
+def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = planned_run(tmp_path / "run", [(32631, 0, 0), (32632, 0, 0)])
     with pytest.raises(SmaltiError, match=r"has no mosaic and no map yet: run `smalti run"):
         write_atlas(run, None)
@@ -562,6 +562,12 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
             write_atlas(run, tmp_path / "mine")
     assert "2 layers" in write_atlas(run, tmp_path / "atlas")
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
+    (run.embeddings / f"{planned_tiles(run)[1].name}.json").unlink()
+    assert "2 layers" in write_atlas(run, tmp_path / "half")
+    assert "1 of 2 tiles have no embedding: nodata in preview and search" in capsys.readouterr().err
+    halved = sum(1 for _ in (tmp_path / "half" / "short").rglob("*.png"))
+    assert 0 < halved < sum("short" in path.parts for path in first)
+    embed_crops(run)
     write_atlas(run, tmp_path / "atlas")
     assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
 

@@ -19,6 +19,7 @@ from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.explored import GroupsManifest
 from preproc.explore.groups import cluster, draw_sample
 from preproc.explore.similar import SAME, cosines, find_similar, parse_places
+from preproc.raster.provenance import read_provenance
 
 CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
 
@@ -71,12 +72,45 @@ def test_the_same_seed_gives_the_same_bytes_and_another_may_not(run: Run, monkey
 
 
 def test_the_sample_is_drawn_by_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw_sample(run, 6, 0)
+    facts = read_provenance(run)
+    whole = draw_sample(run, facts, 0)
     assert len(whole) == 4 * (32 * 32 - 9)
     monkeypatch.setattr("preproc.explore.groups._SAMPLE", 400)
-    few, others = draw_sample(run, 6, 0), draw_sample(run, 6, 1)
+    few, others = draw_sample(run, facts, 0), draw_sample(run, facts, 1)
     assert 300 < len(few) < 500
     assert {tuple(row) for row in few.tolist()} != {tuple(row) for row in others.tolist()}
+
+
+def test_tiles_without_an_embedding_are_nodata_where_that_is_asked_for(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other, *_ = planned_tiles(run)
+    at = (degrees(first.west + 105, first.north - 105),)
+    asked = {
+        "groups": lambda settings: cluster(run, settings, 3, 0),
+        "similar": lambda s: find_similar(run, s, at, (), 9),
+    }
+    with_gaps = config(run, '[stitch]\nmissing = "nodata"')
+    manifest = run.embeddings / f"{other.name}.json"
+    content = manifest.read_bytes()
+    for name, make in asked.items():
+        make(config(run))
+        whole = digest(run.root / name)
+        manifest.unlink()
+        with pytest.raises(SmaltiError, match=r'1 of 4 tiles have no valid embedding.*\[stitch\] missing = "nodata"'):
+            make(config(run))
+        make(with_gaps)
+        assert "1 tile has no embedding and is nodata ([stitch] missing): " + other.name in capsys.readouterr().err
+        (path,) = (run.root / name).glob("*_31N.tif")
+        nodata = 0 if name == "groups" else 255
+        with rasterio.open(path) as raster:
+            left, top = (other.west - raster.transform.c) / 10, (raster.transform.f - other.north) / 10
+            values = raster.read(1)[int(top) : int(top) + 32, int(left) : int(left) + 32]
+            assert (values == nodata).all()
+            assert (raster.read(1) != nodata).any()
+        manifest.write_bytes(content)
+        make(with_gaps)
+        assert digest(run.root / name) == whole, "once it is there, as if it had always been"
 
 
 def test_too_many_groups_are_refused(run: Run, tmp_path: Path) -> None:
