@@ -37,7 +37,7 @@ class Drawn:
 
     def as_geopackage(self) -> bytes:
         """One layer of both kinds, with the attributes id and class; equal labels have equal bytes."""
-        fields = {"id": np.arange(1, len(self.classes) + 1), _CLASS: self.classes}
+        fields: dict[str, Any] = {"id": np.arange(1, len(self.classes) + 1), _CLASS: self.classes}
         return geopackage(_LAYER, self.shapes, fields, kind="Unknown")
 
     def as_geojson(self) -> dict[str, Any]:

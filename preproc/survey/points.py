@@ -34,7 +34,7 @@ def write_points(
     """
     places = np.round(place_n2, _DIGITS)
     paths = [folder / f"{stem}.{ending}" for ending in ("gpkg", "csv", "kml")]
-    fields = {"id": np.asarray(id_n, dtype=np.int64), **columns}
+    fields: dict[str, Any] = {"id": np.asarray(id_n, dtype=np.int64), **columns}
     write_bytes(paths[0], geopackage(stem, shapely.points(places), fields, kind="Point"))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
