@@ -185,6 +185,14 @@ class Embeddings:
         """
         return self._tile(tile)[0]
 
+    def lacks(self, tile: PlannedTile) -> bool:
+        """Whether one tile has no valid embedding."""
+        try:
+            self._tile(tile)
+        except _LackingError:
+            return True
+        return False
+
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
         """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
 
