@@ -207,9 +207,9 @@ def read(name: str, run: Run) -> tuple[float, float]:
     if what == "points" and where in ("tiles", "store"):
         values = EmbeddingReader(run, Plan.read(run), gaps=False).pixels(grid, pixel_n2)
     elif where in ("store", "whole"):
-        group = zarr.open_group(f"{run.mosaic}/{STORE}/{group_of(grid)}", mode="r")
-        codes = group["embeddings_d4" if where == "store" else "embeddings"]
-        values = codes[0, 0] * group["scales"][0]
+        group: Any = zarr.open_group(f"{run.mosaic}/{STORE}/{group_of(grid)}", mode="r")
+        array = group["embeddings_d4" if where == "store" else "embeddings"]
+        values = array[0, 0] * group["scales"][0]
     else:
         with rasterio.open(f"{stem}{suffix}") as codes:
             values = _of_raster(codes, pixel_n2 if what == "points" else None)

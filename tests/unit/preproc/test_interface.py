@@ -74,7 +74,7 @@ def test_what_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
 
 # --- from the mosaic's store
 
-SHEETS = "[stitch]\nsheet = 128\nformats = [\"zarr\"]\n"
+SHEETS = '[stitch]\nsheet = 128\nformats = ["zarr"]\n'
 CELLS = [(32631, c, r) for c, r in [(0, 0), (1, 0), (2, 0), (3, 1), (0, 3), (6, 5)]] + [(32632, 0, 0)]
 """Of tiles of 48 pixels, which sheets of 128 divide; one sheet is empty."""
 
@@ -91,7 +91,7 @@ def asked(run: Run) -> list[NDArray[Any]]:
     for epsg in sorted({tile.epsg for tile in opened.tiles}):
         tiles = [tile for tile in opened.tiles if tile.epsg == epsg]
         spread = np.random.default_rng(1).uniform(-30, 510, (40, 2))
-        points = np.concatenate([[tile.west, tile.north - 480] + spread for tile in tiles])
+        points = np.concatenate([np.add(spread, (tile.west, tile.north - 480)) for tile in tiles])
         found.append(opened.embeddings_at(points, epsg=epsg))
         west, north = tiles[0].west, tiles[0].north
         found.append(opened.embeddings_in((west - 45, north - 900, west + 1500, north + 20), epsg=epsg).values)
