@@ -179,8 +179,8 @@ def way(name: str, run: Run, sheet: int) -> float:
     return sheets * (by_zarr(codes, scales) if what == "zarr" else by_gdal(codes, scales))
 
 
-READS = ("points-tiles", "points-store", "points-cog", "points-float")
-READS += ("one-store", "one-whole", "one-cog", "one-float")
+READS = [f"points-{where}" for where in ("tiles", "store", "cog", "float")]
+READS += [f"one-{where}" for where in ("store", "whole", "cog", "float")]
 POINTS = 1000
 
 

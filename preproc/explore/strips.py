@@ -105,7 +105,7 @@ def write_layer(
         stack.enter_context(threadpool_limits(1))  # each part is a core's: products that divide themselves would wait
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         for square in squares(grid):
-            waiting: list[Any] = []
+            waiting: list[tuple[Strip, list[Any]]] = []
             for strip in strips(run, grid, square, facts):
                 waiting.append((strip, [pool.submit(compute, part) for part in _parts(strip)]))
                 if len(waiting) > 1:  # the next strip is read while this one is computed
