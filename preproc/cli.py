@@ -313,8 +313,11 @@ def export_command(
     Example: [bold]smalti export RUN plots --as geoparquet --points plots.gpkg --id plot[/]
     """
     from preproc.exchange.export import PointsWanted, export
+    from preproc.run.config import load_config
 
-    print(export(Run(run), target, kind, points=PointsWanted(every, points, id_, layer), force=force))
+    wanted = PointsWanted(every, points, id_, layer)
+    gaps = Run(run).config.exists() and load_config(Run(run)).stitch.missing == "nodata"
+    print(export(Run(run), target, kind, points=wanted, gaps=gaps, force=force))
 
 
 @app.command(rich_help_panel=_SURVEY)

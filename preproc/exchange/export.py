@@ -29,7 +29,7 @@ from infer.contract.record import to_json
 from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
 from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.vrt import INDEX
 from preproc.region.vector import fingerprint
 from preproc.run.progress import progress, say
@@ -78,7 +78,9 @@ class PointsWanted:
         return {"points": fingerprint(self.path, section="--points"), "id": self.name, "layer": self.layer}
 
 
-def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = None, force: bool = False) -> str:
+def export(
+    run: Run, target: str, kind: Kind, *, points: PointsWanted | None = None, gaps: bool = False, force: bool = False
+) -> str:
     """Export the embeddings of a run.
 
     Args:
@@ -88,6 +90,7 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
             what they name); of the embeddings "geotessera" (npy tiles of 0.1 degree), "torchgeo" (the same as float32
             GeoTIFFs) or "geoparquet" (points).
         points: for "geoparquet", which.
+        gaps: tiles without an embedding are left out, and named in the target's card: [stitch] missing = "nodata".
         force: write again what is there.
 
     Returns:
@@ -106,14 +109,16 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     store = open_store(target)
     if kind in ("zarr", "cog", "stac"):  # what it states counts: embeddings may have changed, or be missing, since
         made = MosaicManifest.read(run).verify(run, checksums=False)
+        missing = made.missing
         card = _card(made.model, made.dim, [made.window.start.isoformat(), made.window.end.isoformat()], kind)
         units = list(_mosaic_units(run, made, kind))
     else:
-        facts = read_provenance(run)
+        facts = read_provenance(run, gaps=gaps)
+        missing = facts.missing
         card = _card(facts.encoder, facts.dim, facts.window, kind)
         card |= wanted.stated() if kind == "geoparquet" else {}
         units = list(_units(run, facts, kind, wanted))
-    _claim(store, card)
+    _claim(store, card, missing)
     written, failed = 0, {}
     with progress("export", len(units), "parts") as bar:
         for unit in units:
@@ -130,6 +135,8 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     if kind == "geotessera":
         _index(store, units, facts)
     there = len(units) - written
+    for line in missing_lines("export", run, missing):
+        say(line)
     return f"export: {written} parts written to {store.address}{f', {there} were there' if there else ''}"
 
 
@@ -144,33 +151,37 @@ def _card(encoder: Encoder, dim: int, window: Sequence[str], kind: Kind) -> dict
     }
 
 
-def _claim(store: Store, card: Mapping[str, Any]) -> None:
-    """Write the card, or compare it with the one that is there.
+def _claim(store: Store, card: Mapping[str, Any], missing: Sequence[str]) -> None:
+    """Write the card, or compare it with the one that is there; the tiles that are missing may be others by now.
 
     Raises:
         SmaltiError: if it is of another model, season or kind.
     """
-    content = store.read(CARD)
+    content, written = store.read(CARD), _json({**card, "missing": list(missing)} if missing else card)
     if content is None:
-        store.put_bytes(CARD, _json(card))
+        store.put_bytes(CARD, written)
         return
     try:
         there = json.loads(content)
         there["kind"] = _CALLED_BEFORE.get(there["kind"], there["kind"])
-        differing = sorted(key for key in {*card, *there} if card.get(key) != there.get(key))
+        differing = sorted(key for key in {*card, *there} - {"missing"} if card.get(key) != there.get(key))
     except (ValueError, TypeError, KeyError) as error:
         raise FormatError(f"{store.address}/{CARD}: cannot be read ({error}): name another target") from error
     if differing:
         told = ", ".join(dict.fromkeys(_CALLED.get(key, key) for key in differing))
         raise SmaltiError(f"{store.address}: holds an export of another {told}: they do not mix; name another target")
+    if content != written:
+        store.put_bytes(CARD, written)
 
 
 def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> Iterator[ExportUnit]:
-    tiles = planned_tiles(run)
+    planned = planned_tiles(run)
+    tiles = facts.present(planned)
     digests = {tile.name: _digest(run, tile) for tile in tiles}
     if kind == "geoparquet":
         if wanted.path is not None:
-            for tile, chosen in given(run, tiles, wanted.path, name=wanted.name, layer=wanted.layer).items():
+            found = given(run, planned, wanted.path, missing=facts.missing, name=wanted.name, layer=wanted.layer)
+            for tile, chosen in found.items():
                 made_of = {"embedding": digests[tile.name], "points": chosen.fingerprint()}
                 yield ExportUnit(tile.name, made_of, _points_writer(run, facts, tile, chosen))
             return

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, write_bytes
+from infer.contract import PIXEL_SIZE, Run, SmaltiError, planned_tiles, write_bytes
 from infer.contract.embedding import dequantise
 from infer.contract.explored import Group, GroupsManifest
 from infer.contract.mixing import GOLDEN, mix64
 from infer.contract.record import to_json
 from preproc.classify.palette import palette
-from preproc.explore.strips import Strip, strips, write_layer
+from preproc.explore.strips import Strip, squares, strips, write_layer
 from preproc.raster.cog import Layer
 from preproc.raster.figure import class_figure
 from preproc.raster.legend import class_colours, colour_table, gdal_categories, legend_csv, legend_tags, qgis_style
@@ -72,13 +72,13 @@ class ClusterStage:
         def seen(_strip: Strip, codes_hw: NDArray[np.uint8]) -> None:
             np.add(counts, np.bincount(codes_hw.ravel(), minlength=len(counts)), out=counts)
 
-        grids, files, missing = zone_grids(planned_tiles(run)), [], frozenset(facts.missing)
-        with progress("cluster", sum(len(grid.tiles) for grid in grids), "tiles") as bar:
+        grids, files = zone_grids(planned_tiles(run)), []
+        with progress("cluster", sum(len(squares(grid)) for grid in grids), "squares") as bar:
             for grid in grids:
                 tags = {**facts.tags(), "SMALTI_CONTENT": "groups of like embeddings", **legend_tags(legend)}
                 layer = Layer("uint8", 0, ("group",), "nearest", tags, colour_table(legend))
                 path = folder / f"groups_{grid.label}.tif"
-                write_layer(run, path, grid, layer, lambda strip: assign(strip, centres_kc), seen, bar, missing=missing)
+                write_layer(run, path, grid, layer, facts, lambda strip: assign(strip, centres_kc), seen, bar)
                 files += [path, *_companions(path, grid, layer, facts, legend)]
         write_bytes(folder / "legend.csv", legend_csv(legend))
         made = GroupsManifest(
@@ -98,14 +98,14 @@ def draw_sample(run: Run, facts: RunProvenance, seed: int) -> NDArray[np.float32
     Raises:
         SmaltiError: if no pixel has an embedding.
     """
-    missing = frozenset(facts.missing)
-    tiles = [tile for tile in planned_tiles(run) if tile.name not in missing]
-    share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in tiles))
+    tiles = planned_tiles(run)
+    share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in facts.present(tiles)))
+    parts = [(grid, square) for grid in zone_grids(tiles) for square in squares(grid)]
     found = []
-    with progress("cluster: sample", len(tiles), "tiles") as bar:
-        for tile in tiles:
-            for strip in strips(run, tile):
-                chosen_hw = _drawn(tile, strip, seed, share) & strip.valid_hw
+    with progress("cluster: sample", len(parts), "squares") as bar:
+        for grid, square in parts:
+            for strip in strips(run, grid, square, facts):
+                chosen_hw = _drawn(strip, seed, share) & strip.valid_hw
                 if chosen_hw.any():
                     found.append(_values(strip, chosen_hw))
             bar.advance()
@@ -114,12 +114,12 @@ def draw_sample(run: Run, facts: RunProvenance, seed: int) -> NDArray[np.float32
     return np.concatenate(found).reshape(-1, facts.dim)
 
 
-def _drawn(tile: PlannedTile, strip: Strip, seed: int, share: float) -> NDArray[np.bool_]:
+def _drawn(strip: Strip, seed: int, share: float) -> NDArray[np.bool_]:
     """(h, W) where the hash of a pixel's place is among the `share` smallest."""
-    height, width = strip.values_hwc.shape[:2]
-    rows = np.uint64(tile.north // 10 - strip.top) - np.arange(height, dtype=np.uint64)
-    columns = np.uint64(tile.west // 10) + np.arange(width, dtype=np.uint64)
-    start = mix64(np.array([(seed * GOLDEN + tile.epsg) % 2**64], np.uint64))
+    grid, (height, width) = strip.grid, strip.values_hwc.shape[:2]
+    rows = (grid.north // PIXEL_SIZE - strip.top - np.arange(height)).astype(np.uint64)  # below 0 they begin again
+    columns = (grid.west // PIXEL_SIZE + strip.left + np.arange(width)).astype(np.uint64)
+    start = mix64(np.array([(seed * GOLDEN + grid.epsg) % 2**64], np.uint64))
     hashes = mix64(mix64(start ^ rows[:, None]) ^ columns[None, :])
     drawn: NDArray[np.bool_] = hashes <= np.uint64(min(int(share * 2**64), 2**64 - 1))
     return drawn

@@ -564,7 +564,7 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.Ca
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
     (run.embeddings / f"{planned_tiles(run)[1].name}.json").unlink()
     assert "2 layers" in write_atlas(run, tmp_path / "half")
-    assert "1 of 2 tiles have no embedding: nodata in preview and search" in capsys.readouterr().err
+    assert "1 of 2 tiles have no embedding: preview and search are without them" in capsys.readouterr().err
     halved = sum(1 for _ in (tmp_path / "half" / "short").rglob("*.png"))
     assert 0 < halved < sum("short" in path.parts for path in first)
     embed_crops(run)
