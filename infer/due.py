@@ -19,6 +19,7 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
+    array_paths,
     cached_checkpoint,
     embedding_manifest,
     is_released,
@@ -157,8 +158,8 @@ def nothing_due(tasks: Sequence[TileTask], settings: Settings, job: ModelJob, ru
     try:
         for task in tasks:
             gone = is_released(task.folder)
-            if settings.release and not gone:
-                return False  # its arrays are to be let go
+            if settings.release and any(path.exists() for path in array_paths(task.folder)):
+                return False  # they are to be let go
             manifest = embedding_manifest(settings.out, task.name)
             made_from = read_manifest(manifest, "embedding", remedy="")["inputs"]
             checkpoint, precision = str(made_from.get("checkpoint")), str(made_from.get("precision"))

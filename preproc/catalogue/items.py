@@ -383,7 +383,7 @@ class SceneIndex:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self._scenes = tuple(scenes)
-        self._outlines = shapely.from_wkt([scene.footprint for scene in scenes]) if scenes else []
+        self._outlines = shapely.from_wkt(np.array([scene.footprint for scene in scenes], dtype=object))
         self._tree = STRtree(self._outlines)
 
     def for_tile(self, tile: PlannedTile) -> list[Scene]:

@@ -20,6 +20,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     planned_tiles,
+    sha256_text,
 )
 from infer.contract.glance import Stated, glance_at
 from infer.contract.provenance import Embedded, Encoder, Window
@@ -174,6 +175,15 @@ class Embeddings:
         except _LackingError:
             return True
         return False
+
+    def digest(self, tile: PlannedTile) -> str:
+        """SHA-256 of the files of one tile's embedding.
+
+        Raises:
+            SmaltiError: if it has no valid one.
+        """
+        self._tile(tile)
+        return sha256_text(glance_at(f"{self._folder}/{tile.name}.json").files)
 
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
         """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.

@@ -242,6 +242,31 @@ def test_processes_side_by_side_make_the_same_bytes(tmp_path):
     assert contents(run.embeddings) == whole
 
 
+def test_with_nothing_to_do_a_task_ends_without_torch(tmp_path):
+    run = make_run(tmp_path / "run", "ab")
+
+    def without_torch(*options: str) -> bool:
+        arguments = [str(run.root), "--device", "cpu", *options]
+        code = (
+            "import sys; from infer.__main__ import main; sys.exit(main(sys.argv[1:]) or 3 * ('torch' in sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True)
+        assert done.returncode in (0, 3), done.stderr
+        assert "were complete, 0 failed" in done.stderr or "1 tiles done" in done.stderr
+        return done.returncode == 0
+
+    assert run_engine(run) == 0
+    assert without_torch()
+    assert not without_torch("--release"), "their arrays are to be let go"
+    assert without_torch("--release")
+    assert without_torch("--shard", "1/2")
+    job = json.loads(run.model_job.read_text())
+    run.model_job.write_text(json.dumps({**job, "precision": "auto"}))
+    assert without_torch()
+    (run.embeddings / "a.npy").write_bytes(b"")
+    assert without_torch("--shard", "1/2"), "b is whole"
+
+
 def test_a_tile_that_was_not_fetched_is_said(tmp_path, capsys):
     run = make_run(tmp_path / "run", "ab")
     (run.tiles / "a" / "tile.json").unlink()

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from infer.contract import FormatError, output_state, read_embedding, write_embedding, write_manifest
+from infer.contract import (
+    FormatError,
+    glance,
+    output_state,
+    read_embedding,
+    read_manifest,
+    sha256_json,
+    write_embedding,
+    write_manifest,
+)
+from infer.contract.glance import glance_at
 
 
 def _codes() -> tuple[np.ndarray, np.ndarray]:
@@ -94,3 +106,38 @@ def test_counts_of_observations_stay_with_the_embedding(tmp_path: Path) -> None:
         read_embedding(tmp_path, "t")
     write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
     assert not (tmp_path / "t_observations.npy").exists(), "of an older embedding"
+
+
+def test_a_manifest_at_rest_is_read_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, scales = _codes()
+    model = {"name": "demo", "label": "Demo", "trained": True, "family": "v2-student"}
+    inputs = {"tile": "x", "checkpoint": "c", "dim": 4}
+    read: list[str] = []
+    monkeypatch.setattr(
+        glance, "read_manifest", lambda path, *rest, **words: read.append(path) or read_manifest(path, *rest, **words)
+    )
+    path = tmp_path / "t.json"
+    write_embedding(tmp_path, "t", codes, scales, inputs=inputs, fields={"model": model})
+    found = glance_at(str(path))
+    assert glance_at(str(path)) == found
+    assert len(read) == 2, "it was written a moment ago, and may be again without another date"
+    os.utime(path, (1, 1))
+    assert [glance_at(str(path)) for _ in range(3)] == [found] * 3
+    assert len(read) == 3
+    files = read_manifest(path, "embedding", remedy="")["files"]
+    assert json.loads(found.files) == files
+    assert found.digest == sha256_json(["t", sha256_json(files)])
+    stated = found.stated(str(path))
+    assert (stated.model, stated.checkpoint, stated.dim, stated.int8) == (tuple(model.values()), "c", 4, True)
+    for wanted in (inputs, {"tile": "x"}, {"tile": "y"}, {"checkpoint": "c", "dim": 5}):
+        assert found.state(str(path), wanted) == output_state(path, "embedding", wanted, partial=True)
+    (tmp_path / "t_scales.npy").write_bytes(b"")
+    assert found.state(str(path), inputs).kind == "broken"
+    with pytest.raises(FormatError, match=r"t_scales.npy: 0 bytes, t.json says"):
+        found.verify(str(path))
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    assert glance_at(str(path)).tile is None
+    with pytest.raises(FormatError, match=r"t.json: lacks what a mosaic has to state \(KeyError\('model'\)\)"):
+        glance_at(str(path)).stated(str(path))

@@ -24,7 +24,9 @@ from infer.contract import (
     read_json,
     read_regular,
     sha256_file,
+    write_json,
 )
+from infer.contract.regular import parse_json_parts
 
 DEEP = 100_000
 
@@ -79,6 +81,18 @@ def test_a_file_larger_than_its_kind_ever_is_is_not_read(tmp_path: Path) -> None
 def test_json_that_only_a_machine_writes_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_json(text)
+
+
+def test_some_values_of_a_table_are_parsed_without_the_others(tmp_path: Path) -> None:
+    table = {"a": [{"b": 1}] * 50, "files": {"x": 1, "inputs": 2}, "inputs": {"files": 3, "text": '\n "inputs": 4'}}
+    write_json(tmp_path / "x.json", table)
+    content = (tmp_path / "x.json").read_bytes()
+    keys = ("files", "inputs")
+    assert parse_json_parts(content, keys) == {key: table[key] for key in keys}
+    assert parse_json_parts(content.replace(b"50", b"x" * 50, 1), keys) is not None, "the others are not looked at"
+    assert parse_json_parts(content, ("files", "missing")) is None
+    assert parse_json_parts(json.dumps(table).encode(), keys) is None, "laid out in another way"
+    assert parse_json_parts(content[: content.index(b"inputs") + 20], keys) is None
 
 
 def test_json_of_a_usual_depth_and_width_is_read() -> None:

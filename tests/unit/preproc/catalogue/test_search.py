@@ -505,7 +505,9 @@ def test_the_index_finds_what_touches_a_tile(boxes: list[tuple[float, float, flo
         scenes.extend(parse_items([entry], config, "/x/items.json").scenes)
     region = make_region(shapely.box(*BBOX), "x", source="x")
     index = SceneIndex(scenes)
-    for tile in plan_tiles(region, size)[:4]:
+    many = plan_tiles(region, size)[:16]  # more than scenes: these are asked for tiles then
+    assert list(index.for_tiles(many)) == [index.for_tile(tile) for tile in many]
+    for tile in many[:4]:
         given_scenes = index.for_tile(tile)
         assert given_scenes == scenes_for_tile(scenes, tile)
         ids = {scene.id for scene in given_scenes}
