@@ -324,13 +324,9 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"],
-        typer.Option(
-            "--as",
-            help="npy tiles of 0.1 degree; the same as float32 GeoTIFFs; a row a pixel; RUN/mosaic (COGs, STAC and "
-            "store); the store alone.",
-        ),
-    ] = "mosaic",
+        Literal["zarr", "geotessera", "cog", "geoparquet", "stac", "torchgeo"],
+        typer.Option("--as", metavar="FORMAT", help="One of those above."),
+    ] = "stac",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
     points: Annotated[
         Path | None, typer.Option("--points", metavar="FILE", help="geoparquet: the pixels under these points instead.")
@@ -343,11 +339,22 @@ def export_command(
 ) -> None:
     """Write the embeddings in a form that other programs read. What is there is not written again.
 
+    \b
+    --as stac        the mosaic: STAC, with its COGs and its store
+    --as cog         the mosaic's GeoTIFFs alone: GDAL, QGIS, R
+    --as zarr        its Zarr v3 store alone: xarray, geotessera
+    --as geotessera  npy tiles of 0.1 degree: geotessera
+    --as torchgeo    the same tiles as float32 GeoTIFFs: torchgeo
+    --as geoparquet  a row a pixel: every tenth, or under --points
+
     Example: [bold]smalti export RUN plots --as geoparquet --points plots.gpkg --id plot[/]
     """
     from preproc.exchange.export import PointsWanted, export
+    from preproc.run.config import load_config
 
-    print(export(Run(run), target, kind, points=PointsWanted(every, points, id_, layer), force=force))
+    wanted = PointsWanted(every, points, id_, layer)
+    gaps = Run(run).config.exists() and load_config(Run(run)).stitch.missing == "nodata"
+    print(export(Run(run), target, kind, points=wanted, gaps=gaps, force=force))
 
 
 @app.command(rich_help_panel=_SURVEY)
@@ -706,17 +713,25 @@ def atlas(
 def view(
     folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.gpkg", help="Save the labels that are drawn here; begin with those that it has."),
+    ] = None,
 ) -> None:
     """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours).
 
-    Of a run a click tells the season's curve as well, while the tiles' time series are there.
+    Of a run a click tells the season's curve as well, while the tiles' time series are there. Open the whole
+    address, with what comes after #: with it the page saves labels as a GeoPackage, in FILE or as a download.
+
+    Example: [bold]smalti view RUN --labels RUN/labels.gpkg[/]
     """
     from preproc.atlas.serve import serving
 
     inside = folder / "atlas"
     of_run = inside.is_dir() and (folder / "plan.json").is_file()
-    with serving(inside if inside.is_dir() else folder, port, Run(folder) if of_run else None) as server:
-        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+    shown = inside if inside.is_dir() else folder
+    with serving(shown, port, Run(folder) if of_run else None, labels) as (server, address):
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 
@@ -777,8 +792,9 @@ def simulate(
 
 
 def _in_one_line(text: str) -> str:
-    """Paragraphs without the line breaks of the source: a terminal has its own width."""
-    return "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
+    """Paragraphs without the line breaks of the source, for a terminal has its own width; tables (\\b) keep theirs."""
+    parts = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in parts)
 
 
 for _app in (app, container_app, model_app, weights_app):

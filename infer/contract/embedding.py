@@ -99,6 +99,18 @@ class Embedding:
         values = np.asarray(self.values_hwc[rows, columns])
         if self.scales_hw is not None:
             return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
+        return self._floats(values, gaps)
+
+    def points(
+        self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]], *, gaps: bool = True
+    ) -> NDArray[np.float32]:
+        """(N, C) float32 values of single pixels, as `window` gives them, by default with gaps; only these are read."""
+        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
+        if self.scales_hw is None:
+            return self._floats(values_nc, gaps)
+        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
+
+    def _floats(self, values: NDArray[Any], gaps: bool) -> NDArray[np.float32]:
         values = values.astype(np.float32, copy=False)
         months = self._months
         if months is None or gaps:
@@ -106,13 +118,6 @@ class Embedding:
         filled = np.array(values)
         filled[..., months] = without_gaps(values[..., months])
         return filled
-
-    def points(self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """(N, C) float32 values of single pixels, as `window` gives them with gaps; only these are read."""
-        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
-        if self.scales_hw is None:
-            return values_nc.astype(np.float32, copy=False)
-        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
 
 
 def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:

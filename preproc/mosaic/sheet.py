@@ -159,6 +159,7 @@ class SheetMaker:
             pixels=pixels,
             codes_clipped=clipped,
             tiles=tuple(tile.name for tile in sheet.grid.tiles),
+            embeddings={t.name: self.embeddings.digest(t) for t in sheet.grid.tiles if t.name not in facts.missing},
         )
         about.write(unit.manifest, inputs=unit.inputs, files=made)
 

@@ -73,6 +73,11 @@ class RunProvenance:
         model = known_model(self.model)
         return "TESSERA embeddings" if model is not None and model.tessera else f"embeddings of {self.label}"
 
+    def present(self, tiles: Sequence[PlannedTile]) -> list[PlannedTile]:
+        """Those of some tiles that are not missing."""
+        missing = frozenset(self.missing)
+        return [tile for tile in tiles if tile.name not in missing]
+
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
         encoder = self.encoder
@@ -184,6 +189,14 @@ class Embeddings:
             SmaltiError: if it has no valid one.
         """
         return self._tile(tile)[0]
+
+    def lacks(self, tile: PlannedTile) -> bool:
+        """Whether one tile has no valid embedding."""
+        try:
+            self._tile(tile)
+        except _LackingError:
+            return True
+        return False
 
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
         """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
@@ -337,7 +350,7 @@ def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError
     more = ", ..." if len(lacking) > _NAMED else ""
     return SmaltiError(
         f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-        f'run `smalti infer {run.quoted}`; mosaic, samples and map can do without: [stitch] missing = "nodata"'
+        f'run `smalti infer {run.quoted}`; this can do without: [stitch] missing = "nodata"'
     )
 
 

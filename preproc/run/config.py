@@ -512,7 +512,7 @@ class Stitch(_Section):
     sheet: Annotated[int, Field(ge=128, le=16384, multiple_of=128)] = 4096
     """Side in pixels of the squares that are made, and can be made side by side; 4096 is the published stores'."""
     missing: Literal["refuse", "nodata"] = "refuse"
-    """Tiles without an embedding: stop `stitch`, `sample` and `predict`, or be nodata in mosaic and map, and listed.
+    """Tiles without an embedding: stop what is made of all, or be nodata in mosaic, map and the like, and be listed.
 
     With "nodata" `smalti run` goes on after tiles have failed, and still ends with exit code 1 as long as some are
     missing. When they are there, the sheets that they touch are made again, and what is said of all.

@@ -13,12 +13,15 @@ import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rio_cogeo import cog_validate
+from support.embedded import plan_of
 from support.mosaicked import config, crops, embed_crops, planned_run, write_tile
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
-from infer.contract.explored import GroupsManifest
+from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract.explored import GroupsManifest, SimilarManifest
 from preproc.explore.groups import cluster, draw_sample
 from preproc.explore.similar import SAME, cosines, find_similar, parse_places
+from preproc.raster.provenance import read_provenance
+from preproc.raster.zones import zone_grids
 
 CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
 
@@ -71,10 +74,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_may_not(run: Run, monkey
 
 
 def test_the_sample_is_drawn_by_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw_sample(run, 6, 0)
+    facts = read_provenance(run)
+    whole = draw_sample(run, facts, 0)
     assert len(whole) == 4 * (32 * 32 - 9)
     monkeypatch.setattr("preproc.explore.groups._SAMPLE", 400)
-    few, others = draw_sample(run, 6, 0), draw_sample(run, 6, 1)
+    few, others = draw_sample(run, facts, 0), draw_sample(run, facts, 1)
     assert 300 < len(few) < 500
     assert {tuple(row) for row in few.tolist()} != {tuple(row) for row in others.tolist()}
 
@@ -163,3 +167,63 @@ def test_what_is_no_place_is_said(run: Run) -> None:
         find_similar(run, config(run), ((0.0, 0.0),), (), 5)
     with pytest.raises(SmaltiError, match=r"has no embedding: it was not observed"):
         find_similar(run, config(run), (degrees(tile.west + 15, tile.north - 15),), (), 5)
+
+
+def cosine_map(run: Run, label: str, vector: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(H, W) what the raster of a zone should hold, tile by tile; of a pixel the first tile that has it counts."""
+    grid = next(grid for grid in zone_grids(planned_tiles(run)) if grid.label == label)
+    wanted = np.full((grid.height, grid.width), 255, np.uint8)
+    for tile in grid.tiles:
+        if not (run.embeddings / f"{tile.name}.json").exists():
+            continue
+        values = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None)).astype(np.float64)
+        found = values @ vector / np.linalg.norm(values, axis=2) / np.linalg.norm(vector)
+        row, column = grid.place(tile)
+        place = wanted[row : row + tile.size, column : column + tile.size]
+        fresh = (place == 255) & np.isfinite(found)
+        place[fresh] = np.rint(np.clip(found[fresh], 0, 1) * SAME)
+    return wanted
+
+
+def test_at_the_equator_a_pixel_of_both_hemispheres_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)], size=48)
+    # Both lattices reach beyond the equator, and what lies there is the other's.
+    north = [PlannedTile(f"n{i}", 32631, 500_160 + i * 480, 320, 48) for i in range(2)]
+    south = [PlannedTile(f"s{i}", 32731, 500_160, 10_000_160 - i * 480, 48) for i in range(2)]
+    plan_of([*south, *north]).write(run.plan, inputs={}, files=[])
+    for index, tile in enumerate([*south, *north]):
+        values = np.random.default_rng(index).normal(size=(48, 48, 6)).astype(np.float32)
+        if tile.name.startswith("n"):
+            values[33:] = np.nan  # row 32 is the first below 0, which both have
+        if tile.name == "s0":
+            values[:16] = np.nan
+        write_tile(run, tile, values, int8=True)
+    monkeypatch.setattr("preproc.explore.strips._SIDE", 48)
+    vector = read_embedding(run.embeddings, "s0").window(slice(20, 21), slice(5, 6))[0, 0]
+    find_similar(run, config(run), (degrees(500_215, 10_000_160 - 205, 32731),), (), 5)
+    found = read(run.root / "similar" / "similarity_31N.tif")
+    np.testing.assert_array_equal(found, cosine_map(run, "31N", vector))
+    cluster(run, config(run), 3, 0)
+    groups = read(run.root / "groups" / "groups_31N.tif")
+    np.testing.assert_array_equal(groups == 0, found == 255)
+    assert sum(group.pixels for group in GroupsManifest.read(run).groups) == np.count_nonzero(groups)
+
+
+def test_without_tiles_that_are_missing_where_that_is_wished(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = planned_tiles(run)[1]
+    (run.embeddings / f"{gone.name}.json").unlink()
+    tile = planned_tiles(run)[0]
+    place = degrees(tile.west + 155, tile.north - 205)
+    for explore in (lambda c: cluster(run, c, 3, 0), lambda c: find_similar(run, c, (place,), (), 5)):
+        with pytest.raises(SmaltiError, match=rf"1 of 4 tiles have no valid embedding: {gone.name}"):
+            explore(config(run))
+        explore(config(run, '[stitch]\nmissing = "nodata"'))
+        assert f"1 tile has no embedding and is nodata ([stitch] missing): {gone.name}" in capsys.readouterr().err
+    vector = read_embedding(run.embeddings, tile.name).window(slice(20, 21), slice(15, 16))[0, 0]
+    found = read(run.root / "similar" / "similarity_31N.tif")
+    np.testing.assert_array_equal(found, cosine_map(run, "31N", vector))
+    np.testing.assert_array_equal(read(run.root / "groups" / "groups_31N.tif") == 0, found == 255)
+    assert GroupsManifest.read(run).missing == SimilarManifest.read(run).missing == (gone.name,)
+    with pytest.raises(SmaltiError, match="has no embedding: it was not observed"):
+        there = degrees(gone.west + 155, gone.north - 205)
+        find_similar(run, config(run, '[stitch]\nmissing = "nodata"'), (there,), (), 5)
