@@ -242,8 +242,8 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         open_page(browser, url)
         wait(browser, "labels.length === 5")  # those of the file, and what was drawn since
         assert browser.evaluate("labels.filter(one => one.class === 'oats').length") == 3
-        browser.evaluate("undo(); void save()")
         saved.write_bytes(first.as_geopackage())  # as if by another page
+        browser.evaluate("undo(); void save()")
         wait(browser, "document.getElementById('said').textContent.startsWith('Not saved: drawn.gpkg has changed')")
         browser.evaluate("localStorage.clear()")
         open_page(browser, url)
