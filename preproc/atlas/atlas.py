@@ -28,6 +28,7 @@ from infer.contract.explored import GroupsManifest, SimilarManifest
 from infer.contract.imported import imported_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, Provenance
 from infer.contract.record import Record
+from preproc.atlas.curves import step_of, write_curves
 from preproc.atlas.pyramid import Grid, corners_of, grid_of, write_pyramid
 from preproc.atlas.vectors import NUMBERS, write_short
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
@@ -179,7 +180,9 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     short = write_short(run, work)
     own = grid_of(plan.tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2, finest=grid.finest)
     own = own.within(_MOST_SHORT_TILES)
-    count = grid.tiles * len(layers) + (0 if short is None else own.tiles)
+    step = None if len(plan.tiles) > _MOST_OUTLINES else step_of(plan.tiles)
+    count = grid.tiles * len(layers) + (0 if short is None else own.tiles) + (0 if step is None else len(plan.tiles))
+    curves: dict[str, Any] | None = None
     with rasterio.Env(GDAL_PAM_ENABLED="NO"), progress("atlas", count, "tiles") as bar:
         for layer in layers:
 
@@ -191,12 +194,16 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
             bands = list(range(1, NUMBERS + 1))
             total += write_pyramid(folder / "short", short[1], bands, 0, own, lambda: bar.advance(note="embeddings"))
             shutil.rmtree(work)
+        if step is not None:
+            names, size = write_curves(run, plan, folder, step, lambda: bar.advance(note="curves"))
+            curves = {"step": step, "size": plan.tiles[0].size, "tiles": names} if names else None
+            total += size
     vectors = None if short is None else {**short[0].described(), "levels": [own.coarsest, own.finest]}
-    page = _page(run, plan, layers, grid, vectors)
+    page = _page(run, plan, layers, grid, {"short": vectors, "curves": curves})
     write_bytes(folder / "index.html", page)
-    size = human_bytes(total + len(page))
+    whole = human_bytes(total + len(page))
     seen = len(layers) + (short is not None)
-    return f"{folder}: {seen} layers, {size}: look at it with `smalti view {folder}`, or from any web server"
+    return f"{folder}: {seen} layers, {whole}: look at it with `smalti view {folder}`, or from any web server"
 
 
 def _is_ours(folder: Path) -> bool:
@@ -208,14 +215,14 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
-def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, vectors: Mapping[str, Any] | None) -> bytes:
+def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, parts: Mapping[str, Any]) -> bytes:
     kinds = (MapManifest, MosaicManifest, GroupsManifest, SimilarManifest)
     facts = next(found for kind in kinds if (found := _read(kind, run)) is not None)
     data: Mapping[str, Any] = {
         "layers": [layer.described() for layer in layers],
         "levels": [grid.coarsest, grid.finest],
         "box": list(grid.box),
-        "short": vectors,
+        **parts,
         "tiles": _tiles(run, plan),
         "states": list(_STATES.items()),
         "days": (plan.window[1] - plan.window[0]).days + 1,

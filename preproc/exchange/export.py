@@ -30,14 +30,19 @@ from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of,
 from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
 from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
+from preproc.raster.vrt import INDEX
 from preproc.region.vector import fingerprint
 from preproc.run.progress import progress, say
 
-Kind = Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"]
+Kind = Literal["zarr", "geotessera", "cog", "geoparquet", "stac", "torchgeo"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
 _CALLED = {"dim": "length", "window": "season"} | dict.fromkeys(("every", "points", "id", "layer"), "choice of points")
 """Fields of the card whose names say little."""
+_CALLED_BEFORE = {"mosaic": "stac", "geotiff": "torchgeo"}
+"""Kinds in cards of earlier versions."""
+_COGS = (".tif", ".vrt", INDEX)
+"""Endings of the mosaic's GeoTIFFs and of what joins those of a zone."""
 _DONE = ".smalti"
 """Folder of the target with a small file a finished unit, so that an export goes on where it stopped."""
 
@@ -81,8 +86,9 @@ def export(
     Args:
         run: the run directory.
         target: a folder, or the address of one in an object store.
-        kind: "geotessera" (npy tiles of 0.1 degree), "geotiff" (the same as float32), "geoparquet" (points), "zarr"
-            (the mosaic's store) or "mosaic" (all of RUN/mosaic, with its STAC).
+        kind: of the mosaic "zarr" (its store), "cog" (its GeoTIFFs) or "stac" (all of it: the collection, its items and
+            what they name); of the embeddings "geotessera" (npy tiles of 0.1 degree), "torchgeo" (the same as float32
+            GeoTIFFs) or "geoparquet" (points).
         points: for "geoparquet", which.
         gaps: tiles without an embedding are left out, and named in the target's card: [stitch] missing = "nodata".
         force: write again what is there.
@@ -101,11 +107,11 @@ def export(
     if wanted.path is not None and not wanted.path.exists():
         raise SmaltiError(f"{wanted.path}: no such file: --points names it")
     store = open_store(target)
-    if kind in ("mosaic", "zarr"):  # what it states counts: embeddings may have changed, or be missing, since
+    if kind in ("zarr", "cog", "stac"):  # what it states counts: embeddings may have changed, or be missing, since
         made = MosaicManifest.read(run).verify(run, checksums=False)
         missing = made.missing
         card = _card(made.model, made.dim, [made.window.start.isoformat(), made.window.end.isoformat()], kind)
-        units = list(_mosaic_units(run, made, store_only=kind == "zarr"))
+        units = list(_mosaic_units(run, made, kind))
     else:
         facts = read_provenance(run, gaps=gaps)
         missing = facts.missing
@@ -157,8 +163,9 @@ def _claim(store: Store, card: Mapping[str, Any], missing: Sequence[str]) -> Non
         return
     try:
         there = json.loads(content)
+        there["kind"] = _CALLED_BEFORE.get(there["kind"], there["kind"])
         differing = sorted(key for key in {*card, *there} - {"missing"} if card.get(key) != there.get(key))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise FormatError(f"{store.address}/{CARD}: cannot be read ({error}): name another target") from error
     if differing:
         told = ", ".join(dict.fromkeys(_CALLED.get(key, key) for key in differing))
@@ -188,7 +195,7 @@ def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> 
             f"{'int8' if facts.int8 else 'float32'}: set [model] output and dim to that, or export as something else"
         )
     for cell, near in cells_with_tiles(tiles).items():
-        tags = tiff_tags(facts, _year(facts)) if kind == "geotiff" else None
+        tags = tiff_tags(facts, _year(facts)) if kind == "torchgeo" else None
         made = CellExport(run, cell, tuple(near), _year(facts), tags)
         yield ExportUnit(cell.name, {"embeddings": [digests[tile.name] for tile in near]}, made.write)
 
@@ -203,22 +210,25 @@ def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, wanted: Ch
     return write
 
 
-def _mosaic_units(run: Run, made: MosaicManifest, *, store_only: bool) -> Iterator[ExportUnit]:
-    """The files of the mosaic as they are, or those of its Zarr store; what describes the others comes last."""
-    if store_only and made.store is None:
-        raise SmaltiError(f'{run.mosaic}: has no store: set [stitch] formats = ["zarr"] and run `smalti stitch` again')
+def _mosaic_units(run: Run, made: MosaicManifest, kind: Kind) -> Iterator[ExportUnit]:
+    """The files of the mosaic as they are, all or those of one format; what describes the others comes last."""
+    missing = {"zarr": made.store is None, "cog": all(zone.raster is None for zone in made.zones.values())}
+    if missing.get(kind):
+        raise SmaltiError(
+            f'{run.mosaic}: has no {kind}: add "{kind}" to [stitch] formats in run.toml and run `smalti stitch` again'
+        )
     manifests = sorted({name for zone in made.zones.values() for name in zone.sheets.values()})
     files: dict[str, str] = {}
     for name in manifests:
         sheet = MosaicSheet.read_file(run.mosaic / name, run)
         files.update({file: record["sha256"] for file, record in sheet.files.items()})
     files.update({file: record["sha256"] for file, record in made.files.items()})
-    if not store_only:
+    if kind == "stac":
         files.update({name: sha256_file(run.mosaic / name) for name in [*manifests, run.mosaic_manifest.name]})
     for name, digest in files.items():
-        if not store_only:
+        if kind == "stac" or (kind == "cog" and name.endswith(_COGS)):
             yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name))
-        elif name.startswith(f"{made.store}/"):
+        elif kind == "zarr" and name.startswith(f"{made.store}/"):
             yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name.partition("/")[2]))
 
 

@@ -80,7 +80,7 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
 
 def test_geotiffs_hold_the_values_in_geotesseras_cells(run: Run, tmp_path: Path) -> None:
     """Names, bands and tags are those by which geotessera and torchgeo know them."""
-    export(run, str(tmp_path / "out"), "geotiff")
+    export(run, str(tmp_path / "out"), "torchgeo")
     published = sorted((tmp_path / "out").glob("grid_*.tiff"))
     assert published
     seen = 0
@@ -224,11 +224,23 @@ def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp
 
 def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
     run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
-    export(run, str(tmp_path / "out"), "mosaic")
+    export(run, str(tmp_path / "out"), "stac")
     there = {name for name in files(tmp_path / "out") if not name.startswith(".smalti/")} - {CARD}
     assert there == set(files(run.mosaic))
     for name in there:
         assert (tmp_path / "out" / name).read_bytes() == (run.mosaic / name).read_bytes()
+    card = json.loads((tmp_path / "out" / CARD).read_text())
+    (tmp_path / "out" / CARD).write_text(json.dumps({**card, "kind": "mosaic"}))  # as earlier versions called it
+    assert ": 0 parts written" in export(run, str(tmp_path / "out"), "stac")
+    export(run, str(tmp_path / "cogs"), "cog")
+    there = {name for name in files(tmp_path / "cogs") if not name.startswith(".smalti/")} - {CARD}
+    assert there == {name for name in files(run.mosaic) if name.endswith((".tif", ".vrt", ".gti.gpkg"))}
+    (zone,) = json.loads(run.mosaic_manifest.read_text())["zones"].values()
+    with rasterio.open(tmp_path / "cogs" / zone["raster"]) as mine, rasterio.open(run.mosaic / zone["raster"]) as its:
+        np.testing.assert_array_equal(mine.read(1), its.read(1))
+    run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 128\nformats = ["zarr"]'))
+    with pytest.raises(SmaltiError, match=r'has no cog: add "cog" to \[stitch\] formats in run.toml and run'):
+        export(run, str(tmp_path / "none"), "cog")
 
 
 def test_a_mosaic_with_missing_tiles_goes_out_as_what_it_says_it_is(run: Run, tmp_path: Path) -> None:
@@ -237,7 +249,7 @@ def test_a_mosaic_with_missing_tiles_goes_out_as_what_it_says_it_is(run: Run, tm
     run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 128\nmissing = "nodata"'))
     for tile in (second, third):  # of another model by now, and not stitched again
         write_tile(run, tile, np.ones((32, 32, 128), np.float32), int8=True, checkpoint="cd" * 32)
-    export(run, str(tmp_path / "out"), "mosaic")
+    export(run, str(tmp_path / "out"), "stac")
     card = json.loads((tmp_path / "out" / CARD).read_text())
     assert card["model"] == json.loads(run.mosaic_manifest.read_text())["model"]
     assert card["missing"] == [first.name]
