@@ -21,8 +21,8 @@ from infer.contract import (
     planned_tiles,
     read_manifest,
     sha256_json,
-    verify_files,
 )
+from infer.contract.embedding import lacks_embedding, valid_manifest
 from infer.contract.provenance import Embedded, Encoder, Window
 from infer.contract.registry import known_model
 
@@ -265,8 +265,7 @@ class Embeddings:
         if tile.name not in self._seen:
             path = embedding_paths(self.run.embeddings, tile.name)[2]
             try:
-                manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-                verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+                manifest = valid_manifest(self.run.embeddings, tile.name)
             except FormatError as error:
                 why = "broken" if path.exists() else "missing"
                 if self.gaps is not None:
@@ -313,25 +312,24 @@ def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
 
 
 def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are valid.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
-    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
+    if gaps:
+        missing = [name for name in names if lacks_embedding(run.embeddings, name)]
+    else:
+        missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
     if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
-    if missing:
-        lacking = set(missing)
-        names = [name for name in names if name not in lacking]
-    manifests = [
-        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
-        for name in names
-    ]
+    lacking = set(missing)
+    names = [name for name in names if name not in lacking]
+    manifests = [read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy=_REMEDY) for name in names]
     return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
 
 
