@@ -190,7 +190,7 @@ def make_mosaics(run: Run, sheet: int) -> None:
     for name, formats in made.items():
         other = Run(run.root.with_name(name))
         shutil.copytree(run.root, other.root, copy_function=os.link)
-        text = TOML.format(sheet=sheet if name == "both" else 1 << 16, formats=formats, workers=1)
+        text = TOML.format(sheet=sheet if name == "both" else 1 << 14, formats=formats, workers=1)
         run_stage(StitchStage(), other, parse_config(text, other.config))
 
 

@@ -34,6 +34,8 @@ SEMANTICS = 1
 
 Output = Literal["float32", "int8"]
 
+_WITHOUT_MONTHS = ("v1.0", "v1.0-qat", "v1.1", "v2-student", "v2-teacher")
+"""Families that take observations as they are, not composites of months."""
 _ANY = ("float32", "bfloat16")
 """Precisions that there are."""
 
@@ -116,7 +118,7 @@ def tile_fingerprint(folder: Path) -> str:
 
 
 def embedding_inputs(
-    fingerprint: str, settings: Settings, *, checkpoint: str, precision: str, min_clear_s2: int
+    fingerprint: str, settings: Settings, *, checkpoint: str, precision: str, min_clear_s2: int, by_date: bool = False
 ) -> dict[str, Any]:
     """What the embedding of a tile depends on.
 
@@ -126,6 +128,7 @@ def embedding_inputs(
         checkpoint: SHA-256.
         precision: that the network runs in.
         min_clear_s2: pixels with fewer clear Sentinel-2 observations have none.
+        by_date: the model starts from months, and those of the tile go by date; see `months_go_by_date`.
     """
     return {
         "tile": fingerprint,
@@ -135,6 +138,7 @@ def embedding_inputs(
         "precision": precision,
         "engine": SEMANTICS,
         **({"min_clear_s2": min_clear_s2} if min_clear_s2 else {}),
+        **({"months": "by date"} if by_date else {}),
     }
 
 
@@ -161,7 +165,10 @@ def nothing_due(tasks: Sequence[TileTask], settings: Settings, job: ModelJob, ru
             if settings.release and any(path.exists() for path in array_paths(task.folder)):
                 return False  # they are to be let go
             manifest = embedding_manifest(settings.out, task.name)
-            made_from = read_manifest(manifest, "embedding", remedy="")["inputs"]
+            about = read_manifest(manifest, "embedding", remedy="")
+            made_from = about["inputs"]
+            if about["model"]["family"] not in _WITHOUT_MONTHS:
+                return False  # whether a tile's months go by date is for the engine to look at
             checkpoint, precision = str(made_from.get("checkpoint")), str(made_from.get("precision"))
             if precision not in (_ANY if gone and settings.any_precision else (_precision(job, device),)):
                 return False
@@ -176,7 +183,7 @@ def nothing_due(tasks: Sequence[TileTask], settings: Settings, job: ModelJob, ru
             if len(stated) > 1 or not output_state(manifest, "embedding", wanted).complete:
                 return False
         return not stated or stated == {_checkpoint(job, run)}
-    except (SmaltiError, OSError):
+    except (SmaltiError, OSError, LookupError, TypeError):
         return False
 
 

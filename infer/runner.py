@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ from infer.contract import (
     embedding_paths,
     is_released,
     read_back,
+    read_json,
     read_tile,
     registered_model,
     release_tile,
@@ -32,10 +33,11 @@ from infer.contract import (
     write_embedding,
     writing,
 )
+from infer.contract.monthly import months_go_by_date
 from infer.device import is_out_of_memory
 from infer.due import Report, Settings, TileTask, embedding_inputs, is_current, tile_fingerprint
 from infer.engine import TileResult
-from infer.families import AnyEngine
+from infer.families import AnyEngine, takes_months
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
@@ -55,6 +57,13 @@ class DeviceLostError(SmaltiError):
     exit_code = EXIT_TRY_AGAIN
 
 
+def _stated(folder: Path) -> Mapping[str, Any]:
+    """tile.json as it is; empty for a tile that has none."""
+    path = folder / TILE_MANIFEST
+    stated = read_json(path, what="this tile's manifest", remedy="fetch this tile again") if path.is_file() else {}
+    return stated if isinstance(stated, dict) else {}
+
+
 class TileRunner:
     """Embeds a list of tiles and says what became of each."""
 
@@ -65,14 +74,15 @@ class TileRunner:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read", initializer=engine.device.activate)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def inputs(self, fingerprint: str) -> dict[str, Any]:
-        """What an embedding depends on."""
+    def inputs(self, fingerprint: str, folder: Path) -> dict[str, Any]:
+        """What an embedding of the tile in a folder depends on."""
         return embedding_inputs(
             fingerprint,
             self._settings,
             checkpoint=self._engine.checkpoint.sha256,
             precision=self._engine.device.precision,
             min_clear_s2=self._engine.min_clear_s2,
+            by_date=takes_months(self._engine.checkpoint) and months_go_by_date(_stated(folder)),
         )
 
     def run(self, tasks: Sequence[TileTask]) -> Report:
@@ -139,7 +149,7 @@ class TileRunner:
         """
         if task.need_manifest and not (task.folder / TILE_MANIFEST).is_file():
             raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
-        inputs = self.inputs(tile_fingerprint(task.folder))
+        inputs = self.inputs(tile_fingerprint(task.folder), task.folder)
         manifest = embedding_paths(self._settings.out, task.name)[2]
         gone = is_released(task.folder)
         if not self._settings.overwrite and self._complete(task, manifest, inputs, gone=gone):

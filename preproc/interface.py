@@ -28,7 +28,7 @@ from infer.contract import (
     read_tile,
 )
 from infer.contract.rasters import MapManifest, MosaicManifest, MosaicZone
-from preproc.mosaic.reader import EmbeddingReader, moved
+from preproc.mosaic.reader import EmbeddingReader, moved, same_zone
 from preproc.raster.zones import ZoneGrid
 from preproc.run.config import Config, load_config
 
@@ -121,7 +121,7 @@ class OpenRun:
             SmaltiError: if no tile lies in it, or one has no embedding, unless [stitch] missing = "nodata".
         """
         reader = self._reader
-        own = [grid for grid in reader.grids if grid.epsg % 100 == epsg % 100 and epsg // 100 in (326, 327)]
+        own = [grid for grid in reader.grids if same_zone(epsg, grid)]
         found = []
         for grid in own or reader.grids:
             window = _window(grid, bbox, epsg)
@@ -271,7 +271,7 @@ def _zone(folder: Path, zones: Mapping[str, _T], zone: str | None) -> _T:
 
 def _window(grid: ZoneGrid, bbox: Box, epsg: int) -> tuple[int, int, int, int]:
     """First row and column, height and width of the pixels of a grid that a box touches."""
-    if epsg % 100 == grid.epsg % 100 and epsg // 100 in (326, 327):
+    if same_zone(epsg, grid):
         (west, east), (south, north) = moved(epsg, grid, np.array(bbox[::2]), np.array(bbox[1::2]))
     else:
         west, south, east, north = Transformer.from_crs(epsg, grid.epsg, always_xy=True).transform_bounds(*bbox)

@@ -206,6 +206,27 @@ def read_back(folder: Path, name: str) -> None:
     read_embedding(folder, name, checksums=True)
 
 
+def valid_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """The manifest of a tile's embedding, whose files are as long as it says; their bytes are not read.
+
+    Raises:
+        FormatError: if it is missing or broken.
+    """
+    path = embedding_manifest(folder, name)
+    manifest = read_manifest(path, "embedding", remedy=_REMEDY)
+    verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+    return manifest
+
+
+def lacks_embedding(folder: Path, name: str) -> bool:
+    """Whether a tile's embedding is missing or broken: what counts as missing where that is allowed."""
+    try:
+        valid_manifest(folder, name)
+    except FormatError:
+        return True
+    return False
+
+
 def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:
     """Open a tile's embedding after its manifest has been verified.
 

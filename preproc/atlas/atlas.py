@@ -130,7 +130,7 @@ def _observed(run: Run, mosaic: MosaicManifest) -> list[AtlasLayer]:
     reasons = tuple((code, text, _REASONS[code]) for code, text in REASONS.items())
     origins = tuple((code, text, _ORIGINS[code]) for code, text in ORIGINS.items())
     numbers = {name: index for index, name in enumerate(BANDS, start=1)}
-    ramp: dict[str, Any] = {"ramp": _VIRIDIS, "low": 0, "high": 60, "unit": "observations"}
+    ramp: dict[str, Any] = {"ramp": _VIRIDIS, "low": 0, "high": 60}
     found = [
         AtlasLayer("clear_s2", "Clear Sentinel-2 observations", rasters, numbers["clear_s2"], NODATA, **ramp),
         AtlasLayer("s1", "Sentinel-1 observations", rasters, numbers["s1"], NODATA, **{**ramp, "high": 120}),

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import TILE_MANIFEST, SmaltiError, Tile, read_tile, sha256_file, write_bytes
-from infer.contract.monthly import MONTHLY_DIM, monthly_composites
+from infer.contract import TILE_MANIFEST, SmaltiError, Tile, read_manifest, read_tile, sha256_file, write_bytes
+from infer.contract.monthly import MONTHLY_DIM, monthly_composites, months_go_by_date
 from infer.contract.registry import cached_checkpoint
 from infer.contract.regular import read_regular
 
@@ -83,4 +83,6 @@ def kept_medians(folder: Path, rows: Pixels, cols: Pixels) -> Floats | None:
 
 def _of(folder: Path) -> str:
     """The tile, and how medians are reckoned."""
-    return f"{sha256_file(folder / TILE_MANIFEST)} {sha256_file(cached_checkpoint('monthly'))}"
+    path = folder / TILE_MANIFEST
+    rule = " by date" if months_go_by_date(read_manifest(path, "tile", remedy="run `smalti fetch` again")) else ""
+    return f"{sha256_file(path)} {sha256_file(cached_checkpoint('monthly'))}{rule}"

@@ -76,13 +76,14 @@ class EmbeddingReader:
             epsg: their coordinate system.
 
         Returns:
-            (N, C) NaN where there is no tile or nothing was seen; where zones overlap, of the one that has something.
+            (N, C) NaN where there is no tile or nothing was seen. Where zones overlap, of the one that has something;
+            of places in a zone's metres of that zone first.
 
         Raises:
             SmaltiError: if a tile's embedding is missing, unless gaps are allowed, or what is read is damaged.
         """
         found_nc = np.full((len(place_n2), self.dim), np.nan, dtype=np.float32)
-        for grid in self.grids:
+        for grid in sorted(self.grids, key=lambda grid: not same_zone(epsg, grid)):
             open_n = np.flatnonzero(np.isnan(found_nc).all(axis=1))
             x, y = moved(epsg, grid, *place_n2[open_n].T)
             row, column = np.floor((grid.north - y) / PIXEL_SIZE), np.floor((x - grid.west) / PIXEL_SIZE)
@@ -196,11 +197,16 @@ class EmbeddingReader:
         return store.exact and self._embeddings.digest(tile) == made_of
 
 
+def same_zone(epsg: int, grid: ZoneGrid) -> bool:
+    """Whether a CRS is that of a grid's UTM zone, of either hemisphere."""
+    return epsg // 100 in (326, 327) and epsg % 100 == grid.epsg % 100
+
+
 def moved(
     epsg: int, grid: ZoneGrid, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coordinates in the CRS of a zone's grid; of the same zone exactly those, whatever the hemisphere."""
-    if epsg // 100 in (326, 327) and epsg % 100 == grid.epsg % 100:
+    if same_zone(epsg, grid):
         return x, y + FALSE_NORTHING * (grid.epsg // 100 - epsg // 100)
     found_x, found_y = Transformer.from_crs(epsg, grid.epsg, always_xy=True).transform(x, y)
     return np.asarray(found_x), np.asarray(found_y)

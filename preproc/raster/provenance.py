@@ -278,7 +278,7 @@ def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
 
 
 def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are valid.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
@@ -289,13 +289,15 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
     for tile in tiles:
         path = f"{folder}/{tile.name}.json"
         try:
-            files = glance_at(path).files
+            found = glance_at(path)
+            if gaps:
+                found.verify(path)
         except FormatError:
-            if Path(path).exists():
+            if not gaps and Path(path).exists():
                 raise
             missing.append(tile.name)
             continue
-        digest.update(f"{lead}[{json.dumps(tile.name)},{files}]".encode())  # all of it as JSON may not fit the memory
+        digest.update(f"{lead}[{json.dumps(tile.name)},{found.files}]".encode())  # as one JSON it may fill the memory
         lead = ","
     if missing and (not gaps or len(missing) == len(tiles)):
         raise SmaltiError(

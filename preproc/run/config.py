@@ -358,7 +358,7 @@ class Classify(_Section):
     """CatBoost; for few labels kNN, logistic regression or a small perceptron; or whichever of these is best; or a
     segmentation head, which sees a pixel's surroundings as well and is trained by the engine (torch): [segment]."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Optuna trials of a method; 0 trains with its defaults."""
+    """Optuna trials of a method, also where a number is learned; 0 trains with its defaults."""
     threads: Annotated[int, Field(ge=1, le=64)] = 4
     """Of the final fit of CatBoost, whatever the machine has: another number gives (slightly) another classifier."""
     max_rows: Annotated[int, Field(ge=100)] = 200_000
@@ -655,6 +655,8 @@ class Config(_Section):
                 raise ValueError("[validate] measures a map of classes, and [labels] value makes one of numbers")
             if self.clean.steps:
                 raise ValueError("[clean] mends a map of classes, and [labels] value makes one of numbers")
+            if self.predict.probabilities:
+                raise ValueError("[predict] probabilities are of classes, and [labels] value makes a map of numbers")
             if self.classify.method not in ("catboost", "best") or self.classify.task_type == "GPU":
                 raise ValueError("[classify] method: numbers ([labels] value) are learned by CatBoost, on the CPU")
         return self

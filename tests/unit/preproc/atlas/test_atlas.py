@@ -208,6 +208,10 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         browser.evaluate("canvas.focus()")
         browser.press("Backspace")
         assert browser.evaluate("examples.length") == 1
+        assert "One pixel in" not in browser.evaluate("document.getElementById('keys').textContent")
+        browser.evaluate("data.short.levels[1] = finest - 2; legend()")  # as of a country
+        assert "One pixel in 16: " in browser.evaluate("document.getElementById('keys').textContent")
+        browser.evaluate("data.short.levels[1] = finest; legend()")
         browser.evaluate("setMode('point')")
         act(browser, *places[0][0])
         wait(browser, "document.getElementById('said').textContent.startsWith('Which class?')")
@@ -242,8 +246,8 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         open_page(browser, url)
         wait(browser, "labels.length === 5")  # those of the file, and what was drawn since
         assert browser.evaluate("labels.filter(one => one.class === 'oats').length") == 3
-        browser.evaluate("undo(); void save()")
         saved.write_bytes(first.as_geopackage())  # as if by another page
+        browser.evaluate("undo(); void save()")
         wait(browser, "document.getElementById('said').textContent.startsWith('Not saved: drawn.gpkg has changed')")
         browser.evaluate("localStorage.clear()")
         open_page(browser, url)

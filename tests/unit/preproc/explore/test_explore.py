@@ -13,15 +13,13 @@ import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rio_cogeo import cog_validate
-from support.embedded import plan_of
-from support.mosaicked import config, crops, embed_crops, planned_run, write_tile
+from support.mosaicked import config, crops, embed_crops, far_run, planned_run, put_together, write_tile
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.explored import GroupsManifest, SimilarManifest
 from preproc.explore.groups import cluster, draw_sample
 from preproc.explore.similar import SAME, cosines, find_similar, parse_places
 from preproc.raster.provenance import read_provenance
-from preproc.raster.zones import zone_grids
 
 CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
 
@@ -170,43 +168,38 @@ def test_what_is_no_place_is_said(run: Run) -> None:
 
 
 def cosine_map(run: Run, label: str, vector: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(H, W) what the raster of a zone should hold, tile by tile; of a pixel the first tile that has it counts."""
-    grid = next(grid for grid in zone_grids(planned_tiles(run)) if grid.label == label)
-    wanted = np.full((grid.height, grid.width), 255, np.uint8)
-    for tile in grid.tiles:
-        if not (run.embeddings / f"{tile.name}.json").exists():
-            continue
-        values = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None)).astype(np.float64)
-        found = values @ vector / np.linalg.norm(values, axis=2) / np.linalg.norm(vector)
-        row, column = grid.place(tile)
-        place = wanted[row : row + tile.size, column : column + tile.size]
-        fresh = (place == 255) & np.isfinite(found)
-        place[fresh] = np.rint(np.clip(found[fresh], 0, 1) * SAME)
-    return wanted
+    """(H, W) what the raster of a zone should hold, tile by tile."""
+    found = {}
+    for tile in planned_tiles(run):
+        values = np.full((tile.size, tile.size, len(vector)), np.nan)
+        if (run.embeddings / f"{tile.name}.json").exists():
+            values = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None)).astype(np.float64)
+        cosines = values @ vector / np.linalg.norm(values, axis=2) / np.linalg.norm(vector)
+        found[tile.name] = np.rint(np.clip(cosines, 0, 1) * SAME).astype(np.float32)[..., None]
+    return np.nan_to_num(put_together(run, found, label)[..., 0], nan=255).astype(np.uint8)
 
 
-def test_at_the_equator_a_pixel_of_both_hemispheres_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = planned_run(tmp_path / "run", [(32631, 0, 0)], size=48)
-    # Both lattices reach beyond the equator, and what lies there is the other's.
-    north = [PlannedTile(f"n{i}", 32631, 500_160 + i * 480, 320, 48) for i in range(2)]
-    south = [PlannedTile(f"s{i}", 32731, 500_160, 10_000_160 - i * 480, 48) for i in range(2)]
-    plan_of([*south, *north]).write(run.plan, inputs={}, files=[])
-    for index, tile in enumerate([*south, *north]):
-        values = np.random.default_rng(index).normal(size=(48, 48, 6)).astype(np.float32)
-        if tile.name.startswith("n"):
-            values[33:] = np.nan  # row 32 is the first below 0, which both have
-        if tile.name == "s0":
-            values[:16] = np.nan
-        write_tile(run, tile, values, int8=True)
-    monkeypatch.setattr("preproc.explore.strips._SIDE", 48)
-    vector = read_embedding(run.embeddings, "s0").window(slice(20, 21), slice(5, 6))[0, 0]
-    find_similar(run, config(run), (degrees(500_215, 10_000_160 - 205, 32731),), (), 5)
-    found = read(run.root / "similar" / "similarity_31N.tif")
-    np.testing.assert_array_equal(found, cosine_map(run, "31N", vector))
-    cluster(run, config(run), 3, 0)
-    groups = read(run.root / "groups" / "groups_31N.tif")
-    np.testing.assert_array_equal(groups == 0, found == 255)
-    assert sum(group.pixels for group in GroupsManifest.read(run).groups) == np.count_nonzero(groups)
+def test_at_equator_and_antimeridian_a_pixel_of_both_hemispheres_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    settings = config(run, '[stitch]\nmissing = "nodata"')
+    monkeypatch.setattr("preproc.explore.strips._SIDE", 96)
+    example = next(tile for tile in planned_tiles(run) if tile.name == "s60_1_0")
+    find_similar(run, settings, (degrees(example.west + 55, example.north - 205, 32760),), (), 500)
+    cluster(run, settings, 3, 0)
+    mapped = 0
+    for label in ("60N", "01N"):
+        found = read(run.root / "similar" / f"similarity_{label}.tif")
+        np.testing.assert_array_equal(found, cosine_map(run, label, tiles[example.name][20, 5]))
+        groups = read(run.root / "groups" / f"groups_{label}.tif")
+        np.testing.assert_array_equal(groups == 0, found == 255)
+        mapped += np.count_nonzero(groups)
+    assert sum(group.pixels for group in GroupsManifest.read(run).groups) == mapped
+    places = json.loads((run.root / "similar" / "places.geojson").read_text())["features"]
+    latitudes = [place["geometry"]["coordinates"][1] for place in places]
+    assert min(latitudes) < -0.005
+    assert max(latitudes) > 0.01
 
 
 def test_without_tiles_that_are_missing_where_that_is_wished(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
