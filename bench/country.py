@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from infer.contract import (
     sha256_file,
     write_embedding,
 )
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 
 if TYPE_CHECKING:
     from preproc.run.config import Config
@@ -48,7 +50,7 @@ COMMANDS: dict[str, list[str]] = {
     "python, torch": ["-c", "import torch"],
     "smalti --help": ["-m", "preproc.cli", "--help"],
 }
-MODEL = {"name": "demo", "label": "made codes", "trained": False, "family": "v2-student"}
+MODEL = EmbeddingModel("demo", "made codes", False, "v2-student", None, "v2-student")
 STACKS = ("s2", "s1_ascending", "s1_descending")
 STACK = {
     "dates_kept": 3,
@@ -70,7 +72,7 @@ def made_codes(run: Run, tile: PlannedTile, inputs: dict[str, Any]) -> None:
     """An embedding that can be read."""
     codes = np.random.default_rng(0).integers(-100, 100, (SIZE, SIZE, DIM)).astype(np.int8)
     scales = np.full((SIZE, SIZE), 0.01, dtype=np.float32)
-    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields={"model": MODEL})
+    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, about=EmbeddingManifest(model=MODEL))
 
 
 def label(tile: PlannedTile, crop: str) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def make_run(root: Path, tiles: int) -> Run:
             with (run.embeddings / name).open("wb") as stream:
                 stream.truncate(size)
         inputs = {**embedded(unit.name).inputs, "engine": SEMANTICS}
-        manifest(run.embeddings / f"{unit.name}.json", "embedding", inputs, sizes, model=MODEL)
+        manifest(run.embeddings / f"{unit.name}.json", "embedding", inputs, sizes, model=asdict(MODEL))
     labelled = planned_tiles(run)[:3]
     for tile in labelled:
         made_codes(run, tile, {**embedded(tile.name).inputs, "engine": SEMANTICS})

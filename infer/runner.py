@@ -40,6 +40,7 @@ from infer.contract import (
     write_embedding,
     writing,
 )
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, EngineUsed, ModelPart
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Output, TileResult
 from infer.families import AnyEngine
@@ -239,7 +240,7 @@ class TileRunner:
             )
         tile = self._read(task, inputs["tile"])
         if not self._settings.allow_source_mismatch:
-            check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
+            check_source(self._engine.checkpoint, task.name, tile.manifest.data_source)
         if self._engine.device.on_cpu:
             return tile, inputs
         with self._device_failures(task.name):
@@ -312,12 +313,12 @@ class TileRunner:
 
     def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
         tile = opened.tile if isinstance(opened, LoadedTile) else opened
-        fields = manifest_fields(self._engine, tile, result)
+        about = manifest_of(self._engine, tile, result)
         with self._device_failures(tile.name):
             values, scales = result.values_hwc, result.scales_hw
         counts = result.observations_hwm
         folder = self._settings.out
-        write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, fields=fields)
+        write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, about=about)
         if self._settings.release:
             try:
                 read_back(folder, tile.name)
@@ -340,49 +341,40 @@ def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
         say(f"infer: {name} failed: {error}")
 
 
-def _parts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def _parts(checkpoint: Checkpoint) -> tuple[ModelPart, ...] | None:
     """Of several models side by side: whose numbers stand where."""
-    return [
-        {
-            "name": part.name,
-            "family": part.family,
-            "numbers": registered_model(part.name).usual_dim,
-            "checkpoint": part.sha256,
-        }
-        for part in checkpoint.parts
-    ]
+    numbers = [registered_model(part.name).usual_dim for part in checkpoint.parts]
+    named = zip(checkpoint.parts, numbers, strict=True)
+    return tuple(ModelPart(part.name, part.family, count, part.sha256) for part, count in named) or None
 
 
-def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
+def manifest_of(engine: AnyEngine, tile: Tile, result: TileResult) -> EmbeddingManifest:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
-    fields: dict[str, Any] = {
-        "model": {
-            "name": checkpoint.name,
-            "label": checkpoint.label,
-            "trained": checkpoint.trained,
-            "family": checkpoint.family,
-            "data_source": checkpoint.data_source,
-            "normalisation": checkpoint.normalisation_key,
-            **({"parts": _parts(checkpoint)} if checkpoint.parts else {}),
-        },
-        "dimensions": int(result.values.shape[2]),
-        "engine": {
-            "device": device.kind,
-            "precision": device.precision,
-            "torch": str(torch.__version__),
-            "compiled": engine.compiled,
-            "tokens_per_batch": engine.budget,
-            "out_of_memory_halvings": result.oom_halvings,
-        },
-        "observations": result.observations,
-        "nodata_pixels": result.nodata_pixels,
-    }
-    if engine.min_clear_s2:
-        fields["min_clear_s2"] = engine.min_clear_s2
-    if engine.draws:
-        fields["draw"] = draw.SEED_RULE
-    for key in ("grid", "data_source", "window"):
-        if key in tile.manifest:
-            fields[key] = tile.manifest[key]
-    return fields
+    return EmbeddingManifest(
+        model=EmbeddingModel(
+            name=checkpoint.name,
+            label=checkpoint.label,
+            trained=checkpoint.trained,
+            family=checkpoint.family,
+            data_source=checkpoint.data_source,
+            normalisation=checkpoint.normalisation_key,
+            parts=_parts(checkpoint),
+        ),
+        dimensions=int(result.values.shape[2]),
+        engine=EngineUsed(
+            device=device.kind,
+            precision=device.precision,
+            torch=str(torch.__version__),
+            compiled=engine.compiled,
+            tokens_per_batch=engine.budget,
+            out_of_memory_halvings=result.oom_halvings,
+        ),
+        observations=result.observations,
+        nodata_pixels=result.nodata_pixels,
+        min_clear_s2=engine.min_clear_s2 or None,
+        draw=draw.SEED_RULE if engine.draws else None,
+        grid=tile.manifest.grid,
+        data_source=tile.manifest.data_source,
+        window=tile.manifest.window,
+    )

@@ -249,7 +249,7 @@ def load_registered(name: str, *, heads: int | None = None) -> Checkpoint:
     )
 
 
-def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: Any) -> None:
+def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: str | None) -> None:
     """Refuse a tile of another data source than the checkpoint was trained on.
 
     Raises:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -27,6 +27,22 @@ VERSION = "0.1.0"
 """The one place where it is written: pyproject.toml and `smalti --version` read it here."""
 SOFTWARE = f"smalti {VERSION}"
 """Name and version that outputs carry."""
+
+
+Inputs: TypeAlias = Mapping[str, Any]
+"""What an output was made from, as JSON: the writer's own words, which others compare as a whole and do not read."""
+
+
+class _WholeFile(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class FileRecord(_WholeFile, total=False):
+    """What a manifest says of a file: its size and SHA-256 (see `describes_file`), and of an array dtype and shape."""
+
+    dtype: str
+    shape: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -45,9 +61,9 @@ class State:
         return self.kind in ("complete", "released")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileRecord:
     """The record of one file: bytes and SHA-256, for .npy also dtype and shape."""
-    record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    record: FileRecord = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         record["dtype"] = str(array.dtype)
@@ -56,7 +72,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    path: Path, kind: str, *, inputs: Mapping[str, Any], files: Sequence[Path], fields: Mapping[str, Any] | None = None
+    path: Path, kind: str, *, inputs: Inputs, files: Sequence[Path], fields: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write the completion marker of an output.
 
@@ -82,7 +98,7 @@ def write_manifest(
     return manifest
 
 
-def describes_file(record: Any) -> bool:
+def describes_file(record: Any) -> TypeGuard[FileRecord]:
     """Whether a value can be what `describe_file` recorded of a file: its bytes and SHA-256."""
     if not isinstance(record, dict) or type(record.get("bytes")) is not int:
         return False
@@ -123,7 +139,7 @@ def kind_of(path: Path) -> str | None:
 
 def verify_files(
     path: Path,
-    manifest: Mapping[str, Any],
+    files: Mapping[str, FileRecord],
     *,
     checksums: bool = True,
     remedy: str,
@@ -131,13 +147,18 @@ def verify_files(
 ) -> None:
     """Check that the files of a manifest are there with the recorded size and, by default, checksum.
 
-    Files named in `without` may be gone.
+    Args:
+        path: the manifest; its files lie beside it.
+        files: what it says of them.
+        checksums: read every byte, not only the sizes.
+        remedy: what to do, for messages.
+        without: names of files that may be gone.
 
     Raises:
         FormatError: naming the first file that does not match.
     """
     folder = str(path.parent)
-    for name, record in manifest["files"].items():
+    for name, record in files.items():
         if name in without:
             continue
         file = f"{folder}/{name}"
@@ -157,7 +178,7 @@ def verify_files(
 def output_state(
     path: Path,
     kind: str,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Inputs | None = None,
     *,
     checksums: bool = False,
     partial: bool = False,
@@ -177,12 +198,12 @@ def output_state(
         return State("missing", f"{path} is not there")
     try:
         manifest = read_manifest(path, kind, remedy="run the stage again")
-        verify_files(path, manifest, checksums=checksums, remedy="run the stage again", without=without)
+        verify_files(path, manifest["files"], checksums=checksums, remedy="run the stage again", without=without)
     except FormatError as error:
         return State("broken", str(error))
     if inputs is None:
         return State("complete")
-    made_from: Mapping[str, Any] = manifest["inputs"]
+    made_from: Inputs = manifest["inputs"]
     keys = set(inputs) if partial else {*inputs, *made_from}
     differing = sorted(key for key in keys if inputs.get(key) != made_from.get(key))
     if differing:

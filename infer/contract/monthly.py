@@ -9,12 +9,13 @@ ten Sentinel-2 bands as reflectance (DN / 10000), and of VV and VH of both orbit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from infer.contract.provenance import Window
 
 if TYPE_CHECKING:
     from infer.contract.tile import Tile  # which needs, by way of the plan, what reads embeddings
@@ -36,19 +37,9 @@ def has_gaps(family: str) -> bool:
     return MONTHLY_FAMILY in family.split("+")
 
 
-def stated_start(manifest: Mapping[str, Any]) -> date | None:
-    """First day of a tile's season, from its manifest; None where it states none."""
-    window = manifest.get("window")
-    stated = window.get("start") if isinstance(window, Mapping) else None
-    try:
-        return date.fromisoformat(str(stated))
-    except ValueError:
-        return None
-
-
-def season_start(manifest: Mapping[str, Any]) -> date:
+def season_start(window: Window | None) -> date:
     """First day of a tile's season; 1 January where its manifest states none."""
-    return stated_start(manifest) or _PLAIN_YEAR
+    return _PLAIN_YEAR if window is None else window.start
 
 
 def month_index(doys_t: NDArray[Any], start: date) -> NDArray[np.int64]:
@@ -101,7 +92,7 @@ def monthly_composites(tile: Tile, rows: Any, columns: Any) -> NDArray[np.float3
     Returns:
         (N, 144) float32, NaN for months without an observation; of slices, the window's pixels row by row.
     """
-    start = season_start(tile.manifest)
+    start = season_start(tile.manifest.window)
 
     def taken(array_thwc: NDArray[Any]) -> NDArray[Any]:
         part = array_thwc[:, rows, columns]

@@ -317,7 +317,7 @@ def _table(run: Run, content: Mapping[str, Any], count: Any, size: int) -> Plann
     path, remedy = run.plan.with_name(TILES_FILE), _again(run)
     if TILES_FILE not in content["files"]:
         raise FormatError(f"{run.plan}: does not list {TILES_FILE}, which holds its tiles: {remedy}")
-    verify_files(run.plan, {"files": {TILES_FILE: content["files"][TILES_FILE]}}, remedy=remedy)
+    verify_files(run.plan, {TILES_FILE: content["files"][TILES_FILE]}, remedy=remedy)
     bytes_nb, least = open_npy(path, remedy), 4 * len(_COLUMNS)
     shape, kind = bytes_nb.shape, bytes_nb.dtype
     if kind != np.uint8 or len(shape) != 2 or shape[0] != count or not least < shape[1] <= least + MAX_NAME_BYTES:

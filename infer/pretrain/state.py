@@ -67,8 +67,7 @@ def fingerprint(tiles: TileSet) -> dict[str, Any]:
     """Which tiles a training reads: their number, pixels and a hash over what their manifests say (or their shapes)."""
     parts = []
     for tile, chance in zip(tiles.tiles, tiles.chance, strict=True):
-        files = tile.manifest.get("files")
-        known = {name: record["sha256"] for name, record in files.items()} if files else None
+        known = {name: record["sha256"] for name, record in tile.manifest.files.items()}
         shapes = [list(tile.bands_thwb.shape), list(tile.sar_asc_thwp.shape), list(tile.sar_desc_thwp.shape)]
         parts.append([tile.name, known or shapes, float(chance)])
     return {

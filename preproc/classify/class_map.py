@@ -136,7 +136,7 @@ def join_map(
         for sheet in sheets:
             path = sheet_manifest(run, sheet.name)
             made[sheet.name] = MapSheet.read_file(path, run)
-            verify_files(path, {"files": made[sheet.name].files}, remedy=_REMEDY)
+            verify_files(path, made[sheet.name].files, remedy=_REMEDY)
             bar.advance(note=sheet.name)
         for zone in zones:
             if len(zone.sheets) > 1:

@@ -206,7 +206,7 @@ def load_regressor(folder: Path) -> Regressor:
         SmaltiError: one line that names the file and what is wrong with it.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     path = file_of(folder, REGRESSOR)
     model = CatBoostRegressor()
     try:
@@ -305,7 +305,7 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
         SmaltiError: if the model is missing or damaged.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     everything = _read_out_of_fold(file_of(folder, OUT_OF_FOLD))
     oof = _crossed(everything)
     by_pixel = measure(oof, seed)
@@ -406,7 +406,7 @@ def show(folder: Path) -> str:
         SmaltiError: if it is damaged.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     return file_of(folder, CARD_TEXT).read_text(encoding="utf-8")
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from infer.contract import (
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
-    FormatError,
     Run,
     SmaltiError,
     atomic_file,
@@ -317,9 +316,7 @@ def _score(
 ) -> None:
     figures, said_mdn = contest.score(values_nc, lambda method: bar.advance(note=f"{one.name}, {method}"))
     first = read_embedding(one.embeddings(folder), field.cuts[0].name)
-    model = first.manifest.get("model")
-    if not isinstance(model, Mapping):
-        raise FormatError(f"{one.embeddings(folder)}: its embeddings name no model: remove the folder, compare again")
+    model = first.manifest.model
     scales = 0 if first.scales_hw is None else first.scales_hw.itemsize
     manifest = one.scores(folder)
     manifest.unlink(missing_ok=True)
@@ -327,10 +324,10 @@ def _score(
         write_npy(temporary, said_mdn)
     ComparedModel(
         name=one.name,
-        label=str(model.get("label")),
-        trained=model.get("trained") is True,
-        family=str(model.get("family")),
-        checkpoint=str(first.manifest["inputs"].get("checkpoint")),
+        label=model.label,
+        trained=model.trained,
+        family=model.family,
+        checkpoint=str(first.manifest.inputs.get("checkpoint")),
         dim=values_nc.shape[1],
         embeddings_as="float32" if first.scales_hw is None else "int8",
         bytes_per_pixel=values_nc.shape[1] * first.values_hwc.itemsize + scales + len(OBSERVED),

@@ -17,12 +17,10 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_paths,
     planned_tiles,
-    read_manifest,
     sha256_file,
-    sha256_json,
 )
+from infer.contract.embedding import EmbeddingManifest
 from infer.contract.provenance import Encoder
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
@@ -220,8 +218,7 @@ def _copier(source: Path, name: str, key: str) -> Callable[[Path], None]:
 
 
 def _digest(run: Run, tile: PlannedTile) -> str:
-    manifest = read_manifest(embedding_paths(run.embeddings, tile.name)[2], "embedding", remedy="run `smalti infer`")
-    return sha256_json(manifest["files"])
+    return EmbeddingManifest.of_tile(run.embeddings, tile.name).files_fingerprint
 
 
 def _bring(store: Store, unit: ExportUnit, *, force: bool) -> bool:

@@ -17,13 +17,15 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_paths,
+    embedding_manifest,
     planned_tiles,
     read_manifest,
     sha256_json,
     verify_files,
 )
+from infer.contract.embedding import EmbeddingSource
 from infer.contract.provenance import Embedded, Encoder, Window
+from infer.contract.record import from_json
 from infer.contract.registry import known_model
 
 _REMEDY = "run `smalti infer` again"
@@ -250,19 +252,23 @@ class Embeddings:
         if tile.name in self._gone:
             raise _LackingError(self._gone[tile.name])
         if tile.name not in self._seen:
-            path = embedding_paths(self.run.embeddings, tile.name)[2]
+            path = embedding_manifest(self.run.embeddings, tile.name)
             try:
-                manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-                verify_files(path, manifest, checksums=False, remedy=_REMEDY)
+                content = read_manifest(path, EmbeddingSource.kind, remedy=_REMEDY)
+                verify_files(path, content["files"], checksums=False, remedy=_REMEDY)
             except FormatError as error:
                 why = "broken" if path.exists() else "missing"
                 if self.gaps is not None:
                     self._gone[tile.name] = why
                 raise _LackingError(why) from error
-            stated = _stated(path, tile.name, manifest)
-            source = str(manifest.get("data_source") or "")
-            digest, alike = sha256_json(manifest["files"]), self._alike.setdefault(stated, stated)
-            self._seen[tile.name] = digest, source, _origin(path, manifest), alike
+            about = from_json(EmbeddingSource, content, path, _REMEDY)
+            stated, origin = _stated(path, tile.name, about), about.origin
+            self._seen[tile.name] = (
+                about.files_fingerprint,
+                about.data_source or "",
+                "" if origin is None else f"{origin.dataset} from {origin.source}",
+                self._alike.setdefault(stated, stated),
+            )
         return self._seen[tile.name]
 
 
@@ -270,27 +276,20 @@ class _LackingError(SmaltiError):
     """A tile has no valid embedding."""
 
 
-def _stated(path: Path, name: str, manifest: Mapping[str, Any]) -> _Stated:
-    try:
-        model = manifest["model"]
-        return _Stated(
-            model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
-            checkpoint=str(manifest["inputs"]["checkpoint"]),
-            dim=int(manifest["files"][f"{name}.npy"]["shape"][2]),
-            int8=f"{name}_scales.npy" in manifest["files"],
-            min_clear_s2=int(manifest.get("min_clear_s2", 0)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
-
-
-def _origin(path: Path, manifest: Mapping[str, Any]) -> str:
-    if "origin" not in manifest:
-        return ""
-    try:
-        return f"{manifest['origin']['dataset']} from {manifest['origin']['source']}"
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{path}: lacks what a mosaic has to state ({error!r}): {_REMEDY}") from error
+def _stated(path: Path, name: str, about: EmbeddingSource) -> _Stated:
+    model, checkpoint = about.model, about.inputs.get("checkpoint")
+    values = about.files.get(f"{name}.npy")
+    shape = () if values is None else values.get("shape", ())
+    if not isinstance(checkpoint, str) or not isinstance(shape, list) or list(map(type, shape)) != [int] * 3:
+        what = f"the shape of {name}.npy" if isinstance(checkpoint, str) else "inputs.checkpoint"
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({what}): {_REMEDY}")
+    return _Stated(
+        model=(model.name, model.label, model.trained, model.family),
+        checkpoint=checkpoint,
+        dim=shape[2],
+        int8=f"{name}_scales.npy" in about.files,
+        min_clear_s2=about.min_clear_s2 or 0,
+    )
 
 
 def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
@@ -306,7 +305,7 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
-    missing = [name for name in names if not embedding_paths(run.embeddings, name)[2].exists()]
+    missing = [name for name in names if not embedding_manifest(run.embeddings, name).exists()]
     if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
@@ -315,11 +314,10 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
     if missing:
         lacking = set(missing)
         names = [name for name in names if name not in lacking]
-    manifests = [
-        read_manifest(embedding_paths(run.embeddings, name)[2], "embedding", remedy="run `smalti infer` again")
-        for name in names
-    ]
-    return sha256_json([[name, manifest["files"]] for name, manifest in zip(names, manifests, strict=True)])
+    paths = {name: embedding_manifest(run.embeddings, name) for name in names}
+    return sha256_json(
+        [[name, read_manifest(path, EmbeddingSource.kind, remedy=_REMEDY)["files"]] for name, path in paths.items()]
+    )
 
 
 def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:

@@ -113,7 +113,7 @@ def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained
     for name in "abc":
         embedding = read_embedding(tmp_path / "out", name)
         assert embedding.shape_hwc == (6, 6, 128)
-        about = embedding.manifest
+        about = embedding.manifest.as_json()
         assert set(about["inputs"]) == {"tile", "checkpoint", "output", "dim", "precision", "engine"}
         assert about["inputs"]["precision"] == "float32"
         assert about["model"]["trained"] is False
@@ -146,7 +146,7 @@ def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(t
         assert np.isnan(found).any()
         there = embedding.embedded(slice(None), slice(None))
         assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
-        assert embedding.manifest["nodata_pixels"] == int((~there).sum())
+        assert embedding.manifest.nodata_pixels == int((~there).sum())
     assert infer(tiles, tmp_path / "codes", "--output", "int8", checkpoint="monthly") != 0
     assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
     assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
@@ -253,7 +253,7 @@ def test_a_job_chooses_output_and_dimensions(tmp_path):
     assert main([str(run.root), "--device", "cpu"]) == 0
     embedding = read_embedding(run.embeddings, "a")
     assert embedding.shape_hwc == (6, 6, 16)
-    assert embedding.manifest["inputs"]["precision"] == "bfloat16"
+    assert embedding.manifest.inputs["precision"] == "bfloat16"
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -560,9 +560,9 @@ def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
     np.testing.assert_array_equal(both.window(*everything)[..., 128:], filled)
     np.testing.assert_array_equal(around.window(*everything)[..., :144], filled)
     np.testing.assert_array_equal(both.embedded(*everything), found["demo"].embedded(*everything))
-    assert [part["numbers"] for part in both.manifest["model"]["parts"]] == [128, 144]
-    assert both.manifest["model"]["family"] == "v2-student+monthly"
-    assert both.manifest["inputs"]["checkpoint"] not in (around.manifest["inputs"]["checkpoint"], "")
+    assert [part.numbers for part in both.manifest.model.parts or ()] == [128, 144]
+    assert both.manifest.model.family == "v2-student+monthly"
+    assert both.manifest.inputs["checkpoint"] not in (around.manifest.inputs["checkpoint"], "")
     np.testing.assert_array_equal(both.observations_hwm, found["demo"].observations_hwm)
     for options, message in ((("--output", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
         assert infer(tiles, tmp_path / "refused", *options, checkpoint="demo+monthly") != 0

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.contract import FormatError, output_state, read_embedding, write_embedding, write_manifest
+from infer.contract import FormatError, output_state, read_embedding, write_embedding
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
+
+ABOUT = EmbeddingManifest(model=EmbeddingModel("demo", "a label", True, "v2-student", None, "v2-student"))
 
 
 def _codes() -> tuple[np.ndarray, np.ndarray]:
@@ -18,27 +21,27 @@ def _codes() -> tuple[np.ndarray, np.ndarray]:
 
 def test_int8_comes_back_as_value_times_scale_with_nan_for_nodata(tmp_path: Path) -> None:
     codes, scales = _codes()
-    write_embedding(tmp_path, "t", codes, scales, inputs={"a": 1}, fields={"dim": 4})
+    write_embedding(tmp_path, "t", codes, scales, inputs={"a": 1}, about=ABOUT)
     embedding = read_embedding(tmp_path, "t")
     values = embedding.window(slice(0, 2), slice(1, 3))
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values[0, 0], codes[0, 1] * np.float32(2))
     assert np.isnan(values[1, 0]).all()
     assert embedding.shape_hwc == (2, 3, 4)
-    assert embedding.manifest["tile"] == "t"
+    assert embedding.manifest.tile == "t"
 
 
 def test_float32_replaces_int8_and_its_scales(tmp_path: Path) -> None:
     codes, scales = _codes()
-    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
-    write_embedding(tmp_path, "t", codes.astype(np.float32), None, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, about=ABOUT)
+    write_embedding(tmp_path, "t", codes.astype(np.float32), None, inputs={}, about=ABOUT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.npy"]
     assert read_embedding(tmp_path, "t").scales_hw is None
 
 
 def test_scales_that_are_gone_are_noticed(tmp_path: Path) -> None:
     codes, scales = _codes()
-    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, about=ABOUT)
     (tmp_path / "t_scales.npy").unlink()
     with pytest.raises(FormatError, match=r"t_scales.npy: missing, though t.json lists it"):
         read_embedding(tmp_path, "t")
@@ -48,7 +51,7 @@ def test_state_tells_missing_stale_broken_and_complete(tmp_path: Path) -> None:
     codes, scales = _codes()
     manifest = tmp_path / "t.json"
     assert output_state(manifest, "embedding").kind == "missing"
-    write_embedding(tmp_path, "t", codes, scales, inputs={"tile": "x", "dim": 4}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, inputs={"tile": "x", "dim": 4}, about=ABOUT)
     assert output_state(manifest, "embedding", {"tile": "x", "dim": 4}).complete
     assert output_state(manifest, "embedding", {"dim": 4}, partial=True).complete
     stale = output_state(manifest, "embedding", {"tile": "y", "dim": 4})
@@ -61,16 +64,16 @@ def test_state_tells_missing_stale_broken_and_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.zeros((2, 3), np.float32), np.zeros((2, 3, 4), np.float64)])
 def test_what_is_no_embedding_is_not_written(tmp_path: Path, values: np.ndarray) -> None:
     with pytest.raises(ValueError, match="embedding of t"):
-        write_embedding(tmp_path, "t", values, None, inputs={}, fields={})
+        write_embedding(tmp_path, "t", values, None, inputs={}, about=ABOUT)
     assert not list(tmp_path.iterdir())
 
 
 def test_infinite_scales_and_another_tiles_embedding_are_refused(tmp_path: Path) -> None:
     codes, scales = _codes()
-    write_embedding(tmp_path, "t", codes, scales * np.float32(np.inf), inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales * np.float32(np.inf), inputs={}, about=ABOUT)
     with pytest.raises(FormatError, match=r"t_scales\.npy: holds infinite scales \(NaN is nodata\)"):
         read_embedding(tmp_path, "t")
-    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, about=ABOUT)
     for end in (".npy", "_scales.npy", ".json"):
         (tmp_path / f"t{end}").rename(tmp_path / f"u{end}")
     (tmp_path / "u.json").write_text((tmp_path / "u.json").read_text().replace('"t.npy"', '"u.npy"'))
@@ -82,15 +85,15 @@ def test_infinite_scales_and_another_tiles_embedding_are_refused(tmp_path: Path)
 def test_counts_of_observations_stay_with_the_embedding(tmp_path: Path) -> None:
     codes, scales = _codes()
     counts = np.full((*scales.shape, 2), 7, np.uint8)
-    write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts, inputs={}, about=ABOUT)
     found = read_embedding(tmp_path, "t").observations_hwm
     assert found is not None
     np.testing.assert_array_equal(found, counts)
     with pytest.raises(ValueError, match="observations of t: uint8 "):
-        write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts[..., :1], inputs={}, fields={})
+        write_embedding(tmp_path, "t", codes, scales, observations_hwm=counts[..., :1], inputs={}, about=ABOUT)
     np.save(tmp_path / "t_observations.npy", counts[:1])
-    write_manifest(tmp_path / "t.json", "embedding", inputs={}, files=sorted(tmp_path.glob("*.npy")), fields={})
+    ABOUT.write(tmp_path / "t.json", inputs={}, files=sorted(tmp_path.glob("*.npy")))
     with pytest.raises(FormatError, match=r"t_observations\.npy: uint8 .* does not fit the embedding"):
         read_embedding(tmp_path, "t")
-    write_embedding(tmp_path, "t", codes, scales, inputs={}, fields={})
+    write_embedding(tmp_path, "t", codes, scales, inputs={}, about=ABOUT)
     assert not (tmp_path / "t_observations.npy").exists(), "of an older embedding"

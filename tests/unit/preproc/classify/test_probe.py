@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.embedded import ABOUT
 
 from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_tile, write_embedding
 from infer.contract.monthly import month_index, monthly_composites, season_start, without_gaps
@@ -52,7 +53,7 @@ def test_monthly_composites_are_medians_of_what_is_clear(tmp_path: Path) -> None
     tile = replace(tile, sar_asc_thwp=asc, sar_desc_thwp=desc)
     rows, cols = np.array([0, 3, 7]), np.array([1, 4, 6])
     found = monthly_composites(tile, rows, cols).reshape(3, 12, 12)
-    start = season_start(tile.manifest)
+    start = season_start(tile.manifest.window)
     month = month_index(tile.doys_t, start)
     sar = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp]).astype(np.float64)
     sar_month = month_index(np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]), start)
@@ -101,13 +102,13 @@ def test_embeddings_of_one_name_stand_side_by_side_and_may_lack_months_but_not_p
     monkeypatch.setattr("preproc.classify.probe.__main__.raw_features", lambda run, samples: samples.values_nc)
     values = np.zeros((1, 1, 3), np.float32)
     values[0, 0, 1] = np.nan
-    write_embedding(tmp_path / "a", "t", values, None, inputs={}, fields={})
-    write_embedding(tmp_path / "b", "t", values[..., :2] + 1, None, inputs={}, fields={})
+    write_embedding(tmp_path / "a", "t", values, None, inputs={}, about=ABOUT)
+    write_embedding(tmp_path / "b", "t", values[..., :2] + 1, None, inputs={}, about=ABOUT)
     asked = [f"both={tmp_path / 'a'}", f"alone={tmp_path / 'b'}", f"both={tmp_path / 'b'}"]
     tables = feature_tables(Run(tmp_path), samples(), asked)
     np.testing.assert_array_equal(tables["both"][5], [0, np.nan, 0, 1, np.nan])
     np.testing.assert_array_equal(tables["alone"][5], [1, np.nan])
-    write_embedding(tmp_path / "b", "t", np.full_like(values, np.nan), None, inputs={}, fields={})
+    write_embedding(tmp_path / "b", "t", np.full_like(values, np.nan), None, inputs={}, about=ABOUT)
     with pytest.raises(SmaltiError, match="labelled pixels have no embedding"):
         feature_tables(Run(tmp_path), samples(), asked)
 

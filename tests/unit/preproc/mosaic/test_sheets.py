@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
 
 def test_a_prefix_of_other_families_means_nothing_and_is_not_stored(tmp_path: Path) -> None:
     run = planned_run(tmp_path / "run", [(32631, 0, 0)])
-    embed_places(run, dim=24, int8=True, model={**MODEL, "family": "v1.1"})
+    embed_places(run, dim=24, int8=True, model=replace(MODEL, family="v1.1"))
     run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
     root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
     assert "embeddings_d4" not in root["utm31"]  # type: ignore[operator]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
+from support.embedded import ABOUT
 from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
@@ -112,7 +114,7 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_only_a_published_model_makes_tessera_embeddings(run: Run) -> None:
-    embed_places(run, model={**MODEL, "name": "tessera-v2-small", "label": "TESSERA v2 small", "trained": True})
+    embed_places(run, model=replace(MODEL, name="tessera-v2-small", label="TESSERA v2 small", trained=True))
     run_stage(StitchStage(), run, config(run))
     with rasterio.open(run.mosaic / "embeddings_31N.tif") as raster:
         assert raster.tags()["SMALTI_CONTENT"] == "TESSERA embeddings: value = code * embeddings_31N_scales.tif"
@@ -272,8 +274,7 @@ def test_a_code_that_is_the_mosaics_nodata_moves_by_one_and_is_counted(run: Run)
     codes[0, 0] = [-128, 127, 0, 1, -127, 5, 6, 7]
     scales = np.full((32, 32), 0.5, np.float32)
     scales[1] = np.nan
-    fields = {"model": MODEL, "data_source": "mpc"}
-    write_embedding(run.embeddings, "t32631_0_0", codes, scales, inputs={"checkpoint": "x"}, fields=fields)
+    write_embedding(run.embeddings, "t32631_0_0", codes, scales, inputs={"checkpoint": "x"}, about=ABOUT)
     read = to_codes(read_embedding(run.embeddings, "t32631_0_0"), slice(0, 2), slice(None))
     assert read[0][0, 0, 0] == -128, "the store has the engine's codes as they are"
     found, kept, clipped = without_nodata(*read)

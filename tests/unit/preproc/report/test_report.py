@@ -198,7 +198,7 @@ def test_a_new_accuracy_makes_a_new_page(copy: tuple[Run, Config]) -> None:
 
 
 def test_a_trained_model_is_not_warned_about(tmp_path: Path) -> None:
-    model = {**MODEL, "name": "tessera-v2-small", "label": "tessera-v2-small", "trained": True}
+    model = replace(MODEL, name="tessera-v2-small", label="tessera-v2-small", trained=True)
     run, settings = classified_run(tmp_path / "run", model=model)
     run_stage(ReportStage(), run, settings)
     text = parse(run).text
