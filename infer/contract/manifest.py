@@ -18,7 +18,7 @@ import numpy as np
 from infer.contract.atomic import read_json, sha256_file, write_json
 from infer.contract.errors import FormatError
 from infer.contract.names import brief_name, safe_relative
-from infer.contract.regular import check_regular
+from infer.contract.regular import JsonObject, check_regular
 
 FORMAT_VERSION = 1
 """Version of every format in this package. A reader refuses another one."""
@@ -72,7 +72,7 @@ def describe_file(path: Path) -> FileRecord:
 
 
 def write_manifest(
-    path: Path, kind: str, *, inputs: Inputs, files: Sequence[Path], fields: Mapping[str, Any] | None = None
+    path: Path, kind: str, *, inputs: Inputs, files: Sequence[Path], fields: JsonObject | None = None
 ) -> dict[str, Any]:
     """Write the completion marker of an output.
 

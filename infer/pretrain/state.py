@@ -26,7 +26,7 @@ from infer.contract import (
 from infer.pretrain.curve import curve_svg
 from infer.pretrain.options import Recipe, differences
 from infer.pretrain.tiles import TileSet
-from infer.torch_file import read_torch
+from infer.torch_file import Saved, read_torch
 
 _KIND = "smalti/pretraining"
 
@@ -100,14 +100,14 @@ def claim(folder: Folder, recipe: Recipe, tiles: TileSet) -> None:
     write_json(folder.recipe, content)
 
 
-def saved_bytes(content: Mapping[str, Any]) -> bytes:
+def saved_bytes(content: Saved) -> bytes:
     """torch.save to memory: a path would put its (temporary) name into the file."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     return buffer.getvalue()
 
 
-def save_state(folder: Folder, content: Mapping[str, Any]) -> None:
+def save_state(folder: Folder, content: Saved) -> None:
     """Replace the state atomically: a kill leaves the one before."""
     with atomic_file(folder.state) as temporary:
         temporary.write_bytes(saved_bytes(content))

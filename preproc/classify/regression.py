@@ -9,7 +9,7 @@ embeddings, and trees never predict beyond the numbers that they were trained on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from catboost import CatBoostError, CatBoostRegressor
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, SmaltiError, atomic_dir, verify_files, write_bytes
+from infer.contract import FormatError, Inputs, Run, SmaltiError, atomic_dir, verify_files, write_bytes
 from infer.contract.classification import (
     Distances,
     Figure,
@@ -127,7 +127,7 @@ def fit(x_nc: NDArray[np.float32], value_n: NDArray[np.float64], seed: int, thre
     return model
 
 
-def build_regressor(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def build_regressor(run: Run, config: Config, inputs: Inputs) -> None:
     """Cross-validate and train; write RUN/model.
 
     Raises:

@@ -17,6 +17,7 @@ from infer.contract import (
     PIXEL_SIZE,
     Embedding,
     FormatError,
+    Inputs,
     Plan,
     PlannedTile,
     PlannedTiles,
@@ -186,7 +187,7 @@ def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Dra
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
 
 
-def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def write_samples(run: Run, config: Config, inputs: Inputs) -> None:
     """Write RUN/samples.parquet and its manifest."""
     drawn = draw_samples(run, config)
     value = _settings(run, config).value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, atomic_dir, sha256_json, write_bytes, write_json
+from infer.contract import Inputs, Run, SmaltiError, atomic_dir, sha256_json, write_bytes, write_json
 from infer.contract.classification import (
     AbsentClasses,
     ClassEntry,
@@ -106,7 +106,7 @@ class TrainTrialsStage:
         return Session(units, lambda due: _help(due, run, config, inputs))
 
 
-def _help(due: Due, run: Run, config: Config, inputs: Mapping[str, Any]) -> Generator[Built]:
+def _help(due: Due, run: Run, config: Config, inputs: Inputs) -> Generator[Built]:
     _tuned(_training_set(run, config), run, config, inputs)
     yield from (Built(unit) for unit in due.units)
 
@@ -137,7 +137,7 @@ def _methods(settings: Classify) -> tuple[Method, ...]:
     return METHODS if settings.method == "best" else (settings.method,)
 
 
-def _study(run: Run, method: Method, inputs: Mapping[str, Any]) -> Study:
+def _study(run: Run, method: Method, inputs: Inputs) -> Study:
     """Where a study in progress keeps its trials: not in the model's folder, which may be complete and stay so."""
     key = sha256_json(dict(inputs))
     return Study(run.logs / "study" / f"{method}-{key[:12]}", key)
@@ -188,9 +188,7 @@ def _training_set(run: Run, config: Config) -> _TrainingSet:
     return _TrainingSet(pooled, used, held, samples, split, held_out, left_out, beyond)
 
 
-def _tuned(
-    taught: _TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]
-) -> tuple[Samples, dict[Method, list[Trial]]]:
+def _tuned(taught: _TrainingSet, run: Run, config: Config, inputs: Inputs) -> tuple[Samples, dict[Method, list[Trial]]]:
     """The rows that trials are run on, and all trials of all methods."""
     settings = config.classify
     workers = config.site.workers or len(os.sched_getaffinity(0))
@@ -225,14 +223,14 @@ def _elsewhere(samples: Samples) -> dict[str, NDArray[np.str_]]:
     return {by: part_n for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
 
 
-def _heads(taught: _TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]) -> Heads:
+def _heads(taught: _TrainingSet, run: Run, config: Config, inputs: Inputs) -> Heads:
     samples = taught.samples
     others = {by: folds_of(samples.code_n, part_n) for by, part_n in _elsewhere(samples).items()}
     divisions = {"fold": _folds(taught, config.classify), **others}
     return Heads(run, config, samples, np.unique(samples.code_n), divisions, inputs)
 
 
-def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
     Args:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from infer.contract import (
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
+    Inputs,
     Run,
     SmaltiError,
     atomic_file,
@@ -193,7 +194,7 @@ def _embedded(run: Run, one: Entrant, field: Field, failed: dict[str, str]) -> N
         return None
 
 
-def _complete(folder: Path, one: Entrant, cut: Cut, inputs: Mapping[str, Any]) -> bool:
+def _complete(folder: Path, one: Entrant, cut: Cut, inputs: Inputs) -> bool:
     """Whether the engine has nothing to do for a tile of pixels, as far as this side knows."""
     wanted = {**inputs, "tile": sha256_file(folder / "pixels" / cut.name / TILE_MANIFEST)}
     manifest = embedding_paths(one.embeddings(folder), cut.name)[2]
@@ -311,7 +312,7 @@ def _score(
     field: Field,
     contest: Contest,
     values_nc: NDArray[np.float32],
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     bar: Bar,
 ) -> None:
     figures, said_mdn = contest.score(values_nc, lambda method: bar.advance(note=f"{one.name}, {method}"))

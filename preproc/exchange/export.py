@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,15 @@ from typing import Any, Literal
 from infer.contract import (
     EXIT_FAILED,
     FormatError,
+    Inputs,
+    JsonObject,
     PlannedTile,
     Run,
     SmaltiError,
     planned_tiles,
     sha256_file,
 )
+from infer.contract.atomic import json_bytes
 from infer.contract.embedding import EmbeddingManifest
 from infer.contract.provenance import Encoder
 from infer.contract.rasters import MosaicManifest, MosaicSheet
@@ -45,7 +48,7 @@ class ExportUnit:
     """The smallest part of an export that is there or not."""
 
     name: str
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     """What its files are made from."""
     write: Callable[[Path], None]
     """Writes its files under a folder, where they will be in the target."""
@@ -136,7 +139,7 @@ def _card(encoder: Encoder, dim: int, window: Sequence[str], kind: Kind) -> dict
     }
 
 
-def _claim(store: Store, card: Mapping[str, Any]) -> None:
+def _claim(store: Store, card: JsonObject) -> None:
     """Write the card, or compare it with the one that is there.
 
     Raises:
@@ -144,7 +147,7 @@ def _claim(store: Store, card: Mapping[str, Any]) -> None:
     """
     content = store.read(CARD)
     if content is None:
-        store.put_bytes(CARD, _json(card))
+        store.put_bytes(CARD, json_bytes(card))
         return
     try:
         there = json.loads(content)
@@ -232,7 +235,7 @@ def _bring(store: Store, unit: ExportUnit, *, force: bool) -> bool:
         for key, path in files.items():
             store.put(key, path)
         sizes = {key: path.stat().st_size for key, path in files.items()}
-        store.put_bytes(mark, _json({"inputs": dict(unit.inputs), "files": sizes}))
+        store.put_bytes(mark, json_bytes({"inputs": dict(unit.inputs), "files": sizes}))
     return True
 
 
@@ -265,13 +268,9 @@ def _index(store: Store, units: Sequence[ExportUnit], facts: RunProvenance) -> N
             sizes[unit.name] = json.loads(content)["files"]
     for name, table in tables(sizes, _year(facts)).items():
         store.put_bytes(name, table)
-    store.put_bytes("tessera_metadata.json", _json(dataset_of(facts)))
+    store.put_bytes("tessera_metadata.json", json_bytes(dataset_of(facts)))
 
 
 def _year(facts: RunProvenance) -> int:
     """The year of the season's last day: under it geotessera's layout has a season."""
     return int(facts.window[1][:4])
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infer.contract import TILE_MANIFEST, Run, child, embedding_manifest, sha256_file
+from infer.contract import TILE_MANIFEST, Inputs, Run, child, embedding_manifest, sha256_file
 from infer.contract.imported import imported_tiles
 from infer.contract.registry import cache_path, joined_sha256, parts_of
 from preproc.run.config import Config
@@ -27,11 +27,11 @@ def embedding_units(run: Run, config: Config) -> Callable[[str], Unit]:
     return lambda name: _unit(run, name, known, imported)
 
 
-def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, str]) -> Unit:
+def _unit(run: Run, name: str, known: Inputs, imported: Mapping[str, str]) -> Unit:
     if name in imported:
         return _imported_unit(run, name, imported[name], known)
 
-    def inputs() -> Mapping[str, Any]:
+    def inputs() -> Inputs:
         source = child(run.tiles, name) / TILE_MANIFEST
         # people remove whole tiles once the embeddings are made: those are none the worse for it
         return {**known, "tile": sha256_file(source)} if source.is_file() else known
@@ -39,7 +39,7 @@ def _unit(run: Run, name: str, known: Mapping[str, Any], imported: Mapping[str, 
     return Unit(name, embedding_manifest(run.embeddings, name), "embedding", LateInputs(inputs), partial=True)
 
 
-def _imported_unit(run: Run, name: str, identity: str, known: Mapping[str, Any]) -> Unit:
+def _imported_unit(run: Run, name: str, identity: str, known: Inputs) -> Unit:
     """A tile whose embedding `smalti import` took from others: neither scenes nor weights make it stale."""
     inputs = {"import": identity, **{key: known[key] for key in ("output", "dim", "min_clear_s2")}}
     return Unit(name, embedding_manifest(run.embeddings, name), "embedding", inputs, partial=True)

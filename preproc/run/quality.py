@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, planned_tiles, read_json
+from infer.contract import QUALITY_FILE, FormatError, JsonObject, Plan, PlannedTile, Run, planned_tiles, read_json
 from preproc.run.stage import file_mark
 from preproc.run.text import percent
 
@@ -188,7 +188,7 @@ def _parse(name: str, content: Any) -> TileQuality:
     return TileQuality(name, int(content["region_pixels"]), None if unseen is None else int(unseen), stacks, gone)
 
 
-def _parse_stack(stack: Mapping[str, Any]) -> StackQuality:
+def _parse_stack(stack: JsonObject) -> StackQuality:
     counts = stack["observations_per_pixel"]
     return StackQuality(
         kept=int(stack["dates_kept"]),

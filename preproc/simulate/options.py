@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from typing import Any
 
-from infer.contract import SmaltiError
+from infer.contract import Inputs, SmaltiError
 from preproc.simulate.crops import CROPS, crop_index
 
 SIMULATION_VERSION = 3
@@ -152,7 +151,7 @@ class SimulationOptions:
         return inputs
 
     @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Any]) -> SimulationOptions:
+    def from_inputs(cls, inputs: Inputs) -> SimulationOptions:
         """Rebuild the options from a manifest's `inputs`.
 
         Raises:
