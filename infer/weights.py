@@ -21,11 +21,10 @@ from infer.contract import (
     brief_name,
     cached_checkpoint,
     one_line,
-    read_manifest,
     registered_model,
     sha256_file,
 )
-from infer.contract.registry import DataSource, Family, joined_sha256, parts_of
+from infer.contract.registry import DataSource, Family, expected_sha256, joined_sha256, parts_of
 from infer.normalisation import NORMALISATIONS, Normalisation
 from infer.torch_file import Saved, check_parameter, read_torch
 
@@ -148,18 +147,6 @@ def _source(path: Path, family: Family, settings: Saved, metadata: Saved) -> tup
     if family in _OVER_MONTHS:
         return family, None
     return "v1.0", "mpc"
-
-
-def expected_sha256(registered: RegisteredModel, path: Path) -> str | None:
-    """The checksum that a registered model's file must have: the published one, else the one at its first fetch."""
-    if registered.sha256 is not None:
-        return registered.sha256
-    record = path.parent / f"{registered.name}.json"  # written by `smalti weights fetch`
-    if not record.is_file():
-        return None
-    manifest = read_manifest(record, "weights", remedy="delete it and fetch the weights again")
-    digest = manifest["files"].get(path.name, {}).get("sha256")
-    return None if digest is None else str(digest)
 
 
 def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, heads: int | None = None) -> Checkpoint:
