@@ -136,7 +136,7 @@ class EmbeddingManifest(EmbeddingSource):
         Raises:
             FormatError: if it is missing or not what it should be.
         """
-        return cls.read_at(embedding_manifest(folder, name), _REMEDY)
+        return cls.read_at(embedding_manifest(folder, name), _REMEDY, f"delete it, then {_REMEDY}")
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""

@@ -90,9 +90,15 @@ class Record:
         return from_json(cls, content, path, f"{remedy} --force`")  # without it the stage sees nothing to do
 
     @classmethod
-    def read_at(cls, path: Path, remedy: str) -> Self:
-        """The same wherever it lies, with what to do if it is not what it should be."""
-        return from_json(cls, read_manifest(path, cls.kind, remedy=remedy), path, remedy)
+    def read_at(cls, path: Path, remedy: str, again: str | None = None) -> Self:
+        """The same wherever it lies.
+
+        Args:
+            path: of the manifest.
+            remedy: what to do if it is missing or not one.
+            again: what to do if one of its keys is wrong, where that is not the same: the stage may take it for whole.
+        """
+        return from_json(cls, read_manifest(path, cls.kind, remedy=remedy), path, again or remedy)
 
     def verify(self, run: Run, *, checksums: bool = True) -> Self:
         """Check that the files are there as recorded; see `verify_files`.

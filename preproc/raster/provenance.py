@@ -261,7 +261,7 @@ class Embeddings:
                 if self.gaps is not None:
                     self._gone[tile.name] = why
                 raise _LackingError(why) from error
-            about = from_json(EmbeddingSource, content, path, _REMEDY)
+            about = from_json(EmbeddingSource, content, path, f"delete it, then {_REMEDY}")
             stated, origin = _stated(path, tile.name, about), about.origin
             self._seen[tile.name] = (
                 about.files_fingerprint,
@@ -282,7 +282,7 @@ def _stated(path: Path, name: str, about: EmbeddingSource) -> _Stated:
     shape = () if values is None else values.get("shape", ())
     if not isinstance(checkpoint, str) or not isinstance(shape, list) or list(map(type, shape)) != [int] * 3:
         what = f"the shape of {name}.npy" if isinstance(checkpoint, str) else "inputs.checkpoint"
-        raise FormatError(f"{path}: lacks what a mosaic has to state ({what}): {_REMEDY}")
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({what}): delete it, then {_REMEDY}")
     return _Stated(
         model=(model.name, model.label, model.trained, model.family),
         checkpoint=checkpoint,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infer.contract import FormatError, output_state, read_embedding, write_embedding
-from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, ModelPart
+from infer.contract.provenance import TileGrid
 
 ABOUT = EmbeddingManifest(model=EmbeddingModel("demo", "a label", True, "v2-student", None, "v2-student"))
 
@@ -80,6 +83,25 @@ def test_infinite_scales_and_another_tiles_embedding_are_refused(tmp_path: Path)
     (tmp_path / "u.json").write_text((tmp_path / "u.json").read_text().replace('"t_scales.npy"', '"u_scales.npy"'))
     with pytest.raises(FormatError, match=r"u\.json: the embedding of 't' under this tile's name"):
         read_embedding(tmp_path, "u")
+
+
+def test_a_manifest_that_was_edited_is_refused_by_its_key(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    part = ModelPart("demo", "v2-student", 4, "ab" * 32)
+    model = replace(ABOUT.model, parts=(part,))
+    about = replace(ABOUT, model=model, grid=TileGrid("EPSG:32631", (10, 0, 0, 0, -10, 0)), nodata_pixels=1)
+    write_embedding(tmp_path, "t", codes, scales, inputs={"tile": "x"}, about=about)
+    read = read_embedding(tmp_path, "t").manifest
+    assert replace(read, inputs={}, files={}) == replace(about, tile="t")
+    path = tmp_path / "t.json"
+    content = json.loads(path.read_text())
+    assert "origin" not in content
+    assert "data_source" not in content, "what is not known is not stated"
+    content["model"]["parts"][0]["numbers"] = "four"
+    path.write_text(json.dumps(content))
+    said = r"t\.json: model.parts\[0\].numbers = 'four' is not a whole number: delete it, then run `smalti infer` again"
+    with pytest.raises(FormatError, match=said):
+        read_embedding(tmp_path, "t")
 
 
 def test_counts_of_observations_stay_with_the_embedding(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from support.embedded import ABOUT
 from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
+from infer.contract.record import to_json
 from preproc.mosaic.stage import StitchStage
 from preproc.raster.quantise import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
@@ -238,15 +239,23 @@ def test_a_run_without_a_single_valid_pixel_is_told(run: Run) -> None:
         run_stage(StitchStage(), run, config(run))
 
 
-def test_an_embedding_that_does_not_name_its_model_is_refused(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "model = None is not a table"),
+        ({"model": {**to_json(MODEL), "trained": "yes"}}, "model.trained = 'yes' is not true or false"),
+        ({"origin": {"dataset": "x"}}, "origin.source is missing"),
+        ({"inputs": {}}, r"lacks what a mosaic has to state \(inputs.checkpoint\)"),
+        ({"files": {}}, r"lacks what a mosaic has to state \(the shape of t32631_0_0.npy\)"),
+    ],
+)
+def test_an_embedding_whose_manifest_was_edited_is_refused_by_its_key(
+    run: Run, change: dict[str, Any], said: str
+) -> None:
     embed_places(run)
     path = run.embeddings / "t32631_0_0.json"
-    manifest = json.loads(path.read_text())
-    del manifest["model"]
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(
-        SmaltiError, match=r"t32631_0_0\.json: lacks what a mosaic has to state \(KeyError\('model'\)\)"
-    ):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SmaltiError, match=rf"t32631_0_0\.json: {said}: delete it, then run `smalti infer` again$"):
         run_stage(StitchStage(), run, config(run))
 
 

@@ -461,6 +461,22 @@ def test_a_quality_record_that_was_edited_is_named(copy: tuple[Run, Config], key
         observe(run, ("2018-12-01", "2019-11-30"))
 
 
+@pytest.mark.parametrize(
+    ("dates", "said"),
+    [
+        (None, "dates = None is not a table"),
+        ({"s2": ["2019-13-01"]}, "dates.s2[0] = '2019-13-01' is not a day such as 2021-07-01"),
+        ({"s2": [], "s1_ascending": []}, "dates.s1_descending is missing"),
+    ],
+)
+def test_dates_that_were_edited_are_named(copy: tuple[Run, Config], dates: object, said: str) -> None:
+    run = copy[0]
+    path = run.tiles / planned_tiles(run)[0].name / "tile.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dates": dates}))
+    with pytest.raises(FormatError, match=rf"{path.parent.name}/tile\.json: {re.escape(said)}: fetch this tile again$"):
+        observe(run, ("2018-12-01", "2019-11-30"))
+
+
 @pytest.mark.parametrize(("window", "months"), [(("2020-02-29", "2020-03-01"), 2), (("2019-12-31", "2020-12-01"), 13)])
 def test_the_chart_has_every_month_of_the_window(
     made: tuple[Run, Config], window: tuple[str, str], months: int
