@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from infer.contract import (
     TILE_ARRAYS,
     TILE_MANIFEST,
     FormatError,
+    Inputs,
     PlannedTile,
     SmaltiError,
     Tile,
@@ -109,7 +109,7 @@ class Report:
         return "\n".join(lines)
 
 
-Opened = tuple[Tile | LoadedTile, dict[str, Any]]
+Opened = tuple[Tile | LoadedTile, Inputs]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
 
 
@@ -151,7 +151,7 @@ class TileRunner:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read", initializer=engine.device.activate)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def inputs(self, fingerprint: str) -> dict[str, Any]:
+    def inputs(self, fingerprint: str) -> Inputs:
         """What an embedding depends on."""
         return {
             "tile": fingerprint,
@@ -246,7 +246,7 @@ class TileRunner:
         with self._device_failures(task.name):
             return self._engine.load(tile), inputs
 
-    def _current(self, manifest: Path, inputs: dict[str, Any], gone: bool) -> bool:
+    def _current(self, manifest: Path, inputs: Inputs, gone: bool) -> bool:
         """Whether an embedding is complete; that of a released tile may be in any precision, if none is asked for."""
         if output_state(manifest, "embedding", inputs).complete:
             return True
@@ -311,7 +311,7 @@ class TileRunner:
                 "elsewhere if it persists"
             ) from error
 
-    def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
+    def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: Inputs, result: TileResult) -> None:
         tile = opened.tile if isinstance(opened, LoadedTile) else opened
         about = manifest_of(self._engine, tile, result)
         with self._device_failures(tile.name):

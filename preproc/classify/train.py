@@ -116,7 +116,7 @@ def _help_heads(due: Due, heads: Heads) -> Generator[Built]:
     yield from (Built(unit) for unit in due.units)
 
 
-def training_inputs(run: Run, config: Config) -> dict[str, Any]:
+def training_inputs(run: Run, config: Config) -> Inputs:
     """What the classifier is made from."""
     settings = config.classify
     tables = samples_inputs(run, config)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -289,7 +288,7 @@ def _verdict(
     return verdict(ranked[0], method, closest)
 
 
-def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) -> dict[str, Any]:
+def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) -> Inputs:
     """What a model's scores are made from: its numbers, the pixels with their labels, and how they are divided."""
     samples = contest.samples
     table = [samples.tile_n, samples.row_n, samples.col_n, samples.code_n, samples.group_n]

@@ -45,7 +45,7 @@ def _imported_unit(run: Run, name: str, identity: str, known: Inputs) -> Unit:
     return Unit(name, embedding_manifest(run.embeddings, name), "embedding", inputs, partial=True)
 
 
-def known_inputs(config: Config) -> dict[str, Any]:
+def known_inputs(config: Config) -> Inputs:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
     known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}

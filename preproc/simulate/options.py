@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
-from typing import Any
 
 from infer.contract import Inputs, SmaltiError
 from preproc.simulate.crops import CROPS, crop_index
@@ -138,7 +137,7 @@ class SimulationOptions:
         if len(set(names)) < len(names):
             raise _refuse("crops", names, "each kind once")
 
-    def as_inputs(self) -> dict[str, Any]:
+    def as_inputs(self) -> Inputs:
         """The options as JSON: the fingerprint in the archive's manifest."""
         inputs = asdict(self)
         inputs.update(

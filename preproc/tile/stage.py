@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from infer.contract import (
     TILE_MANIFEST,
+    Inputs,
     Lazily,
     Plan,
     PlannedTile,
@@ -114,7 +114,7 @@ class _RunScenes:
             embedded=self.embedded,
         )
 
-    def _inputs(self, tile: PlannedTile) -> dict[str, Any]:
+    def _inputs(self, tile: PlannedTile) -> Inputs:
         return {
             "grid": [tile.epsg, tile.west, tile.north, tile.size],
             "region": self.region.fingerprint,
