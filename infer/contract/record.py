@@ -139,8 +139,9 @@ def from_json(cls: type[_T], content: Any, path: Path, remedy: str) -> _T:
     Raises:
         FormatError: naming the first key that is missing or of another type.
     """
+    kind: Any = cls
     try:
-        made: _T = _reader(cls)(content)
+        made: _T = _reader(kind)(content)
     except _MisfitError as error:
         raise FormatError(f"{path}: {error}: {remedy}") from error
     return made
