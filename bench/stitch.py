@@ -4,12 +4,21 @@ A made run of tiles of 512 pixels (smooth int8 codes of 128 numbers with noise, 
 stages, every way in a process of its own, in one run (by the clock, for a machine that does nothing else, and by
 processor time, for one that does):
 
-    store, 1 and 2 processes     smalti stitch, formats = ["zarr"]
+    store, 1 and 2 processes     smalti stitch, formats = ["zarr"]; one process on one core, and on all there are
     zarr-python                  the same shards from memory by zarr's own writer, one sheet at a time
     cog, 1 process               smalti stitch, formats = ["cog"]
     GDAL                         the same pixels from memory by GDAL's COG driver, with the overviews it makes itself
-    predict, 1 and 2 processes   smalti predict with a small classifier
+    predict, 1 and 2 processes   smalti predict with a small classifier, likewise
     CatBoost                     its predict_proba on the same pixels as float32 in memory, on one thread
+
+With --reads it is reading that is timed: all numbers of 1 000 random points, and one number of every pixel, from
+
+    tiles                        the embeddings as the engine wrote them (points only)
+    store                        the Zarr store; of one number its array of four, and "whole", that of all numbers
+    cog                          the GeoTIFFs of sheets, through the VRT
+    float                        one float32 GeoTIFF of the whole zone, as the first mosaics were
+
+All are in the machine's memory of files, in which they were just written, and give the same numbers, which is checked.
 """
 
 from __future__ import annotations
@@ -18,12 +27,14 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from catboost import CatBoostClassifier
@@ -35,7 +46,10 @@ from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
 from preproc.classify.model import save_classifier
 from preproc.classify.predict import PredictSheetsStage
-from preproc.mosaic.stage import StitchSheetsStage
+from preproc.mosaic.reader import EmbeddingReader
+from preproc.mosaic.stage import StitchSheetsStage, StitchStage
+from preproc.mosaic.store import STORE, group_of
+from preproc.raster.zones import zone_grids
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 
@@ -140,6 +154,9 @@ def one_sheet(run: Run, sheet: int) -> tuple[NDArray[np.int8], NDArray[np.float3
 def way(name: str, run: Run, sheet: int) -> float:
     """Seconds of one way."""
     what, _, workers = name.partition("-")
+    if what.startswith("core:"):  # a process compresses in threads, which would use the second one's core
+        what = what.removeprefix("core:")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     if what in ("store", "cog"):
         config = settings(run, sheet, "zarr" if what == "store" else "cog", int(workers))
         begun = time.monotonic()
@@ -162,6 +179,61 @@ def way(name: str, run: Run, sheet: int) -> float:
         return spent
     codes, scales, sheets = one_sheet(run, sheet)
     return sheets * (by_zarr(codes, scales) if what == "zarr" else by_gdal(codes, scales))
+
+
+READS = [f"points-{where}" for where in ("tiles", "store", "cog", "float")]
+READS += [f"one-{where}" for where in ("store", "whole", "cog", "float")]
+POINTS = 1000
+
+
+def make_mosaics(run: Run, sheet: int) -> None:
+    """Two runs beside it with the same embeddings: one with store and sheets, one with a single float32 GeoTIFF."""
+    made = {"both": '["zarr", "cog"]', "single": '["cog"]\ndtype = "float32"'}
+    for name, formats in made.items():
+        other = Run(run.root.with_name(name))
+        shutil.copytree(run.root, other.root, copy_function=os.link)
+        text = TOML.format(sheet=sheet if name == "both" else 1 << 14, formats=formats, workers=1)
+        run_stage(StitchStage(), other, parse_config(text, other.config))
+
+
+def read(name: str, run: Run) -> tuple[float, float]:
+    """Seconds of one way of reading, and the sum of what it read."""
+    import rasterio
+    import zarr
+
+    what, _, where = name.partition("-")
+    if where != "tiles":
+        run = Run(run.root.with_name("single" if where == "float" else "both"))
+    (grid,) = zone_grids(planned_tiles(run))
+    stem = f"{run.mosaic}/embeddings_{grid.label}"
+    suffix = ".vrt" if Path(f"{stem}.vrt").exists() else ".tif"
+    pixel_n2 = np.random.default_rng(0).integers(0, grid.width, (POINTS, 2))
+    begun = time.monotonic()
+    if what == "points" and where in ("tiles", "store"):
+        values = EmbeddingReader(run, Plan.read(run), gaps=False).pixels(grid, pixel_n2)
+    elif where in ("store", "whole"):
+        group: Any = zarr.open_group(f"{run.mosaic}/{STORE}/{group_of(grid)}", mode="r")
+        array = group["embeddings_d4" if where == "store" else "embeddings"]
+        values = array[0, 0] * group["scales"][0]
+    else:
+        with rasterio.open(f"{stem}{suffix}") as codes:
+            values = _of_raster(codes, pixel_n2 if what == "points" else None)
+        if where == "cog":
+            with rasterio.open(f"{stem}_scales{suffix}") as scales:
+                values = values * _of_raster(scales, pixel_n2 if what == "points" else None)
+    return time.monotonic() - begun, round(float(values.sum(dtype=np.float64)), 2)
+
+
+def _of_raster(raster: Any, pixel_n2: NDArray[np.int64] | None) -> NDArray[Any]:
+    """(N, bands) of pixels, block by block, or (H, W) of the first band."""
+    if pixel_n2 is None:
+        return np.asarray(raster.read(1))
+    values = np.empty((len(pixel_n2), raster.count), raster.dtypes[0])
+    block = raster.block_shapes[0][0]
+    for index in np.lexsort((pixel_n2 // block).T[::-1]).tolist():
+        row, column = pixel_n2[index].tolist()
+        values[index] = raster.read(window=((row, row + 1), (column, column + 1)))[:, 0, 0]
+    return values
 
 
 def by_zarr(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> float:
@@ -235,33 +307,61 @@ def main() -> None:
     parser.add_argument("--without-gdal", action="store_true", help="its overviews of 128 bands take minutes")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--reads", action="store_true", help="time reading")
     options = parser.parse_args()
     if options.way:
-        before = cpu()
-        took = way(options.way, Run(options.run), options.sheet)
-        print(json.dumps([took, peak_mb(), cpu() - before]))
+        before, run = cpu(), Run(options.run)
+        took, total = read(options.way, run) if options.reads else (way(options.way, run, options.sheet), 0.0)
+        print(json.dumps([took, peak_mb(), cpu() - before, total]))
         return
-    names = ["store-1", "store-2", "zarr", "cog-1", *([] if options.without_gdal else ["gdal"])]
-    names += ["predict-1", "predict-2", "catboost"]
-    total = (options.across * SIZE) ** 2
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        make_run(run, options.across)
-        seconds: dict[str, float] = {}
-        computing: dict[str, float] = {}
-        for name in names:
-            command = [sys.executable, "-m", "bench.stitch", "--way", name, "--run", str(run), "--sheet"]
-            done = subprocess.run(
-                [*command, str(options.sheet)], stdout=subprocess.PIPE, text=True, check=True, env={**os.environ}
-            )
-            seconds[name], peak, computing[name] = json.loads(done.stdout.splitlines()[-1])
-            speed = f"{total / seconds[name]:>10,.0f} pixels/s, {computing[name]:.1f} s of computing"
-            print(f"{name:<10} {speed}, a process took at most {peak:.0f} MB", flush=True)
+        run = Run(Path(folder) / "run")
+        make_run(run.root, options.across)
+        if options.reads:
+            make_mosaics(run, options.sheet)
+            compare_reads(run, options.sheet)
+        else:
+            compare_writes(run, options.sheet, options.across, without_gdal=options.without_gdal)
+
+
+def measured(name: str, run: Run, sheet: int, *more: str) -> list[float]:
+    """Seconds by the clock, peak, seconds of computing and sum of a way, in a process of its own."""
+    command = [sys.executable, "-m", "bench.stitch", "--way", name, "--run", str(run.root), "--sheet", str(sheet)]
+    done = subprocess.run([*command, *more], stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare_reads(run: Run, sheet: int) -> None:
+    taken: dict[str, list[float]] = {}
+    for name in READS:
+        taken[name] = measured(name, run, sheet, "--reads")
+        took, peak, computed, _ = taken[name]
+        print(f"{name:<13} {took:7.2f} s, {computed:7.2f} s of computing, at most {peak:.0f} MB", flush=True)
+    for what, reference in (("points", "points-store"), ("one", "one-store")):
+        ways = [name for name in READS if name.startswith(what)]
+        assert len({taken[name][3] for name in ways}) == 1, f"{what}: not the same numbers"
+        ratios = [f"{name.partition('-')[2]} {taken[name][0] / taken[reference][0]:.2f}" for name in ways]
+        print(f"{what}, seconds / seconds of the store: {', '.join(ratios)}")
+
+
+def compare_writes(run: Run, sheet: int, across: int, *, without_gdal: bool) -> None:
+    names = ["core:store-1", "store-1", "store-2", "zarr", "cog-1", *([] if without_gdal else ["gdal"])]
+    names += ["core:predict-1", "predict-1", "predict-2", "catboost"]
+    total = (across * SIZE) ** 2
+    seconds: dict[str, float] = {}
+    computing: dict[str, float] = {}
+    for name in names:
+        seconds[name], peak, computing[name], _ = measured(name, run, sheet)
+        speed = f"{total / seconds[name]:>10,.0f} pixels/s, {computing[name]:.1f} s of computing"
+        print(f"{name:<14} {speed}, a process took at most {peak:.0f} MB", flush=True)
     for what, one, other in [
-        ("two processes / one, store", "store-1", "store-2"),
+        ("two processes / one on one core, store", "core:store-1", "store-2"),
+        ("two processes / one on all cores, store", "store-1", "store-2"),
         ("store / zarr-python from memory", "zarr", "store-1"),
         ("cog / GDAL from memory", "gdal", "cog-1"),
-        ("two processes / one, predict", "predict-1", "predict-2"),
+        ("two processes / one on one core, predict", "core:predict-1", "predict-2"),
+        ("two processes / one on all cores, predict", "predict-1", "predict-2"),
         ("predict / CatBoost from memory", "catboost", "predict-1"),
     ]:
         if one in seconds:

@@ -42,16 +42,29 @@ from infer.runner import Settings, TileRunner, TileTask
 from infer.selftest import self_test
 from infer.weights import Checkpoint, load_checkpoint, load_registered, resolve_checkpoint
 
+_EXAMPLES = """examples:
+  python -m infer RUN --shard 0/8                                        one of eight tasks of a planned and fetched run
+  python -m infer --tiles TILES --checkpoint demo --out EMBEDDINGS       any folder of tiles
+  python -m infer --self-test                                            what there is here, and whether it works
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(prog="python -m infer", description="TESSERA tiles in, embeddings out.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infer",
+        description="TESSERA tiles in, embeddings out. `smalti infer RUN` starts it with what run.toml says.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run directory with plan.json and model.json")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th tile from the I-th on (0 <= I < N)")
     folder = parser.add_argument_group("any folder of tiles, without a run")
     folder.add_argument("--tiles", type=Path, metavar="DIR", help="folder of tile folders, or one tile folder")
     folder.add_argument(
-        "--checkpoint", metavar="FILE", help=f"a checkpoint, one of {', '.join(REGISTRY)}, or several: a+b"
+        "--checkpoint",
+        metavar="FILE",
+        help=f"a file, one of {', '.join(REGISTRY)}, or several: a+b; names come first, a file `demo` is ./demo",
     )
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
     folder.add_argument(
@@ -103,7 +116,7 @@ class Work:
         if self.run is not None:
             return resolve_checkpoint(self.job, self.run)
         name = self.job.checkpoint or ""
-        if not Path(name).is_file() and (JOIN in name or name in REGISTRY):  # a folder `demo` is no checkpoint
+        if known_model(name) is not None or (JOIN in name and not Path(name).is_file()):  # a file `demo` is ./demo
             return load_registered(name, heads=self.heads)
         return load_checkpoint(Path(name), heads=self.heads)
 

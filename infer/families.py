@@ -29,6 +29,12 @@ OVER_MONTHS: Mapping[Family, Callable[[Checkpoint], MonthsNetwork]] = {
 """Families whose networks take monthly composites."""
 
 
+def takes_months(checkpoint: Checkpoint) -> bool:
+    """Whether a model, or one of several side by side, starts from monthly composites."""
+    families = [part.family for part in checkpoint.parts or (checkpoint,)]
+    return any(family == MONTHLY_FAMILY or family in OVER_MONTHS for family in families)
+
+
 class AnyEngine(Protocol):
     """A model on a device: one tile in, its embedding out. `infer.engine.Engine` says what each does."""
 

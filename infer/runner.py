@@ -41,9 +41,11 @@ from infer.contract import (
     writing,
 )
 from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, EngineUsed, ModelPart
+from infer.contract.monthly import months_go_by_date
+from infer.contract.tile import TileSeason
 from infer.device import is_out_of_memory
 from infer.engine import SEMANTICS, Output, TileResult
-from infer.families import AnyEngine
+from infer.families import AnyEngine, takes_months
 from infer.prepare import LoadedTile
 from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
@@ -151,8 +153,9 @@ class TileRunner:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read", initializer=engine.device.activate)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def inputs(self, fingerprint: str) -> Inputs:
-        """What an embedding depends on."""
+    def inputs(self, fingerprint: str, folder: Path) -> Inputs:
+        """What an embedding of the tile in a folder depends on."""
+        by_date = takes_months(self._engine.checkpoint) and months_go_by_date(TileSeason.stated(folder))
         return {
             "tile": fingerprint,
             "checkpoint": self._engine.checkpoint.sha256,
@@ -161,6 +164,7 @@ class TileRunner:
             "precision": self._engine.device.precision,
             "engine": SEMANTICS,
             **({"min_clear_s2": self._engine.min_clear_s2} if self._engine.min_clear_s2 else {}),
+            **({"months": "by date"} if by_date else {}),
         }
 
     def run(self, tasks: Sequence[TileTask]) -> Report:
@@ -227,7 +231,7 @@ class TileRunner:
         """
         if task.need_manifest and not (task.folder / TILE_MANIFEST).is_file():
             raise FormatError(f"{task.folder}: this tile has not been fetched: run `smalti fetch`")
-        inputs = self.inputs(tile_fingerprint(task.folder))
+        inputs = self.inputs(tile_fingerprint(task.folder), task.folder)
         manifest = embedding_paths(self._settings.out, task.name)[2]
         gone = is_released(task.folder)
         if not self._settings.overwrite and self._current(manifest, inputs, gone) and self._let_go(task):

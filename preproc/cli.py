@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from inspect import cleandoc
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -20,10 +21,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="From a region and a season to TESSERA embeddings and a crop map.\n\n"
+    help="From a region and a season to TESSERA embeddings and a map of crops, or of a number such as yield.\n\n"
     "A RUN is a folder with a run.toml. Make one with [bold]smalti init RUN[/], look at the cost with "
     "[bold]smalti plan RUN --dry-run[/], then [bold]smalti run RUN[/] does everything, or each stage is its own "
-    "command. Every command can be stopped and run again: it goes on with what is missing.\n\n"
+    "command. On a cluster [bold]smalti doctor RUN[/] looks whether all is ready, [bold]smalti submit RUN[/] queues "
+    "the stages, and [bold]smalti status RUN[/] tells where they are. Every command can be stopped and run again: it "
+    "goes on with what is missing. [bold]smalti demo[/] shows the whole in minutes, without data.\n\n"
     "Exit codes: 0 complete, 1 some outputs failed (listed at the end), 2 wrong input, 75 interrupted or busy.",
 )
 
@@ -33,7 +36,11 @@ app.add_typer(container_app, name="container", rich_help_panel="On a cluster")
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, with its run.toml.")]
 ShardOption = Annotated[
     str,
-    typer.Option("--shard", metavar="I/N", help="Only every N-th tile, from I (0 <= I < N): one array task's share."),
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="A share of the stage's tiles, sheets or trials: every N-th from I on (0 <= I < N).",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Build again what is complete.")]
 
@@ -82,7 +89,10 @@ def _stage(name: str, run: Path, shard: str = "0/1", force: bool = False, model:
 
 @app.command(rich_help_panel=_START)
 def init(run: RunArgument) -> None:
-    """Make a run folder with a commented run.toml."""
+    """Make a run folder with a commented run.toml: region, season, archive, model, labels.
+
+    Example: [bold]smalti init wheat-2024[/], edit wheat-2024/run.toml, [bold]smalti plan wheat-2024 --dry-run[/]
+    """
     from preproc.run.template import init_run
 
     directory = Run(run)
@@ -94,7 +104,9 @@ def init(run: RunArgument) -> None:
 @app.command(rich_help_panel=_START)
 def demo(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Where to put the demonstration.")] = Path("demo"),
-    prepare_only: Annotated[bool, typer.Option(help="Make the archive and run.toml, and stop.")] = False,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make the archive and run.toml, and stop.")
+    ] = False,
 ) -> None:
     """Simulate a small archive with known truth and run everything on it: the whole chain in minutes, offline."""
     from preproc.run.chain import run_all, summarise
@@ -113,7 +125,10 @@ def demo(
 
 @app.command("run", rich_help_panel=_START)
 def run_command(run: RunArgument, force: ForceOption = False) -> None:
-    """Run all stages in order on this machine, skipping what is complete."""
+    """Run all stages in order on this machine, skipping what is complete.
+
+    Without \\[labels] in run.toml it ends with the mosaic of embeddings; with them, with map, accuracy and report.
+    """
     from infer.contract import Plan
     from preproc.preflight import refuse
     from preproc.run.chain import run_all, summarise
@@ -132,7 +147,10 @@ def plan(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tiles, scenes and cost; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Search the archive again.")] = False,
 ) -> None:
-    """Cut the region into tiles and search the archive, once."""
+    """Cut the region into tiles and search the archive, once. Other stages read what it found.
+
+    Example: [bold]smalti plan RUN --dry-run[/] tells tiles, scenes, hours and disk before anything is paid for.
+    """
     if dry_run:
         from preproc.plan.stage import dry_run as describe
         from preproc.preflight import preflight
@@ -170,7 +188,10 @@ def stitch(
         bool, typer.Option("--check", help="Read a finished mosaic back and compare it with the embeddings.")
     ] = False,
 ) -> None:
-    """Make the embeddings a Zarr store and GeoTIFFs. Shards make sheets; without --shard they are joined."""
+    """Make the embeddings a Zarr store and GeoTIFFs: RUN/mosaic.
+
+    Shards make sheets; without --shard they are joined.
+    """
     if check:
         from preproc.mosaic.check import check_mosaic
         from preproc.run.config import load_config
@@ -182,13 +203,16 @@ def stitch(
 
 @app.command(rich_help_panel=_STAGES)
 def sample(run: RunArgument, force: ForceOption = False) -> None:
-    """Take the embeddings at the labels."""
+    """Take the embeddings at the labels (\\[labels] in run.toml): RUN/samples.parquet."""
     _stage("sample", run, force=force)
 
 
 @app.command(rich_help_panel=_STAGES)
 def train(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
-    """Train a classifier, tuned by Optuna on folds that keep a group together. Shards work on one study together."""
+    """Train a classifier, or a model of a number, tuned by Optuna on folds that keep a group together: RUN/model.
+
+    Shards work on one study together (of a segmentation head, each on its own networks); without --shard it is ended.
+    """
     _stage("train", run, shard, force)
 
 
@@ -202,16 +226,21 @@ def predict(
         typer.Option(
             "--model",
             metavar="DIR",
-            help=r"A classifier trained elsewhere: its model/, or a copy. As \[predict] model.",
+            help=r"A model trained elsewhere: its model/, a copy of it, or its run. As \[predict] model.",
         ),
     ] = None,
 ) -> None:
-    """Map the classes wall to wall, with their confidence. Shards predict sheets; without --shard they are joined."""
+    """Map the classes wall to wall, with their confidence, or a number with its interval: RUN/map.
+
+    Shards predict sheets; without --shard they are joined.
+
+    Example: [bold]smalti predict RUN --model ../2023/model[/] maps a run without labels.
+    """
     _stage("predict", run, shard, force, model)
 
 
 ReferenceFileOption = Annotated[
-    Path | None, typer.Option("--reference", metavar="FILE", help="With --map: points with their true class.")
+    Path | None, typer.Option("--reference", metavar="FILE", help="With --map: points whose true class is known.")
 ]
 LegendOption = Annotated[
     Path | None, typer.Option(metavar="CSV", help="Names of a GeoTIFF's classes: columns code and name.")
@@ -226,19 +255,25 @@ def validate(
         Path | None, typer.Option("--map", metavar="FILE", help="Any classified GeoTIFF instead of a run.")
     ] = None,
     reference: ReferenceFileOption = None,
-    class_: Annotated[str, typer.Option("--class", metavar="ATTRIBUTE", help="The true class.")] = "class",
+    class_: Annotated[
+        str, typer.Option("--class", metavar="ATTRIBUTE", help="Of the points: their true class.")
+    ] = "class",
     design: Annotated[str, typer.Option(help="How points were drawn: stratified or random.")] = "stratified",
     stratum: Annotated[
-        str | None, typer.Option(metavar="ATTRIBUTE", help="The stratum, if strata are not the map's classes.")
+        str | None,
+        typer.Option(metavar="ATTRIBUTE", help="Of the points: their stratum, if strata are not the map's classes."),
     ] = None,
     strata: Annotated[str | None, typer.Option(metavar="A=SIZE,B=SIZE", help="Sizes of such strata.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the reference file.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
     legend: LegendOption = None,
     output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures there as well.")] = None,
 ) -> None:
     """Measure how well the classes are told apart; with a reference sample, how right the map is and what areas are.
 
     With --map and --reference the same estimates are made of any classified GeoTIFF, without a run.
+
+    Example: [bold]smalti validate --map crops.tif --reference points.gpkg --class crop --legend legend.csv[/]
     """
     if map_file is None and reference is None and run is not None:
         _stage("validate", run, force=force)
@@ -247,7 +282,7 @@ def validate(
         raise SmaltiError("validate takes either RUN, whose run.toml says the rest, or both --map and --reference")
     from preproc.survey.assess import Assessment, assess
 
-    assess(Assessment(map_file, reference, class_, design, stratum, strata, layer, legend, output))
+    assess(Assessment(map_file, reference, class_, design, stratum, strata, layer, encoding, legend, output))
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -273,6 +308,8 @@ def import_command(
     to be the one that they were made with, and the season theirs: a calendar
     year, unless smalti made the store. Afterwards sample, train, predict,
     validate and report work as ever, without a GPU.
+
+    Example: [bold]smalti plan RUN[/], [bold]smalti import RUN store.zarr --fill[/], [bold]smalti run RUN[/]
     """
     from preproc.exchange.importing import import_embeddings
     from preproc.run.config import load_config
@@ -287,13 +324,9 @@ def export_command(
         str, typer.Argument(metavar="TARGET", help="A folder, s3://, az://, gs:// or https:// (WebDAV).")
     ],
     kind: Annotated[
-        Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"],
-        typer.Option(
-            "--as",
-            help="npy tiles of 0.1 degree; the same as float32 GeoTIFFs; a row a pixel; RUN/mosaic (COGs, STAC and "
-            "store); the store alone.",
-        ),
-    ] = "mosaic",
+        Literal["zarr", "geotessera", "cog", "geoparquet", "stac", "torchgeo"],
+        typer.Option("--as", metavar="FORMAT", help="One of those above."),
+    ] = "stac",
     every: Annotated[int, typer.Option(min=1, max=1000, help="geoparquet: every N-th pixel in both directions.")] = 10,
     points: Annotated[
         Path | None, typer.Option("--points", metavar="FILE", help="geoparquet: the pixels under these points instead.")
@@ -306,11 +339,22 @@ def export_command(
 ) -> None:
     """Write the embeddings in a form that other programs read. What is there is not written again.
 
+    \b
+    --as stac        the mosaic: STAC, with its COGs and its store
+    --as cog         the mosaic's GeoTIFFs alone: GDAL, QGIS, R
+    --as zarr        its Zarr v3 store alone: xarray, geotessera
+    --as geotessera  npy tiles of 0.1 degree: geotessera
+    --as torchgeo    the same tiles as float32 GeoTIFFs: torchgeo
+    --as geoparquet  a row a pixel: every tenth, or under --points
+
     Example: [bold]smalti export RUN plots --as geoparquet --points plots.gpkg --id plot[/]
     """
     from preproc.exchange.export import PointsWanted, export
+    from preproc.run.config import load_config
 
-    print(export(Run(run), target, kind, points=PointsWanted(every, points, id_, layer), force=force))
+    wanted = PointsWanted(every, points, id_, layer)
+    gaps = Run(run).config.exists() and load_config(Run(run)).stitch.missing == "nodata"
+    print(export(Run(run), target, kind, points=wanted, gaps=gaps, force=force))
 
 
 @app.command(rich_help_panel=_SURVEY)
@@ -340,6 +384,8 @@ def design(
 
     The number of points follows from the wished standard error (Olofsson et al. 2014); ids are in random order, and the
     files to label do not tell the mapped class. label.html is where they are labelled, offline, with the keyboard.
+
+    Example: [bold]smalti design RUN[/], label, name the saved file in \\[validate], [bold]smalti validate RUN[/]
     """
     from preproc.survey.design import Wishes, design
 
@@ -372,7 +418,7 @@ def suspects(
 def suggest(
     run: RunArgument,
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/suggestions by default.")] = None,
-    count: Annotated[int, typer.Option(help="Places.")] = 100,
+    count: Annotated[int, typer.Option(help="How many places.")] = 100,
     apart: Annotated[float, typer.Option(help="Metres between any two of them, at the least.")] = 200.0,
     candidates: Annotated[int, typer.Option(help="Places of the map that are looked at.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Another seed looks at other places.")] = 1,
@@ -398,7 +444,10 @@ def parcels(
     share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
     train: Annotated[bool, typer.Option("--train", help="Learn the declared classes from the parcels' means.")] = False,
 ) -> None:
-    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped."""
+    """Look at a run by parcel: one vector each (GeoParquet), the map's majority, declared against mapped.
+
+    Example: [bold]smalti parcels RUN fields.gpkg --id field --class crop[/]
+    """
     from preproc.run.config import load_config
     from preproc.survey.parcels import ParcelWishes, parcels
 
@@ -416,7 +465,10 @@ def mirror(
     whole: Annotated[bool, typer.Option("--whole", help="Whole files, not only the blocks that tiles need.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Verify the checksum of what was copied before.")] = False,
 ) -> None:
-    """Copy what a planned run needs of the archive, with a catalogue, for nodes without internet."""
+    """Copy what a planned run needs of the archive, with a catalogue, for nodes without internet.
+
+    Example: [bold]smalti mirror RUN[/] on a node with internet, then \\[archive] source = "static" as it says.
+    """
     from preproc.mirror.mirror import mirror as copy
     from preproc.run.config import load_config
 
@@ -427,10 +479,13 @@ def mirror(
 def submit(
     run: RunArgument,
     site: SiteOption = None,
-    stages: Annotated[str | None, typer.Option(metavar="A,B", help="Only these stages.")] = None,
+    stages: Annotated[str | None, typer.Option(metavar="A,B", help="Only these stages, such as fetch,infer.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print scripts, resources and cost.")] = False,
 ) -> None:
-    """Queue what is missing as Slurm arrays that wait for each other."""
+    """Queue what is missing as Slurm arrays that wait for each other.
+
+    Example: [bold]smalti doctor RUN[/], [bold]smalti submit RUN --dry-run[/], [bold]smalti submit RUN[/]
+    """
     from preproc.cluster.submit import Request, submit
     from preproc.run.config import load_config
 
@@ -473,13 +528,18 @@ def doctor(
 
 @container_app.command("build")
 def container_build(
-    flavour: Annotated[str, typer.Argument(metavar="cuda|rocm|cpu")],
-    output: Annotated[Path | None, typer.Option(help="The image; smalti-<kind>.sif here by default.")] = None,
+    flavour: Annotated[str, typer.Argument(metavar="cuda|rocm|cpu", help="For GPUs of NVIDIA, of AMD, or for none.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="SIF", help="The image; smalti-cuda.sif and so on, here, by default.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Another base: an image's name, localimage:FILE ...")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of wheels: build without the network.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Keep downloaded layers there.")] = None,
 ) -> None:
-    """Build the engine's image with apptainer or singularity, test it and record its checksum."""
+    """Build the engine's image with apptainer or singularity, test it and record its checksum.
+
+    Example: [bold]smalti container build rocm[/], then container = "smalti-rocm.sif" in section site of run.toml
+    """
     from preproc.cluster.image import ImageRequest, build_image
 
     target = output or Path(f"smalti-{flavour}.sif")
@@ -538,7 +598,10 @@ def cluster(
     seed: Annotated[int, typer.Option(help="Another seed is another start of the search.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels."""
+    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels.
+
+    It has nothing to do with a computing cluster: see `smalti submit` for that.
+    """
     from preproc.explore.groups import cluster
     from preproc.run.config import load_config
 
@@ -608,7 +671,9 @@ def compare(
     print(act(Run(run), load_config(Run(run)), wishes))
 
 
-model_app = typer.Typer(no_args_is_help=True, help="Trained classifiers, which may be copied and map other runs.")
+model_app = typer.Typer(
+    no_args_is_help=True, help="Trained classifiers and models of numbers, which may be copied and map other runs."
+)
 app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
 
 
@@ -616,7 +681,10 @@ app.add_typer(model_app, name="model", rich_help_panel=_LOOK)
 def model_show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's model/, a copy of it, or the run.")],
 ) -> None:
-    """Tell what a classifier was trained on, how well it does and where it may be used; every checksum is verified."""
+    """Tell what a model was trained on, how well it does and where it may be used; every checksum is verified.
+
+    Example: [bold]smalti model show ../2023/model[/]
+    """
     from preproc.classify.card import show
 
     print(show(folder))
@@ -645,17 +713,25 @@ def atlas(
 def view(
     folder: Annotated[Path, typer.Argument(metavar="ATLAS", help="What `smalti atlas` wrote, or its run.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.gpkg", help="Save the labels that are drawn here; begin with those that it has."),
+    ] = None,
 ) -> None:
     """Show an atlas in the browser, on this machine alone (with `ssh -L 8765:127.0.0.1:8765` on yours).
 
-    Of a run a click tells the season's curve as well, while the tiles' time series are there.
+    Of a run a click tells the season's curve as well, while the tiles' time series are there. Open the whole
+    address, with what comes after #: with it the page saves labels as a GeoPackage, in FILE or as a download.
+
+    Example: [bold]smalti view RUN --labels RUN/labels.gpkg[/]
     """
     from preproc.atlas.serve import serving
 
     inside = folder / "atlas"
     of_run = inside.is_dir() and (folder / "plan.json").is_file()
-    with serving(inside if inside.is_dir() else folder, port, Run(folder) if of_run else None) as server:
-        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+    shown = inside if inside.is_dir() else folder
+    with serving(shown, port, Run(folder) if of_run else None, labels) as (server, address):
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 
@@ -679,7 +755,10 @@ def weights_fetch(
         Path | None, typer.Option("--from", help="A file that was brought here by other means (no internet).")
     ] = None,
 ) -> None:
-    """Download a checkpoint once and keep its checksum; from then on another file is refused."""
+    """Download a checkpoint once and keep its checksum; from then on another file is refused.
+
+    Example: [bold]smalti weights fetch tessera-v2-small[/]; demo and monthly come with smalti.
+    """
     from preproc.weights import fetch_weights
 
     print(fetch_weights(name, mirror=mirror, source=source))
@@ -693,7 +772,7 @@ def weights_verify() -> None:
     print(verify_weights())
 
 
-@app.command(rich_help_panel=_LOOK)
+@app.command(rich_help_panel=_START)
 def simulate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to put the archive.")],
     extent_km: Annotated[float, typer.Option(help="Side of the region in kilometres.")] = 2.0,
@@ -701,12 +780,26 @@ def simulate(
     s1_dates: Annotated[int, typer.Option(help="Sentinel-1 dates of each orbit direction.")] = 31,
     seed: Annotated[int, typer.Option(help="Another seed is another landscape.")] = 1,
 ) -> None:
-    """Make an archive with known truth: parcels, clouds, speckle and the quirks of real archives, as STAC and COGs."""
+    """Make an archive with known truth: parcels, clouds, speckle and the quirks of real archives, as STAC and COGs.
+
+    Example: [bold]smalti simulate archive --extent-km 1[/], to be named in a run.toml; `smalti demo` does both.
+    """
     from preproc.simulate import SimulationOptions
     from preproc.simulate.demo import simulate_archive
 
     options = SimulationOptions(extent_km=extent_km, s2_dates=s2_dates, s1_dates=s1_dates, seed=seed)
     print(simulate_archive(folder, options).folder / "items.json")
+
+
+def _in_one_line(text: str) -> str:
+    """Paragraphs without the line breaks of the source, for a terminal has its own width; tables (\\b) keep theirs."""
+    parts = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in parts)
+
+
+for _app in (app, container_app, model_app, weights_app):
+    for _command in _app.registered_commands:
+        _command.help = _in_one_line(getattr(_command.callback, "__doc__", None) or "")
 
 
 class _Interrupted(BaseException):

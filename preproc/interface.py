@@ -28,6 +28,8 @@ from infer.contract import (
     read_tile,
 )
 from infer.contract.rasters import MapManifest, MosaicManifest, MosaicZone
+from preproc.mosaic.reader import EmbeddingReader, moved, same_zone
+from preproc.raster.zones import ZoneGrid
 from preproc.run.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class OpenRun:
         return read_embedding(self.run.embeddings, self._planned(name).name, checksums=False)
 
     def embeddings_at(self, points: Points, epsg: int = WGS84) -> NDArray[np.float32]:
-        """The embeddings at points: of the pixel that each lies in.
+        """The embeddings at points: of the pixel that each lies in, from the mosaic's store or from the tiles.
 
         Args:
             points: (N, 2) longitude and latitude, or x and y of `epsg`.
@@ -99,66 +101,40 @@ class OpenRun:
             (N, C) float32; NaN outside the region's tiles and where nothing was observed.
 
         Raises:
-            FormatError: if a tile under a point has no embedding.
+            SmaltiError: if a tile under a point has no embedding, unless [stitch] missing = "nodata".
         """
         at = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        found: NDArray[np.float32] | None = None
-        open_points = np.ones(len(at), dtype=bool)
-        for zone in sorted({tile.epsg for tile in self.tiles}):
-            x, y = Transformer.from_crs(epsg, zone, always_xy=True).transform(at[:, 0], at[:, 1])
-            for tile in (tile for tile in self.tiles if tile.epsg == zone):
-                column, row = (x - tile.west) // PIXEL_SIZE, (tile.north - y) // PIXEL_SIZE
-                here = open_points & (column >= 0) & (column < tile.size) & (row >= 0) & (row < tile.size)
-                if not here.any():
-                    continue
-                embedding = self.embedding(tile.name)
-                if found is None:
-                    found = np.full((len(at), embedding.shape_hwc[2]), np.nan, dtype=np.float32)
-                for index in np.flatnonzero(here):
-                    r, c = int(row[index]), int(column[index])
-                    vector = embedding.window(slice(r, r + 1), slice(c, c + 1))[0, 0]
-                    found[index] = vector
-                    open_points[index] = not np.isfinite(vector).all()  # another zone's tile may have seen it
-        return np.full((len(at), 0), np.nan, dtype=np.float32) if found is None else found
+        return self._reader.at(at, epsg)
 
     def embeddings_in(self, bbox: Box, epsg: int = WGS84) -> Raster:
-        """The embeddings of a window, joined from its tiles.
+        """The embeddings of a window, from the mosaic's store or joined from its tiles.
 
         Args:
             bbox: west, south, east, north.
             epsg: coordinate system of the window; degrees by default. Of a UTM zone of the run: exactly these metres.
 
         Returns:
-            (h, w, C) float32 in the zone in which most of the window's tiles lie; NaN = nodata.
+            (h, w, C) float32 in the zone in which most of the window's tiles lie; NaN = nodata. Rows south of the
+            equator lie below 0 where the run has tiles of the zone on both sides.
 
         Raises:
-            SmaltiError: if no tile lies in it.
+            SmaltiError: if no tile lies in it, or one has no embedding, unless [stitch] missing = "nodata".
         """
-        zones = {tile.epsg for tile in self.tiles}
-        best: tuple[int, int, Box, list[PlannedTile]] | None = None
-        for zone in sorted({epsg} & zones or zones):
-            box = Transformer.from_crs(epsg, zone, always_xy=True).transform_bounds(*bbox)
-            inside = [tile for tile in self.tiles if tile.epsg == zone and _overlap(tile.bounds, box)]
-            if inside and (best is None or len(inside) > best[0]):
-                best = len(inside), zone, box, inside
-        if best is None:
+        reader = self._reader
+        own = [grid for grid in reader.grids if same_zone(epsg, grid)]
+        found = []
+        for grid in own or reader.grids:
+            window = _window(grid, bbox, epsg)
+            found.append((len(grid.part(*window).tiles), grid, window))
+        most, grid, window = max(found, key=lambda one: one[0])
+        if not most:
             raise SmaltiError(f"{self.run.root}: no tile lies in {list(bbox)} (EPSG:{epsg})")
-        _, zone, (west, south, east, north), inside = best
-        west, south = (np.floor(v / PIXEL_SIZE) * PIXEL_SIZE for v in (west, south))
-        east, north = (np.ceil(v / PIXEL_SIZE) * PIXEL_SIZE for v in (east, north))
-        height, width = round((north - south) / PIXEL_SIZE), round((east - west) / PIXEL_SIZE)
-        values: NDArray[np.float32] | None = None
-        for tile in inside:
-            embedding = self.embedding(tile.name)
-            if values is None:
-                values = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
-            top, left = round((north - tile.north) / PIXEL_SIZE), round((tile.west - west) / PIXEL_SIZE)
-            rows = slice(max(0, -top), min(tile.size, height - top))
-            columns = slice(max(0, -left), min(tile.size, width - left))
-            part = embedding.window(rows, columns)
-            values[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop] = part
-        assert values is not None
-        return Raster(values, zone, Affine(PIXEL_SIZE, 0.0, west, 0.0, -PIXEL_SIZE, north))
+        return Raster(reader.window(grid, *window), grid.epsg, grid.part(*window).transform)
+
+    @property
+    def _reader(self) -> EmbeddingReader:
+        gaps = self.run.config.exists() and self.config.stitch.missing == "nodata"
+        return EmbeddingReader(self.run, self.plan, gaps=gaps)
 
     def mosaic(self, zone: str | None = None, chunk: int = 512) -> xarray.DataArray:
         """The mosaic as a lazy xarray (band, y, x), see `open_mosaic`."""
@@ -293,5 +269,14 @@ def _zone(folder: Path, zones: Mapping[str, _T], zone: str | None) -> _T:
     return zones[zone]
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _window(grid: ZoneGrid, bbox: Box, epsg: int) -> tuple[int, int, int, int]:
+    """First row and column, height and width of the pixels of a grid that a box touches."""
+    if same_zone(epsg, grid):
+        (west, east), (south, north) = moved(epsg, grid, np.array(bbox[::2]), np.array(bbox[1::2]))
+    else:
+        west, south, east, north = Transformer.from_crs(epsg, grid.epsg, always_xy=True).transform_bounds(*bbox)
+    if not np.isfinite([west, south, east, north]).all():
+        return 0, 0, 0, 0  # on the other side of the earth
+    top, left = (int(np.floor(v / PIXEL_SIZE)) for v in (grid.north - north, west - grid.west))
+    bottom, right = (int(np.ceil(v / PIXEL_SIZE)) for v in (grid.north - south, east - grid.west))
+    return top, left, bottom - top, right - left

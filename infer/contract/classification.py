@@ -122,7 +122,9 @@ class Tuning:
     best_trial: int | None = None
     macro_f1: float | None = None
     optimism: float | None = None
-    """What choosing the best adds to its score."""
+    """What choosing the best adds to its score, or takes off its loss."""
+    loss: float | None = None
+    """Where a number is learned: the best trial's mean pinball loss, in the number's unit."""
 
 
 @dataclass(frozen=True)
@@ -478,6 +480,10 @@ class RegressorManifest(Record):
     """Added to both sides of the quantiles' interval, so that it holds 90 % of what was not trained on."""
     trained_on: tuple[TrainedOn, ...]
     held_out: HeldOut | None = None
+    tuning: Tuning | None = None
+    """None in models of older versions, which were not tuned."""
+    rows_beyond: int = 0
+    """Samples that were left out because of [classify] max_rows."""
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -518,6 +524,8 @@ class ValueAccuracyManifest(Record):
     headline: str
     held_out: ValueHeldOut | None = None
     """Of what no choice and no training has seen; None where nothing was held out."""
+    tuning: Tuning | None = None
+    tuning_note: str = ""
 
     @classmethod
     def path(cls, run: Run) -> Path:

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
-from infer.contract.manifest import Inputs, verify_files
+from infer.contract.manifest import Inputs, read_manifest, verify_files
 from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY, without_gaps
 from infer.contract.names import brief_name, child
 from infer.contract.provenance import TileGrid, Window
 from infer.contract.record import Record
+from infer.contract.regular import JsonObject
 
 OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
 """Last axis of `<tile>_observations.npy`: clear Sentinel-2 observations, and Sentinel-1's of both orbits."""
@@ -208,6 +209,18 @@ class Embedding:
         values = np.asarray(self.values_hwc[rows, columns])
         if self.scales_hw is not None:
             return dequantise(values, np.asarray(self.scales_hw[rows, columns]))
+        return self._floats(values, gaps)
+
+    def points(
+        self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]], *, gaps: bool = True
+    ) -> NDArray[np.float32]:
+        """(N, C) float32 values of single pixels, as `window` gives them, by default with gaps; only these are read."""
+        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
+        if self.scales_hw is None:
+            return self._floats(values_nc, gaps)
+        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
+
+    def _floats(self, values: NDArray[Any], gaps: bool) -> NDArray[np.float32]:
         values = values.astype(np.float32, copy=False)
         months = self._months
         if months is None or gaps:
@@ -215,13 +228,6 @@ class Embedding:
         filled = np.array(values)
         filled[..., months] = without_gaps(values[..., months])
         return filled
-
-    def points(self, rows_n: NDArray[np.integer[Any]], columns_n: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """(N, C) float32 values of single pixels, as `window` gives them with gaps; only these are read."""
-        values_nc = np.asarray(self.values_hwc[rows_n, columns_n])
-        if self.scales_hw is None:
-            return values_nc.astype(np.float32, copy=False)
-        return dequantise(values_nc, np.asarray(self.scales_hw[rows_n, columns_n]))
 
 
 def dequantise(codes_hwc: NDArray[Any], scales_hw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -308,6 +314,27 @@ def read_back(folder: Path, name: str) -> None:
             if hasattr(os, "posix_fadvise"):  # not everywhere; elsewhere memory may answer
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     read_embedding(folder, name, checksums=True)
+
+
+def valid_manifest(folder: Path, name: str) -> JsonObject:
+    """The manifest of a tile's embedding, whose files are as long as it says; their bytes are not read.
+
+    Raises:
+        FormatError: if it is missing or broken.
+    """
+    path = embedding_manifest(folder, name)
+    manifest = read_manifest(path, EmbeddingManifest.kind, remedy=_REMEDY)
+    verify_files(path, manifest["files"], checksums=False, remedy=_REMEDY)
+    return manifest
+
+
+def lacks_embedding(folder: Path, name: str) -> bool:
+    """Whether a tile's embedding is missing or broken: what counts as missing where that is allowed."""
+    try:
+        valid_manifest(folder, name)
+    except FormatError:
+        return True
+    return False
 
 
 def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:

@@ -84,6 +84,8 @@ class MosaicSheet(Provenance):
     """Codes moved by one in the GeoTIFF, for theirs means nodata there."""
     tiles: tuple[str, ...]
     """That touch it."""
+    embeddings: Mapping[str, str] = field(default_factory=dict)
+    """Tile -> SHA-256 of the files of the embedding that it was made of; empty in sheets of older versions."""
 
 
 @dataclass(frozen=True)

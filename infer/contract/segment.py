@@ -11,14 +11,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.embedding import Embedding, embedding_manifest, read_embedding
+from infer.contract.embedding import Embedding, lacks_embedding, read_embedding
 from infer.contract.errors import FormatError
-from infer.contract.plan import PlannedTile
+from infer.contract.plan import PlannedTile, PlannedTiles
 from infer.contract.record import Record
 from infer.contract.regular import open_regular
 from infer.contract.run import PIXEL_SIZE, Run
@@ -119,8 +119,11 @@ def shapes(dim: int, width: int, classes: int) -> dict[str, tuple[int, ...]]:
     return {**found, "head_w": (width, classes), "head_b": (classes,)}
 
 
-def zone_of(epsg: int) -> int:
-    """UTM zone of an EPSG code; both hemispheres share its lattice."""
+_Codes = TypeVar("_Codes", int, NDArray[np.int64])
+
+
+def zone_of(epsg: _Codes) -> _Codes:
+    """UTM zone of an EPSG code, or of each; both hemispheres share its lattice."""
     return epsg % 100
 
 
@@ -143,43 +146,40 @@ class Ground:
     """The embeddings of a run as one plane a zone: windows of it are read across the edges of tiles."""
 
     def __init__(self, run: Run, tiles: Sequence[PlannedTile], *, checksums: bool) -> None:
-        """Index the tiles; `checksums` verifies every byte of one when it is first read."""
+        """Index the tiles, as columns: there may be a million. `checksums` verifies every byte of one that is read."""
         self._folder, self._checksums = run.embeddings, checksums
-        self._side = max((tile.size for tile in tiles), default=1)
-        self._cells: dict[tuple[int, int, int], list[tuple[PlannedTile, int, int]]] = {}
+        table = PlannedTiles.of(tiles)
+        epsg_n = table.column("epsg")
+        row_n, column_n = lattice(epsg_n, table.column("west") + 5, table.column("north") - 5)
+        order_n = np.lexsort((row_n, zone_of(epsg_n)))
+        self._tiles, self._zone_n = table.chosen(order_n), zone_of(epsg_n)[order_n]
+        self._row_n, self._column_n = row_n[order_n], column_n[order_n]
         self._open: OrderedDict[str, Embedding] = OrderedDict()
+        self._gone: set[str] = set()
         self._dim = 0
-        for tile in tiles:
-            row, column = tile_corner(tile)
-            for cell in self._touched(zone_of(tile.epsg), row, column, tile.size, tile.size):
-                self._cells.setdefault(cell, []).append((tile, row, column))
-
-    def _touched(self, zone: int, top: int, left: int, height: int, width: int) -> list[tuple[int, int, int]]:
-        rows = range(top // self._side, (top + height - 1) // self._side + 1)
-        columns = range(left // self._side, (left + width - 1) // self._side + 1)
-        return [(zone, row, column) for row in rows for column in columns]
 
     def tiles(self, zone: int, top: int, left: int, height: int, width: int) -> list[tuple[PlannedTile, int, int]]:
         """The tiles that touch a window, each with the row and column of its corner; in a fixed order."""
-        found: dict[str, tuple[PlannedTile, int, int]] = {}
-        for cell in self._touched(zone, top, left, height, width):
-            for tile, row, column in self._cells.get(cell, ()):
-                inside = row < top + height and row + tile.size > top
-                if inside and column < left + width and column + tile.size > left:
-                    found[tile.name] = tile, row, column
-        return [found[name] for name in sorted(found)]
+        first, last = np.searchsorted(self._zone_n, [zone, zone + 1])
+        above = self._tiles.size - 1
+        first, last = first + np.searchsorted(self._row_n[first:last], [top - above, top + height])
+        column_n = self._column_n[first:last]
+        found = first + np.flatnonzero((column_n >= left - above) & (column_n < left + width))
+        corners = zip(self._row_n[found].tolist(), self._column_n[found].tolist(), strict=True)
+        touching = [(tile, *corner) for tile, corner in zip(self._tiles.chosen(found), corners, strict=True)]
+        return sorted(touching, key=lambda entry: entry[0].name)
 
     def window(self, zone: int, top: int, left: int, height: int, width: int) -> NDArray[np.float32] | None:
         """(h, w, C) float32 embeddings, NaN where there is none; None where no tile has one.
 
-        Whether tiles may be missing is for the stages to say ([stitch] missing).
+        Whether tiles may be missing, or broken, is for the stages to say ([stitch] missing).
 
         Raises:
-            FormatError: if an embedding is damaged.
+            FormatError: if the bytes of an embedding are not those that were written.
         """
         result: NDArray[np.float32] | None = None
         for tile, row, column in self.tiles(zone, top, left, height, width):
-            if tile.name not in self._open and not embedding_manifest(self._folder, tile.name).exists():
+            if self._lacks(tile.name):
                 continue
             embedding = self._embedding(tile)
             if result is None:
@@ -192,6 +192,11 @@ class Ground:
             ]
             place[there] = embedding.window(rows, columns, gaps=True)[there]
         return result
+
+    def _lacks(self, name: str) -> bool:
+        if name not in self._open and name not in self._gone and lacks_embedding(self._folder, name):
+            self._gone.add(name)  # for good: one that comes now is for the next time
+        return name in self._gone
 
     def _embedding(self, tile: PlannedTile) -> Embedding:
         if tile.name not in self._open:

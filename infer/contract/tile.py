@@ -94,18 +94,40 @@ class LeftOutItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileManifest(Record):
-    """tile.json. A tile of others' has none, and states nothing; "stack" is s2, s1_ascending or s1_descending."""
+class TileSeason(Record):
+    """Of tile.json the season and its dates: the whole of it is long, and of a country's tiles no more is read."""
 
     kind = "tile"
     stage = "fetch"
+
+    window: Window | None = None
+    """The season."""
+    dates: Mapping[str, tuple[dt.date, ...]] | None = None
+    """Stack (s2, s1_ascending, s1_descending) -> days, ascending."""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """tile.json of a tile's folder; its files are not looked at.
+
+        Raises:
+            FormatError: if it is missing or not what it should be.
+        """
+        return cls.read_at(folder / TILE_MANIFEST, _REMEDY)
+
+    @classmethod
+    def stated(cls, folder: Path) -> Self:
+        """The same; of a tile that has none, one that states nothing."""
+        return cls.of_folder(folder) if (folder / TILE_MANIFEST).is_file() else cls()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileManifest(TileSeason):
+    """tile.json. A tile of others' has none, and states nothing."""
 
     band_order: tuple[str, ...] = ()
     mask_polarity: str = ""
     sar_band_order: tuple[str, ...] | None = None
     grid: TileGrid | None = None
-    window: Window | None = None
-    """The season."""
     source: str | None = None
     """[archive] source."""
     data_source: str | None = None
@@ -114,8 +136,6 @@ class TileManifest(Record):
     """What was done about the offset of Sentinel-2's baseline 04.00 -> ids of the items."""
     offset_basis: Mapping[str, tuple[str, ...]] | None = None
     """What that rests on -> ids of the items."""
-    dates: Mapping[str, tuple[dt.date, ...]] | None = None
-    """Stack -> days, ascending."""
     items: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None
     """Stack -> day -> ids of the scenes that give pixels, in order."""
     dropped: Mapping[str, tuple[DroppedDate, ...]] | None = None
@@ -131,26 +151,6 @@ class TileManifest(Record):
     """Pixels inside the region."""
     classes: Mapping[str, str] | None = None
     """Of a simulated tile: code -> name of what grows there."""
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """tile.json of a tile's folder; its files are not looked at.
-
-        Raises:
-            FormatError: if it is missing or not what it should be.
-        """
-        return cls.read_at(folder / TILE_MANIFEST, _REMEDY)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileDates(Record):
-    """Of tile.json what the report sums up over a country: the whole of it is long."""
-
-    kind = "tile"
-    stage = "fetch"
-
-    dates: Mapping[str, tuple[dt.date, ...]]
-    """Stack -> days, ascending."""
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m infer.pretrain.turn_back", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("student", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "student", type=Path, metavar="STUDENT", help="checkpoint that `python -m infer.pretrain` wrote"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="where the turned checkpoint goes")
     arguments = parser.parse_args(argv)
     try:
         content = read_torch(arguments.student, "name a student.pt")

@@ -1,5 +1,7 @@
 """Train the networks of a segmentation head, as `smalti train` asks for them; what is complete is passed over.
 
+`smalti train RUN` makes the job and starts this by itself; by hand, on the GPUs of a node:
+
 python -m infer.segment JOB --networks fold-1,final
 torchrun --nproc-per-node 4 -m infer.segment JOB --networks fold-1
 """
@@ -25,9 +27,17 @@ _REMEDY = "run `smalti train` again"
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(prog="python -m infer.segment", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("job", type=Path, help="folder with job.json and labels.npz")
-    parser.add_argument("--networks", help="names, separated by commas; default: all of the job")
+    first, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m infer.segment",
+        description=first,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "job", type=Path, metavar="JOB", help="folder with job.json and labels.npz: RUN/logs/study/segment-..."
+    )
+    parser.add_argument("--networks", metavar="A,B", help="names in job.json; default: all of the job")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm)")
     parser.add_argument("--save-every", type=int, default=200, help="steps between states (default 200)")
     return parser

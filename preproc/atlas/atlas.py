@@ -29,6 +29,7 @@ from infer.contract.explored import GroupsManifest, SimilarManifest
 from infer.contract.imported import imported_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, Provenance
 from infer.contract.record import Record
+from preproc.atlas.curves import step_of, write_curves
 from preproc.atlas.pyramid import Grid, corners_of, grid_of, write_pyramid
 from preproc.atlas.vectors import NUMBERS, write_short
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
@@ -130,7 +131,7 @@ def _observed(run: Run, mosaic: MosaicManifest) -> list[AtlasLayer]:
     reasons = tuple((code, text, _REASONS[code]) for code, text in REASONS.items())
     origins = tuple((code, text, _ORIGINS[code]) for code, text in ORIGINS.items())
     numbers = {name: index for index, name in enumerate(BANDS, start=1)}
-    ramp: dict[str, Any] = {"ramp": _VIRIDIS, "low": 0, "high": 60, "unit": "observations"}
+    ramp: dict[str, Any] = {"ramp": _VIRIDIS, "low": 0, "high": 60}
     found = [
         AtlasLayer("clear_s2", "Clear Sentinel-2 observations", rasters, numbers["clear_s2"], NODATA, **ramp),
         AtlasLayer("s1", "Sentinel-1 observations", rasters, numbers["s1"], NODATA, **{**ramp, "high": 120}),
@@ -180,7 +181,9 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     short = write_short(run, work)
     own = grid_of(plan.tiles, (plan.region.bbox[1] + plan.region.bbox[3]) / 2, finest=grid.finest)
     own = own.within(_MOST_SHORT_TILES)
-    count = grid.tiles * len(layers) + (0 if short is None else own.tiles)
+    step = None if len(plan.tiles) > _MOST_OUTLINES else step_of(plan.tiles)
+    count = grid.tiles * len(layers) + (0 if short is None else own.tiles) + (0 if step is None else len(plan.tiles))
+    curves: dict[str, Any] | None = None
     with rasterio.Env(GDAL_PAM_ENABLED="NO"), progress("atlas", count, "tiles") as bar:
         for layer in layers:
 
@@ -192,12 +195,16 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
             bands = list(range(1, NUMBERS + 1))
             total += write_pyramid(folder / "short", short[1], bands, 0, own, lambda: bar.advance(note="embeddings"))
             shutil.rmtree(work)
+        if step is not None:
+            names, size = write_curves(run, plan, folder, step, lambda: bar.advance(note="curves"))
+            curves = {"step": step, "size": plan.tiles[0].size, "tiles": names} if names else None
+            total += size
     vectors = None if short is None else {**short[0].described(), "levels": [own.coarsest, own.finest]}
-    page = _page(run, plan, layers, grid, vectors)
+    page = _page(run, plan, layers, grid, {"short": vectors, "curves": curves})
     write_bytes(folder / "index.html", page)
-    size = human_bytes(total + len(page))
+    whole = human_bytes(total + len(page))
     seen = len(layers) + (short is not None)
-    return f"{folder}: {seen} layers, {size}: look at it with `smalti view {folder}`, or from any web server"
+    return f"{folder}: {seen} layers, {whole}: look at it with `smalti view {folder}`, or from any web server"
 
 
 def _is_ours(folder: Path) -> bool:
@@ -209,14 +216,14 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
-def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, vectors: JsonObject | None) -> bytes:
+def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, parts: JsonObject) -> bytes:
     kinds = (MapManifest, MosaicManifest, GroupsManifest, SimilarManifest)
     facts = next(found for kind in kinds if (found := _read(kind, run)) is not None)
     data: JsonObject = {
         "layers": [layer.described() for layer in layers],
         "levels": [grid.coarsest, grid.finest],
         "box": list(grid.box),
-        "short": vectors,
+        **parts,
         "tiles": _tiles(run, plan),
         "states": list(_STATES.items()),
         "days": (plan.window[1] - plan.window[0]).days + 1,

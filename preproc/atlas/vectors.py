@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, embedding_paths, planned_tiles
+from infer.contract import Run, SmaltiError, planned_tiles
 from infer.contract.embedding import dequantise
 from preproc.explore.groups import draw_sample
-from preproc.explore.strips import Strip, write_layer
+from preproc.explore.strips import Strip, squares, write_layer
 from preproc.raster.cog import Layer
 from preproc.raster.provenance import read_provenance
 from preproc.raster.zones import zone_grids
@@ -90,23 +90,21 @@ def _nothing(strip: Strip, values_hwk: NDArray[np.uint8]) -> None:
 
 
 def write_short(run: Run, folder: Path) -> tuple[Shortened, tuple[Path, ...]] | None:
-    """Write short_<zone>.tif of all zones; None, and a line that says so, where embeddings are missing.
+    """Write short_<zone>.tif of all zones; None, and a line that says why, where there are no embeddings.
 
     Args:
         run: the run directory.
         folder: for the rasters.
     """
-    tiles = planned_tiles(run)
-    missing = [tile.name for tile in tiles if not embedding_paths(run.embeddings, tile.name)[2].exists()]
-    if missing:
-        say(f"atlas: {len(missing)} of {len(tiles)} tiles have no embedding yet: no preview and no search by example")
-        return None
     try:
-        facts = read_provenance(run)
-        found = learn_axes(draw_sample(run, facts.dim, 0))
+        facts = read_provenance(run, gaps=True)
+        found = learn_axes(draw_sample(run, facts, 0))
     except SmaltiError as error:
         say(f"atlas: no preview and no search by example: {error}")
         return None
+    tiles = planned_tiles(run)
+    if facts.missing:
+        say(f"atlas: {len(facts.missing)} of {len(tiles)} tiles have no embedding: preview and search are without them")
 
     def shorten(strip: Strip) -> NDArray[np.uint8]:
         valid_hw = strip.valid_hw
@@ -120,8 +118,8 @@ def write_short(run: Run, folder: Path) -> tuple[Shortened, tuple[Path, ...]] | 
     layer = Layer("uint8", 0, tuple(f"number {index}" for index in range(NUMBERS)), "nearest")
     grids, paths = zone_grids(tiles), []
     folder.mkdir(parents=True, exist_ok=True)
-    with progress("atlas: embeddings", sum(len(grid.tiles) for grid in grids), "tiles") as bar:
+    with progress("atlas: embeddings", sum(len(squares(grid)) for grid in grids), "squares") as bar:
         for grid in grids:
             paths.append(folder / f"short_{grid.label}.tif")
-            write_layer(run, paths[-1], grid, layer, shorten, _nothing, bar)
+            write_layer(run, paths[-1], grid, layer, facts, shorten, _nothing, bar)
     return found, tuple(paths)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import TILE_MANIFEST, SmaltiError, Tile, read_tile, sha256_file, write_bytes
-from infer.contract.monthly import MONTHLY_DIM, monthly_composites
+from infer.contract.monthly import MONTHLY_DIM, monthly_composites, months_go_by_date
 from infer.contract.registry import cached_checkpoint
 from infer.contract.regular import read_regular
+from infer.contract.tile import TileSeason
 
 FILE = "medians.npz"
 _AT_ONCE = 4096
@@ -83,4 +84,6 @@ def kept_medians(folder: Path, rows: Pixels, cols: Pixels) -> Floats | None:
 
 def _of(folder: Path) -> str:
     """The tile, and how medians are reckoned."""
-    return f"{sha256_file(folder / TILE_MANIFEST)} {sha256_file(cached_checkpoint('monthly'))}"
+    path = folder / TILE_MANIFEST
+    rule = " by date" if months_go_by_date(TileSeason.of_folder(folder)) else ""
+    return f"{sha256_file(path)} {sha256_file(cached_checkpoint('monthly'))}{rule}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Inputs, Plan, Run, SmaltiError
+from infer.contract import Inputs, Plan, PlannedTile, Run, SmaltiError
 from infer.contract.classification import ClassifierManifest, RegressorManifest
 from infer.contract.rasters import CleanedMap, MapManifest, MapSheet, ValueMapManifest
 from infer.contract.segment import Ground, lattice, zone_of
@@ -28,7 +28,13 @@ from preproc.raster.observations import BANDS, NODATA, tally
 from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.strips import ROWS, Strip, strips
 from preproc.raster.zones import Sheet, ZoneGrid, sheets_of, zone_grids
-from preproc.run.classifier import about_classifier, maps_number, model_folder, read_regressor
+from preproc.run.classifier import (
+    about_classifier,
+    maps_number,
+    model_folder,
+    read_regressor,
+    refuse_settings_of_classes,
+)
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
@@ -56,7 +62,7 @@ class PredictStage:
         inputs = opened.inputs(facts)
         kind = ValueMapManifest.kind if opened.numbers else MapManifest.kind
         units = [*opened.units(), Unit("map", run.map_manifest, kind, inputs)]
-        if config.clean.steps and not opened.numbers:
+        if config.clean.steps:
             steps = {**inputs, "clean": config.clean.model_dump(mode="json")}
             units.append(Unit("cleaned map", CleanedMap.path(run), CleanedMap.kind, steps))
         after = partial(missing_lines, self.name, run, facts.missing)
@@ -82,6 +88,8 @@ class PredictSheetsStage:
 class _Opened:
     run: Run
     config: Config
+    planned: Sequence[PlannedTile]
+    """The plan's tiles."""
     zones: list[MapZoneSheets]
     embeddings: Embeddings
 
@@ -133,8 +141,11 @@ class _Opened:
         found = {**self.inputs(self.embeddings.provenance(sheet.grid.tiles)), "grid": grid}
         if not self.segments:
             return found
-        around = self._ground.tiles(*_surroundings(sheet.grid, WINDOW))
-        return {**found, "around": self.embeddings.provenance([tile for tile, _, _ in around]).fingerprint}
+        return {**found, "around": self.embeddings.provenance(self.around(sheet)).fingerprint}
+
+    def around(self, sheet: Sheet) -> list[PlannedTile]:
+        """The tiles that a segmentation head sees when it maps a sheet."""
+        return [tile for tile, _, _ in self._ground.tiles(*_surroundings(sheet.grid, WINDOW))]
 
     @cached_property
     def segments(self) -> bool:
@@ -143,7 +154,7 @@ class _Opened:
 
     @cached_property
     def _ground(self) -> Ground:
-        return Ground(self.run, self.tiles, checksums=False)
+        return Ground(self.run, self.planned, checksums=False)
 
     def refuse(self, facts: RunProvenance) -> None:
         """Make sure that a classifier of another run knows such embeddings."""
@@ -151,10 +162,12 @@ class _Opened:
 
 
 def _open(run: Run, config: Config) -> _Opened:
+    if maps_number(config):
+        refuse_settings_of_classes(run, config)
     plan = Plan.read(run)
     embeddings = Embeddings.of_run(run, plan, gaps=config.stitch.missing == "nodata")
     zones = [MapZoneSheets(grid, tuple(sheets_of(grid, config.stitch.sheet))) for grid in zone_grids(plan.tiles)]
-    return _Opened(run, config, zones, embeddings)
+    return _Opened(run, config, plan.tiles, zones, embeddings)
 
 
 def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
@@ -199,7 +212,8 @@ def _clean(opened: _Opened, facts: RunProvenance, unit: Unit) -> None:
 def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:
     wanted = {unit.name for unit in units}
     sheets = {sheet.name: sheet for sheet in opened.sheets if sheet.name in wanted}
-    make: Callable[[Unit], None] = _SheetMaker(opened.run, opened.config, opened.embeddings, sheets)
+    around = {name: opened.around(sheet) for name, sheet in sheets.items()} if opened.segments else {}
+    make: Callable[[Unit], None] = _SheetMaker(opened.run, opened.config, opened.embeddings, sheets, around)
     if opened.numbers:
         make = ValueSheetMaker(opened.run, model_folder(opened.run, opened.config), opened.embeddings, sheets)
     pixels = sum(sheet.pixels for sheet in sheets.values())
@@ -215,6 +229,8 @@ class _SheetMaker:
     embeddings: Embeddings
     sheets: Mapping[str, Sheet]
     """Name -> sheet."""
+    around: Mapping[str, Sequence[PlannedTile]]
+    """Name -> tiles that a segmentation head sees when it maps the sheet."""
 
     def __call__(self, unit: Unit) -> None:
         """Write the layers of a sheet and, last, its manifest."""
@@ -261,7 +277,7 @@ class _SheetMaker:
         model = self._classifier.model
         assert isinstance(model, UNet), "asked for of segmentation heads only"
         zone, top, left, _, width = _surroundings(sheet.grid, 0)
-        blended = Blended(model, Ground(self.run, Plan.read(self.run).tiles, checksums=True), zone)
+        blended = Blended(model, Ground(self.run, self.around[sheet.name], checksums=True), zone)
         return lambda strip: blended.rectangle(top + strip.top, left, strip.scales_hw.shape[0], width)
 
     @cached_property

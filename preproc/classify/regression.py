@@ -2,8 +2,8 @@
 
 One model gives the median and the ends of a 90 % interval, which is widened by as much as out-of-fold numbers lie
 outside of it (conformalised quantile regression, Romano et al. 2019, NeurIPS): quantiles alone hold far fewer fields
-than they say, for pixels of one field share its number. It is not tuned: the settings are those that do well on
-embeddings, and trees never predict beyond the numbers that they were trained on.
+than they say, for pixels of one field share its number. Trees never predict beyond the numbers that they were trained
+on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from infer.contract.classification import (
     Figure,
     FoldsUsed,
     RegressorManifest,
+    Tuning,
     ValueAccuracyManifest,
     ValueFigures,
     ValueFold,
@@ -35,29 +36,38 @@ from infer.contract.classification import (
 )
 from infer.contract.record import from_json
 from preproc.classify.elsewhere import described
+from preproc.classify.folds import Folds
+from preproc.classify.model import OUT_OF_FOLD, TRIALS
 from preproc.classify.out_of_fold import HELD_OUT
 from preproc.classify.performance import nearest_m, points_of, summary
-from preproc.classify.pool import pooled_samples
-from preproc.classify.split import divide, hold_out, split_of
 from preproc.classify.table import Samples, counted
+from preproc.classify.training_set import TrainingSet
 from preproc.run.classifier import MANIFEST, file_of, read_regressor
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
 
-REGRESSOR, OUT_OF_FOLD, CARD_TEXT, SCATTER = "regressor.cbm", "oof.parquet", "card.md", "scatter.png"
+REGRESSOR, CARD_TEXT, SCATTER = "regressor.cbm", "card.md", "scatter.png"
 INTERVAL = (0.05, 0.95)
 _LEVELS = (INTERVAL[0], 0.5, INTERVAL[1])
-_PARAMETERS: dict[str, Any] = {"iterations": 300, "depth": 6, "learning_rate": 0.08, "l2_leaf_reg": 3.0}
 _COLUMNS = 24
 _BOOTSTRAPS = 1000
-_STRATA = 5
-"""Folds share the groups out by fifths of their numbers."""
 _REMEDY = "run `smalti train` again"
 _FAULT = "this is a fault of smalti"
 WHAT = (
     "cross-validation on labelled groups that the model had not seen, in the number's own unit: not the accuracy of "
     "the map, for which a probability sample is needed"
 )
+
+
+@dataclass(frozen=True)
+class NumberParameters:
+    """What is tuned; the defaults do well on embeddings."""
+
+    iterations: int = 300
+    """Trees."""
+    depth: int = 6
+    learning_rate: float = 0.08
+    l2_leaf_reg: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,35 @@ def widening(values_n3: NDArray[Any], true_n: NDArray[np.float64]) -> float:
     return float(np.quantile(outside_n, wanted, method="higher"))
 
 
-def fit(x_nc: NDArray[np.float32], value_n: NDArray[np.float64], seed: int, threads: int) -> CatBoostRegressor:
+def pinball(values_n3: NDArray[Any], true_n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) mean loss of the three quantiles of each row, in the number's unit: a proper score of number and interval.
+
+    Args:
+        values_n3: as `Regressor.predict` gives them.
+        true_n: what is true.
+    """
+    total_n = np.zeros(len(true_n))
+    for column, level in enumerate((0.5, *INTERVAL)):
+        under_n = true_n - values_n3[:, column]
+        total_n += np.maximum(level * under_n, (level - 1) * under_n)
+    return total_n / len(_LEVELS)
+
+
+def unseen(
+    x_nc: NDArray[np.float32],
+    value_n: NDArray[np.float64],
+    test_n: NDArray[np.bool_],
+    chosen: NumberParameters,
+    seed: int,
+) -> NDArray[np.float32]:
+    """(M, 3) what a model of all other rows says of the M rows of `test_n`; see `Regressor.predict`."""
+    model = fit(x_nc[~test_n], value_n[~test_n], chosen, seed, 1)
+    return Regressor("", x_nc.shape[1], model).predict(x_nc[test_n], threads=1)
+
+
+def fit(
+    x_nc: NDArray[np.float32], value_n: NDArray[np.float64], chosen: NumberParameters, seed: int, threads: int
+) -> CatBoostRegressor:
     """Fit the quantiles on rows (N, C).
 
     Raises:
@@ -117,7 +155,7 @@ def fit(x_nc: NDArray[np.float32], value_n: NDArray[np.float64], seed: int, thre
         thread_count=threads,
         allow_writing_files=False,
         verbose=False,
-        **_PARAMETERS,
+        **asdict(chosen),
     )
     try:
         model.fit(np.ascontiguousarray(x_nc), value_n)
@@ -127,29 +165,46 @@ def fit(x_nc: NDArray[np.float32], value_n: NDArray[np.float64], seed: int, thre
     return model
 
 
-def build_regressor(run: Run, config: Config, inputs: Inputs) -> None:
+@dataclass(frozen=True)
+class Choice:
+    """Parameters, and how they were found."""
+
+    parameters: NumberParameters
+    tuning: Tuning
+    trials: bytes
+    """The lines of trials.jsonl."""
+
+
+def build_regressor(
+    run: Run,
+    config: Config,
+    inputs: Inputs,
+    taught: TrainingSet,
+    folds: Folds,
+    choice: Choice,
+) -> None:
     """Cross-validate and train; write RUN/model.
+
+    Args:
+        run: the run directory.
+        config: its settings.
+        inputs: fingerprint.
+        taught: what is trained on.
+        folds: of its samples, those that are reported.
+        choice: of parameters.
 
     Raises:
         SmaltiError: if the samples cannot be trained on.
     """
-    settings = config.classify
-    pooled = pooled_samples(run, config)
-    wrong = [source.name for source in pooled.sources if source.value is None]
-    if wrong:
-        raise SmaltiError(f"[train] runs: the samples of {', '.join(wrong)} hold classes, and not {pooled.legend[1]}")
-    whole = split_of(pooled, settings)
-    held_n, held_out = hold_out(replace(pooled, code_n=_strata(pooled)), whole, settings)
-    samples, once, split = pooled.take(~held_n), pooled.take(held_n), whole.take(~held_n)
-    strata = replace(samples, code_n=_strata(samples))
-    folds = divide(strata, split, settings, settings.seed)
+    settings, chosen = config.classify, choice.parameters
+    pooled, samples, split = taught.pooled, taught.samples, taught.split
+    once = pooled.take(taught.held_n)
     predicted_n3, reported_n3 = np.empty((2, len(samples), 3), dtype=np.float32)
     dim = samples.values_nc.shape[1]
 
     def one(fold: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         test = folds.fold_n == fold
-        model = fit(samples.values_nc[~test], samples.value_n[~test], settings.seed, 1)
-        return test, Regressor("", dim, model).predict(samples.values_nc[test], threads=1)
+        return test, unseen(samples.values_nc, samples.value_n, test, chosen, settings.seed)
 
     workers = config.site.workers or len(os.sched_getaffinity(0))
     with progress("train: numbers", folds.count + 1, "fits") as bar:
@@ -157,7 +212,7 @@ def build_regressor(run: Run, config: Config, inputs: Inputs) -> None:
             for test, found in pool.map(one, range(folds.count)):
                 predicted_n3[test] = found
                 bar.advance(note="cross-validated")
-        model = fit(samples.values_nc, samples.value_n, settings.seed, settings.threads)
+        model = fit(samples.values_nc, samples.value_n, chosen, settings.seed, settings.threads)
         bar.advance(note="trained on all samples")
     wider = widening(predicted_n3, samples.value_n)
     for fold in range(folds.count):  # each by what the others say, or it would have seen its own numbers
@@ -168,35 +223,29 @@ def build_regressor(run: Run, config: Config, inputs: Inputs) -> None:
         value=samples.legend[1],
         widening=wider,
         dim=dim,
-        parameters={**_PARAMETERS, "loss": f"quantiles {', '.join(map(str, _LEVELS))}"},
+        parameters={**asdict(chosen), "loss": f"quantiles {', '.join(map(str, _LEVELS))}"},
         folds=FoldsUsed(folds.count, settings.folds, (), split.by, folds.names, split.block_m),
         rows=len(samples),
         range=(float(samples.value_n.min()), float(samples.value_n.max())),
         trained_on=samples.trained_on,
-        held_out=held_out,
+        held_out=taught.held_out,
+        tuning=choice.tuning,
+        rows_beyond=taught.beyond,
     )
     once_n3 = Regressor(about.value, dim, model, wider).predict(once.values_nc)
     with atomic_dir(run.model) as folder:
         metadata = model.get_metadata()
         metadata["train_finish_time"] = metadata["model_guid"] = ""
         model.save_model(str(folder / REGRESSOR), format="cbm")
-        written = pooled.take(np.concatenate([np.flatnonzero(~held_n), np.flatnonzero(held_n)]))
+        written = pooled.take(np.concatenate([np.flatnonzero(taught.used_n), np.flatnonzero(taught.held_n)]))
         fold_n = np.concatenate([folds.fold_n, np.full(len(once), HELD_OUT, dtype=np.int32)])
         _write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, np.concatenate([reported_n3, once_n3]))
         figures = measure(_crossed(_read_out_of_fold(folder / OUT_OF_FOLD)), settings.seed)
         write_bytes(folder / CARD_TEXT, _card(about, figures).encode())
         write_bytes(folder / SCATTER, scatter(samples.value_n, predicted_n3, about.value))
-        files = [folder / name for name in (REGRESSOR, OUT_OF_FOLD, CARD_TEXT, SCATTER)]
+        write_bytes(folder / TRIALS, choice.trials)
+        files = [folder / name for name in (REGRESSOR, OUT_OF_FOLD, CARD_TEXT, SCATTER, TRIALS)]
         about.write(folder / MANIFEST, inputs=inputs, files=files)
-
-
-def _strata(samples: Samples) -> NDArray[np.int32]:
-    """(N,) fifths of the groups' mean numbers, by which folds are made alike."""
-    _, group_i = np.unique(samples.group_n, return_inverse=True)
-    mean_g = np.bincount(group_i, samples.value_n) / np.bincount(group_i)
-    edges = np.quantile(mean_g, np.linspace(0, 1, _STRATA + 1)[1:-1])
-    found: NDArray[np.int32] = (np.searchsorted(edges, mean_g, side="right") + 1)[group_i].astype(np.int32)
-    return found
 
 
 def load_regressor(folder: Path) -> Regressor:
@@ -335,6 +384,7 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
         distance_m=from_json(Distances, summary(nearest), Path("distances"), _FAULT),
         headline=headline,
         held_out=_held_out(everything, about, seed),
+        tuning=about.tuning,
     )
 
 
@@ -393,10 +443,18 @@ def _card(about: RegressorManifest, figures: ValueFigures) -> str:
         f"- {about.rows} pixels in {figures.n_groups} groups, from {low:g} to {high:g}: it never predicts beyond them",
         f"- embeddings of {about.dim} numbers",
         *[f"- trained on {line}" for line in described(about.trained_on)],
+        *_of_search(about.tuning),
         *[f"- {key}: {value}" for key, value in sorted(about.parameters.items())],
         "",
     ]
     return "\n".join(lines)
+
+
+def _of_search(tuning: Tuning | None) -> list[str]:
+    if tuning is None or tuning.loss is None:
+        return ["- not tuned: the default parameters"]
+    best = f"the best of {tuning.trials} trials by the mean pinball loss of its quantiles ({tuning.loss:.4g})"
+    return [f"- parameters: {best}"]
 
 
 def show(folder: Path) -> str:

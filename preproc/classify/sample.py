@@ -26,7 +26,6 @@ from infer.contract import (
     Tile,
     array_paths,
     atomic_file,
-    embedding_manifest,
     embedding_paths,
     is_released,
     planned_tiles,
@@ -34,6 +33,7 @@ from infer.contract import (
     read_tile,
 )
 from infer.contract.classification import SampledClass, SamplesManifest
+from infer.contract.embedding import lacks_embedding
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
@@ -306,7 +306,7 @@ def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelS
         for index in labelled:  # in this thread: prepared outlines are not to be shared
             found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
             claimed.update(np.unique(found.features_m).tolist())
-            if embedded_only and gaps and not embedding_manifest(run.embeddings, tiles[index].name).exists():
+            if embedded_only and gaps and lacks_embedding(run.embeddings, tiles[index].name):
                 picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
                 continue
             picked.counts["pixels dropped: labels of different classes"] += found.conflicts

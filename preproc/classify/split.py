@@ -123,7 +123,8 @@ def hold_out(samples: Samples, split: Split, settings: Classify) -> tuple[NDArra
     else:
         parts = max(2, round(1 / wanted))
         held = assign_folds(samples.code_n, split.unit_n, parts, settings.seed + _HOLD_OUT).fold_n == 0
-    if held.all() or len(np.unique(samples.code_n[~held])) < 2:
+    classes, left = (len(np.unique(codes)) for codes in (samples.code_n, samples.code_n[~held]))
+    if left < min(2, classes):  # few fields with numbers are of one part
         raise SmaltiError("[classify] hold_out: what is left to train on has fewer than two classes: hold out less")
     names = tuple(sorted(set(wanted))) if isinstance(wanted, tuple) else ()
     return held, HeldOut(names, int(held.sum()), len(np.unique(samples.group_n[held])))

@@ -5,46 +5,44 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Inputs, Run, SmaltiError, atomic_dir, sha256_json, write_bytes, write_json
+from infer.contract import Inputs, Run, atomic_dir, sha256_json, write_bytes, write_json
 from infer.contract.classification import (
     AbsentClasses,
     ClassEntry,
     ClassifierManifest,
     FoldsUsed,
-    HeldOut,
     LearningPoint,
-    LeftOutClass,
     MethodName,
     MethodScore,
     RegressorManifest,
     Transfer,
-    Tuning,
 )
 from infer.contract.record import from_json, to_json
-from preproc.classify.boost import refuse_missing_gpu
 from preproc.classify.card import CARD, CARD_TEXT, card, card_text
-from preproc.classify.folds import Folds, folds_of, groups_per_class
+from preproc.classify.folds import Folds, folds_of
 from preproc.classify.learning import figures_of, learning_curve
 from preproc.classify.methods import METHODS, Chosen, Method, Model, fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold, write_out_of_fold
 from preproc.classify.palette import palette
 from preproc.classify.performance import transfer_rows
-from preproc.classify.pool import pooled_samples, regions, samples_inputs, years
-from preproc.classify.regression import build_regressor
+from preproc.classify.pool import regions, samples_inputs, years
+from preproc.classify.questions import ClassQuestion, NumberQuestion, Question
+from preproc.classify.regression import Choice, build_regressor
 from preproc.classify.segment import FINAL, Heads, recipe_of
-from preproc.classify.split import Split, divide, hold_out, split_of
-from preproc.classify.table import Samples, counted
+from preproc.classify.split import Split, divide
+from preproc.classify.table import Samples
+from preproc.classify.training_set import TrainingSet, training_set, tuning_rows
 from preproc.classify.trials import KIND as TRIAL_KIND
 from preproc.classify.trials import Study, Trial, published
-from preproc.classify.tune import best, search, tuning_optimism, tuning_rows
+from preproc.classify.tune import best, search, summary
 from preproc.raster.legend import legend_csv
 from preproc.run.classifier import maps_number
 from preproc.run.config import Classify, Config
@@ -53,6 +51,8 @@ from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 
 _RECIPE = 3
 """Raised when training changes in a way that changes its results."""
+_NUMBERS = 2
+"""The same, where a number is learned."""
 LEGEND = "legend.csv"
 _SECOND_SPLIT = 1_000_003
 """Added to the seed for the folds that are reported, so that they are not those that parameters were tuned on."""
@@ -69,11 +69,15 @@ class TrainStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one classifier, and what it is made from."""
         inputs = training_inputs(run, config)
-        if maps_number(config):
-            numbers = Unit("model", run.model_manifest, RegressorManifest.kind, inputs)
-            return Session([numbers], lambda due: one_by_one(due.units, lambda _: build_regressor(run, config, inputs)))
-        unit = Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
-        return Session([unit], lambda due: one_by_one(due.units, lambda _: build_classifier(run, config, inputs)))
+        unit = _unit(run, config, inputs)
+        build = build_number_model if maps_number(config) else build_classifier
+        return Session([unit], lambda due: one_by_one(due.units, lambda _: build(run, config, inputs)))
+
+
+def _unit(run: Run, config: Config, inputs: Inputs) -> Unit:
+    if maps_number(config):
+        return Unit("model", run.model_manifest, RegressorManifest.kind, inputs)
+    return Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
 
 
 class TrainTrialsStage:
@@ -90,14 +94,15 @@ class TrainTrialsStage:
         Of a segmentation head every network: each shard trains its own.
         """
         inputs = training_inputs(run, config)
-        if maps_number(config):
-            raise SmaltiError("[labels] value: numbers are learned without trials: leave --shard out")
-        if ClassifierManifest.path(run).exists() and ClassifierManifest.read(run).inputs == inputs:
-            return Session([], lambda due: one_by_one(due.units, lambda _: None))  # its study is over
-        if config.classify.method == "segment":
-            heads = _heads(_training_set(run, config), run, config, inputs)
-            return Session(heads.units(), lambda due: _help_heads(due, heads))
-        studies = {method: _study(run, method, inputs) for method in _methods(config.classify)}
+        heads = config.classify.method == "segment"
+        noun = "networks" if heads else self.noun
+        if _unit(run, config, inputs).state().complete:
+            return Session([], lambda due: one_by_one(due.units, lambda _: None), noun=noun)  # its study is over
+        if heads:
+            wanted = _heads(training_set(run, config), run, config, inputs)
+            return Session(wanted.units(), lambda due: _help_heads(due, wanted), noun=noun)
+        dtype = NumberQuestion.dtype if maps_number(config) else ClassQuestion.dtype
+        studies = {method: _study(run, method, inputs, dtype) for method in _methods(config)}
         units = [
             Unit(f"{method} {number}", study.path(number), TRIAL_KIND, study.inputs)
             for method, study in studies.items()
@@ -107,7 +112,7 @@ class TrainTrialsStage:
 
 
 def _help(due: Due, run: Run, config: Config, inputs: Inputs) -> Generator[Built]:
-    _tuned(_training_set(run, config), run, config, inputs)
+    _tuned(training_set(run, config), run, config, inputs)
     yield from (Built(unit) for unit in due.units)
 
 
@@ -127,92 +132,46 @@ def training_inputs(run: Run, config: Config) -> Inputs:
     recipe = {name: to_json(getattr(settings, name)) for name in taken}
     if settings.method == "segment":
         recipe["segment"] = to_json(recipe_of(config))
+    if maps_number(config):
+        recipe["numbers"] = _NUMBERS
     return {"samples": tables[0] if len(tables) == 1 else tables, "settings": {**recipe, "recipe": _RECIPE}}
 
 
-def _methods(settings: Classify) -> tuple[Method, ...]:
-    """Those that are tuned; a segmentation head is measured beside CatBoost."""
-    if settings.method == "segment":
+def _methods(config: Config) -> tuple[Method, ...]:
+    """Those that are tuned; a segmentation head is measured beside CatBoost, and numbers have no other."""
+    method = config.classify.method
+    if method == "segment" or maps_number(config):
         return ("catboost",)
-    return METHODS if settings.method == "best" else (settings.method,)
+    return METHODS if method == "best" else (method,)
 
 
-def _study(run: Run, method: Method, inputs: Inputs) -> Study:
+def _study(run: Run, method: Method, inputs: Inputs, dtype: type[np.generic]) -> Study:
     """Where a study in progress keeps its trials: not in the model's folder, which may be complete and stay so."""
     key = sha256_json(dict(inputs))
-    return Study(run.logs / "study" / f"{method}-{key[:12]}", key)
+    return Study(run.logs / "study" / f"{method}-{key[:12]}", key, dtype)
 
 
-@dataclass(frozen=True)
-class _TrainingSet:
-    """What is trained on, and what is not."""
-
-    pooled: Samples
-    """All samples."""
-    used_n: NDArray[np.bool_]
-    """Of `pooled`, trained on."""
-    held_n: NDArray[np.bool_]
-    """Of `pooled`, held out."""
-    samples: Samples
-    """Those that are used."""
-    split: Split
-    held_out: HeldOut | None
-    left_out: list[LeftOutClass]
-    beyond: int
-    """Samples that [classify] max_rows left out."""
-
-
-def _training_set(run: Run, config: Config) -> _TrainingSet:
-    settings = config.classify
-    if settings.task_type == "GPU":
-        refuse_missing_gpu()
-    pooled = pooled_samples(run, config)
-    numbers = [source.name for source in pooled.sources if source.value is not None]
-    if numbers:
-        raise SmaltiError(f"[train] runs: the samples of {', '.join(numbers)} hold numbers, and not classes")
-    whole = split_of(pooled, settings)
-    held, held_out = hold_out(pooled, whole, settings)
-    used, left_out = trainable(pooled, ~held, settings.min_groups)
-    candidates = np.flatnonzero(used)
-    kept = tuning_rows(pooled.take(used), settings.seed, settings.max_rows)
-    beyond = int((~kept).sum())
-    if beyond:
-        used = np.zeros(len(pooled), dtype=bool)
-        used[candidates[kept]] = True
-        say(
-            f"train: {beyond} of {len(candidates)} pixels left out, of every group what is beyond an equal share: "
-            f"[classify] max_rows = {settings.max_rows}"
-        )
-    samples, split = pooled.take(used), whole.take(used)
-    divide(samples, split, settings, settings.seed)  # refuses before the long search
-    return _TrainingSet(pooled, used, held, samples, split, held_out, left_out, beyond)
-
-
-def _tuned(taught: _TrainingSet, run: Run, config: Config, inputs: Inputs) -> tuple[Samples, dict[Method, list[Trial]]]:
-    """The rows that trials are run on, and all trials of all methods."""
+def _tuned(taught: TrainingSet, run: Run, config: Config, inputs: Inputs) -> dict[Method, tuple[Question, list[Trial]]]:
+    """What is asked of each method, and all its trials."""
     settings = config.classify
     workers = config.site.workers or len(os.sched_getaffinity(0))
     few = tuning_rows(taught.samples, settings.seed)
     tuning = taught.samples.take(few)
     folds = divide(tuning, taught.split.take(few), settings, settings.seed)
-    counts = dict.fromkeys(_methods(settings), settings.trials)
-    if len(counts) > 1:  # to be compared, each is tried once at least
-        counts = {method: max(count, 1) for method, count in counts.items()}
-    return tuning, {
-        method: search(
-            tuning,
-            folds,
-            method,
-            trials=count,
-            seed=settings.seed,
-            workers=workers,
-            study=_study(run, method, inputs),
+    methods = _methods(config)
+    count = max(settings.trials, 1) if len(methods) > 1 else settings.trials  # to be compared, each is tried once
+    found: dict[Method, tuple[Question, list[Trial]]] = {}
+    for method in methods:
+        question = (NumberQuestion if maps_number(config) else ClassQuestion)(tuning, method)
+        study = _study(run, method, inputs, question.dtype)
+        found[method] = (
+            question,
+            search(question, folds, trials=count, seed=settings.seed, workers=workers, study=study),
         )
-        for method, count in counts.items()
-    }
+    return found
 
 
-def _folds(taught: _TrainingSet, settings: Classify) -> Folds:
+def _folds(taught: TrainingSet, settings: Classify) -> Folds:
     """Those that are reported."""
     return divide(taught.samples, taught.split, settings, settings.seed + _SECOND_SPLIT)
 
@@ -223,11 +182,25 @@ def _elsewhere(samples: Samples) -> dict[str, NDArray[np.str_]]:
     return {by: part_n for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
 
 
-def _heads(taught: _TrainingSet, run: Run, config: Config, inputs: Inputs) -> Heads:
+def _heads(taught: TrainingSet, run: Run, config: Config, inputs: Inputs) -> Heads:
     samples = taught.samples
     others = {by: folds_of(samples.code_n, part_n) for by, part_n in _elsewhere(samples).items()}
     divisions = {"fold": _folds(taught, config.classify), **others}
     return Heads(run, config, samples, np.unique(samples.code_n), divisions, inputs)
+
+
+def build_number_model(run: Run, config: Config, inputs: Inputs) -> None:
+    """Tune, cross-validate and train a model of a number; write RUN/model.
+
+    Raises:
+        SmaltiError: if the samples cannot be trained on.
+    """
+    taught = training_set(run, config)
+    ((method, (question, trials)),) = _tuned(taught, run, config, inputs).items()
+    chosen = question.parameters(best(question, trials).values if trials else None)
+    choice = Choice(chosen, summary(question, trials, config.classify.seed), published({method: trials}))
+    build_regressor(run, config, inputs, taught, _folds(taught, config.classify), choice)
+    shutil.rmtree(run.logs / "study", ignore_errors=True)
 
 
 def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
@@ -242,11 +215,13 @@ def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
         SmaltiError: if the samples cannot be trained on.
     """
     settings = config.classify
-    taught = _training_set(run, config)
+    taught = training_set(run, config)
     pooled, samples = taught.pooled, taught.samples
     workers = config.site.workers or len(os.sched_getaffinity(0))
-    tuning, trials = _tuned(taught, run, config, inputs)
-    tops = {method: best(made) if made else None for method, made in trials.items()}
+    tuned = _tuned(taught, run, config, inputs)
+    trials = {method: made for method, (_, made) in tuned.items()}
+    tops = {method: best(question, made) if made else None for method, (question, made) in tuned.items()}
+    choices: dict[Method, Chosen]
     choices = {method: parameters(method, None if top is None else top.values) for method, top in tops.items()}
     winner = max(tops, key=lambda method: top.score if (top := tops[method]) else 0.0)  # the earlier of equals
     chosen = choices[winner]
@@ -306,7 +281,7 @@ def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
         classes=tuple(_legend(samples, codes_k)),
         dim=samples.values_nc.shape[1],
         parameters=asdict(chosen) if heads is None else asdict(recipe_of(config)),
-        tuning=_tuning(trials[winner] if heads is None else [], tuning, settings),
+        tuning=summary(tuned[winner][0], trials[winner] if heads is None else [], settings.seed),
         folds=FoldsUsed(
             folds.count, settings.folds, _absent(folds), taught.split.by, folds.names, taught.split.block_m
         ),
@@ -370,43 +345,6 @@ def _companions(folder: Path, about: ClassifierManifest) -> list[Path]:
     return [folder / LEGEND, folder / CARD, folder / CARD_TEXT]
 
 
-def trainable(
-    samples: Samples, free_n: NDArray[np.bool_], min_groups: int, command: str = "train"
-) -> tuple[NDArray[np.bool_], list[LeftOutClass]]:
-    """Leave out classes with too few groups to be cross-validated.
-
-    Args:
-        samples: all of them.
-        free_n: (N,) not held out.
-        min_groups: groups that a class needs.
-        command: that says what is left out.
-
-    Returns:
-        (N,) the rows to train on, and what was left out.
-
-    Raises:
-        SmaltiError: if fewer than two classes remain.
-    """
-    groups = groups_per_class(samples.code_n[free_n], samples.group_n[free_n])
-    few = [code for code, count in groups.items() if count < min_groups]
-    left_out = [
-        LeftOutClass(code, samples.legend[code], groups[code], int((free_n & (samples.code_n == code)).sum()))
-        for code in few
-    ]
-    for entry in left_out:
-        say(
-            f"{command}: {entry.name} is left out: it has {counted(entry.groups, 'group')}, [classify] min_groups "
-            f"asks for {min_groups}"
-        )
-    if len(groups) - len(few) < 2:
-        counts = ", ".join(f"{samples.legend[code]}: {count}" for code, count in groups.items())
-        raise SmaltiError(
-            f"fewer than two classes have {min_groups} groups of labels ([classify] min_groups), so nothing can be "
-            f"trained; groups are {counts}: add labels, or give a finer group in [labels]"
-        )
-    return free_n & ~np.isin(samples.code_n, few), left_out
-
-
 def _tell_folds(folds: Folds, split: Split, samples: Samples, settings: Classify) -> None:
     if folds.count < settings.folds and not folds.names:
         what = "groups" if split.by == "group" else f"{split.by}s"
@@ -420,20 +358,6 @@ def _tell_folds(folds: Folds, split: Split, samples: Samples, settings: Classify
 
 def _absent(folds: Folds) -> tuple[AbsentClasses, ...]:
     return tuple(AbsentClasses(fold, tuple(codes)) for fold, codes in folds.absent.items())
-
-
-def _tuning(trials: list[Trial], tuning: Samples, settings: Classify) -> Tuning:
-    if not trials:
-        return Tuning(0, len(tuning), "not tuned: the default parameters")
-    top = best(trials)
-    return Tuning(
-        trials=len(trials),
-        rows=len(tuning),
-        note="grouped cross-validation of the best trial; its optimism is what choosing the best adds",
-        best_trial=top.number,
-        macro_f1=top.score,
-        optimism=tuning_optimism(trials, tuning.code_n, tuning.group_n, settings.seed),
-    )
 
 
 def _legend(samples: Samples, codes_k: NDArray[Any]) -> list[ClassEntry]:

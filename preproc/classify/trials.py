@@ -30,9 +30,10 @@ class Trial:
     values: JsonObject
     """The fields of the method's parameters."""
     score: float
-    """Pooled grouped-CV macro-F1; of a pruned trial, of the folds that it got to."""
-    predicted_n: NDArray[np.uint8]
-    """(N,) out-of-fold class of each tuning row, as its index in the classes; empty of a pruned trial."""
+    """Of the pooled out-of-fold rows, macro-F1 or pinball loss; of a pruned trial, of the folds that it got to."""
+    told_n: NDArray[Any]
+    """(N,) what each tuning row got from a model that had not seen its group: the index of a class, or of a number
+    the loss; empty of a pruned trial."""
     partial: tuple[float, ...] = ()
     """The score after each fold."""
     pruned: bool = False
@@ -46,6 +47,8 @@ class Study:
     folder: Path
     key: str
     """Fingerprint of what the study is made from: trials with another one are not looked at."""
+    dtype: type[np.generic] = np.uint8
+    """Of what a trial keeps of each row."""
 
     def path(self, number: int) -> Path:
         """Of a trial's file."""
@@ -69,7 +72,7 @@ class Study:
                 number=_same(int(record["number"]), number),
                 values=dict(record["params"]),
                 score=float(record["score"]),
-                predicted_n=np.frombuffer(bytes.fromhex(record["predicted"]), np.uint8),
+                told_n=np.frombuffer(bytes.fromhex(record["predicted"]), self.dtype),
                 partial=tuple(float(value) for value in record["partial"]),
                 pruned=bool(record["pruned"]),
             )
@@ -79,7 +82,7 @@ class Study:
 
     def write(self, trial: Trial) -> None:
         """Keep a finished trial."""
-        fields = {**_told(trial), "predicted": trial.predicted_n.tobytes().hex(), "partial": list(trial.partial)}
+        fields = {**_told(trial), "predicted": trial.told_n.tobytes().hex(), "partial": list(trial.partial)}
         write_manifest(self.path(trial.number), KIND, inputs=self.inputs, files=[], fields=fields)
 
     @contextmanager

@@ -20,7 +20,15 @@ from preproc.classify.reference import WHAT, cleaned_accuracy, map_accuracy, rea
 from preproc.classify.regression import tell, value_accuracy
 from preproc.classify.table import counted
 from preproc.region.vector import fingerprint
-from preproc.run.classifier import about_classifier, file_of, maps_number, model_folder, read_regressor, verified
+from preproc.run.classifier import (
+    about_classifier,
+    file_of,
+    maps_number,
+    model_folder,
+    read_regressor,
+    refuse_settings_of_classes,
+    verified,
+)
 from preproc.run.config import Config
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
@@ -46,6 +54,7 @@ class ValidateStage:
     def open(self, run: Run, config: Config) -> Session:
         """The one file, and what it is made from."""
         if maps_number(config):
+            refuse_settings_of_classes(run, config)
             folder = model_folder(run, config)
             numbers = {"model": read_regressor(folder).files_fingerprint, "seed": config.classify.seed}
             unit = Unit("accuracy", run.accuracy, ValueAccuracyManifest.kind, numbers)
@@ -66,6 +75,8 @@ class ValidateStage:
 
 def _write_values(folder: Path, config: Config, unit: Unit) -> None:
     made = value_accuracy(folder, config.classify.seed)
+    if made.tuning is not None:
+        made = replace(made, tuning_note=TUNING_NOTE if made.tuning.trials else "not tuned")
     made.write(unit.manifest, inputs=unit.inputs, files=[])
     tell(made)
 

@@ -100,8 +100,6 @@ def what_is_due(
 def _trained_together(config: Config) -> tuple[int, int]:
     """Networks, and trials of a study, that can be trained at once."""
     settings = config.classify
-    if config.labels is not None and config.labels.value is not None:
-        return 1, 1
     if settings.method == "segment":
         return settings.folds + 1, 1
     return 1, WAVE if settings.trials > WAVE else 1  # few are not worth the queue

@@ -33,8 +33,7 @@ from preproc.classify.methods import METHODS, Method
 from preproc.classify.sample import draw_samples, places_of
 from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples
-from preproc.classify.train import trainable
-from preproc.classify.tune import tuning_rows
+from preproc.classify.training_set import trainable, tuning_rows
 from preproc.compare.contest import Contest, verdict
 from preproc.compare.cost import cost_text
 from preproc.compare.entrants import Entrant, entrants

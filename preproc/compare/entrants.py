@@ -71,7 +71,7 @@ def entrants(config: Config, names: Sequence[str]) -> list[Entrant]:
 
 def _entrant(config: Config, text: str) -> Entrant:
     path = Path(text).expanduser().absolute()
-    known = None if path.is_file() else known_model(text)
+    known = known_model(text)  # a file of that name is ./demo
     if known is None and not path.is_file():
         raise SmaltiError(
             f"--models: {text!r} is no model and no file: choose of {', '.join(REGISTRY)}, or several: demo+monthly"

@@ -30,15 +30,20 @@ from infer.contract.record import to_json
 from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
 from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
+from preproc.raster.vrt import INDEX
 from preproc.region.vector import fingerprint
 from preproc.run.progress import progress, say
 
-Kind = Literal["geotessera", "geotiff", "geoparquet", "mosaic", "zarr"]
+Kind = Literal["zarr", "geotessera", "cog", "geoparquet", "stac", "torchgeo"]
 CARD = "smalti-export.json"
 """At the root of a target: what it holds. Embeddings of another model are refused there."""
 _CALLED = {"dim": "length", "window": "season"} | dict.fromkeys(("every", "points", "id", "layer"), "choice of points")
 """Fields of the card whose names say little."""
+_CALLED_BEFORE = {"mosaic": "stac", "geotiff": "torchgeo"}
+"""Kinds in cards of earlier versions."""
+_COGS = (".tif", ".vrt", INDEX)
+"""Endings of the mosaic's GeoTIFFs and of what joins those of a zone."""
 _DONE = ".smalti"
 """Folder of the target with a small file a finished unit, so that an export goes on where it stopped."""
 
@@ -74,15 +79,19 @@ class PointsWanted:
         return {"points": fingerprint(self.path, section="--points"), "id": self.name, "layer": self.layer}
 
 
-def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = None, force: bool = False) -> str:
+def export(
+    run: Run, target: str, kind: Kind, *, points: PointsWanted | None = None, gaps: bool = False, force: bool = False
+) -> str:
     """Export the embeddings of a run.
 
     Args:
         run: the run directory.
         target: a folder, or the address of one in an object store.
-        kind: "geotessera" (npy tiles of 0.1 degree), "geotiff" (the same as float32), "geoparquet" (points), "zarr"
-            (the mosaic's store) or "mosaic" (all of RUN/mosaic, with its STAC).
+        kind: of the mosaic "zarr" (its store), "cog" (its GeoTIFFs) or "stac" (all of it: the collection, its items and
+            what they name); of the embeddings "geotessera" (npy tiles of 0.1 degree), "torchgeo" (the same as float32
+            GeoTIFFs) or "geoparquet" (points).
         points: for "geoparquet", which.
+        gaps: tiles without an embedding are left out, and named in the target's card: [stitch] missing = "nodata".
         force: write again what is there.
 
     Returns:
@@ -99,16 +108,18 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     if wanted.path is not None and not wanted.path.exists():
         raise SmaltiError(f"{wanted.path}: no such file: --points names it")
     store = open_store(target)
-    if kind in ("mosaic", "zarr"):  # what it states counts: embeddings may have changed, or be missing, since
+    if kind in ("zarr", "cog", "stac"):  # what it states counts: embeddings may have changed, or be missing, since
         made = MosaicManifest.read(run).verify(run, checksums=False)
+        missing = made.missing
         card = _card(made.model, made.dim, [made.window.start.isoformat(), made.window.end.isoformat()], kind)
-        units = list(_mosaic_units(run, made, store_only=kind == "zarr"))
+        units = list(_mosaic_units(run, made, kind))
     else:
-        facts = read_provenance(run)
+        facts = read_provenance(run, gaps=gaps)
+        missing = facts.missing
         card = _card(facts.encoder, facts.dim, facts.window, kind)
         card |= wanted.stated() if kind == "geoparquet" else {}
         units = list(_units(run, facts, kind, wanted))
-    _claim(store, card)
+    _claim(store, card, missing)
     written, failed = 0, {}
     with progress("export", len(units), "parts") as bar:
         for unit in units:
@@ -125,6 +136,8 @@ def export(run: Run, target: str, kind: Kind, *, points: PointsWanted | None = N
     if kind == "geotessera":
         _index(store, units, facts)
     there = len(units) - written
+    for line in missing_lines("export", run, missing):
+        say(line)
     return f"export: {written} parts written to {store.address}{f', {there} were there' if there else ''}"
 
 
@@ -139,32 +152,37 @@ def _card(encoder: Encoder, dim: int, window: Sequence[str], kind: Kind) -> dict
     }
 
 
-def _claim(store: Store, card: JsonObject) -> None:
-    """Write the card, or compare it with the one that is there.
+def _claim(store: Store, card: JsonObject, missing: Sequence[str]) -> None:
+    """Write the card, or compare it with the one that is there; the tiles that are missing may be others by now.
 
     Raises:
         SmaltiError: if it is of another model, season or kind.
     """
-    content = store.read(CARD)
+    content, written = store.read(CARD), json_bytes({**card, "missing": list(missing)} if missing else card)
     if content is None:
-        store.put_bytes(CARD, json_bytes(card))
+        store.put_bytes(CARD, written)
         return
     try:
         there = json.loads(content)
-        differing = sorted(key for key in {*card, *there} if card.get(key) != there.get(key))
-    except (ValueError, TypeError) as error:
+        there["kind"] = _CALLED_BEFORE.get(there["kind"], there["kind"])
+        differing = sorted(key for key in {*card, *there} - {"missing"} if card.get(key) != there.get(key))
+    except (ValueError, TypeError, KeyError) as error:
         raise FormatError(f"{store.address}/{CARD}: cannot be read ({error}): name another target") from error
     if differing:
         told = ", ".join(dict.fromkeys(_CALLED.get(key, key) for key in differing))
         raise SmaltiError(f"{store.address}: holds an export of another {told}: they do not mix; name another target")
+    if content != written:
+        store.put_bytes(CARD, written)
 
 
 def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> Iterator[ExportUnit]:
-    tiles = planned_tiles(run)
+    planned = planned_tiles(run)
+    tiles = facts.present(planned)
     digests = {tile.name: _digest(run, tile) for tile in tiles}
     if kind == "geoparquet":
         if wanted.path is not None:
-            for tile, chosen in given(run, tiles, wanted.path, name=wanted.name, layer=wanted.layer).items():
+            found = given(run, planned, wanted.path, missing=facts.missing, name=wanted.name, layer=wanted.layer)
+            for tile, chosen in found.items():
                 made_of = {"embedding": digests[tile.name], "points": chosen.fingerprint()}
                 yield ExportUnit(tile.name, made_of, _points_writer(run, facts, tile, chosen))
             return
@@ -178,7 +196,7 @@ def _units(run: Run, facts: RunProvenance, kind: Kind, wanted: PointsWanted) -> 
             f"{'int8' if facts.int8 else 'float32'}: set [model] output and dim to that, or export as something else"
         )
     for cell, near in cells_with_tiles(tiles).items():
-        tags = tiff_tags(facts, _year(facts)) if kind == "geotiff" else None
+        tags = tiff_tags(facts, _year(facts)) if kind == "torchgeo" else None
         made = CellExport(run, cell, tuple(near), _year(facts), tags)
         yield ExportUnit(cell.name, {"embeddings": [digests[tile.name] for tile in near]}, made.write)
 
@@ -193,22 +211,25 @@ def _points_writer(run: Run, facts: RunProvenance, tile: PlannedTile, wanted: Ch
     return write
 
 
-def _mosaic_units(run: Run, made: MosaicManifest, *, store_only: bool) -> Iterator[ExportUnit]:
-    """The files of the mosaic as they are, or those of its Zarr store; what describes the others comes last."""
-    if store_only and made.store is None:
-        raise SmaltiError(f'{run.mosaic}: has no store: set [stitch] formats = ["zarr"] and run `smalti stitch` again')
+def _mosaic_units(run: Run, made: MosaicManifest, kind: Kind) -> Iterator[ExportUnit]:
+    """The files of the mosaic as they are, all or those of one format; what describes the others comes last."""
+    missing = {"zarr": made.store is None, "cog": all(zone.raster is None for zone in made.zones.values())}
+    if missing.get(kind):
+        raise SmaltiError(
+            f'{run.mosaic}: has no {kind}: add "{kind}" to [stitch] formats in run.toml and run `smalti stitch` again'
+        )
     manifests = sorted({name for zone in made.zones.values() for name in zone.sheets.values()})
     files: dict[str, str] = {}
     for name in manifests:
         sheet = MosaicSheet.read_file(run.mosaic / name, run)
         files.update({file: record["sha256"] for file, record in sheet.files.items()})
     files.update({file: record["sha256"] for file, record in made.files.items()})
-    if not store_only:
+    if kind == "stac":
         files.update({name: sha256_file(run.mosaic / name) for name in [*manifests, run.mosaic_manifest.name]})
     for name, digest in files.items():
-        if not store_only:
+        if kind == "stac" or (kind == "cog" and name.endswith(_COGS)):
             yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name))
-        elif name.startswith(f"{made.store}/"):
+        elif kind == "zarr" and name.startswith(f"{made.store}/"):
             yield ExportUnit(name, {"sha256": digest}, _copier(run.mosaic, name, name.partition("/")[2]))
 
 

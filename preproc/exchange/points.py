@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def lattice(tile: PlannedTile, every: int) -> Chosen:
 
 
 def given(
-    run: Run, tiles: Sequence[PlannedTile], path: Path, *, name: str | None, layer: str | None
+    run: Run,
+    tiles: Sequence[PlannedTile],
+    path: Path,
+    *,
+    missing: Collection[str],
+    name: str | None,
+    layer: str | None,
 ) -> Mapping[PlannedTile, Chosen]:
     """The pixels under the points of a vector file, by tile; those without an embedding are counted, said and left out.
 
@@ -70,6 +76,7 @@ def given(
         run: the run directory.
         tiles: of it.
         path: of the points, in any CRS.
+        missing: names of tiles without an embedding.
         name: attribute that names a point; without one it is the feature's number.
         layer: of the file.
 
@@ -97,6 +104,8 @@ def given(
             members.setdefault(pixel[0], []).append((at, pixel[1], pixel[2]))
     found: dict[PlannedTile, Chosen] = {}
     for tile, triples in members.items():
+        if tile.name in missing:
+            continue
         which_n, row_n, column_n = np.array(triples, np.int64).T
         longitude_n, latitude_n = place_n2[which_n].T
         chosen = Chosen(row_n, column_n, longitude_n, latitude_n, names.take(pa.array(at_n[which_n])))

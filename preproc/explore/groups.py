@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, write_bytes
+from infer.contract import PIXEL_SIZE, Run, SmaltiError, planned_tiles, write_bytes
 from infer.contract.embedding import dequantise
 from infer.contract.explored import Group, GroupsManifest
 from infer.contract.mixing import GOLDEN, mix64
 from infer.contract.record import to_json
 from preproc.classify.palette import palette
-from preproc.explore.strips import Strip, strips, write_layer
+from preproc.explore.strips import Strip, squares, strips, write_layer
 from preproc.raster.cog import Layer
 from preproc.raster.figure import class_figure
 from preproc.raster.legend import class_colours, colour_table, gdal_categories, legend_csv, legend_tags, qgis_style
 from preproc.raster.preview import picture
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.run.config import Config
@@ -50,17 +51,19 @@ class ClusterStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One map of all zones."""
-        del config
-        facts = read_provenance(run)
+        facts = read_provenance(run, gaps=config.stitch.missing == "nodata")
         inputs = {"embeddings": facts.fingerprint, "groups": self.groups, "seed": self.seed}
         unit = Unit("groups", GroupsManifest.path(run), GroupsManifest.kind, inputs)
-        return Session([unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        return Session(
+            [unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)), after=after
+        )
 
     def _make(self, run: Run, facts: RunProvenance, unit: Unit) -> None:
         folder = unit.manifest.parent
         folder.mkdir(exist_ok=True)
         unit.manifest.unlink(missing_ok=True)
-        sample_nc = draw_sample(run, facts.dim, self.seed)
+        sample_nc = draw_sample(run, facts, self.seed)
         centres_kc = learn_centres(sample_nc, self.groups, self.seed)
         names = [f"group {index}" for index in range(1, self.groups + 1)]
         legend = [Group(i, n, c, 0) for i, (n, c) in enumerate(zip(names, palette(names), strict=True), start=1)]
@@ -70,12 +73,12 @@ class ClusterStage:
             np.add(counts, np.bincount(codes_hw.ravel(), minlength=len(counts)), out=counts)
 
         grids, files = zone_grids(planned_tiles(run)), []
-        with progress("cluster", sum(len(grid.tiles) for grid in grids), "tiles") as bar:
+        with progress("cluster", sum(len(squares(grid)) for grid in grids), "squares") as bar:
             for grid in grids:
                 tags = {**facts.tags(), "SMALTI_CONTENT": "groups of like embeddings", **legend_tags(legend)}
                 layer = Layer("uint8", 0, ("group",), "nearest", tags, colour_table(legend))
                 path = folder / f"groups_{grid.label}.tif"
-                write_layer(run, path, grid, layer, lambda strip: assign(strip, centres_kc), seen, bar)
+                write_layer(run, path, grid, layer, facts, lambda strip: assign(strip, centres_kc), seen, bar)
                 files += [path, *_companions(path, grid, layer, facts, legend)]
         write_bytes(folder / "legend.csv", legend_csv(legend))
         made = GroupsManifest(
@@ -89,33 +92,34 @@ class ClusterStage:
         made.write(unit.manifest, inputs=unit.inputs, files=[folder / "legend.csv", *files])
 
 
-def draw_sample(run: Run, dim: int, seed: int) -> NDArray[np.float32]:
+def draw_sample(run: Run, facts: RunProvenance, seed: int) -> NDArray[np.float32]:
     """(N, C) embeddings of pixels drawn by their places: the same ones whatever the tiles' size.
 
     Raises:
         SmaltiError: if no pixel has an embedding.
     """
     tiles = planned_tiles(run)
-    share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in tiles))
+    share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in facts.present(tiles)))
+    parts = [(grid, square) for grid in zone_grids(tiles) for square in squares(grid)]
     found = []
-    with progress("cluster: sample", len(tiles), "tiles") as bar:
-        for tile in tiles:
-            for strip in strips(run, tile):
-                chosen_hw = _drawn(tile, strip, seed, share) & strip.valid_hw
+    with progress("cluster: sample", len(parts), "squares") as bar:
+        for grid, square in parts:
+            for strip in strips(run, grid, square, facts):
+                chosen_hw = _drawn(strip, seed, share) & strip.valid_hw
                 if chosen_hw.any():
                     found.append(_values(strip, chosen_hw))
             bar.advance()
     if not found:
         raise SmaltiError(f"{run.embeddings}: no pixel has an embedding: look at `smalti status {run.quoted}`")
-    return np.concatenate(found).reshape(-1, dim)
+    return np.concatenate(found).reshape(-1, facts.dim)
 
 
-def _drawn(tile: PlannedTile, strip: Strip, seed: int, share: float) -> NDArray[np.bool_]:
+def _drawn(strip: Strip, seed: int, share: float) -> NDArray[np.bool_]:
     """(h, W) where the hash of a pixel's place is among the `share` smallest."""
-    height, width = strip.values_hwc.shape[:2]
-    rows = np.uint64(tile.north // 10 - strip.top) - np.arange(height, dtype=np.uint64)
-    columns = np.uint64(tile.west // 10) + np.arange(width, dtype=np.uint64)
-    start = mix64(np.array([(seed * GOLDEN + tile.epsg) % 2**64], np.uint64))
+    grid, (height, width) = strip.grid, strip.values_hwc.shape[:2]
+    rows = (grid.north // PIXEL_SIZE - strip.top - np.arange(height)).astype(np.uint64)  # below 0 they begin again
+    columns = (grid.west // PIXEL_SIZE + strip.left + np.arange(width)).astype(np.uint64)
+    start = mix64(np.array([(seed * GOLDEN + grid.epsg) % 2**64], np.uint64))
     hashes = mix64(mix64(start ^ rows[:, None]) ^ columns[None, :])
     drawn: NDArray[np.bool_] = hashes <= np.uint64(min(int(share * 2**64), 2**64 - 1))
     return drawn

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from infer.contract import PIXEL_SIZE, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, write_bytes
+from infer.contract import PIXEL_SIZE, Plan, Run, SmaltiError, write_bytes
 from infer.contract.explored import SimilarManifest
 from infer.contract.record import to_json
-from preproc.explore.strips import Strip, write_layer
+from preproc.explore.strips import Strip, squares, write_layer
+from preproc.mosaic.reader import EmbeddingReader, moved
 from preproc.raster.cog import Layer
-from preproc.raster.provenance import RunProvenance, read_provenance
+from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
-from preproc.raster.zones import zone_grids
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
 from preproc.run.stage import Session, Unit, one_by_one, run_stage
@@ -90,18 +91,18 @@ class TopPlaces:
 
     def look(self, strip: Strip, scores_hw: NDArray[np.uint8]) -> None:
         """Look at a strip."""
-        tile = strip.tile
+        grid = strip.grid
         least = self.found[self.limit - 1][0] if len(self.found) >= self.limit else 1
         rows, columns = np.nonzero((scores_hw >= least) & (scores_hw != NODATA))
         if not len(rows):
             return
-        x = tile.west + columns * PIXEL_SIZE + PIXEL_SIZE // 2
-        y = tile.north - (strip.top + rows) * PIXEL_SIZE - PIXEL_SIZE // 2
+        x = grid.west + (strip.left + columns) * PIXEL_SIZE + PIXEL_SIZE // 2
+        y = grid.north - (strip.top + rows) * PIXEL_SIZE - PIXEL_SIZE // 2
         values = scores_hw[rows, columns].astype(np.int64)
         order = np.lexsort((x, -y, -values))
         best: dict[tuple[int, int, int], tuple[int, int, int, int]] = {_cell(*place[1:]): place for place in self.found}
-        for index in order[: 50 * self.limit].tolist():
-            place = (int(values[index]), tile.epsg, int(x[index]), int(y[index]))
+        for index in order[: CELL**2 * (self.limit + len(self.taken))].tolist():  # of so many, `limit` cells are free
+            place = (int(values[index]), grid.epsg, int(x[index]), int(y[index]))
             cell = _cell(*place[1:])
             if cell not in self.taken and (cell not in best or _rank(place) < _rank(best[cell])):
                 best[cell] = place
@@ -133,31 +134,33 @@ class SimilarStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """One map of all zones."""
-        del config
-        facts = read_provenance(run)
+        facts = read_provenance(run, gaps=config.stitch.missing == "nodata")
         asked = {"at": to_json(self.at), "unlike": to_json(self.unlike), "places": self.limit}
         unit = Unit(
             "similar", SimilarManifest.path(run), SimilarManifest.kind, {"embeddings": facts.fingerprint, **asked}
         )
-        return Session([unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)))
+        after = partial(missing_lines, self.name, run, facts.missing)
+        return Session(
+            [unit], lambda due: one_by_one(due.units, lambda unit: self._make(run, facts, unit)), after=after
+        )
 
     def _make(self, run: Run, facts: RunProvenance, unit: Unit) -> None:
-        tiles = planned_tiles(run)
-        like, unlike = ([_example(run, tiles, place) for place in places] for places in (self.at, self.unlike))
+        reader = EmbeddingReader(run, Plan.read(run), gaps=True)  # what may not be missing, `open` has looked for
+        like, unlike = ([_example(reader, place) for place in places] for places in (self.at, self.unlike))
         like_qc = np.stack([vector for vector, _ in like])
         unlike_qc = np.array([vector for vector, _ in unlike], np.float32).reshape(-1, like_qc.shape[1])
         folder = unit.manifest.parent
         folder.mkdir(exist_ok=True)
         unit.manifest.unlink(missing_ok=True)
         top = TopPlaces(self.limit, frozenset(cell for _, cell in [*like, *unlike]))
-        grids, files = zone_grids(tiles), [folder / "places.geojson"]
-        with progress("similar", sum(len(grid.tiles) for grid in grids), "tiles") as bar:
+        grids, files = reader.grids, [folder / "places.geojson"]
+        with progress("similar", sum(len(squares(grid)) for grid in grids), "squares") as bar:
             for grid in grids:
                 layer = Layer(
                     "uint8", NODATA, ("similarity",), "nearest", {**facts.tags(), "SMALTI_CONTENT": _RASTER_IS}
                 )
                 path = folder / f"similarity_{grid.label}.tif"
-                write_layer(run, path, grid, layer, lambda strip: scores(strip, like_qc, unlike_qc), top.look, bar)
+                write_layer(run, path, grid, layer, facts, lambda s: scores(s, like_qc, unlike_qc), top.look, bar)
                 item = path.with_suffix(".json")
                 assets = [AssetRecord("similarity", path, _RASTER_IS, "data", layer)]
                 properties = {
@@ -179,9 +182,7 @@ class SimilarStage:
         made.write(unit.manifest, inputs=unit.inputs, files=files)
 
 
-def _example(
-    run: Run, tiles: Sequence[PlannedTile], place: tuple[float, float]
-) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+def _example(reader: EmbeddingReader, place: tuple[float, float]) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
     """The embedding of a place, of length one, and its cell.
 
     Raises:
@@ -189,19 +190,18 @@ def _example(
     """
     longitude, latitude = place
     inside = False
-    for epsg in sorted({tile.epsg for tile in tiles}):
-        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(longitude, latitude)
-        for tile in (tile for tile in tiles if tile.epsg == epsg):
-            west, south, east, north = tile.bounds
-            if not (west <= x < east and south < y <= north):
-                continue
-            inside = True
-            row, column = int((north - y) // PIXEL_SIZE), int((x - west) // PIXEL_SIZE)
-            embedding = read_embedding(run.embeddings, tile.name, checksums=False)
-            vector = embedding.window(slice(row, row + 1), slice(column, column + 1))[0, 0]
-            length = float(np.linalg.norm(vector))
-            if np.isfinite(length) and length > 0:
-                return (vector / length).astype(np.float32), _cell(epsg, int(x), int(y))
+    for grid in reader.grids:
+        (x,), (y,) = moved(4326, grid, np.array([longitude]), np.array([latitude]))
+        if not np.isfinite([x, y]).all():
+            continue
+        row, column = int((grid.north - y) // PIXEL_SIZE), int((x - grid.west) // PIXEL_SIZE)
+        if not len(grid.part(row, column, 1, 1).tiles):
+            continue
+        inside = True
+        vector = reader.window(grid, row, column, 1, 1)[0, 0]
+        length = float(np.linalg.norm(vector))
+        if np.isfinite(length) and length > 0:
+            return (vector / length).astype(np.float32), _cell(grid.epsg, int(x), int(y))
     why = "lies in no tile (longitude comes first)"
     if inside:
         why = "has no embedding: it was not observed, or lies outside the region"

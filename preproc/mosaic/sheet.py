@@ -21,6 +21,7 @@ from preproc.raster.observations import BANDS, observation_layer, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
 from preproc.raster.quantise import CODES_NODATA, without_nodata
 from preproc.raster.strips import ROWS, Strip, strips
+from preproc.raster.vrt import INDEX
 from preproc.raster.zones import Sheet
 from preproc.run.config import Stitch
 from preproc.run.stage import Unit
@@ -120,6 +121,7 @@ class SheetMaker:
         sheet = self.sheets[unit.name]
         facts = self.embeddings.provenance(sheet.grid.tiles)
         files = SheetFiles(self.run.mosaic, sheet.name)
+        _withdraw(self.run)
         unit.manifest.unlink(missing_ok=True)
         made = [files.small_codes, files.small_scales, files.observations]
         without: Counter[str] = Counter()
@@ -159,8 +161,18 @@ class SheetMaker:
             pixels=pixels,
             codes_clipped=clipped,
             tiles=tuple(tile.name for tile in sheet.grid.tiles),
+            embeddings={t.name: self.embeddings.digest(t) for t in sheet.grid.tiles if t.name not in facts.missing},
         )
         about.write(unit.manifest, inputs=unit.inputs, files=made)
+
+
+def _withdraw(run: Run) -> None:
+    """Take back what is said of all sheets together: one is made again, perhaps with another corner of the zone."""
+    run.mosaic_manifest.unlink(missing_ok=True)
+    (run.mosaic / STORE / "zarr.json").unlink(missing_ok=True)
+    for suffix in (".vrt", INDEX):
+        for path in run.mosaic.glob(f"*{suffix}"):
+            path.unlink(missing_ok=True)
 
 
 def _give(put: Callable[[int, NDArray[np.int8], NDArray[np.float32], NDArray[np.uint8]], None], strip: Strip) -> int:

@@ -37,10 +37,11 @@ class StitchStage:
         """The sheets by zone, from north to south, and the mosaic; all embeddings are looked at, once."""
         opened = _open(run, config)
         facts = opened.embeddings.provenance(opened.tiles)
-        units = [*opened.units(), opened.joined(facts)]
+        joined = opened.joined(facts)
+        units = [*opened.units(), joined]
         after = partial(missing_lines, self.name, run, facts.missing)
         before = partial(_cost_lines, opened, units)
-        return Session(units, lambda due: _build(opened, facts, due), before=before, after=after)
+        return Session(units, lambda due: _build(opened, facts, joined, due), before=before, after=after)
 
 
 class StitchSheetsStage:
@@ -139,23 +140,21 @@ def _cost_lines(opened: _Opened, units: Sequence[Unit]) -> list[str]:
     return [f"stitch: about {' and '.join(parts)} at most; {human_bytes(free)} are free{hint}"]
 
 
-def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
+def _build(opened: _Opened, facts: RunProvenance, joined: Unit, due: Due) -> Generator[Built]:
     sheets = [unit for unit in due.units if unit.kind == MosaicSheet.kind]
     _check_space(opened, facts, sheets)
     failed = 0
     for built in _build_sheets(opened, sheets):
         failed += built.error is not None
         yield built
-    for unit in due.units:
-        if unit.kind != MosaicManifest.kind:
-            continue
-        if failed:
-            unit.manifest.unlink(missing_ok=True)
-            yield Built(unit, SmaltiError(f"not joined: {failed} of its sheets failed"))
-        else:
-            yield from one_by_one(
-                [unit], lambda unit: join_sheets(opened.run, opened.config.stitch, facts, opened.zones, unit)
-            )
+    if failed:
+        joined.manifest.unlink(missing_ok=True)
+        yield Built(joined, SmaltiError(f"not joined: {failed} of its sheets failed"))
+        return
+    join = partial(join_sheets, opened.run, opened.config.stitch, facts, opened.zones)
+    for built in one_by_one([joined], join):
+        if joined in due.units or built.error is not None:  # else it was complete until a sheet was made again
+            yield built
 
 
 def _build_sheets(opened: _Opened, units: Sequence[Unit]) -> Generator[Built]:

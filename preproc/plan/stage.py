@@ -281,6 +281,12 @@ def _warnings(found: ParsedItems, season: SeasonCounts, config: Config) -> list[
             "gaps, or widen the window"
         )
     start, end = config.region.start, config.region.end
+    if (end.year, end.month, end.day) >= (start.year + 1, start.month, start.day):
+        texts.append(
+            f"the window ({start} to {end}) is longer than a year: models know an observation's day of year and not "
+            "its year, and monthly medians are over both years' months, so what changed from one to the other is "
+            "mixed: make a run for each season"
+        )
     days = sorted({scene.day for scene in found.scenes if scene.modality == "s2"})
     gap, first = _longest_gap([start, *days, end])
     if gap > LONG_GAP_DAYS:

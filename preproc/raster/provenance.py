@@ -21,9 +21,8 @@ from infer.contract import (
     planned_tiles,
     read_manifest,
     sha256_json,
-    verify_files,
 )
-from infer.contract.embedding import EmbeddingSource
+from infer.contract.embedding import EmbeddingSource, lacks_embedding, valid_manifest
 from infer.contract.provenance import Embedded, Encoder, Window
 from infer.contract.record import from_json
 from infer.contract.registry import known_model
@@ -74,6 +73,11 @@ class RunProvenance:
         """What the numbers are: only a published model's are called TESSERA embeddings."""
         model = known_model(self.model)
         return "TESSERA embeddings" if model is not None and model.tessera else f"embeddings of {self.label}"
+
+    def present(self, tiles: Sequence[PlannedTile]) -> list[PlannedTile]:
+        """Those of some tiles that are not missing."""
+        missing = frozenset(self.missing)
+        return [tile for tile in tiles if tile.name not in missing]
 
     def tags(self) -> dict[str, str]:
         """GeoTIFF tags."""
@@ -187,6 +191,14 @@ class Embeddings:
         """
         return self._tile(tile)[0]
 
+    def lacks(self, tile: PlannedTile) -> bool:
+        """Whether one tile has no valid embedding."""
+        try:
+            self._tile(tile)
+        except _LackingError:
+            return True
+        return False
+
     def provenance(self, tiles: Sequence[PlannedTile]) -> RunProvenance:
         """What some tiles have in common; they have to be there, unless gaps are allowed, and to fit together.
 
@@ -254,8 +266,7 @@ class Embeddings:
         if tile.name not in self._seen:
             path = embedding_manifest(self.run.embeddings, tile.name)
             try:
-                content = read_manifest(path, EmbeddingSource.kind, remedy=_REMEDY)
-                verify_files(path, content["files"], checksums=False, remedy=_REMEDY)
+                content = valid_manifest(self.run.embeddings, tile.name)
             except FormatError as error:
                 why = "broken" if path.exists() else "missing"
                 if self.gaps is not None:
@@ -299,22 +310,23 @@ def read_provenance(run: Run, *, gaps: bool = False) -> RunProvenance:
 
 
 def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
-    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are there.
+    """One SHA-256 over the files' checksums of all embeddings of the plan; with `gaps` of those that are valid.
 
     Raises:
         SmaltiError: if one is missing; the message says how many are.
     """
     names = [tile.name for tile in planned_tiles(run)]
-    missing = [name for name in names if not embedding_manifest(run.embeddings, name).exists()]
+    if gaps:
+        missing = [name for name in names if lacks_embedding(run.embeddings, name)]
+    else:
+        missing = [name for name in names if not embedding_manifest(run.embeddings, name).exists()]
     if missing and (not gaps or len(missing) == len(names)):
         raise SmaltiError(
             f"{run.embeddings}: {len(missing)} of {len(names)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
-    if missing:
-        lacking = set(missing)
-        names = [name for name in names if name not in lacking]
-    paths = {name: embedding_manifest(run.embeddings, name) for name in names}
+    lacking = set(missing)
+    paths = {name: embedding_manifest(run.embeddings, name) for name in names if name not in lacking}
     return sha256_json(
         [[name, read_manifest(path, EmbeddingSource.kind, remedy=_REMEDY)["files"]] for name, path in paths.items()]
     )
@@ -337,7 +349,7 @@ def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError
     more = ", ..." if len(lacking) > _NAMED else ""
     return SmaltiError(
         f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
-        f'run `smalti infer {run.quoted}`; mosaic, samples and map can do without: [stitch] missing = "nodata"'
+        f'run `smalti infer {run.quoted}`; this can do without: [stitch] missing = "nodata"'
     )
 
 

@@ -29,7 +29,9 @@ from preproc.raster.zones import ZoneGrid
 _DECIMALS = 7
 """Of degrees: a centimetre."""
 _CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-_EMBEDDINGS = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+_EMBEDDINGS = "https://stac-extensions.github.io/embeddings/v1.0.0/schema.json"
+_ROLE, _ENCODER = "embeddings", "emb:encoder_model"
+"""By which the extension knows an asset that holds them, and the link to the encoder."""
 _ZARR = "application/vnd.zarr; version=3"
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _SCIENTIFIC = "https://stac-extensions.github.io/scientific/v1.0.0/schema.json"
@@ -115,7 +117,7 @@ def write_item(
     if embeddings is not None and any(record.key == "embeddings" for record in assets):
         item.stac_extensions.append(_EMBEDDINGS)
         item.properties.update(_embedding_properties(embeddings, assets))
-        item.add_link(pystac.Link("emb:model", f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON))
+        item.add_link(pystac.Link(_ENCODER, f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON))
     if collection is not None:
         item.collection_id = "_".join([*map(_word, of), *window])
         item.add_link(pystac.Link("collection", f"./{collection}.json", pystac.MediaType.JSON))
@@ -146,24 +148,21 @@ def write_collection(
             pystac.SpatialExtent([footprint(grid)[1] for grid in zones]), pystac.TemporalExtent([interval])
         ),
         license=facts.encoder.licence or "other",
-        extra_fields={
-            "emb:type": "pixel",
-            "emb:dimensions": facts.dim,
-            "data_type": "int8" if store or facts.int8 else "float32",
-            "gsd": PIXEL_SIZE,
-        },
+        extra_fields=_kind(facts),
         stac_extensions=[_EMBEDDINGS],
     )
     if facts.encoder.citation is not None:
         collection.stac_extensions.append(_SCIENTIFIC)
         collection.extra_fields["sci:citation"] = facts.encoder.citation
     collection.add_link(
-        pystac.Link("emb:model", f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON, title=f"Encoder: {facts.label}")
+        pystac.Link(
+            "emb:encoder_model", f"./{MODEL_ITEM}.json", pystac.MediaType.GEOJSON, title=f"Encoder: {facts.label}"
+        )
     )
     collection.add_link(pystac.Link("emb:source-data", _CATALOGUES.get(facts.archive, _SENTINEL), title=facts.archive))
     if store is not None:
         about = "All zones as one Zarr v3 store: int8 codes and a scale a pixel"
-        collection.add_asset("embeddings", pystac.Asset(f"./{store}", about, media_type=_ZARR, roles=["data"]))
+        collection.add_asset("embeddings", pystac.Asset(f"./{store}", about, media_type=_ZARR, roles=["data", _ROLE]))
     for path, entry in zip(items, read, strict=True):
         link = pystac.Link("item", f"./{path.name}", pystac.MediaType.GEOJSON, title=entry["properties"]["title"])
         collection.add_link(link)
@@ -178,29 +177,23 @@ def _software() -> dict[str, str]:
     return {name: version}
 
 
+def _kind(facts: RunProvenance) -> dict[str, Any]:
+    """What the extension `embeddings` asks of everything that it describes."""
+    return {"emb:type": "pixel", "emb:dimensions": [facts.dim]}
+
+
 def _embedding_properties(facts: RunProvenance, assets: Sequence[AssetRecord]) -> dict[str, Any]:
-    """What the extension `embeddings` says of a run of the encoder."""
-    found: dict[str, Any] = {
-        "emb:runtime_parameters": {
-            "dimensions": facts.dim,
-            "window": list(facts.window),
-            "min_clear_s2": facts.min_clear_s2,
-        },
-        "emb:preprocessing": {
-            "format": "text",
-            "expression": "all clear Sentinel-2 L2A and all Sentinel-1 RTC observations of each pixel in the window, "
-            "standardised by the checkpoint's statistics",
-        },
-    }
+    """What the extension `embeddings` says of a run of the encoder, and what was done before and after it."""
+    lineage = "All clear Sentinel-2 L2A and all Sentinel-1 RTC observations of each pixel in the window"
+    if facts.min_clear_s2:
+        lineage += f", of pixels with {facts.min_clear_s2} clear ones of Sentinel-2 or more"
+    lineage += ", standardised by the checkpoint's statistics and embedded."
+    found = _kind(facts)
     layer = next(record.layer for record in assets if record.key == "embeddings")
     if layer is not None and layer.dtype == "int8":
-        found["emb:quantization"] = {
-            "method": "per_pixel_scale",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-        }
-        found["emb:postprocessing"] = {"format": "text", "expression": "value = code * scale, one scale a pixel"}
-    return found
+        found |= {"emb:quantization_method": "per_pixel_scale", "emb:original_data_type": "float32"}
+        lineage += " A number is code times scale, one scale a pixel."
+    return {**found, "processing:lineage": lineage}
 
 
 def _identity(words: Sequence[str], rasters: Sequence[pystac.Asset]) -> str:
@@ -218,7 +211,8 @@ def _word(text: str) -> str:
 
 def _asset(record: AssetRecord) -> pystac.Asset:
     kind = pystac.MediaType.PNG if record.layer is None else pystac.MediaType.COG
-    return pystac.Asset(href=f"./{record.path.name}", title=record.title, media_type=kind, roles=[record.role])
+    roles = [record.role, _ROLE] if record.key == "embeddings" else [record.role]
+    return pystac.Asset(href=f"./{record.path.name}", title=record.title, media_type=kind, roles=roles)
 
 
 def _describe(item: pystac.Item, asset: pystac.Asset, record: AssetRecord) -> None:

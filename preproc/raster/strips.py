@@ -36,13 +36,14 @@ class Strip:
     observed_hwc: NDArray[np.uint8]
     """(h, W, 4) as in `preproc.raster.observations`."""
 
-    def put(self, part: Overlap, tile: _OpenTile, *, over: bool) -> None:
+    def put(self, part: Overlap, tile: _OpenTile, *, over: bool, gaps: bool) -> None:
         """Put what a tile has of it.
 
         Args:
             part: where it overlaps the strip.
             tile: which.
             over: another tile may have been there before it; its valid pixels stay.
+            gaps: of single numbers of a pixel are left as they are.
         """
         height, width = part.rows.stop - part.rows.start, part.columns.stop - part.columns.start
         place = slice(part.top, part.top + height), slice(part.left, part.left + width)
@@ -55,7 +56,7 @@ class Strip:
             scales_hw = np.where(there_hw, np.float32(1), np.float32(np.nan))
         self.scales_hw[place][wanted_hw] = scales_hw[wanted_hw]
         if self.values_hwc is not None:
-            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns, gaps=True)[wanted_hw]
+            self.values_hwc[place][wanted_hw] = tile.embedding.window(part.rows, part.columns, gaps=gaps)[wanted_hw]
         self.observed_hwc[place][wanted_hw] = tile.observed_hwc[part.rows, part.columns][wanted_hw]
 
     def valid_values(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -77,7 +78,9 @@ class _OpenTile:
         return observation_values(self.embedding)
 
 
-def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values: bool) -> Iterator[Strip]:
+def strips(
+    run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values: bool, gaps: bool = True
+) -> Iterator[Strip]:
     """The rows of a sheet from north to south; each tile is verified when it is first needed.
 
     Args:
@@ -86,13 +89,14 @@ def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values:
         facts: about its embeddings; of tiles that are missing nothing is there, as outside of tiles.
         codes: with int8 codes, those that are there or made from float32 values.
         values: with float32 values.
+        gaps: missing months of these stay NaN, for what knows what to do with them; otherwise they are filled.
 
     Raises:
         SmaltiError: if an embedding is damaged, or not as the plan says.
     """
     grid = sheet.grid
     opened: dict[str, _OpenTile] = {}
-    present = [tile for tile in grid.tiles if tile.name not in facts.missing]
+    present = facts.present(grid.tiles)
     for top in range(0, grid.height, ROWS):
         height = min(ROWS, grid.height - top)
         shape_hwc = height, grid.width, facts.dim
@@ -106,7 +110,7 @@ def strips(run: Run, sheet: Sheet, facts: RunProvenance, *, codes: bool, values:
             part = _within(grid.overlap(tile), top, height)
             if part is not None:
                 needed[tile.name] = opened.get(tile.name) or _OpenTile(open_embedding(run, tile))
-                strip.put(part, needed[tile.name], over=grid.mixed)
+                strip.put(part, needed[tile.name], over=grid.mixed, gaps=gaps)
         opened = needed
         yield strip
 

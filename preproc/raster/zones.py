@@ -88,6 +88,28 @@ class ZoneGrid:
         """Row and column of a tile's upper left pixel; of a tile that leaves a sheet they may be negative."""
         return (self.north - self.northing(tile)) // PIXEL_SIZE, (tile.west - self.west) // PIXEL_SIZE
 
+    def places(self) -> NDArray[np.int64]:
+        """(T, 2) `place` of all its tiles."""
+        tiles = PlannedTiles.of(self.tiles)
+        corner_t2 = np.column_stack([self.north - _northings(tiles, self.epsg), tiles.column("west") - self.west])
+        return np.asarray(corner_t2 // PIXEL_SIZE)
+
+    def part(self, top: int, left: int, height: int, width: int) -> ZoneGrid:
+        """A window of the grid, which may leave it, with the tiles that touch it.
+
+        Args:
+            top: first row.
+            left: first column.
+            height: rows.
+            width: columns.
+        """
+        tiles = PlannedTiles.of(self.tiles)
+        row_t, column_t = self.places().T
+        touches_t = (row_t < top + height) & (top < row_t + tiles.size)
+        touches_t &= (column_t < left + width) & (left < column_t + tiles.size)
+        west, north = self.west + left * PIXEL_SIZE, self.north - top * PIXEL_SIZE
+        return replace(self, west=west, north=north, width=width, height=height, tiles=tiles.chosen(touches_t))
+
     def overlap(self, tile: PlannedTile) -> Overlap | None:
         """What of a tile lies in the grid; None if nothing does."""
         row, column = self.place(tile)
@@ -164,8 +186,7 @@ def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
         side: of a sheet in pixels.
     """
     tiles = PlannedTiles.of(grid.tiles)
-    row_n = (grid.north - _northings(tiles, grid.epsg)) // PIXEL_SIZE
-    column_n = (tiles.column("west") - grid.west) // PIXEL_SIZE
+    row_n, column_n = grid.places().T
     last = tiles.size - 1
     cells: list[NDArray[np.int64]] = []  # row, column, tile
     for down in range(last // side + 2):

@@ -55,7 +55,7 @@ _FAMILIES = (
     (".gml", ".xsd"),
 )
 """Files of one name that are one data set; the first is the one that is opened."""
-_JOURNALS = ("-wal", "-journal")
+JOURNALS = ("-wal", "-journal")
 """Endings of what SQLite keeps beside a GeoPackage: edits that are not in it yet."""
 _LONGITUDE, _LATITUDE = ("longitude", "lon", "lng", "long"), ("latitude", "lat")
 _WKT = ("wkt", "geometry", "geom", "the_geom")
@@ -170,7 +170,7 @@ def fingerprint(path: Path, *, section: str = "labels") -> str:
 def _siblings(path: Path) -> list[Path]:
     """The file and what belongs to it, by name. Never a pattern: names may hold brackets."""
     family = next((family for family in _FAMILIES if path.suffix.lower() == family[0]), ())
-    journals = [path.with_name(path.name + ending) for ending in _JOURNALS]
+    journals = [path.with_name(path.name + ending) for ending in JOURNALS]
     beside = [
         file
         for file in (path.parent.iterdir() if family and path.parent.is_dir() else ())
@@ -183,7 +183,7 @@ def _siblings(path: Path) -> list[Path]:
 @contextmanager
 def _settled(path: Path) -> Iterator[Path]:
     """The file, or a copy of one with edits in a journal: SQLite would write them into it while it is read."""
-    journal = path.with_name(path.name + _JOURNALS[0])
+    journal = path.with_name(path.name + JOURNALS[0])
     if not (path.is_file() and journal.is_file() and journal.stat().st_size):
         yield path
         return

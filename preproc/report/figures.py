@@ -201,13 +201,23 @@ class StudyChart:
     ticks: Sequence[tuple[float, str]]
     methods: Sequence[tuple[str, str]]
     """Name and colour."""
+    measure: str
+    less: bool
+    """Less of it is better."""
 
 
 _METHOD_COLOURS = ("#3b6ea5", "#b8642b", "#4d8b57", "#8a5a9e")
 
 
-def study_chart(lines: Sequence[str]) -> StudyChart | None:
-    """The lines of trials.jsonl drawn; None without trials."""
+def study_chart(lines: Sequence[str], measure: str = "Mean F1", *, less: bool = False) -> StudyChart | None:
+    """The lines of trials.jsonl drawn; None without trials.
+
+    Args:
+        lines: as they are.
+        measure: what their scores are.
+        less: less of it is better: it has a scale of its own, where F1 ends at 1.
+    """
+    label, exact = (".3g", ".4g") if less else (".2f", ".3f")
     trials = [json.loads(line) for line in lines]
     if not trials:
         return None
@@ -215,7 +225,7 @@ def study_chart(lines: Sequence[str]) -> StudyChart | None:
     colours = dict(zip(names, _METHOD_COLOURS, strict=False))
     scores = [float(trial["score"]) for trial in trials]
     low, high = min(scores), max(scores)
-    span = max(high - low, 0.01)
+    span = max(high - low, 0.01 * high if less else 0.01) or 1.0
     most = max(trial["number"] for trial in trials) or 1
 
     def height(score: float) -> float:
@@ -227,13 +237,13 @@ def study_chart(lines: Sequence[str]) -> StudyChart | None:
             y=round(height(trial["score"]), 1),
             color=colours[trial.get("method", "catboost")],
             pruned=bool(trial.get("pruned", False)),
-            text=f"trial {trial['number']}: {trial['score']:.3f}; "
+            text=f"trial {trial['number']}: {trial['score']:{exact}}; "
             + ", ".join(f"{key} {_short(value)}" for key, value in sorted(trial["params"].items())),
         )
         for trial in trials
     ]
-    ticks = [(round(height(value), 1), f"{value:.2f}") for value in (low, low + span / 2, low + span)]
-    return StudyChart(dots, ticks, [(name, colours[name]) for name in names])
+    ticks = [(round(height(value), 1), f"{value:{label}}") for value in (low, low + span / 2, low + span)]
+    return StudyChart(dots, ticks, [(name, colours[name]) for name in names], measure, less)
 
 
 def _short(value: Any) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 from infer.contract import SOFTWARE, Plan, Run, SmaltiError, sha256_file, verify_files
 from infer.contract.classification import ValueAccuracyManifest, ValueFigures
 from infer.contract.rasters import MosaicManifest, ValueMapManifest
+from preproc.report.figures import study_chart
 from preproc.report.inputs import is_simulated
 from preproc.report.pictures import data_uri, embedding_pictures, value_pictures
 from preproc.run.classifier import MANIFEST, file_of, model_folder, read_regressor
 from preproc.run.config import Config
 
+TRIALS = "trials.jsonl"
 _REMEDY = "run `smalti train` again"
 
 
@@ -53,6 +55,7 @@ def context(run: Run, config: Config) -> dict[str, Any]:
             raise SmaltiError(f"{run.root}: {problem}: run `smalti run {run.quoted}` to bring the run up to date")
     plan = Plan.read(run)
     pictures, low, high = value_pictures(run, made)
+    trials = file_of(folder, TRIALS).read_text().splitlines() if TRIALS in about.files else []  # older models have none
     return {
         "plan": plan,
         "made": made,
@@ -63,6 +66,8 @@ def context(run: Run, config: Config) -> dict[str, Any]:
         "range": (low, high),
         "scatter": data_uri(file_of(folder, "scatter.png").read_bytes()),
         "previews": embedding_pictures(run, MosaicManifest.read(run)),
+        "tuning": about.tuning,
+        "study": study_chart(trials, "Pinball loss", less=True),
         "elsewhere": config.labels is None,
         "simulated": is_simulated(run),
         "software": SOFTWARE,

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles
-from infer.contract.tile import TileDates
+from infer.contract.tile import TileSeason
 from preproc.run.quality import STACKS, StackSummary, poor_tiles, summarise, tile_qualities, unseen_pixels
 
 _REMEDY = "fetch this tile again"
@@ -42,7 +42,7 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     tiles = tile_qualities(run, planned)  # people remove the time series once the embeddings are made
     days: dict[str, set[date]] = {name: set() for name in STACKS}
     for tile in tiles:
-        for name, dates in _dates(run.tiles / tile.name / TILE_MANIFEST).items():
+        for name, dates in _dates(run.tiles / tile.name).items():
             days[name].update(dates)
     months = list(_months(*window))
     per_month = {name: [sum(f"{day:%Y-%m}" == month for day in days[name]) for month in months] for name in STACKS}
@@ -51,11 +51,11 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     )
 
 
-def _dates(path: Path) -> Mapping[str, Sequence[date]]:
-    dates = TileDates.read_at(path, _REMEDY).dates
+def _dates(folder: Path) -> Mapping[str, Sequence[date]]:
+    dates = TileSeason.of_folder(folder).dates or {}
     missing = [stack for stack in STACKS if stack not in dates]
     if missing:
-        raise FormatError(f"{path}: dates.{missing[0]} is missing: {_REMEDY}")
+        raise FormatError(f"{folder / TILE_MANIFEST}: dates.{missing[0]} is missing: {_REMEDY}")
     return {stack: dates[stack] for stack in STACKS}
 
 

@@ -43,6 +43,25 @@ def maps_number(config: Config) -> bool:
     return config.predict.model is not None and learns_number(config.predict.model)
 
 
+def refuse_settings_of_classes(run: Run, config: Config) -> None:
+    """Make sure that nothing is asked of a map of numbers that only a map of classes has.
+
+    Raises:
+        SmaltiError: naming the section of run.toml.
+    """
+    asked = {
+        "[validate] measures": config.validate_ is not None,
+        "[clean] mends": bool(config.clean.steps),
+        "[predict] probabilities are of": config.predict.probabilities,
+    }
+    for what, given in asked.items():
+        if given:
+            raise SmaltiError(
+                f"{run.config}: {what} a map of classes, and {model_folder(run, config)} is a model of numbers: "
+                "leave it out"
+            )
+
+
 def read_regressor(folder: Path) -> RegressorManifest:
     """The manifest of a model of a number; its files are not looked at.
 

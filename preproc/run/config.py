@@ -357,7 +357,7 @@ class Classify(_Section):
     """CatBoost; for few labels kNN, logistic regression or a small perceptron; or whichever of these is best; or a
     segmentation head, which sees a pixel's surroundings as well and is trained by the engine (torch): [segment]."""
     trials: Annotated[int, Field(ge=0, le=1000)] = 20
-    """Optuna trials of a method; 0 trains with its defaults."""
+    """Optuna trials of a method, also where a number is learned; 0 trains with its defaults."""
     threads: Annotated[int, Field(ge=1, le=64)] = 4
     """Of the final fit of CatBoost, whatever the machine has: another number gives (slightly) another classifier."""
     max_rows: Annotated[int, Field(ge=100)] = 200_000
@@ -511,7 +511,7 @@ class Stitch(_Section):
     sheet: Annotated[int, Field(ge=128, le=16384, multiple_of=128)] = 4096
     """Side in pixels of the squares that are made, and can be made side by side; 4096 is the published stores'."""
     missing: Literal["refuse", "nodata"] = "refuse"
-    """Tiles without an embedding: stop `stitch`, `sample` and `predict`, or be nodata in mosaic and map, and listed.
+    """Tiles without an embedding: stop what is made of all, or be nodata in mosaic, map and the like, and be listed.
 
     With "nodata" `smalti run` goes on after tiles have failed, and still ends with exit code 1 as long as some are
     missing. When they are there, the sheets that they touch are made again, and what is said of all.
@@ -654,6 +654,8 @@ class Config(_Section):
                 raise ValueError("[validate] measures a map of classes, and [labels] value makes one of numbers")
             if self.clean.steps:
                 raise ValueError("[clean] mends a map of classes, and [labels] value makes one of numbers")
+            if self.predict.probabilities:
+                raise ValueError("[predict] probabilities are of classes, and [labels] value makes a map of numbers")
             if self.classify.method not in ("catboost", "best") or self.classify.task_type == "GPU":
                 raise ValueError("[classify] method: numbers ([labels] value) are learned by CatBoost, on the CPU")
         return self

@@ -146,6 +146,8 @@ class Session:
     """And when it is over, though units failed."""
     ahead: Callable[[Sequence[Unit]], None] = _nothing
     """Told which units will be asked for their state, so that what they depend on can be looked up together."""
+    noun: str | None = None
+    """What its units are, in the plural, where that depends on settings."""
 
     def states(self, *, checksums: bool = False) -> Iterator[tuple[Unit, State]]:
         """Every unit and where it stands."""
@@ -246,7 +248,7 @@ def run_stage(stage: Stage, run: Run, config: Config, *, shard: Shard | None = N
         if units and not stage.apart:
             session.ahead(units)
         due = [unit for unit in units if force or stage.apart or not unit.state().complete]
-        outcome = Outcome(stage.name, stage.noun, complete_before=len(units) - len(due))
+        outcome = Outcome(stage.name, session.noun or stage.noun, complete_before=len(units) - len(due))
         if shard.whole:  # a task of an array says nothing: `smalti submit` has
             _say_all(session.before())
         if due:
@@ -287,7 +289,7 @@ def _tidy(run: Run, units: Sequence[Unit]) -> None:
 
 
 def _build(stage: Stage, session: Session, due: Due, outcome: Outcome) -> None:
-    shown = nullcontext() if stage.apart else progress(stage.name, len(due.units), stage.noun)
+    shown = nullcontext() if stage.apart else progress(stage.name, len(due.units), outcome.noun)
     with closing(session.build(due)) as results, shown as bar:
         for built in results:
             name = built.unit.name

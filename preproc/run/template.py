@@ -28,6 +28,7 @@ workers = 8                      # reads in flight
 
 [tiles]
 size = 512                       # pixels of 10 m
+# keep = "record"                # of a country: let a tile's arrays go once it is embedded
 min_clear = 0.0                  # every clear pixel counts; 0.05 drops dates that are clear on less than 5 % of a
                                  # tile: fewer bytes to read, but seams between tiles
 
@@ -54,7 +55,7 @@ dim = 128                        # v2 students also 64, 32, 16
 
 [classify]
 folds = 4                        # grouped cross-validation
-trials = 20                      # Optuna trials; 0 trains with CatBoost's defaults
+trials = 20                      # Optuna trials, of classes and of numbers; 0 takes the defaults
 seed = 0
 shrink = 10                      # metres by which polygons are shrunk, so that mixed edge pixels are left out
 # method = "linear"              # or "knn", "mlp", "best"; "catboost" unless it is set; or "segment":
@@ -77,6 +78,7 @@ shrink = 10                      # metres by which polygons are shrunk, so that 
 [stitch]
 formats = ["zarr", "cog"]        # a Zarr store as geotessera reads it, GeoTIFFs, or both
 dtype = "int8"                   # of the GeoTIFFs: codes, with the scales in a file beside them; or "float32"
+# missing = "nodata"             # of a country: tiles that failed are nodata, and filled in by a later run
 
 # Of a simulated archive the truth is known: the report compares the map with it.
 # [report]

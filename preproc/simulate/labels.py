@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -18,6 +14,7 @@ from rasterio.features import rasterize, shapes
 from shapely.geometry import mapping, shape
 
 from infer.contract import write_json, writing
+from preproc.region.geopackage import geopackage
 from preproc.simulate.cog import write_cog
 from preproc.simulate.crops import CROPS
 from preproc.simulate.noise import seed_of
@@ -158,32 +155,8 @@ def _write_points(path: Path, world: World, parcels: list[int]) -> None:
             y.append(float(point[1]))
             rows.append(_attributes(world, place))
     east_x, north_y = Transformer.from_crs(world.epsg, POINTS_EPSG, always_xy=True).transform(x, y)
-    content = BytesIO()
-    with _fixed_clock():
-        pyogrio.raw.write(
-            content,
-            geometry=shapely.to_wkb(shapely.points(np.round(east_x, 2), np.round(north_y, 2))),
-            field_data=[
-                np.array([row["parcel"] for row in rows], np.int64),
-                np.array([row["crop"] for row in rows], object),
-                np.array([row["code"] for row in rows], np.int64),
-            ],
-            fields=["parcel", "crop", "code"],
-            geometry_type="Point",
-            crs=f"EPSG:{POINTS_EPSG}",
-            driver="GPKG",
-            layer="points",
-        )
+    columns = {name: [row[name] for row in rows] for name in ("parcel", "crop", "code")}
+    places = shapely.points(np.round(east_x, 2), np.round(north_y, 2))
+    content = geopackage("points", places, columns, kind="Point", epsg=POINTS_EPSG)
     with writing(path):
-        path.write_bytes(content.getvalue())
-
-
-@contextmanager
-def _fixed_clock() -> Iterator[None]:
-    """GeoPackages carry the time of their last change: make it that of the first one, so that bytes are equal."""
-    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+        path.write_bytes(content)

@@ -25,6 +25,7 @@ _OPTIONS = {
     "[validate] class": "--class",
     "[validate] stratum, strata": "--stratum, --strata",
     "[validate] layer": "--layer",
+    "[validate] encoding": "--encoding",
     "[validate.strata]": "--strata",
     "which [validate] names": "which --class (or --stratum) names",
 }
@@ -43,6 +44,7 @@ class Assessment:
     strata: str | None = None
     """Sizes as NAME=SIZE,NAME=SIZE."""
     layer: str | None = None
+    encoding: str | None = None
     legend: Path | None = None
     output: Path | None = None
     """JSON file for the figures."""
@@ -90,6 +92,7 @@ def settings_of(asked: Assessment) -> Validate:
         "stratum": asked.stratum,
         "strata": None if asked.strata is None else pairs(asked.strata, "--strata"),
         "layer": asked.layer,
+        "encoding": asked.encoding,
     }
     try:
         return Validate.model_validate(values, context={"folder": Path.cwd()})

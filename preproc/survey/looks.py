@@ -82,10 +82,10 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
             if colours is not None:
                 for at, values in _windows(run, grid, tile, members, pixels):
                     pictures[at] = _uri(png_bytes(colours.colours(values)))
-            series = _series(run, tile)
+            arrays = series(run, tile)
             for at in members:
                 _, row, column = pixels[at] or (tile, 0, 0)
-                curves = ([], []) if series is None else _curves(series, row, column, plan.window[0])
+                curves = ([], []) if arrays is None else _curves(arrays, row, column, plan.window[0])
                 looks[at] = Look(pictures[at], *curves)
             bar.advance(note=tile.name)
     return looks
@@ -172,7 +172,8 @@ def _embedding(run: Run, tile: PlannedTile, *, tell: bool) -> Embedding | None:
         return None
 
 
-def _series(run: Run, tile: PlannedTile) -> Tile | None:
+def series(run: Run, tile: PlannedTile) -> Tile | None:
+    """A tile with its arrays, if they are there and whole; of damaged ones it is told."""
     folder = run.tiles / tile.name
     if not folder.is_dir():
         return None
@@ -183,20 +184,53 @@ def _series(run: Run, tile: PlannedTile) -> Tile | None:
         return None
 
 
-def _curves(tile: Tile, row: int, column: int, start: date) -> tuple[list[list[float]], list[list[float]]]:
-    """NDVI and radar of a pixel by days since the window began, which is a year long at most."""
+@dataclass(frozen=True)
+class Season:
+    """Series of some pixels (H, W); T clear looks of Sentinel-2, U of Sentinel-1 in both orbits, in order of days."""
+
+    days_t: NDArray[np.int64]
+    """(T,) since the window began."""
+    ndvi_thw: NDArray[np.float64]
+    """(T, H, W), NaN where it was not clear."""
+    radar_days_u: NDArray[np.int64]
+    """(U,) since the window began."""
+    db_uhwp: NDArray[np.float64]
+    """(U, H, W, 2) VV and VH in dB, NaN where there was none."""
+
+
+def season(tile: Tile, rows: slice, columns: slice, start: date) -> Season:
+    """NDVI and radar of pixels of a tile.
+
+    Args:
+        tile: with its arrays.
+        rows: of the pixels.
+        columns: of the pixels.
+        start: of the window, which is a year long at most.
+    """
     first, year = start.timetuple().tm_yday, 365 + isleap(start.year)
+    red = tile.bands_thwb[:, rows, columns, 0].astype(float)
+    near = tile.bands_thwb[:, rows, columns, 3].astype(float)
+    clear = (tile.masks_thw[:, rows, columns] == 1) & (red + near > 0)
+    ndvi = np.where(clear, (near - red) / np.where(clear, near + red, 1), np.nan)
     days = (tile.doys_t.astype(int) - first) % year
-    red = tile.bands_thwb[:, row, column, 0].astype(float)
-    near = tile.bands_thwb[:, row, column, 3].astype(float)
-    clear = (tile.masks_thw[:, row, column] == 1) & (red + near > 0)
-    ndvi = [[int(days[t]), round((near[t] - red[t]) / (near[t] + red[t]), 3)] for t in np.flatnonzero(clear)]
-    radar: list[list[float]] = []
-    for values, doys in ((tile.sar_asc_thwp, tile.sar_asc_doys_t), (tile.sar_desc_thwp, tile.sar_desc_doys_t)):
-        # the files hold (20 log10 x + 50) * 200 of a power x, whose dB are 10 log10 x
-        pairs_tp = (values[:, row, column].astype(float) / 200 - 50) / 2
-        seen = (values[:, row, column] != 0).all(axis=1)
-        radar += [[(int(doys[t]) - first) % year, *np.round(pairs_tp[t], 2).tolist()] for t in np.flatnonzero(seen)]
+    order = np.argsort(days, kind="stable")
+    passes = (tile.sar_asc_thwp, tile.sar_desc_thwp)
+    raw = np.concatenate([values[:, rows, columns].astype(float) for values in passes])
+    seen = (raw != 0).all(axis=-1, keepdims=True)
+    # the files hold (20 log10 x + 50) * 200 of a power x, whose dB are 10 log10 x
+    decibels = np.where(seen, (raw / 200 - 50) / 2, np.nan)
+    radar = (np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(int) - first) % year
+    after = np.argsort(radar, kind="stable")
+    return Season(days[order], ndvi[order], radar[after], decibels[after])
+
+
+def _curves(tile: Tile, row: int, column: int, start: date) -> tuple[list[list[float]], list[list[float]]]:
+    """NDVI and radar of a pixel by days since the window began."""
+    found = season(tile, slice(row, row + 1), slice(column, column + 1), start)
+    ndvi_t, db_up = found.ndvi_thw[:, 0, 0], found.db_uhwp[:, 0, 0]
+    ndvi = [[int(found.days_t[t]), round(float(ndvi_t[t]), 3)] for t in np.flatnonzero(~np.isnan(ndvi_t))]
+    seen = np.flatnonzero(~np.isnan(db_up[:, 0]))
+    radar = [[int(found.radar_days_u[u]), *np.round(db_up[u], 2).tolist()] for u in seen]
     return sorted(ndvi), sorted(radar)
 
 
@@ -210,10 +244,10 @@ def curves_at(run: Run, plan: Plan, place_2: NDArray[np.float64]) -> tuple[list[
     if pixel is None:
         raise SmaltiError("outside the run's tiles")
     tile, row, column = pixel
-    series = _series(run, tile)
-    if series is None:
+    arrays = series(run, tile)
+    if arrays is None:
         raise SmaltiError("its time series is not here: it was imported, released or not fetched")
-    return _curves(series, row, column, plan.window[0])
+    return _curves(arrays, row, column, plan.window[0])
 
 
 def _uri(png: bytes) -> str:

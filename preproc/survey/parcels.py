@@ -39,7 +39,7 @@ from preproc.classify.folds import assign_folds
 from preproc.classify.labels import class_values
 from preproc.classify.methods import fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import load_classifier
-from preproc.raster.provenance import embeddings_fingerprint
+from preproc.raster.provenance import Embeddings, embeddings_fingerprint, missing_lines
 from preproc.region.grid import zone_epsg
 from preproc.region.vector import fingerprint, read_vector
 from preproc.run.classifier import model_folder
@@ -119,10 +119,11 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
             f"{run.map_manifest}: missing: what is declared is checked by a map: run `smalti predict {run.quoted}`"
         )
     class_map = read_map(run) if with_map else None
+    gaps = config.stitch.missing == "nodata"
     inputs: dict[str, Any] = {
         "polygons": fingerprint(asked.polygons),
         "asked": [asked.id, asked.class_, asked.layer, asked.encoding, asked.pixels, asked.share],
-        "embeddings": embeddings_fingerprint(run),
+        "embeddings": embeddings_fingerprint(run, gaps=gaps),
         "map": None if class_map is None else [sha256_file(path) for path in class_map.files],
         "model": sha256_file(model_folder(run, config) / "model.json") if with_model else None,
     }
@@ -133,14 +134,14 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         return table_path
     plan = Plan.read(run)
     found = _read(asked, plan)
-    sums = _embedded(run, plan, found)
+    sums, missing = _embedded(run, plan, found, gaps=gaps)
     columns = _columns(found, sums)
     if class_map is not None:
         shares_nk, codes = _mapped(class_map, found)
         columns |= _majority(shares_nk, [class_map.names[code] for code in codes])
     if with_model:
         columns |= _predicted(run, config, columns["mean"])
-    fields: dict[str, Any] = {"parcels": len(found)}
+    fields: dict[str, Any] = {"parcels": len(found), "missing": missing}
     if asked.train and found.declared_n is not None:
         taught, fields["trained"] = _taught(config, asked, found, columns["mean"])
         columns |= taught
@@ -156,6 +157,8 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         write_bytes(files[-1], check.encode())
     write_manifest(manifest, KIND, inputs=inputs, files=files, fields=fields)
     _tell(table_path, columns)
+    for line in missing_lines("parcels", run, missing):
+        say(line)
     return table_path
 
 
@@ -236,9 +239,10 @@ def _moved(geometries: NDArray[Any], source: CRS, target: CRS) -> NDArray[Any]:
     return np.array(made, dtype=object)
 
 
-def _embedded(run: Run, plan: Plan, found: _Parcels) -> _Sums:
-    """Sums over the embeddings of each parcel's pixels."""
+def _embedded(run: Run, plan: Plan, found: _Parcels, *, gaps: bool) -> tuple[_Sums, list[str]]:
+    """Sums over the embeddings of each parcel's pixels; tiles that parcels touch and that lack one, where they may."""
     sums: _Sums | None = None
+    embeddings, missing = Embeddings.of_run(run, plan, gaps=gaps), list[str]()
     shapely.prepare(found.metres_n)
     with progress("parcels", len(plan.tiles), "tiles") as bar:
         for tile in plan.tiles:
@@ -247,6 +251,9 @@ def _embedded(run: Run, plan: Plan, found: _Parcels) -> _Sums:
             tree = shapely.STRtree(found.metres_n[here])
             members = here[np.sort(tree.query(shapely.box(*tile.bounds)))]
             if not len(members):
+                continue
+            if gaps and embeddings.lacks(tile):
+                missing.append(tile.name)
                 continue
             embedding = read_embedding(run.embeddings, tile.name, checksums=False)
             if sums is None:
@@ -261,8 +268,9 @@ def _embedded(run: Run, plan: Plan, found: _Parcels) -> _Sums:
                     sums.weight_n[at] += weight_m.sum()
                     sums.sum_nc[at] += weight_m @ values_mc
                     sums.square_nc[at] += weight_m @ values_mc**2
-    assert sums is not None  # `_placed` keeps parcels that touch a tile
-    return sums
+    if sums is None:
+        raise SmaltiError(f"{run.embeddings}: no tile under a parcel has an embedding: run `smalti infer {run.quoted}`")
+    return sums, sorted(missing)
 
 
 def _columns(found: _Parcels, sums: _Sums) -> dict[str, Any]:

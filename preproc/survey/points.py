@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 
 from infer.contract import write_bytes
+from preproc.region.geopackage import geopackage
 
 _DIGITS = 8
 """Of degrees: about a millimetre, so that a pixel's centre stays in its pixel."""
@@ -35,20 +34,8 @@ def write_points(
     """
     places = np.round(place_n2, _DIGITS)
     paths = [folder / f"{stem}.{ending}" for ending in ("gpkg", "csv", "kml")]
-    fields = {"id": np.asarray(id_n, dtype=np.int64), **{name: _field(values) for name, values in columns.items()}}
-    content = io.BytesIO()
-    with _fixed_clock():
-        pyogrio.raw.write(
-            content,
-            geometry=shapely.to_wkb(shapely.points(places)),
-            field_data=list(fields.values()),
-            fields=list(fields),
-            geometry_type="Point",
-            crs="EPSG:4326",
-            driver="GPKG",
-            layer=stem,
-        )
-    write_bytes(paths[0], content.getvalue())
+    fields: dict[str, Any] = {"id": np.asarray(id_n, dtype=np.int64), **columns}
+    write_bytes(paths[0], geopackage(stem, shapely.points(places), fields, kind="Point"))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["id", "longitude", "latitude", *columns])
@@ -57,11 +44,6 @@ def write_points(
     write_bytes(paths[1], stream.getvalue().encode())
     write_bytes(paths[2], _kml(stem, id_n, places))
     return paths
-
-
-def _field(values: Sequence[Any]) -> NDArray[Any]:
-    made = np.asarray(values)
-    return made.astype(object) if made.dtype.kind == "U" else made
 
 
 def _kml(name: str, id_n: NDArray[Any], places: NDArray[np.float64]) -> bytes:
@@ -74,14 +56,3 @@ def _kml(name: str, id_n: NDArray[Any], places: NDArray[np.float64]) -> bytes:
         SubElement(SubElement(mark, "Point"), "coordinates").text = f"{longitude},{latitude}"
     content: bytes = tostring(root, encoding="utf-8", xml_declaration=True)
     return content
-
-
-@contextmanager
-def _fixed_clock() -> Iterator[None]:
-    """GeoPackages carry the time of their last change: equal points are to have equal bytes."""
-    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})

@@ -2,7 +2,9 @@
 
 geotessera needs another Python (3.12) and other versions than smalti's environment has; odc-stac and rioxarray bring
 much that smalti has no use for. An environment is made once, in ~/.cache/smalti-tests, and takes a minute and a
-gigabyte.
+gigabyte. torchgeo's is six gigabytes and so is not made by itself: SMALTI_TORCHGEO names a Python that has it, or
+
+    python3.12 -m venv ~/.cache/smalti-tests/torchgeo && ~/.cache/smalti-tests/torchgeo/bin/pip install torchgeo
 """
 
 from __future__ import annotations
@@ -68,10 +70,13 @@ def pythons() -> Iterator[str]:
         yield from map(str, sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python")))
 
 
+def environments() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "smalti-tests"
+
+
 def environment(name: str, requirements: Sequence[str], check: str, bases: Sequence[str]) -> Path:
     """A Python that has them, made if it is not there yet."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "smalti-tests" / name
+    folder = environments() / name
     python = folder / "bin" / "python"
     if python.exists() and run_in(python, check).returncode == 0:
         return python
@@ -97,6 +102,14 @@ def run_in(python: Path, code: str, *arguments: str) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def geotessera() -> Path:
     return environment("geotessera", ["geotessera>=0.11"], "import geotessera.store", list(pythons()))
+
+
+@pytest.fixture(scope="module")
+def torchgeo() -> Path:
+    python = Path(os.environ.get("SMALTI_TORCHGEO", environments() / "torchgeo" / "bin" / "python"))
+    if not python.exists() or run_in(python, "import torchgeo").returncode != 0:
+        pytest.skip("no Python with torchgeo here: this file's first lines tell how to make one")
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +184,39 @@ def test_geotessera_finds_the_npy_tiles_that_were_exported_and_reads_the_engines
     for tile in planned_tiles(run):
         row, column = round((top - tile.north) / 10), round((tile.west - left) / 10)
         np.testing.assert_array_equal(read["values"][row : row + 64, column : column + 64], tiles[tile.name])
+
+
+READ_TORCHGEO = """
+import sys
+import numpy as np
+from torchgeo.datasets import TesseraEmbeddings
+
+folder, out, west, south, east, north = sys.argv[1:]
+found = TesseraEmbeddings(folder)
+sample = found[float(west) : float(east), float(south) : float(north)]
+np.savez(
+    out,
+    values=np.moveaxis(sample["image"].numpy(), 0, -1),
+    resolution=found.res,
+    epsg=found.crs.to_epsg(),
+    years=sorted({interval.left.year for interval in found.index.index} | {i.right.year for i in found.index.index}),
+    files=len(found.index),
+)
+"""
+
+
+def test_torchgeo_reads_the_engines_numbers_of_several_cells_as_one(tmp_path: Path, torchgeo: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, c, 0) for c in range(20)], size=64)
+    tiles = embed_places(run, dim=128, int8=True)
+    export(run, str(tmp_path / "tiffs"), "torchgeo")
+    first, *_, last = planned = planned_tiles(run)
+    box = (first.west, last.north - 640, last.west + 640, first.north)
+    done = run_in(torchgeo, READ_TORCHGEO, str(tmp_path / "tiffs"), str(tmp_path / "read.npz"), *map(str, box))
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = np.load(tmp_path / "read.npz")
+    assert (read["resolution"].tolist(), int(read["epsg"]), read["years"].tolist()) == ([10, 10], 32631, [2019])
+    assert read["files"] == len(list((tmp_path / "tiffs").glob("grid_*.tiff"))) > 1
+    np.testing.assert_array_equal(read["values"], np.concatenate([tiles[tile.name] for tile in planned], axis=1))
 
 
 READ_STACKS = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -20,6 +20,7 @@ from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage
 from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
+from preproc.raster.zones import FALSE_NORTHING, zone_grids
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 from support.embedded import MODEL, plan_of, write_vector
@@ -114,6 +115,57 @@ def write_tile(
     codes = np.nan_to_num(np.rint(values_hwc / scales[..., None])).astype(np.int8)
     write_embedding(run.embeddings, tile.name, codes, scales, observations_hwm=counts, inputs=inputs, about=about)
     return codes.astype(np.float32) * scales[..., None]
+
+
+def far_run(root: Path, *, dim: int) -> tuple[Run, dict[str, NDArray[np.float32]]]:
+    """Where placement is hardest: tiles of 48 pixels in zones 60 and 1, each with tiles on both sides of the equator.
+
+    Both hemispheres' lattices reach beyond it, by parts of a tile. What lies there is nodata, but for the row of pixels
+    below 0, which tiles of both have. Sheets of 128 are divided by no edge of a tile, and some are empty. One tile has
+    no embedding.
+
+    Returns:
+        The run, and what a reader should get for each tile: (H, W, C), of the one that is missing NaN.
+    """
+    run, tiles = Run(root), []
+    for zone, corner, step in ((60, 833_760, -480), (1, 165_840, 480)):  # these corners cross the antimeridian
+        for side, epsg, north, cells in (
+            ("n", 32600, 320, [(0, 0), (1, 0), (2, 0), (2, -3), (5, -1)]),
+            ("s", 32700, 10_000_160, [(0, 0), (1, 0), (3, 2)]),
+        ):
+            for column, row in cells:
+                place = epsg + zone, corner + step * column, north - 480 * row
+                tiles.append(PlannedTile(f"{side}{zone}_{column}_{abs(row)}", *place, 48))
+    start, end = map(date.fromisoformat, WINDOW)
+    run.root.mkdir(parents=True)
+    run.config.write_text(TOML.format(extra=""))
+    replace(plan_of(tiles), window=(start, end)).write(run.plan, inputs={}, files=[])
+    expected = {}
+    for index, tile in enumerate(tiles):
+        values = np.random.default_rng(index).normal(size=(48, 48, dim)).astype(np.float32)
+        values[40:44, 3:9] = np.nan
+        if tile.name.startswith("n") and tile.north == 320:
+            values[33:] = np.nan
+        if tile.name.startswith("s") and tile.north == 10_000_160:
+            values[:16] = np.nan
+        expected[tile.name] = write_tile(run, tile, values, int8=True)
+    gone = "n1_1_0"
+    (run.embeddings / f"{gone}.json").unlink()
+    expected[gone] = np.full_like(expected[gone], np.nan)
+    return run, expected
+
+
+def put_together(run: Run, tiles: Mapping[str, NDArray[np.float32]], label: str) -> NDArray[np.float32]:
+    """(H, W, C) what a zone should hold, from coordinates; of a pixel that several tiles have the first one counts."""
+    grid = next(grid for grid in zone_grids(planned_tiles(run)) if grid.label == label)
+    dim = next(iter(tiles.values())).shape[2]
+    values = np.full((grid.height, grid.width, dim), np.nan, dtype=np.float32)
+    for tile in grid.tiles:
+        shift = FALSE_NORTHING if tile.epsg > 32700 > grid.epsg else 0
+        row, column = (grid.north - (tile.north - shift)) // 10, (tile.west - grid.west) // 10
+        old = values[row : row + tile.size, column : column + tile.size]
+        values[row : row + tile.size, column : column + tile.size] = np.where(np.isnan(old), tiles[tile.name], old)
+    return values
 
 
 CENTRES = np.random.default_rng(99).normal(size=(3, 6))

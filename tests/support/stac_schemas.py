@@ -65,25 +65,15 @@ def _item(properties: dict[str, Any] | None = None, assets: dict[str, Any] | Non
     }
 
 
-def _link(rel: str) -> dict[str, Any]:
-    kind = {"type": "object", "required": ["rel", "href"], "properties": {"rel": {"const": rel}, "href": TEXT}}
-    return {"properties": {"links": {"contains": kind}}}
-
-
-_QUANTIZATION = {
-    "type": "object",
-    "required": ["method", "original_dtype"],
-    "properties": {"method": TEXT, "original_dtype": TEXT, "quantized_dtype": TEXT},
-    "additionalProperties": False,
-}
-_EMBEDDING = _prefixed(
+_EMBEDDING = _prefixed(  # v1.0.0 by its list of changes: its schema itself could not be had
     "emb",
     {
-        "runtime_parameters": {"type": "object"},
-        "preprocessing": EXPRESSION,
-        "postprocessing": EXPRESSION,
-        "quantization": _QUANTIZATION,
+        "type": {"enum": ["pixel", "chip"]},
+        "dimensions": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 1}},
+        "quantization_method": TEXT,
+        "original_data_type": {"enum": ["int8", "uint8", "int16", "uint16", "float16", "float32", "float64"]},
     },
+    ["emb:type", "emb:dimensions"],
 )
 _MODEL = _prefixed(
     "mlm",
@@ -118,28 +108,19 @@ _WEIGHTS = {
     "then": {"required": ["mlm:artifact_type", "raster:bands"]},
     "else": {"not": {"required": ["mlm:artifact_type"]}},
 }
-_COLLECTION = {
-    "allOf": [
-        _prefixed("emb", {"type": {"enum": ["pixel", "chip"]}, "dimensions": {"type": "integer", "minimum": 1}}),
-        {"required": ["emb:type", "emb:dimensions", "data_type"], "properties": {"data_type": TEXT, "gsd": NUMBER}},
-        _link("emb:model"),
-        _link("emb:source-data"),
-    ]
-}
 _TRANSFORM = {"type": "array", "minItems": 6, "maxItems": 9, "items": NUMBER}
 SCHEMAS: dict[str, dict[str, Any]] = {
-    f"{_ROOT}/embeddings/v0.0.1/schema.json": {
+    f"{_ROOT}/embeddings/v1.0.0/schema.json": {
         "if": {"properties": {"type": {"const": "Feature"}}},
-        "then": {
-            "allOf": [_item(_EMBEDDING), {"properties": {"assets": {"required": ["embeddings"]}}}],
-        },
-        "else": _COLLECTION,
+        "then": _item(_EMBEDDING),
+        "else": _EMBEDDING,
     },
     f"{_ROOT}/mlm/v1.4.0/schema.json": _item(_MODEL, _WEIGHTS),
     f"{_ROOT}/processing/v1.2.0/schema.json": _item(
         _prefixed(
             "processing",
             {
+                "lineage": TEXT,
                 "level": {"type": "string", "pattern": "^(RAW|L[0-4][A-Z]?)$"},
                 "software": {"type": "object", "additionalProperties": TEXT},
             },
@@ -207,5 +188,3 @@ def use_local_schemas() -> None:
         cache.update({schema["$id"].rstrip("#") + end: schema for end in ("", "#")})
     older = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"  # mlm refers to it
     cache.setdefault(older, cache[f"{_ROOT}/processing/v1.2.0/schema.json"])
-    # the extension `embeddings` refers to the core of STAC 1.0, which refuses every item of 1.1 for its version alone
-    cache.update({key.replace("v1.1.0", "v1.0.0"): schema for key, schema in core.items() if "v1.1.0" in key})

@@ -34,12 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=DIR",
         help="other embeddings of the same tiles; a name given again puts its numbers beside those before",
     )
-    parser.add_argument("--classes", help="only these classes, separated by commas")
+    parser.add_argument("--classes", metavar="A,B", help="only these classes")
     parser.add_argument("--folds", type=int, default=4, help="folds by parcel (default 4)")
     parser.add_argument("--deals", type=int, default=3, help="how often parcels are dealt to folds anew (default 3)")
     parser.add_argument("--counts", default="1,3,10,30", help="parcels a class of the curve (default 1,3,10,30)")
     parser.add_argument("--draws", type=int, default=10, help="draws for each point of the curve (default 10)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of folds, draws and the classifier (default 0)")
     parser.add_argument("--out", type=Path, help="where probe.json, probe.md and curves.png go (default RUN/probe)")
     return parser
 

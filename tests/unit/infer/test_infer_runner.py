@@ -131,6 +131,30 @@ def test_a_folder_is_embedded_as_a_run_is(tiles, tmp_path):
     assert (embedding.values_hwc.dtype, embedding.shape_hwc[2]) == (np.int8, setting.dim)
 
 
+def test_a_registered_name_comes_before_a_file_of_that_name(tiles, tmp_path, untrained, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(untrained, "demo")
+    assert infer(tiles / "b", tmp_path / "named", checkpoint="demo") == 0
+    assert read_embedding(tmp_path / "named", "b").manifest.model.name == "demo"
+    assert infer(tiles / "b", tmp_path / "file", checkpoint="./demo") == 0
+    assert read_embedding(tmp_path / "file", "b").manifest.model.trained is False
+    assert infer(tiles / "b", tmp_path / "twice", checkpoint="demo+demo") != 0
+    assert "one of its parts comes twice" in capsys.readouterr().err
+
+
+def test_an_embedding_of_months_that_went_by_day_of_year_is_made_again_where_that_matters(tmp_path):
+    """30 June 2024 and 1 July 2023 are both day 182: only tiles that have it are stale."""
+    season = {"window": {"start": "2023-07-01", "end": "2024-06-30"}}
+    for name, day in (("a", "2024-06-30"), ("b", "2024-06-29")):
+        write_tile(tmp_path / "tiles" / name, manifest=True, **season, dates={"s2": [day]})
+    for checkpoint, marked in (("monthly", True), ("demo", False), ("demo+monthly", True)):
+        out = tmp_path / checkpoint
+        assert infer(tmp_path / "tiles", out, checkpoint=checkpoint) == 0
+        inputs = {name: read_embedding(out, name).manifest.inputs for name in "ab"}
+        assert inputs["a"].get("months") == ("by date" if marked else None)
+        assert "months" not in inputs["b"]
+
+
 def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path):
     assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0
     before = contents(tmp_path / "out")

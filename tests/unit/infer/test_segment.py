@@ -22,6 +22,7 @@ from support.mosaicked import EPSG, config, embed_crops, parcel_labels, planned_
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, FormatError, Plan, Run, Shard, SmaltiError
 from infer.contract.classification import AccuracyManifest, ClassifierManifest
+from infer.contract.rasters import MapManifest
 from infer.contract.segment import Ground, lattice, network_files, shapes, standardised, tile_corner
 from infer.pretrain.batches import Place
 from infer.segment.__main__ import main, read_job
@@ -85,7 +86,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained on four tiles of 32 pixels; the job of its networks is kept aside."""
     run = labelled(tmp_path_factory.mktemp("segment") / "run", [(EPSG, c, r) for r in range(2) for c in range(2)])
     settings = config(run, EXTRA)
-    run_stage(TrainTrialsStage(), run, settings, shard=Shard(0, 2))
+    assert run_stage(TrainTrialsStage(), run, settings, shard=Shard(0, 2)).noun == "networks"
     shutil.copytree(run.logs / "study", run.root / "kept")
     run_stage(TrainStage(), run, settings)
     return run
@@ -328,16 +329,40 @@ def test_sheets_leave_no_seam_and_know_what_lies_beside_them(prepared: Run, tmp_
     assert all(sheet["around"] for sheet in sheets)
 
 
-def test_a_tile_that_may_be_missing_is_nodata_and_its_neighbours_are_mapped(prepared: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["missing", "manifest cut short", "values cut short"])
+def test_a_tile_that_may_be_missing_is_nodata_and_its_neighbours_are_mapped(
+    harm: str, prepared: Run, tmp_path: Path
+) -> None:
     run = copied(prepared, tmp_path / "run")
     gone = max(Plan.read(run).tiles, key=tile_corner)  # the lower right one
-    (run.embeddings / f"{gone.name}.json").unlink()
+    manifest, values = (run.embeddings / f"{gone.name}{suffix}" for suffix in (".json", ".npy"))
+    if harm == "missing":
+        manifest.unlink()
+    else:
+        broken = manifest if harm.startswith("manifest") else values
+        broken.write_bytes(broken.read_bytes()[:-9])
     found = config(run, EXTRA).mapped_by(prepared.model)
     settings = found.model_copy(update={"stitch": found.stitch.model_copy(update={"missing": "nodata"})})
     run_stage(PredictStage(), run, settings)
     classes = classes_of(run)
     assert (classes[32:, 32:] == 0).all()
     assert (classes[:32, 32:] > 0).mean() > 0.9
+    assert MapManifest.read(run).missing == (gone.name,)
+
+
+def test_bytes_that_have_changed_stop_the_sheets_that_see_them_whatever_may_be_missing(
+    prepared: Run, tmp_path: Path
+) -> None:
+    run = copied(prepared, tmp_path / "run")
+    gone = max(Plan.read(run).tiles, key=tile_corner)
+    values = run.embeddings / f"{gone.name}.npy"
+    content = bytearray(values.read_bytes())
+    content[-1] ^= 1
+    values.write_bytes(content)
+    found = config(run, EXTRA).mapped_by(prepared.model)
+    settings = found.model_copy(update={"stitch": found.stitch.model_copy(update={"missing": "nodata"})})
+    with pytest.raises(SmaltiError, match=rf"{gone.name}\.npy: its contents do not match the checksum"):
+        run_stage(PredictStage(), run, settings)
 
 
 # what is refused
@@ -374,6 +399,38 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     habits = Habits(torch.device("cpu"), Place(0, 3))
     with pytest.raises(SmaltiError, match="batch = 4: must be a multiple of the 3 processes"):
         Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
+
+
+def test_jobs_that_cannot_be_trained_end_with_one_line(
+    prepared: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Path(shutil.copytree(job_of(prepared), tmp_path / "job"))
+    manifest, labels = job / "job.json", job / "labels.npz"
+    whole = manifest.read_text(), labels.read_bytes()
+
+    def refused(message: str, *options: str) -> None:
+        assert main([str(job), *options]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1, said
+        assert message in said[0]
+        manifest.write_text(whole[0])
+        labels.write_bytes(whole[1])
+
+    refused("--save-every must be at least 1", "--save-every", "0")
+    refused("--networks nobody: the job has", "--networks", "nobody")
+    manifest.write_text(whole[0].replace('"width": 8', '"width": 9'))
+    refused("job.json: its recipe is not one of smalti's")
+    manifest.write_text(whole[0].replace('"final"', '"../final"'))
+    refused("job.json: networks")
+    manifest.write_text(whole[0][:-20])
+    refused("job.json")
+    labels.write_bytes(whole[1][:-99])
+    refused("labels.npz", "--networks", "fold-2")
+    stored = dict(np.load(labels))
+    np.savez(labels, **{**stored, "train_mn": np.zeros_like(stored["train_mn"])})
+    refused("labels.npz: fold-2 has no pixels to be trained on", "--networks", "fold-2")
+    manifest.unlink()
+    refused("job.json: ")
 
 
 def test_other_embeddings_than_those_of_the_samples_are_refused(prepared: Run, tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pyproj import Transformer
-from support.embedded import embed, tiled_run
+from support.embedded import embed, plan_of, tiled_run
+from support.mosaicked import TOML, config, embed_places, place_values, planned_run, write_tile
 
-from infer.contract import FormatError, Run, SmaltiError
+from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles
 from preproc import open_run
+from preproc.mosaic.stage import StitchStage
+from preproc.run.stage import run_stage
 
 
 @pytest.fixture
@@ -64,3 +70,133 @@ def test_what_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
         opened.map()
     with pytest.raises(SmaltiError, match="no such run directory"):
         open_run(tmp_path / "nothing")
+
+
+# --- from the mosaic's store
+
+SHEETS = '[stitch]\nsheet = 128\nformats = ["zarr"]\n'
+CELLS = [(32631, c, r) for c, r in [(0, 0), (1, 0), (2, 0), (3, 1), (0, 3), (6, 5)]] + [(32632, 0, 0)]
+"""Of tiles of 48 pixels, which sheets of 128 divide; one sheet is empty."""
+
+
+def stitched(run: Run, extra: str = SHEETS) -> None:
+    run_stage(StitchStage(), run, config(run, extra))
+    run.config.write_text(TOML.format(extra=extra))
+
+
+def asked(run: Run) -> list[NDArray[Any]]:
+    """What points all over the tiles of a run and some windows of it give."""
+    opened = open_run(run.root)
+    found = []
+    for epsg in sorted({tile.epsg for tile in opened.tiles}):
+        tiles = [tile for tile in opened.tiles if tile.epsg == epsg]
+        spread = np.random.default_rng(1).uniform(-30, 510, (40, 2))
+        points = np.concatenate([np.add(spread, (tile.west, tile.north - 480)) for tile in tiles])
+        found.append(opened.embeddings_at(points, epsg=epsg))
+        west, north = tiles[0].west, tiles[0].north
+        found.append(opened.embeddings_in((west - 45, north - 900, west + 1500, north + 20), epsg=epsg).values)
+    return found
+
+
+def same(found: list[NDArray[Any]], wanted: list[NDArray[Any]]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def unread(*_: object, **__: object) -> None:
+    raise AssertionError("an embedding is read where the store has its numbers")
+
+
+def test_the_store_gives_the_engines_numbers_and_is_read_where_it_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run, int8=True)
+    wanted = asked(run)
+    assert np.isfinite(wanted[0]).all(axis=1).mean() > 0.5
+    stitched(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("preproc.mosaic.reader.read_embedding", unread)
+        patch.setattr("preproc.mosaic.reader._POINTS", 7)
+        same(asked(run), wanted)
+        run.embeddings.rename(tmp_path / "elsewhere")
+        same(asked(run), wanted)
+    (tmp_path / "elsewhere").rename(run.embeddings)
+
+    changed = planned_tiles(run)[1]  # an embedding that is another now, until the mosaic is made again
+    write_tile(run, changed, place_values(changed, 8)[::-1].copy(), int8=True)
+    middle = (changed.west + 240.0, changed.north - 240.0)
+    (new,) = open_run(run.root).embeddings_at([middle], epsg=32631)
+    np.testing.assert_allclose(new, place_values(changed, 8)[23, 24], atol=0.01)
+    later = asked(run)
+    monkeypatch.setattr("preproc.mosaic.reader._ZoneStore.opened", lambda *_: None)
+    same(asked(run), later)
+
+
+def test_a_store_of_another_plan_or_cut_short_is_not_read(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run, int8=True)
+    wanted = asked(run)
+    stitched(run)
+    shard = run.mosaic / "embeddings.zarr/utm31/embeddings/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    same(asked(run), wanted)
+    plan = Plan.read(run)
+    replace(plan, tiles=tuple(plan.tiles)[:1] + tuple(plan.tiles)[2:]).write(run.plan, inputs={}, files=[])
+    gone = open_run(run.root).embeddings_at([(573_440 + 480 + 240, 5_626_880 - 240)], epsg=32631)
+    assert np.isnan(gone).all(), "what no tile of the plan covers is nodata, whatever the mosaic has"
+
+
+def test_embeddings_kept_as_floats_are_read_from_the_tiles_and_as_codes_where_those_are_not(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run)
+    wanted = asked(run)
+    stitched(run)
+    same(asked(run), wanted)
+    run.embeddings.rename(tmp_path / "elsewhere")
+    for found, exact in zip(asked(run), wanted, strict=True):
+        np.testing.assert_allclose(found, exact, atol=0.5 / 127 + 1e-6)
+
+
+def test_at_the_equator_both_hemispheres_are_one_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)], size=48)
+    north = [PlannedTile(f"n{i}", 32631, 500_160 + i * 480, 480, 48) for i in range(2)]
+    south = [PlannedTile(f"s{i}", 32731, 500_160, 10_000_320 - i * 480, 48) for i in range(3)]
+    plan_of([*south, *north]).write(run.plan, inputs={}, files=[])
+    for index, tile in enumerate([*south, *north]):
+        values = np.random.default_rng(index).normal(size=(48, 48, 8)).astype(np.float32)
+        if tile.name == "s0":
+            values[:31] = np.nan  # all but the row that the equator passes through, which both have
+        write_tile(run, tile, values, int8=True)
+    wanted = asked(run)
+    opened = open_run(run.root)
+    s0, n0 = (opened.embedding(name).window(slice(None), slice(None)) for name in ("s0", "n0"))
+    across = opened.embeddings_in((500_160, -160, 500_640, 480), epsg=32631)
+    assert (across.epsg, across.values.shape[:2]) == (32631, (64, 48))
+    np.testing.assert_array_equal(across.values[:47], n0[:47])
+    np.testing.assert_array_equal(across.values[47:], s0[31:])
+    points = [(500_165.0, 10_000_005.0), (500_165.0, 9_999_995.0)]
+    np.testing.assert_array_equal(opened.embeddings_at(points, epsg=32731), s0[31:33, 0])
+    stitched(run)
+    monkeypatch.setattr("preproc.mosaic.reader.read_embedding", unread)
+    same(asked(run), wanted)
+
+
+def test_tiles_that_are_missing_are_nodata_where_that_is_wished_and_else_an_error(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run, int8=True)
+    tile = planned_tiles(run)[1]
+    manifest = run.embeddings / f"{tile.name}.json"
+    manifest.rename(tmp_path / "late")
+    middle = [(tile.west + 240.0, tile.north - 240.0)]
+    with pytest.raises(SmaltiError, match=rf"{tile.name}\.json.*smalti infer"):
+        open_run(run.root).embeddings_at(middle, epsg=32631)
+    extra = SHEETS + 'missing = "nodata"\n'
+    run.config.write_text(TOML.format(extra=extra))
+    without = asked(run)
+    assert np.isnan(open_run(run.root).embeddings_at(middle, epsg=32631)).all()
+    stitched(run, extra)
+    same(asked(run), without)
+    (tmp_path / "late").rename(manifest)
+    found = open_run(run.root).embeddings_at(middle, epsg=32631)
+    np.testing.assert_allclose(found[0], place_values(tile, 8)[24, 24], atol=0.01)

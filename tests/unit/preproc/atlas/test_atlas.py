@@ -7,8 +7,10 @@ import math
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,13 +19,16 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from pyproj import Transformer
 from support.browser import Browser, chromium
 from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, planned_run
 
-from infer.contract import Plan, PlannedTile, Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract import Plan, PlannedTile, PlannedTiles, Run, SmaltiError, Tile, planned_tiles, read_embedding
 from infer.contract.rasters import MapManifest
 from preproc.atlas.atlas import write_atlas
+from preproc.atlas.curves import step_of
+from preproc.atlas.drawn import drawn_from, read_drawn
 from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
 from preproc.atlas.serve import serving
 from preproc.atlas.vectors import MIDDLE, learn_axes
@@ -31,8 +36,10 @@ from preproc.classify.sample import SampleStage
 from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage
 from preproc.explore.groups import cluster
+from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
+from preproc.survey.looks import curves_at
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +51,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @contextmanager
-def served(run: Run, live: Run | None = None) -> Iterator[tuple[str, list[str]]]:
+def served(
+    run: Run, live: Run | None = None, labels: Path | None = None, folder: Path | None = None
+) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
-    with serving(run.root / "atlas", 0, live) as server:
+    with serving(folder or run.root / "atlas", 0, live, labels) as (server, address):
         handler: Any = server.RequestHandlerClass
         handler.func.log_request = lambda self, *_: asked.append(self.path)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/", asked
+            yield address, asked
         finally:
             server.shutdown()
             thread.join()
@@ -163,7 +172,7 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         assert browser.errors == []
         names = browser.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
         assert names
-        assert all(name.startswith(url) for name in names)
+        assert all(name.startswith(url.partition("#")[0]) for name in names)
         browser.screenshot(tmp_path / "desk.png")
         assert (tmp_path / "desk.png").stat().st_size > 5000
     assert "/" in asked
@@ -174,8 +183,8 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
 
 def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: Run, tmp_path: Path) -> None:
     """Examples and labels act at once in the page; what is saved is trained on as any labels are."""
-    plan = Plan.read(made)
-    with served(made) as (url, _), chromium(tmp_path / "profile") as browser:
+    plan, saved = Plan.read(made), tmp_path / "drawn.gpkg"
+    with served(made, labels=saved) as (url, _), chromium(tmp_path / "profile") as browser:
         browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
         open_page(browser, url)
         wait(browser, "[...cache.values()].some(t => t.picture)")
@@ -199,6 +208,10 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         browser.evaluate("canvas.focus()")
         browser.press("Backspace")
         assert browser.evaluate("examples.length") == 1
+        assert "One pixel in" not in browser.evaluate("document.getElementById('keys').textContent")
+        browser.evaluate("data.short.levels[1] = finest - 2; legend()")  # as of a country
+        assert "One pixel in 16: " in browser.evaluate("document.getElementById('keys').textContent")
+        browser.evaluate("data.short.levels[1] = finest; legend()")
         browser.evaluate("setMode('point')")
         act(browser, *places[0][0])
         wait(browser, "document.getElementById('said').textContent.startsWith('Which class?')")
@@ -221,12 +234,29 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         assert "<b>rye</b>" in browser.evaluate("document.getElementById('keys').textContent")
         open_page(browser, url)
         wait(browser, "labels.length === 5")
-        browser.evaluate("save()")
-        saved = tmp_path / "labels.geojson"
-        for _ in range(200):
-            if saved.exists():
-                break
-            time.sleep(0.05)
+        browser.evaluate("void save()")
+        wait(browser, "document.getElementById('said').textContent.startsWith('5 labels are in drawn.gpkg.')")
+        first = read_drawn(saved)
+        browser.evaluate("localStorage.clear()")
+        open_page(browser, url)
+        wait(browser, "labels.length === 5 && labels.every(one => one.vectors)")
+        browser.evaluate("setMode('point'); undo(); void save()")
+        wait(browser, "document.getElementById('said').textContent.startsWith('4 labels are in')")
+        browser.evaluate(f"labels.push({{ class: 'oats', at: {list(world(4.0, 50.7))} }}); remember()")
+        open_page(browser, url)
+        wait(browser, "labels.length === 5")  # those of the file, and what was drawn since
+        assert browser.evaluate("labels.filter(one => one.class === 'oats').length") == 3
+        saved.write_bytes(first.as_geopackage())  # as if by another page
+        browser.evaluate("undo(); void save()")
+        wait(browser, "document.getElementById('said').textContent.startsWith('Not saved: drawn.gpkg has changed')")
+        browser.evaluate("localStorage.clear()")
+        open_page(browser, url)
+        wait(browser, "labels.length === 5")
+        assert len(browser.evaluate("JSON.stringify(labels[4].ring)")) > 50
+        open_page(browser, url.partition("#")[0])  # as from a plain web server
+        wait(browser, "labels.length === 5")
+        browser.evaluate("void save()")
+        assert drawn_from(downloaded(tmp_path / "labels.geojson")) == first
         assert browser.errors == []
     text = made.config.read_text().replace('path = "parcels.geojson"', f'path = "{saved}"')
     text = text.replace('class = "crop"', 'class = "class"').replace('group = "parcel"\n', "")
@@ -236,6 +266,134 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
     for stage in (SampleStage(), TrainStage()):
         run_stage(stage, taught, settings)
     assert set(read_samples(taught).legend.values()) == {"oats", "<b>rye</b>"}
+
+
+def downloaded(path: Path) -> bytes:
+    for _ in range(200):
+        if path.exists():
+            break
+        time.sleep(0.05)
+    return path.read_bytes()
+
+
+def test_without_a_file_the_browser_gets_a_geopackage(made: Run, tmp_path: Path) -> None:
+    with served(made) as (url, _), chromium(tmp_path / "profile") as browser:
+        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        open_page(browser, url)
+        x, y = world(4.0, 50.7)
+        browser.evaluate(f"labels.push({{ class: 'oats', at: [{x!r}, {y!r}] }}); void save()")
+        downloaded(tmp_path / "labels.gpkg")
+        found = read_drawn(tmp_path / "labels.gpkg")
+        assert (found.classes, found.shapes) == (["oats"], [shapely.Point(4.0, 50.7)])
+        assert browser.errors == []
+
+
+POINT = {"type": "Point", "coordinates": [4.0, 50.7]}
+RING = {"type": "Polygon", "coordinates": [[[4, 50], [4.1, 50], [4.1, 50.1], [4, 50]]]}
+
+
+def labelled(*pairs: tuple[Any, Any]) -> bytes:
+    features = [{"properties": {"class": name}, "geometry": geometry} for name, geometry in pairs]
+    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+
+
+def test_labels_are_taken_from_this_page_alone_and_this_machine_alone_is_answered(made: Run, tmp_path: Path) -> None:
+    path, good = tmp_path / "drawn.gpkg", labelled(("oats", POINT), ("é <b>", RING))
+    with served(made, labels=path) as (url, _):
+        port, key = int(url.rpartition(":")[2].partition("/")[0]), url.partition("#")[2]
+        own = {"Host": f"127.0.0.1:{port}", "Origin": f"http://127.0.0.1:{port}", "X-Smalti-Key": key}
+
+        def ask(method: str, where: str, body: bytes | None = None, **changed: str | None) -> tuple[int, str]:
+            headers = {**own, "Content-Length": str(len(body)) if body else None}
+            headers |= {name.replace("_", "-"): value for name, value in changed.items()}
+            link = HTTPConnection("127.0.0.1", port, timeout=20)
+            link.putrequest(method, where, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                if value is not None:
+                    link.putheader(name, value)
+            link.endheaders(body)
+            answer = link.getresponse()
+            assert "access-control-allow-origin" not in {name.lower() for name, _ in answer.getheaders()}
+            told = answer.status, answer.read().decode()
+            link.close()
+            return told
+
+        for host in (f"localhost:{port}", "127.0.0.1:9000", "[::1]:80", "LOCALHOST"):
+            assert ask("GET", "/", Host=host)[0] == 200, host
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost@evil.example", None):
+            for where in ("/", "/labels", "/atlas.json"):
+                assert ask("GET", where, Host=host) == (403, "smalti view answers to localhost alone"), host
+            assert ask("POST", "/labels", good, Host=host, Origin=f"http://{host}")[0] == 403, host
+        assert ask("GET", "/labels", X_Smalti_Key=None)[0] == 403
+        for origin in (None, "null", "http://evil.example", f"https://127.0.0.1:{port}", f"http://localhost:{port}"):
+            assert ask("POST", "/labels", good, Origin=origin)[0] == 403, origin
+        for wrong in (None, "", key[:-1], "é"):
+            assert ask("POST", "/labels", good, X_Smalti_Key=wrong)[0] == 403
+        assert ask("POST", "/index.html", good)[0] == 404
+        assert ask("POST", "/labels", Content_Length="9999999999")[0] == 413
+        assert ask("POST", "/labels")[0] == 411
+        for word in ("PUT", "DELETE", "OPTIONS"):
+            assert ask(word, "/labels", good)[0] == 501
+        assert not path.exists()
+        code, text = ask("POST", "/labels", b"{}")
+        assert (code, path.exists()) == (409, False)
+        assert "no labels of an atlas" in text
+        assert json.loads(ask("GET", "/labels")[1]) == {"features": [], "digest": ""}
+        code, text = ask("POST", "/labels", good)
+        assert code == 200
+        assert json.loads(text)["path"] == str(path)
+        assert read_drawn(path).classes == ["oats", "é <b>"]
+        first = path.read_bytes()
+        assert ask("POST", "/labels", labelled(("rye", POINT)))[0] == 412, "it has to know what it replaces"
+        digest = json.loads(ask("GET", "/labels")[1])["digest"]
+        (tmp_path / "drawn.gpkg-wal").touch()
+        assert "another program has it open" in ask("POST", "/labels", good, If_Match=digest)[1]
+        assert path.read_bytes() == first
+        (tmp_path / "drawn.gpkg-wal").unlink()
+        assert ask("POST", "/labels", labelled(("rye", POINT)), If_Match=digest)[0] == 200
+        assert read_drawn(path).classes == ["rye"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[1]",
+        b"[" * 100_000,
+        labelled(),
+        labelled(("", POINT)),
+        labelled((None, POINT)),
+        labelled(("a" * 500, POINT)),
+        labelled(("a\nb", POINT)),
+        labelled(("oats", None)),
+        labelled(("oats", {"type": "MultiPoint", "coordinates": [[4, 50]]})),
+        labelled(("oats", {"type": "Point", "coordinates": [4, 91]})),
+        labelled(("oats", {"type": "Point", "coordinates": [float("nan"), 50]})),
+        labelled(("oats", {"type": "Point", "coordinates": [10**400, 50]})),
+        labelled(("oats", {"type": "Point", "coordinates": [4]})),
+        labelled(("oats", {"type": "Polygon", "coordinates": [[[4, 50], [5, 50], [4, 50]]]})),
+        labelled(("oats", {"type": "Polygon", "coordinates": [[[4, 50], [5, 50], [5, 51], [4, 51]]]})),
+    ],
+)
+def test_what_is_no_label_is_refused(content: bytes) -> None:
+    with pytest.raises(SmaltiError, match="no labels"):
+        drawn_from(content)
+
+
+def test_labels_go_into_a_file_of_their_own(made: Run, tmp_path: Path) -> None:
+    folder = made.root / "atlas"
+    mine = tmp_path / "mine.gpkg"
+    mine.write_bytes(geopackage("parcels", [shapely.Point(4, 50)], {"class": ["oats"], "farm": [7]}, kind="Point"))
+    (tmp_path / "text.gpkg").write_text("dear")
+    refused = {
+        mine: "not labels that were drawn in an atlas: name a new file",
+        tmp_path / "text.gpkg": "text.gpkg",
+        tmp_path / "labels.shp": r"--labels names a GeoPackage \(.gpkg\)",
+        tmp_path / "none" / "labels.gpkg": "in a folder that is there",
+    }
+    for path, why in refused.items():
+        with pytest.raises(SmaltiError, match=why), serving(folder, 0, None, path):
+            pass
 
 
 def centres_of(classes_hw: Any, code: int) -> list[tuple[int, int]]:
@@ -270,6 +428,7 @@ def likeness(browser: Browser, longitude: float, latitude: float) -> float:
 def test_of_a_run_a_click_tells_the_curve_of_its_pixel(made: Run, tmp_path: Path) -> None:
     tile = planned_tiles(made)[0]
     with served(made, made) as (url, _), chromium(tmp_path / "profile") as browser:
+        site = url.partition("#")[0]
         open_page(browser, url)
         x, y = world(*place(tile, 20, 20))
         browser.evaluate(f"void tell({x!r}, {y!r})")
@@ -283,10 +442,75 @@ def test_of_a_run_a_click_tells_the_curve_of_its_pixel(made: Run, tmp_path: Path
         assert told.count("No curve") == 1
         assert planned_tiles(made)[1].name in told
         with pytest.raises(HTTPError, match="400"):
-            urlopen(f"{url}series?at=here")
-        said = json.loads(urlopen(f"{url}series?at=0,0").read())
+            urlopen(f"{site}series?at=here")
+        said = json.loads(urlopen(f"{site}series?at=0,0").read())
         assert said == {"why": "outside the run's tiles"}
         assert browser.errors == []
+
+
+def of_places(folder: Path, *_: Any, **__: Any) -> Tile:
+    """A tile of 32 x 32 pixels whose NDVI says the row and whose VV the column; on one of three days it is cloudy."""
+    row, column = np.mgrid[:32, :32]
+    bands = np.full((3, 32, 32, 10), 1000, np.uint16)
+    bands[..., 3] = 2000 + 100 * row
+    masks = np.ones((3, 32, 32), np.uint8)
+    masks[1] = 0
+    radar = np.zeros((2, 32, 32, 2), np.int16)
+    radar[0, ..., 0], radar[0, ..., 1] = (2 * (-25 + column / 4) + 50) * 200, (2 * -18.5 + 50) * 200
+    none, days = np.zeros((0, 32, 32, 2), np.int16), np.array([40, 41], np.int16)
+    seen = np.array([30, 60, 20], np.uint16)  # of two orbits, not in the order of days
+    return Tile(folder.name, bands, masks, seen, radar, days, none, np.zeros(0, np.int16))
+
+
+def test_a_plain_web_server_shows_the_curve_of_the_nearest_kept_pixel(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preproc.survey.looks.read_tile", of_places)
+    write_atlas(made, tmp_path / "atlas")
+    plan = Plan.read(made)
+    tile = plan.tiles[0]
+    content = zlib.decompress((tmp_path / "atlas" / "curves" / f"{tile.name}.bin").read_bytes())
+    head, _, values = content.partition(b"\n")
+    days = json.loads(head)
+    assert days == {"ndvi": [50, 60, 90], "radar": [70, 71]}
+    lanes = np.frombuffer(values, np.uint8).reshape(7, 4, 4)
+    for i, row in enumerate((4, 12, 20, 28)):
+        for j, column in enumerate((4, 12, 20, 28)):
+            ndvi, radar = curves_at(made, plan, np.array(place(tile, row, column)))
+            told = {
+                day: (int(lane[i, j]) - 1) / 127 - 1
+                for day, lane in zip(days["ndvi"], lanes, strict=False)
+                if lane[i, j]
+            }
+            assert told == {day: pytest.approx(value, abs=0.005) for day, value in ndvi}
+            ((day, vv, vh),) = radar
+            assert (int(lanes[3, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vv, abs=0.11)
+            assert (int(lanes[5, i, j]) - 1) / 254 * 50 - 40 == pytest.approx(vh, abs=0.11)
+            assert (day, lanes[4, i, j]) == (70, 0)
+    with served(made, folder=tmp_path / "atlas") as (url, _), chromium(tmp_path / "profile") as browser:
+        open_page(browser, url)
+        x, y = world(*place(tile, 20, 12))
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.querySelectorAll('#here circle').length === 2 + 2")
+        assert browser.evaluate("beside") is None, "it is that pixel itself"
+        heights = "[...document.querySelectorAll('#here circle')].map(c => +c.getAttribute('cy'))"
+        ndvi = 3000 / 5000
+        assert browser.evaluate(heights)[0] == pytest.approx(96 - 16 - (ndvi + 0.2) / 1.2 * 72, abs=0.5)
+        x, y = world(*place(tile, 22, 13))
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.getElementById('here').textContent.includes('The curve of a pixel 20 m away')")
+        assert browser.evaluate("beside") == pytest.approx(world(*place(tile, 20, 12)), abs=3e-9)
+        x, y = world(4.0, 51.9)
+        browser.evaluate(f"void tell({x!r}, {y!r})")
+        wait(browser, "document.getElementById('here').textContent.includes('No curve: smalti view RUN shows it')")
+        assert browser.errors == []
+
+
+def test_the_lattice_of_curves_is_thinner_where_there_is_more_and_none_of_a_country() -> None:
+    def of(count: int) -> int | None:
+        return step_of(PlannedTiles.of([PlannedTile("t", 32631, 0, 0, 2048)] * count))
+
+    assert [of(count) for count in (1, 4, 5, 16, 17, 64, 65)] == [8, 8, 16, 16, 32, 32, None]
 
 
 def test_a_second_run_is_shown_beside_the_first(made: Run, tmp_path: Path) -> None:
@@ -315,6 +539,7 @@ def test_short_embeddings_keep_their_cosines() -> None:
 
 
 def open_page(browser: Browser, url: str) -> None:
+    browser.call("Page.navigate", url="about:blank")  # of one address with another # the page would not be loaded again
     browser.call("Page.navigate", url=url)
     wait(browser, "document.readyState === 'complete' && location.protocol === 'http:' && typeof paint === 'function'")
 
@@ -327,7 +552,7 @@ def wait(browser: Browser, condition: str) -> None:
     raise AssertionError(f"never: {condition}")
 
 
-def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
+def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = planned_run(tmp_path / "run", [(32631, 0, 0), (32632, 0, 0)])
     with pytest.raises(SmaltiError, match=r"has no mosaic and no map yet: run `smalti run"):
         write_atlas(run, None)
@@ -341,6 +566,12 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path) -> None:
             write_atlas(run, tmp_path / "mine")
     assert "2 layers" in write_atlas(run, tmp_path / "atlas")
     first = {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()}
+    (run.embeddings / f"{planned_tiles(run)[1].name}.json").unlink()
+    assert "2 layers" in write_atlas(run, tmp_path / "half")
+    assert "1 of 2 tiles have no embedding: preview and search are without them" in capsys.readouterr().err
+    halved = sum(1 for _ in (tmp_path / "half" / "short").rglob("*.png"))
+    assert 0 < halved < sum("short" in path.parts for path in first)
+    embed_crops(run)
     write_atlas(run, tmp_path / "atlas")
     assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
 

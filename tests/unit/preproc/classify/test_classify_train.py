@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from support.embedded import TOML, embed, parcels, tiled_run, write_vector
 from infer.contract import FormatError, Run, Shard, SmaltiError, read_manifest
 from infer.contract.classification import Figure, LearningPoint
 from infer.contract.manifest import describe_file
-from preproc.classify import boost, tune
+from preproc.classify import boost, questions, tune
 from preproc.classify.boost import Parameters
 from preproc.classify.folds import Folds, assign_folds, main_classes
 from preproc.classify.learning import told
@@ -32,11 +33,13 @@ from preproc.classify.methods import Method, fit_any, out_of_fold, parameters
 from preproc.classify.model import CLASSIFIER, load_classifier
 from preproc.classify.out_of_fold import read_out_of_fold
 from preproc.classify.palette import palette
+from preproc.classify.questions import ClassQuestion
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import Samples, Source, read_samples
-from preproc.classify.train import TrainStage, TrainTrialsStage, trainable
+from preproc.classify.train import TrainStage, TrainTrialsStage
+from preproc.classify.training_set import trainable, tuning_rows
 from preproc.classify.trials import Study, Trial
-from preproc.classify.tune import best, propose, tuning_optimism, tuning_rows
+from preproc.classify.tune import best, propose, tuning_optimism
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 
@@ -61,10 +64,14 @@ def sampled(root: Path, names: list[str] | None = None, noise: float = 1.5) -> R
 @pytest.fixture(autouse=True)
 def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search space in which a trial takes a fraction of a second."""
+    small(monkeypatch)
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from optuna.distributions import IntDistribution
 
-    monkeypatch.setitem(tune._SPACE, "iterations", IntDistribution(20, 160, step=20))
-    monkeypatch.setitem(tune._SPACE, "depth", IntDistribution(2, 5))
+    monkeypatch.setitem(questions._SPACES["catboost"], "iterations", IntDistribution(20, 160, step=20))
+    monkeypatch.setitem(questions._SPACES["catboost"], "depth", IntDistribution(2, 5))
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +182,9 @@ def fake_samples(groups: int, each: int) -> Samples:
     )  # fmt: skip
 
 
+CATBOOST = ClassQuestion(fake_samples(2, 2), "catboost")
+
+
 def test_tuning_rows_take_the_same_share_of_every_group() -> None:
     samples = fake_samples(30, 50)
     kept = tuning_rows(samples, 0, limit=620)
@@ -186,19 +196,19 @@ def test_tuning_rows_take_the_same_share_of_every_group() -> None:
 
 
 def test_proposals_depend_on_the_history_alone(tmp_path: Path) -> None:
-    assert propose("catboost", [], 0, seed=3) == Parameters()
+    assert propose(CATBOOST, [], 0, seed=3) == Parameters()
     history: list[Trial] = []
     rng = np.random.default_rng(0)
     for number in range(9):
-        values = vars(propose("catboost", history, number, seed=3))
-        assert vars(propose("catboost", history, number, seed=3)) == values
+        values = vars(propose(CATBOOST, history, number, seed=3))
+        assert vars(propose(CATBOOST, history, number, seed=3)) == values
         history.append(Trial(number, dict(values), float(rng.random()), np.zeros(4, np.uint8)))
     study = Study(tmp_path, "key")
     for trial in history:
         study.write(trial)
     kept = [trial for trial in map(study.read, range(9)) if trial is not None]
-    assert propose("catboost", kept, 9, seed=3) == propose("catboost", history, 9, seed=3)
-    assert propose("catboost", history, 9, seed=4) != propose("catboost", history, 9, seed=3)
+    assert propose(CATBOOST, kept, 9, seed=3) == propose(CATBOOST, history, 9, seed=3)
+    assert propose(CATBOOST, history, 9, seed=4) != propose(CATBOOST, history, 9, seed=3)
     assert len({tuple(t.values.items()) for t in history}) == 9
 
 
@@ -208,7 +218,7 @@ def test_a_trial_of_another_study_or_a_broken_one_is_not_used(tmp_path: Path) ->
     read = study.read(0)
     assert read is not None
     assert parameters("catboost", read.values) == Parameters()
-    assert (read.predicted_n.tolist(), read.partial, read.pruned) == ([0, 1, 2], (0.4, 0.5), False)
+    assert (read.told_n.tolist(), read.partial, read.pruned) == ([0, 1, 2], (0.4, 0.5), False)
     assert Study(tmp_path, "other").read(0) is None
     assert study.read(1) is None
     path = study.path(0)
@@ -236,14 +246,15 @@ def test_optimism_is_seen_where_there_is_nothing_to_learn() -> None:
     guesses = [
         Trial(i, {}, 0.0, np.repeat(rng.integers(0, 2, 60), 2).astype(np.uint8)) for i in range(30)
     ]  # thirty coins: the best is lucky
-    scored = [Trial(t.number, {}, f1_score(code_n - 1, t.predicted_n, average="macro"), t.predicted_n) for t in guesses]
-    lucky = best(scored).score - float(np.mean([t.score for t in scored]))
-    assert tuning_optimism(scored, code_n, groups, 0) == pytest.approx(lucky, abs=0.06)
+    scored = [Trial(t.number, {}, f1_score(code_n - 1, t.told_n, average="macro"), t.told_n) for t in guesses]
+    question = ClassQuestion(replace(fake_samples(60, 2), code_n=code_n, group_n=groups), "catboost")
+    lucky = best(question, scored).score - float(np.mean([t.score for t in scored]))
+    assert tuning_optimism(question, scored, 0) == pytest.approx(lucky, abs=0.06)
     assert lucky > 0.08
     right = (code_n - 1).astype(np.uint8)
     better = [Trial(0, {}, 1.0, right), Trial(1, {}, 0.0, 1 - right)]
-    assert tuning_optimism(better, code_n, groups, 0) == pytest.approx(0.0, abs=1e-9)
-    assert tuning_optimism(better[:1], code_n, groups, 0) == 0.0
+    assert tuning_optimism(question, better, 0) == pytest.approx(0.0, abs=1e-9)
+    assert tuning_optimism(question, better[:1], 0) == 0.0
 
 
 # the stage
@@ -542,18 +553,66 @@ def test_shards_work_on_one_study_and_the_bytes_are_the_same(run: Run, tmp_path:
     assert TrainTrialsStage().open(other, config).units == []
 
 
+def hurt(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record.update(changes)
+
+
+HURTS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "no score": hurt(score=float("nan")),
+    "an endless score": hurt(partial=[0.1, float("inf"), 0.2]),
+    "too few folds": lambda record: record["partial"].pop(),
+    "rows of another study": lambda record: record.update(predicted=record["predicted"][2:]),
+    "a class that is none": lambda record: record.update(predicted="09" + record["predicted"][2:]),
+    "a parameter that is none": lambda record: record["params"].update(colour="red"),
+    "a parameter less": lambda record: record["params"].pop("depth"),
+    "a depth out of range": lambda record: record["params"].update(depth=99),
+    "text for a number": lambda record: record["params"].update(depth="deep"),
+}
+
+
+@pytest.mark.parametrize("name", HURTS)
+def test_a_trial_that_cannot_be_of_the_study_is_made_again(
+    name: str, run: Run, capsys: pytest.CaptureFixture[str], studied: dict[str, bytes]
+) -> None:
+    config = settings(run, STUDIED)
+    run_stage(TrainTrialsStage(), run, config)
+    path = next((run.logs / "study").rglob("0001.json"))
+    record = json.loads(path.read_text())
+    HURTS[name](record)
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    run_stage(TrainStage(), run, config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "0001.json: not a trial of these rows and parameters: it is made again" in said
+    assert contents(run.model) == studied
+
+
+STUDIED = TRAINING.replace("folds = 3\ntrials = 3", "folds = 3\ntrials = 2")
+
+
+@pytest.fixture(scope="module")
+def studied(prepared: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A model after two trials, undisturbed."""
+    run = Run(shutil.copytree(prepared.root, tmp_path_factory.mktemp("studied") / "run"))
+    with pytest.MonkeyPatch.context() as patched:
+        small(patched)
+        run_stage(TrainStage(), run, settings(run, STUDIED))
+    return contents(run.model)
+
+
 def test_trials_that_fall_behind_are_pruned(run: Run) -> None:
     samples = read_samples(run)
+    question = ClassQuestion(samples, "catboost")
     split = assign_folds(samples.code_n, samples.group_n, 3, 0)
     nothing = np.zeros(len(samples), np.uint8)
     history = [Trial(n, vars(Parameters()), 0.99, nothing, (0.99, 0.99, 0.99)) for n in range(4)]
-    poor = tune._trial(samples, split, Parameters(iterations=20, depth=2), 4, history, 0)
+    poor = tune._trial(question, split, Parameters(iterations=20, depth=2), 4, history, 0)
     assert poor.pruned
     assert len(poor.partial) == 1
-    assert best([*history, poor]).number == 0
-    propose("catboost", [*history, poor], 5, 0)
+    assert best(question, [*history, poor]).number == 0
+    propose(CATBOOST, [*history, poor], 5, 0)
     easy = [replace(trial, partial=(0.1, 0.1, 0.1)) for trial in history]
-    assert not tune._trial(samples, split, Parameters(iterations=20, depth=2), 4, easy, 0).pruned
+    assert not tune._trial(question, split, Parameters(iterations=20, depth=2), 4, easy, 0).pruned
 
 
 def test_rows_beyond_the_cap_are_left_out_fairly_and_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

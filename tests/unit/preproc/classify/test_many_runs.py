@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.embedded import TOML, embed, parcels, tiled_run, write_vector
 
 from infer.contract import Plan, Run, SmaltiError
 from infer.contract.classification import AccuracyManifest, ClassifierManifest
+from infer.contract.manifest import describe_file
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold
 from preproc.classify.performance import summary
 from preproc.classify.pool import pooled_samples, same_ground
@@ -140,8 +142,6 @@ def test_what_is_held_out_changes_nothing_but_its_own_figures(seasons: tuple[Run
     groups = np.array(table.column("group").to_pylist())
     e000 = table.column("e000").to_numpy().copy()
     e000[np.isin(groups, oof.group_n[held])] = 9.0
-    import pyarrow as pa
-
     from infer.contract.manifest import describe_file
 
     index = table.schema.get_field_index("e000")
@@ -266,6 +266,33 @@ def without_district(run: Run) -> None:
     run_stage(SampleStage(), run, settings(run))
 
 
+def some_districts(run: Run) -> None:
+    table = pq.read_table(run.samples)
+    names = ["" if row < 5 else "Nord" for row in range(len(table))]
+    retable(run, table.set_column(table.schema.names.index("district"), "district", pa.array(names)))
+
+
+def gaps(run: Run) -> None:
+    table = pq.read_table(run.samples)
+    groups = [None, *table.column("group").to_pylist()[1:]]
+    retable(run, table.set_column(table.schema.names.index("group"), "group", pa.array(groups, pa.string())))
+
+
+def infinite(run: Run) -> None:
+    table = pq.read_table(run.samples)
+    numbers = table.column("e001").to_numpy().copy()
+    numbers[7] = np.inf
+    retable(run, table.set_column(table.schema.names.index("e001"), "e001", pa.array(numbers)))
+
+
+def retable(run: Run, table: Any) -> None:
+    """Another table whose manifest says that it is right."""
+    pq.write_table(table, run.samples)
+    content = json.loads(run.samples_manifest.read_text())
+    content["files"] = {"samples.parquet": describe_file(run.samples)}
+    run.samples_manifest.write_text(json.dumps(content))
+
+
 TOGETHER: dict[str, tuple[Callable[[Run], None], str, str]] = {
     "not there": (lambda run: shutil.rmtree(run.root), "", "no such run directory"),
     "no samples": (no_samples, "", "2022 has no samples.parquet: run `smalti sample"),
@@ -282,6 +309,14 @@ TOGETHER: dict[str, tuple[Callable[[Run], None], str, str]] = {
         "no year is called '1999': there are 2021, 2022",
     ),
     "one region": (lambda _: None, 'split = "region"\n', r'split = "region": all samples are of one'),
+    "some districts": (some_districts, 'split = "district"\n', "5 samples have no district: fill the attribute"),
+    "a group without name": (gaps, "", r"samples\.parquet: its column group has gaps: run `smalti sample` again"),
+    "infinite": (infinite, "", r"samples\.parquet: holds numbers that are not finite: run `smalti sample` again"),
+    "all years held out": (
+        lambda _: None,
+        'split = "year"\nhold_out = ["2021", "2022"]\n',
+        "what is left to train on has fewer than two classes: hold out less",
+    ),
     "not a window": (stating(window__start="soon"), "", r"embedded\.window\.start = 'soon' is not a day"),
 }
 

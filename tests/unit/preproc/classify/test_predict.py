@@ -15,7 +15,17 @@ from catboost import CatBoostClassifier
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
-from support.mosaicked import CENTRES, config, crops, embed_crops, looks, planned_run, write_tile
+from support.mosaicked import (
+    CENTRES,
+    config,
+    crops,
+    embed_crops,
+    far_run,
+    looks,
+    planned_run,
+    put_together,
+    write_tile,
+)
 
 from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
 from infer.contract.classification import ClassEntry, ClassifierManifest, FoldsUsed, Tuning
@@ -250,6 +260,29 @@ def test_a_zone_of_many_sheets_is_the_same_map_as_of_one(tmp_path: Path) -> None
     run_stage(PredictStage(), run, config(run))
     assert not (run.map / "sheets").exists(), "what another division left"
     assert not list(run.map.glob("probabilities*"))
+
+
+def test_at_equator_and_antimeridian_every_class_is_in_its_place(tmp_path: Path) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    train(run)
+    settings = config(run, '[stitch]\nsheet = 128\nmissing = "nodata"\n[site]\nworkers = 1')
+    for index in (1, 0):
+        run_stage(PredictSheetsStage(), run, settings, shard=Shard(index, 2))
+    run_stage(PredictStage(), run, settings)
+    classifier, expected = load_classifier(run.model), {}
+    for name, values in tiles.items():
+        valid = np.isfinite(values[..., 0])
+        expected[name] = np.full((48, 48, 1), np.nan, np.float32)
+        if valid.any():
+            best = classifier.predict_proba(values[valid]).argmax(axis=1)
+            expected[name][valid, 0] = np.array([2, 5, 200])[best]
+    total = 0
+    for label in ("60N", "01N"):
+        wanted = np.nan_to_num(put_together(run, expected, label)[..., 0])
+        np.testing.assert_array_equal(read(run.map / f"classes_{label}.tif"), wanted)
+        total += np.count_nonzero(wanted)
+    made = read_manifest(run.map_manifest, "map", remedy="")
+    assert (made["pixels"], made["missing"]) == (total, ["n1_1_0"])
 
 
 def test_a_map_of_the_last_version_is_made_anew_and_its_tiles_are_swept_up(run: Run) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support.embedded import ABOUT
 
 from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_tile, write_embedding
-from infer.contract.monthly import month_index, monthly_composites, season_start, without_gaps
+from infer.contract.monthly import month_index, monthly_composites, months_go_by_date, season_start, without_gaps
+from infer.contract.provenance import Window
+from infer.contract.tile import TileSeason
 from preproc.classify.medians import keep_medians, kept_medians, labelled_medians
 from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
 from preproc.classify.probe.features import filled, keep_classes
@@ -212,3 +215,37 @@ def test_medians_of_labelled_pixels_outlive_the_arrays(tmp_path: Path) -> None:
     manifest = (folder / "tile.json").read_text()
     (folder / "tile.json").write_text(manifest + " ")
     assert kept_medians(folder, rows, cols) is None, "of another tile"
+
+
+def test_months_go_by_date_where_a_day_of_year_may_be_two() -> None:
+    july, doys = date(2023, 7, 1), np.array([182, 182, 1])
+    days = [date(2023, 7, 1), date(2024, 6, 30), date(2024, 1, 1)]
+    assert month_index(doys, july).tolist() == [0, 0, 6], "all that days of year tell"
+    assert month_index(doys, july, days).tolist() == [0, 11, 6]
+    two_years = [date(2022, 7, 1), date(2023, 7, 1), date(2024, 6, 30), date(2023, 1, 5)]
+    assert month_index(doys, date(2022, 7, 1), two_years).tolist() == [0, 0, 11, 6], "further years count to the first"
+    season = Window(date(2023, 7, 1), date(2024, 6, 30))
+    ambiguous = TileSeason(window=season, dates={"s2": (date(2023, 7, 2), date(2024, 6, 30)), "s1_ascending": ()})
+    assert months_go_by_date(ambiguous)
+    assert not months_go_by_date(replace(ambiguous, dates={"s2": (date(2023, 7, 2), date(2024, 6, 29))}))
+    for odd in (TileSeason(), TileSeason(dates={}), TileSeason(window=season), TileSeason(window=season, dates={})):
+        assert not months_go_by_date(odd), "a tile of somebody else"
+
+
+def test_composites_take_the_dates_of_a_tile_unless_they_are_not_its_own(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tile", 3, 8)
+    tile = read_tile(tmp_path / "tile", need_manifest=True)
+    count = len(tile.doys_t)
+    tile = replace(tile, doys_t=np.full(count, 182, np.uint16), masks_thw=np.ones_like(tile.masks_thw))
+    season = {"window": {"start": "2023-07-01", "end": "2024-06-30"}}
+    last = {**season, "dates": {"s2": ["2024-06-30"] * count}}
+    places = np.array([0]), np.array([0])
+
+    def there(manifest: dict[str, Any]) -> list[int]:
+        found = monthly_composites(replace(tile, manifest=manifest), *places).reshape(12, 12)[:, 0]
+        return np.flatnonzero(np.isfinite(found)).tolist()
+
+    assert there(season) == [0]
+    assert there(last) == [11]
+    assert there({**season, "dates": {"s2": ["2024-06-29"] * count}}) == [0], "dates of other days"
+    assert there({**season, "dates": {"s2": ["2024-06-30"]}}) == ([0] if count > 1 else [11]), "too few"

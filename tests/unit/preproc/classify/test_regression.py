@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from optuna.distributions import IntDistribution
 from rio_cogeo import cog_validate
 from support.embedded import TOML, centre_grid, embed, tiled_run, truth, write_vector
 from support.embedded import parcels as square_parcels
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_manifest
+from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_manifest
 from infer.contract.classification import RegressorManifest, ValueAccuracyManifest
 from infer.contract.rasters import ValueMapManifest
+from preproc.classify import questions, regression, tune
 from preproc.classify.card import show
+from preproc.classify.folds import assign_folds
 from preproc.classify.predict import PredictSheetsStage, PredictStage
+from preproc.classify.questions import NumberQuestion
 from preproc.classify.sample import SampleStage
+from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage, TrainTrialsStage
+from preproc.classify.trials import Trial
+from preproc.classify.tune import best
 from preproc.classify.validate import ValidateStage
 from preproc.mosaic.stage import StitchStage
 from preproc.report.stage import ReportStage
@@ -37,7 +46,8 @@ from preproc.survey.suggest import SuggestWishes, suggest
 from preproc.survey.suspects import suspects
 
 MEANS = np.array([3.0, 6.0, 9.0])
-BRIEF = "[classify]\nfolds = 3\nmax_pixels = 8\n"
+BRIEF = "[classify]\nfolds = 3\nmax_pixels = 8\ntrials = 0\n"
+TUNED = BRIEF.replace("trials = 0", "trials = 6")
 
 
 def settings(run: Run, labels: str = 'value = "yield"\n', extra: str = BRIEF) -> Config:
@@ -126,7 +136,7 @@ def test_yields_are_learned_mapped_and_measured(run: Run, capsys: pytest.Capture
 
 def test_the_same_bytes_again_and_no_group_on_two_sides(run: Run) -> None:
     first = {path.name: path.read_bytes() for path in run.model.iterdir()}
-    assert sorted(first) == ["card.md", "model.json", "oof.parquet", "regressor.cbm", "scatter.png"]
+    assert sorted(first) == ["card.md", "model.json", "oof.parquet", "regressor.cbm", "scatter.png", "trials.jsonl"]
     run_stage(TrainStage(), run, settings(run), force=True)
     assert {path.name: path.read_bytes() for path in run.model.iterdir()} == first
     oof = pq.read_table(run.model / "oof.parquet")
@@ -152,6 +162,139 @@ def test_a_model_of_yields_maps_a_run_without_labels(run: Run, tmp_path: Path) -
     embed(other, noise=0.5, seed=8, checkpoint="cd" * 32)
     with pytest.raises(SmaltiError, match=r"those of this run are of .*\(cdcdcdcd\)"):
         run_stage(PredictStage(), other, config)
+
+
+@pytest.fixture
+def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search space in which a trial takes a fraction of a second."""
+    monkeypatch.setitem(questions._OF_NUMBERS, "iterations", IntDistribution(20, 60, step=20))
+    monkeypatch.setitem(questions._OF_NUMBERS, "depth", IntDistribution(2, 3))
+    monkeypatch.setattr(regression.NumberParameters, "__init__", few_trees(regression.NumberParameters.__init__))
+
+
+def few_trees(whole: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, iterations: int = 40, depth: int = 2, **others: float) -> None:
+        whole(self, iterations, depth, **others)
+
+    return init
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("small_trees")
+def test_numbers_are_tuned_by_the_study_of_classes_in_shards_and_after_a_kill(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(run, extra=TUNED)
+    other, killed = (Run(shutil.copytree(run.root, tmp_path / name)) for name in ("other", "killed"))
+    run_stage(TrainStage(), run, config)
+    about = RegressorManifest.read(run)
+    trials = [json.loads(line) for line in (run.model / "trials.jsonl").read_text().splitlines()]
+    whole = [trial for trial in trials if not trial["pruned"]]
+    top = min(whole, key=lambda trial: trial["score"])
+    assert [trial["number"] for trial in trials] == list(range(6))
+    assert about.tuning is not None
+    assert (about.tuning.trials, about.tuning.best_trial, about.tuning.loss) == (6, top["number"], top["score"])
+    assert {key: about.parameters[key] for key in top["params"]} == top["params"]
+    assert about.tuning.macro_f1 is None
+    assert not (run.logs / "study").exists()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: run_stage(TrainTrialsStage(), other, config, shard=Shard(i, 2)), range(2)))
+    assert len(list((other.logs / "study").rglob("0*.json"))) == 6
+    run_stage(TrainStage(), other, config)
+    assert contents(other.model) == contents(run.model)
+    assert TrainTrialsStage().open(other, config).units == []
+
+    fits: list[int] = []
+    honest = regression.fit
+
+    def fit(*values: Any) -> Any:
+        fits.append(1)
+        if len(fits) >= 8:
+            raise KeyboardInterrupt
+        return honest(*values)
+
+    monkeypatch.setattr(regression, "fit", fit)
+    alone = settings(killed, extra=f"{TUNED}[site]\nworkers = 1\n")
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(TrainStage(), killed, alone)
+    assert len(list((killed.logs / "study").rglob("0*.json"))) == 2, "two trials of three folds"
+    monkeypatch.setattr(regression, "fit", honest)
+    run_stage(TrainStage(), killed, alone)
+    assert contents(killed.model) == contents(run.model)
+
+    run_stage(PredictStage(), run, config)
+    run_stage(ValidateStage(), run, config)
+    run_stage(StitchStage(), run, config)
+    run.config.write_text("")
+    run_stage(ReportStage(), run, config)
+    page = (run.report / "index.html").read_text()
+    assert "Pinball loss of the trials in their order, lower is better" in page
+    assert page.count("<circle") == 6
+    assert f"the best of 6 trials, whose mean pinball loss of the three quantiles was {top['score']:.3g}" in page
+    tuning = json.loads(run.accuracy.read_text())["tuning"]
+    assert tuning["loss"] == top["score"]
+
+
+def test_the_pinball_loss_is_that_of_the_three_quantiles() -> None:
+    from sklearn.metrics import mean_pinball_loss
+
+    rng = np.random.default_rng(1)
+    true_n, found_n3 = rng.normal(size=50), np.sort(rng.normal(size=(50, 3)), axis=1)[:, [1, 0, 2]]
+    expected = np.mean(
+        [mean_pinball_loss(true_n, found_n3[:, i], alpha=level) for i, level in enumerate((0.5, 0.05, 0.95))]
+    )
+    assert regression.pinball(found_n3, true_n).mean() == pytest.approx(expected)
+
+
+def test_less_loss_is_better_for_choosing_and_for_pruning(run: Run) -> None:
+    question = NumberQuestion(read_samples(run), "catboost")
+    split = assign_folds(np.ones(len(question.samples)), question.samples.group_n, 3, 0)
+    kept = np.ones(len(question.samples), np.float32)
+    trials = [Trial(n, {}, score, kept * score, (score,) * 3) for n, score in enumerate((0.4, 0.2, 0.3, 0.2))]
+    assert best(question, trials).number == 1, "the least, the earlier of equals"
+    chosen = regression.NumberParameters(iterations=5, depth=2)
+    behind = [replace(trial, partial=(1e-6,) * 3) for trial in trials]
+    assert tune._trial(question, split, chosen, 4, behind, 0).pruned
+    ahead = [replace(trial, partial=(1e6,) * 3) for trial in trials]
+    made = tune._trial(question, split, chosen, 4, ahead, 0)
+    assert not made.pruned
+    assert made.score == pytest.approx(float(made.told_n.mean(dtype=np.float64)))
+
+
+def test_few_fields_can_be_cross_validated_and_many_pixels_are_capped(run: Run, tmp_path: Path) -> None:
+    shapes, _ = square_parcels(run)
+    write_vector(run.root / "labels.gpkg", shapes[:5], {"yield": np.arange(5.0), "parcel": np.arange(5)})
+    config = settings(run, extra="[classify]\nfolds = 4\ntrials = 0\nmax_pixels = 40\nmax_rows = 100\n")
+    run_stage(SampleStage(), run, config)
+    run_stage(TrainStage(), run, config)
+    about = RegressorManifest.read(run)
+    assert about.folds.count == 4, "five fields, not a fifth each"
+    assert about.rows <= 100
+    assert about.rows + about.rows_beyond == read_manifest(run.samples_manifest, "samples", remedy="")["rows"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            '[validate]\nreference = "r.gpkg"\nclass = "c"\ndesign = "random"\n',
+            r"\[validate\] measures a map of classes",
+        ),
+        ("[clean]\nmajority = 3\n", r"\[clean\] mends a map of classes"),
+        ("probabilities = true\n", r"\[predict\] probabilities are of a map of classes"),
+    ],
+)
+def test_what_belongs_to_classes_is_refused_of_a_model_of_numbers(section: str, message: str, run: Run) -> None:
+    other = parse_config(f'{TOML}[predict]\nmodel = "{run.model}"\n{section}', run.config)
+    for stage in (PredictStage(), ValidateStage()):
+        with pytest.raises(SmaltiError, match=rf"run\.toml: {message}, and .*model is a model of numbers") as caught:
+            run_stage(stage, run, other)
+        assert "\n" not in str(caught.value)
+    assert not run.map.exists()
 
 
 def as_text(change: Callable[[list[str]], None]) -> Callable[[Any], Any]:
@@ -202,6 +345,7 @@ def test_gaps_among_numbers_are_dropped_and_counted(run: Run) -> None:
         ("", BRIEF, "give class .* or value .*, one of them"),
         ('value = "yield"\n', BRIEF + 'method = "knn"\n', "learned by CatBoost"),
         ('value = "yield"\n', BRIEF + 'task_type = "GPU"\n', "on the CPU"),
+        ('value = "yield"\n', BRIEF + "[predict]\nprobabilities = true\n", "probabilities are of classes"),
         (
             'value = "yield"\n',
             BRIEF + '[validate]\nreference = "r.gpkg"\nclass = "c"\ndesign = "random"\n',
@@ -267,8 +411,6 @@ def test_numbers_and_classes_are_not_mixed(run: Run, tmp_path: Path) -> None:
     both = settings(run, extra=f'[train]\nruns = ["{other.root}"]\n{BRIEF}')
     with pytest.raises(SmaltiError, match=r"no class of this run \(yield\) is in another run"):
         run_stage(TrainStage(), run, both)
-    with pytest.raises(SmaltiError, match="numbers are learned without trials"):
-        run_stage(TrainTrialsStage(), run, settings(run))
     alone = parse_config(f'{TOML}[train]\nruns = ["{run.root}"]\n', other.config)
     with pytest.raises(SmaltiError, match="hold numbers, and not classes"):
         run_stage(TrainStage(), other, alone)

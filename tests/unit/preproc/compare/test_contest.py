@@ -174,7 +174,9 @@ def test_labels_of_curves_do_not_lie_on_each_other() -> None:
     assert heights[-1] <= 300
 
 
-def test_who_takes_part(tmp_path: Path) -> None:
+def test_who_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_bytes(b"")  # is ./demo
     config = parse_config(TOML, tmp_path / "run.toml")
     file = tmp_path / "my own.pt"
     file.write_bytes(b"")

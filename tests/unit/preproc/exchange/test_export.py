@@ -43,6 +43,10 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def same_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert "parts written to" in export(run, str(target), "geotessera")
@@ -76,7 +80,7 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
 
 def test_geotiffs_hold_the_values_in_geotesseras_cells(run: Run, tmp_path: Path) -> None:
     """Names, bands and tags are those by which geotessera and torchgeo know them."""
-    export(run, str(tmp_path / "out"), "geotiff")
+    export(run, str(tmp_path / "out"), "torchgeo")
     published = sorted((tmp_path / "out").glob("grid_*.tiff"))
     assert published
     seen = 0
@@ -220,11 +224,23 @@ def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp
 
 def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
     run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
-    export(run, str(tmp_path / "out"), "mosaic")
+    export(run, str(tmp_path / "out"), "stac")
     there = {name for name in files(tmp_path / "out") if not name.startswith(".smalti/")} - {CARD}
     assert there == set(files(run.mosaic))
     for name in there:
         assert (tmp_path / "out" / name).read_bytes() == (run.mosaic / name).read_bytes()
+    card = json.loads((tmp_path / "out" / CARD).read_text())
+    (tmp_path / "out" / CARD).write_text(json.dumps({**card, "kind": "mosaic"}))  # as earlier versions called it
+    assert ": 0 parts written" in export(run, str(tmp_path / "out"), "stac")
+    export(run, str(tmp_path / "cogs"), "cog")
+    there = {name for name in files(tmp_path / "cogs") if not name.startswith(".smalti/")} - {CARD}
+    assert there == {name for name in files(run.mosaic) if name.endswith((".tif", ".vrt", ".gti.gpkg"))}
+    (zone,) = json.loads(run.mosaic_manifest.read_text())["zones"].values()
+    with rasterio.open(tmp_path / "cogs" / zone["raster"]) as mine, rasterio.open(run.mosaic / zone["raster"]) as its:
+        np.testing.assert_array_equal(mine.read(1), its.read(1))
+    run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 128\nformats = ["zarr"]'))
+    with pytest.raises(SmaltiError, match=r'has no cog: add "cog" to \[stitch\] formats in run.toml and run'):
+        export(run, str(tmp_path / "none"), "cog")
 
 
 def test_a_mosaic_with_missing_tiles_goes_out_as_what_it_says_it_is(run: Run, tmp_path: Path) -> None:
@@ -233,11 +249,44 @@ def test_a_mosaic_with_missing_tiles_goes_out_as_what_it_says_it_is(run: Run, tm
     run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 128\nmissing = "nodata"'))
     for tile in (second, third):  # of another model by now, and not stitched again
         write_tile(run, tile, np.ones((32, 32, 128), np.float32), int8=True, checkpoint="cd" * 32)
-    export(run, str(tmp_path / "out"), "mosaic")
+    export(run, str(tmp_path / "out"), "stac")
     card = json.loads((tmp_path / "out" / CARD).read_text())
     assert card["model"] == json.loads(run.mosaic_manifest.read_text())["model"]
+    assert card["missing"] == [first.name]
     with pytest.raises(SmaltiError, match="1 of 3 tiles have no valid embedding"):
         export(run, str(tmp_path / "points"), "geoparquet")
+
+
+def test_tiles_that_are_missing_are_left_out_and_named_where_that_is_wished_and_come_later(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = planned_tiles(run)
+    places = [(first.west + 203.0, first.north - 171.0), (second.west + 310.0, second.north - 315.0)]
+    plots = write_vector(tmp_path / "plots.geojson", [shapely.Point(*xy) for xy in places], {"plot": list("ab")})
+    kinds: dict[str, tuple[Any, PointsWanted | None]] = {
+        "lattice": ("geoparquet", None),
+        "plots": ("geoparquet", PointsWanted(path=plots, name="plot")),
+        "cells": ("geotessera", None),
+    }
+    for name, (kind, points) in kinds.items():
+        export(run, str(tmp_path / "whole" / name), kind, points=points)
+    manifest = run.embeddings / f"{second.name}.json"
+    manifest.rename(tmp_path / "late")
+    for name, (kind, points) in kinds.items():
+        capsys.readouterr()
+        export(run, str(tmp_path / "out" / name), kind, points=points, gaps=True)
+        assert f"export: 1 tile has no embedding and is nodata ([stitch] missing): {second.name}" in (
+            capsys.readouterr().err
+        )
+        assert json.loads((tmp_path / "out" / name / CARD).read_text())["missing"] == [second.name]
+    names = [
+        [path.stem for path in sorted((tmp_path / "out" / kind).glob("*.parquet"))] for kind in ("lattice", "plots")
+    ]
+    assert names == [[first.name, third.name], [first.name]]
+    (tmp_path / "late").rename(manifest)
+    for name, (kind, points) in kinds.items():
+        export(run, str(tmp_path / "out" / name), kind, points=points, gaps=True)
+        assert same_files(tmp_path / "out" / name) == same_files(tmp_path / "whole" / name)
 
 
 def test_an_export_goes_on_where_it_stopped_and_follows_changes(

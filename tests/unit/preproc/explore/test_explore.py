@@ -13,12 +13,13 @@ import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rio_cogeo import cog_validate
-from support.mosaicked import config, crops, embed_crops, planned_run, write_tile
+from support.mosaicked import config, crops, embed_crops, far_run, planned_run, put_together, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
-from infer.contract.explored import GroupsManifest
+from infer.contract.explored import GroupsManifest, SimilarManifest
 from preproc.explore.groups import cluster, draw_sample
 from preproc.explore.similar import SAME, cosines, find_similar, parse_places
+from preproc.raster.provenance import read_provenance
 
 CELLS = [(32631, 0, 0), (32631, 1, 0), (32631, 1, 1), (32632, 0, 0)]
 
@@ -71,10 +72,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_may_not(run: Run, monkey
 
 
 def test_the_sample_is_drawn_by_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw_sample(run, 6, 0)
+    facts = read_provenance(run)
+    whole = draw_sample(run, facts, 0)
     assert len(whole) == 4 * (32 * 32 - 9)
     monkeypatch.setattr("preproc.explore.groups._SAMPLE", 400)
-    few, others = draw_sample(run, 6, 0), draw_sample(run, 6, 1)
+    few, others = draw_sample(run, facts, 0), draw_sample(run, facts, 1)
     assert 300 < len(few) < 500
     assert {tuple(row) for row in few.tolist()} != {tuple(row) for row in others.tolist()}
 
@@ -163,3 +165,58 @@ def test_what_is_no_place_is_said(run: Run) -> None:
         find_similar(run, config(run), ((0.0, 0.0),), (), 5)
     with pytest.raises(SmaltiError, match=r"has no embedding: it was not observed"):
         find_similar(run, config(run), (degrees(tile.west + 15, tile.north - 15),), (), 5)
+
+
+def cosine_map(run: Run, label: str, vector: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(H, W) what the raster of a zone should hold, tile by tile."""
+    found = {}
+    for tile in planned_tiles(run):
+        values = np.full((tile.size, tile.size, len(vector)), np.nan)
+        if (run.embeddings / f"{tile.name}.json").exists():
+            values = read_embedding(run.embeddings, tile.name).window(slice(None), slice(None)).astype(np.float64)
+        cosines = values @ vector / np.linalg.norm(values, axis=2) / np.linalg.norm(vector)
+        found[tile.name] = np.rint(np.clip(cosines, 0, 1) * SAME).astype(np.float32)[..., None]
+    return np.nan_to_num(put_together(run, found, label)[..., 0], nan=255).astype(np.uint8)
+
+
+def test_at_equator_and_antimeridian_a_pixel_of_both_hemispheres_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    settings = config(run, '[stitch]\nmissing = "nodata"')
+    monkeypatch.setattr("preproc.explore.strips._SIDE", 96)
+    example = next(tile for tile in planned_tiles(run) if tile.name == "s60_1_0")
+    find_similar(run, settings, (degrees(example.west + 55, example.north - 205, 32760),), (), 500)
+    cluster(run, settings, 3, 0)
+    mapped = 0
+    for label in ("60N", "01N"):
+        found = read(run.root / "similar" / f"similarity_{label}.tif")
+        np.testing.assert_array_equal(found, cosine_map(run, label, tiles[example.name][20, 5]))
+        groups = read(run.root / "groups" / f"groups_{label}.tif")
+        np.testing.assert_array_equal(groups == 0, found == 255)
+        mapped += np.count_nonzero(groups)
+    assert sum(group.pixels for group in GroupsManifest.read(run).groups) == mapped
+    places = json.loads((run.root / "similar" / "places.geojson").read_text())["features"]
+    latitudes = [place["geometry"]["coordinates"][1] for place in places]
+    assert min(latitudes) < -0.005
+    assert max(latitudes) > 0.01
+
+
+def test_without_tiles_that_are_missing_where_that_is_wished(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = planned_tiles(run)[1]
+    (run.embeddings / f"{gone.name}.json").unlink()
+    tile = planned_tiles(run)[0]
+    place = degrees(tile.west + 155, tile.north - 205)
+    for explore in (lambda c: cluster(run, c, 3, 0), lambda c: find_similar(run, c, (place,), (), 5)):
+        with pytest.raises(SmaltiError, match=rf"1 of 4 tiles have no valid embedding: {gone.name}"):
+            explore(config(run))
+        explore(config(run, '[stitch]\nmissing = "nodata"'))
+        assert f"1 tile has no embedding and is nodata ([stitch] missing): {gone.name}" in capsys.readouterr().err
+    vector = read_embedding(run.embeddings, tile.name).window(slice(20, 21), slice(15, 16))[0, 0]
+    found = read(run.root / "similar" / "similarity_31N.tif")
+    np.testing.assert_array_equal(found, cosine_map(run, "31N", vector))
+    np.testing.assert_array_equal(read(run.root / "groups" / "groups_31N.tif") == 0, found == 255)
+    assert GroupsManifest.read(run).missing == SimilarManifest.read(run).missing == (gone.name,)
+    with pytest.raises(SmaltiError, match="has no embedding: it was not observed"):
+        there = degrees(gone.west + 155, gone.north - 205)
+        find_similar(run, config(run, '[stitch]\nmissing = "nodata"'), (there,), (), 5)

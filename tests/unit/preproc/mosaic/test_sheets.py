@@ -13,14 +13,15 @@ import pytest
 import rasterio
 import zarr
 from numpy.typing import NDArray
-from support.mosaicked import MODEL, config, embed_places, planned_run, write_tile
+from support.mosaicked import MODEL, TOML, config, embed_places, far_run, planned_run, put_together
 
-from infer.contract import Plan, PlannedTile, Run, Shard, SmaltiError, planned_tiles
+from infer.contract import Run, Shard, SmaltiError, planned_tiles
 from infer.contract.rasters import MosaicManifest
+from preproc import open_run
 from preproc.mosaic import sheet
 from preproc.mosaic.check import check_mosaic
 from preproc.mosaic.stage import StitchSheetsStage, StitchStage
-from preproc.raster.zones import FALSE_NORTHING, sheets_of, zone_grids
+from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.stage import StageFailedError, run_stage
 
 SHEETS = "[stitch]\nsheet = 128\n[site]\nworkers = 1"
@@ -31,19 +32,6 @@ CELLS = [(32631, c, r) for c, r in [(0, 0), (1, 0), (2, 0), (3, 1), (0, 3), (6, 
 def files(run: Run) -> dict[str, str]:
     found = sorted(path for path in run.mosaic.rglob("*") if path.is_file())
     return {path.relative_to(run.mosaic).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
-
-
-def whole(run: Run, tiles: dict[str, NDArray[np.float32]], label: str) -> NDArray[np.float32]:
-    """(H, W, C) what a zone should hold, put together by another way: pixel by pixel from coordinates."""
-    grid = next(grid for grid in zone_grids(planned_tiles(run)) if grid.label == label)
-    dim = next(iter(tiles.values())).shape[2]
-    values = np.full((grid.height, grid.width, dim), np.nan, dtype=np.float32)
-    for tile in grid.tiles:
-        shift = FALSE_NORTHING if tile.epsg > 32700 > grid.epsg else 0
-        row, column = (grid.north - (tile.north - shift)) // 10, (tile.west - grid.west) // 10
-        old = values[row : row + tile.size, column : column + tile.size]
-        values[row : row + tile.size, column : column + tile.size] = np.where(np.isnan(old), tiles[tile.name], old)
-    return values
 
 
 def stored(run: Run, group: str, name: str = "embeddings") -> NDArray[np.float32]:
@@ -81,7 +69,7 @@ def test_every_pixel_is_in_its_place_in_store_and_sheets_and_depths_are_prefixes
     tiles = embed_places(run, dim=24, int8=int8)
     run_stage(StitchStage(), run, config(run, SHEETS))
     for label, group in (("31N", "utm31"), ("32N", "utm32")):
-        wanted = whole(run, tiles, label)
+        wanted = put_together(run, tiles, label)
         found = stored(run, group)
         if int8:
             np.testing.assert_array_equal(found, wanted)
@@ -138,27 +126,28 @@ def test_a_prefix_of_other_families_means_nothing_and_is_not_stored(tmp_path: Pa
     assert "geoemb:depths" not in root.attrs
 
 
-def test_at_the_equator_a_zone_is_one_grid_whose_rows_go_on_below_0(tmp_path: Path) -> None:
-    run = planned_run(tmp_path / "run", [(32631, 0, 0)], size=48)
-    north = [PlannedTile(f"n{i}", 32631, 500_160 + i * 480, 480, 48) for i in range(2)]
-    # Southern tiles lie on a lattice of their own, and the upper one reaches beyond the equator.
-    south = [PlannedTile(f"s{i}", 32731, 500_160, 10_000_320 - i * 480, 48) for i in range(3)]
-    plan = Plan.read(run)
-    object.__setattr__(plan, "tiles", (*south, *north))
-    plan.write(run.plan, inputs={}, files=[])
-    tiles = {}
-    for tile in planned_tiles(run):
-        values = np.random.default_rng(len(tiles)).normal(size=(48, 48, 8)).astype(np.float32)
-        if tile.name == "s0":
-            values[:31] = np.nan  # all but the row that the equator passes through, which both have
-        tiles[tile.name] = write_tile(run, tile, values, int8=True)
-    run_stage(StitchStage(), run, config(run, SHEETS))
-    wanted = whole(run, tiles, "31N")
-    assert wanted.shape[:2] == (48 - 32 + 3 * 48, 96)
-    np.testing.assert_array_equal(stored(run, "utm31"), wanted)
-    np.testing.assert_array_equal(virtual(run, "31N"), wanted)
+def test_at_equator_and_antimeridian_a_zone_is_one_grid_whose_rows_go_on_below_0(tmp_path: Path) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=8)
+    settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nmissing = "nodata"'))
+    for index in (1, 0):
+        run_stage(StitchSheetsStage(), run, settings, shard=Shard(index, 2))
+    run_stage(StitchStage(), run, settings)
+    for label, group in (("60N", "utm60"), ("01N", "utm01")):
+        wanted = put_together(run, tiles, label)
+        assert wanted.shape[:2] == (176 + 128, 288)
+        np.testing.assert_array_equal(stored(run, group), wanted)
+        np.testing.assert_array_equal(virtual(run, label), wanted)
+        assert len(list(run.mosaic.glob(f"sheet_{label}_*.json"))) < 9, "some sheets are empty"
+        assert "-180" in (run.mosaic / f"embeddings_{label}_r01_c{2 if label == '60N' else 0:02d}.json").read_text()
+    assert "have the numbers of the embeddings" in check_mosaic(run, settings)
+    assert MosaicManifest.read(run).missing == ("n1_1_0",)
     root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
-    assert root["utm31/y"][-1] == 480 - 10 * wanted.shape[0] + 5  # type: ignore[index, operator]
+    assert root["utm60/y"][-1] == 1760 - 10 * 304 + 5  # type: ignore[index, operator]
+    opened = open_run(run.root)
+    run.config.write_text(TOML.format(extra='[stitch]\nmissing = "nodata"'))
+    points = [(tile.west + 105.0, tile.north - 325.0) for tile in planned_tiles(run) if tile.epsg == 32760]
+    there = [tiles[tile.name][32, 10] for tile in planned_tiles(run) if tile.epsg == 32760]
+    np.testing.assert_array_equal(opened.embeddings_at(points, epsg=32760), there)
 
 
 def test_a_southern_zone_keeps_its_crs_in_geotiffs_and_lies_below_0_in_the_store(tmp_path: Path) -> None:
@@ -171,7 +160,7 @@ def test_a_southern_zone_keeps_its_crs_in_geotiffs_and_lies_below_0_in_the_store
     zone = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")["utm21"]
     assert zone.attrs["proj:code"] == "EPSG:32621"
     assert zone.attrs["spatial:transform"][5] == 5_626_880 - 10_000_000  # type: ignore[index]
-    np.testing.assert_array_equal(stored(run, "utm21"), whole(run, tiles, "21S"))
+    np.testing.assert_array_equal(stored(run, "utm21"), put_together(run, tiles, "21S"))
 
 
 def test_shards_in_any_order_with_kills_give_the_bytes_of_one_process(tmp_path: Path) -> None:
@@ -205,6 +194,28 @@ def test_a_task_reads_its_own_share_and_a_missing_tile_stops_its_own_sheet_only(
     assert sorted(path.stem for path in run.mosaic.glob("sheet_*")) == ["sheet_31N_r00_c00", "sheet_31N_r01_c00"]
     with pytest.raises(SmaltiError, match=r"1 of 7 tiles have no valid embedding"):
         run_stage(StitchStage(), run, settings)
+
+
+def test_nobody_takes_a_mosaic_for_whole_while_sheets_are_made_again(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    embed_places(run, int8=True)
+    settings = config(run, SHEETS)
+    run_stage(StitchStage(), run, settings)
+    good = files(run)
+    (run.mosaic / "embeddings.zarr/utm31/embeddings/c/0/0/0/1").unlink()
+    assert run_stage(StitchStage(), run, settings).built == 1
+    assert files(run) == good
+    northern = planned_run(tmp_path / "northern", [*CELLS, (32631, 0, -1)], size=48)  # all sheets lie elsewhere now
+    embed_places(northern, int8=True)
+    run_stage(StitchStage(), northern, settings)
+    shutil.copy(northern.plan, run.plan)
+    shutil.rmtree(run.embeddings)
+    shutil.copytree(northern.embeddings, run.embeddings)
+    run_stage(StitchSheetsStage(), run, settings, shard=Shard(0, 5))
+    told = [run.mosaic_manifest, run.mosaic / "embeddings.zarr/zarr.json", *run.mosaic.glob("*.vrt")]
+    assert not [path for path in [*told, *run.mosaic.glob("*.gti.gpkg")] if path.exists()]
+    run_stage(StitchStage(), run, settings)
+    assert files(run) == files(northern)
 
 
 def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> None:
@@ -243,7 +254,7 @@ def test_a_mosaic_of_floats_is_read_back_as_well(tmp_path: Path, int8: bool) -> 
     settings = config(run, SHEETS.replace("sheet = 128", 'sheet = 128\nformats = ["cog"]\ndtype = "float32"'))
     run_stage(StitchStage(), run, settings)
     with rasterio.open(run.mosaic / "embeddings_31N.vrt") as raster:
-        np.testing.assert_array_equal(np.moveaxis(raster.read(), 0, 2), whole(run, tiles, "31N"))
+        np.testing.assert_array_equal(np.moveaxis(raster.read(), 0, 2), put_together(run, tiles, "31N"))
     assert "pixels of GeoTIFFs have the numbers of the embeddings" in check_mosaic(run, settings)
     path = run.mosaic / "embeddings_31N_r00_c01.tif"
     for band, value in ((2, 9.0), (6, np.nan)):  # a number that is another, and one that is gone
@@ -285,8 +296,8 @@ def test_missing_tiles_are_nodata_where_that_is_wished_and_filled_in_later(
     run_stage(StitchStage(), run, settings)
     assert f"2 tiles have no embedding and are nodata ([stitch] missing): {', '.join(gone)}" in capsys.readouterr().err
     for label, group in (("31N", "utm31"), ("32N", "utm32")):
-        np.testing.assert_array_equal(stored(run, group), whole(run, tiles, label))
-        np.testing.assert_array_equal(virtual(run, label), whole(run, tiles, label))
+        np.testing.assert_array_equal(stored(run, group), put_together(run, tiles, label))
+        np.testing.assert_array_equal(virtual(run, label), put_together(run, tiles, label))
     assert MosaicManifest.read(run).missing == tuple(gone)
     assert "have the numbers of the embeddings" in check_mosaic(run, settings)
     for name in gone:
@@ -316,7 +327,7 @@ def test_a_tile_that_comes_while_its_sheet_is_made_is_filled_in_the_next_time(
     assert len(read(run).missing) == 1
     assert run_stage(StitchStage(), run, settings).built == 2
     assert not read(run).missing
-    np.testing.assert_array_equal(stored(run, "utm32"), whole(run, tiles, "32N"))
+    np.testing.assert_array_equal(stored(run, "utm32"), put_together(run, tiles, "32N"))
 
 
 def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(
@@ -336,9 +347,9 @@ def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(
     zone = MosaicManifest.read(run).zones["31N"]
     assert (zone.raster, zone.scales) == ("embeddings_31N.gti.gpkg", "embeddings_31N_scales.vrt")
     assert not (run.mosaic / "embeddings_31N.vrt").exists()
-    np.testing.assert_array_equal(virtual_index(run, "31N"), whole(run, tiles, "31N"))
+    np.testing.assert_array_equal(virtual_index(run, "31N"), put_together(run, tiles, "31N"))
     moved = run.root.rename(tmp_path / "moved")
-    np.testing.assert_array_equal(virtual_index(Run(moved), "31N"), whole(Run(moved), tiles, "31N"))
+    np.testing.assert_array_equal(virtual_index(Run(moved), "31N"), put_together(Run(moved), tiles, "31N"))
     assert MosaicManifest.read(Run(moved)).zones["32N"].raster == "embeddings_32N.tif"
 
 

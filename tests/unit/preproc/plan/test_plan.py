@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from datetime import date
@@ -222,6 +223,19 @@ def test_warnings(run: Run, tmp_path: Path) -> None:
     assert "Warning: no Sentinel-2 scene for 117 days from 2021-06-05" in text
     assert "Warning: 1 Sentinel-2 items lack a band and will be left out, for example S2_01" in text
     assert "left out   1 items (such as S1_28): lacks VV or VH" in text
+    assert "longer than a year" not in text
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "long"), [("2020-07-01", "2021-06-30", False), ("2020-06-30", "2021-06-30", True)]
+)
+def test_a_window_over_two_years_is_warned_of(run: Run, start: str, end: str, long: bool) -> None:
+    text = run.config.read_text()
+    run.config.write_text(
+        re.sub(r'start = "\S+"', f'start = "{start}"', re.sub(r'end = "\S+"', f'end = "{end}"', text))
+    )
+    text = dry_run(run, load_config(run))[0]
+    assert (f"the window ({start} to {end}) is longer than a year" in text) is long
 
 
 def test_duplicates_are_counted(run: Run, tmp_path: Path) -> None:

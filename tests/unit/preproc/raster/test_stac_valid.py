@@ -44,7 +44,7 @@ def test_a_wrong_field_is_found(made: Run) -> None:
     """The schemas of these tests can fail."""
     item = documents(made)["embeddings_31N.json"]
     wrong: list[dict[str, Any]] = []
-    for key, value in (("emb:what", 1), ("proj:code", 32631), ("processing:software", "smalti")):
+    for key, value in (("emb:what", 1), ("emb:dimensions", 6), ("proj:code", 32631), ("processing:software", "smalti")):
         wrong.append({**item, "properties": {**item["properties"], key: value}})
     model = documents(made)["model.json"]
     wrong.append({**model, "properties": {k: v for k, v in model["properties"].items() if k != "mlm:output"}})
@@ -58,7 +58,7 @@ def test_collection_items_and_model_are_linked_and_are_there(made: Run) -> None:
     (item,) = collection.get_items()
     assert item.collection_id == collection.id
     for one in (collection, item):
-        (link,) = one.get_links("emb:model")
+        (link,) = one.get_links("emb:encoder_model")
         model = pystac.Item.from_file(str(link.get_absolute_href()))
         assert model.properties["mlm:name"] == "demo"
         assert model.properties["mlm:output"][0]["result"]["shape"] == [-1, 6]
@@ -66,7 +66,11 @@ def test_collection_items_and_model_are_linked_and_are_there(made: Run) -> None:
         assert model.properties["license"] == "MIT"
     (source,) = collection.get_links("emb:source-data")
     assert source.href.startswith("https://planetarycomputer")
-    quantised = "emb:quantization" in item.properties
+    quantised = "emb:quantization_method" in item.properties
+    assert {"data", "embeddings"} == set(item.assets["embeddings"].roles or [])
+    assert not [
+        key for key, asset in item.assets.items() if "embeddings" in (asset.roles or []) and key != "embeddings"
+    ]
     assert quantised == (item.assets["embeddings"].extra_fields["raster:bands"][0]["data_type"] == "int8")
 
 

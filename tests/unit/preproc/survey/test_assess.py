@@ -203,6 +203,10 @@ def test_references_that_are_none_name_the_option(case: dict[str, Path], tmp_pat
         run(case, "--design", "systematic")
     with pytest.raises(SmaltiError, match="--strata: 'left' is not NAME=NUMBER"):
         run(case, "--stratum", "class", "--strata", "left")
+    for size in ("0", "-3", "nan", "inf", "much"):
+        with pytest.raises(SmaltiError, match=r"--strata.*(is not NAME=NUMBER|greater than 0)") as caught:
+            run(case, "--stratum", "class", "--strata", f"a=5,b={size}")
+        assert "\n" not in str(caught.value)
     with pytest.raises(SmaltiError, match="--strata: names 'a' twice"):
         run(case, "--stratum", "class", "--strata", "a=1,a=2")
     with pytest.raises(SmaltiError, match=r"--strata has a, b"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ def test_a_parcel_across_tiles_has_the_mean_and_spread_of_its_pixels_by_cover(ru
     again = read_vector(run.root / "parcels" / "fields.parquet", key="x", attributes=["id"])
     assert len(again) == 2
     assert again.crs.to_epsg() == 4326 or "CRS84" in again.crs.to_string()
+
+
+def test_tiles_that_are_missing_leave_their_parcels_without_where_that_is_wished(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(run, [box(20, 20, 24, 9), box(36, 4, 8, 8), box(4, 36, 8, 8)])
+    before = parcels(run, path)
+    gone = planned_tiles(run)[1]
+    (run.embeddings / f"{gone.name}.json").unlink()
+    with pytest.raises(SmaltiError, match="1 of 4 tiles have no embedding yet"):
+        parcels(run, path)
+    run.config.write_text(run.config.read_text() + '[stitch]\nmissing = "nodata"\n')
+    capsys.readouterr()
+    across, inside, beside = parcels(run, path)
+    assert f"parcels: 1 tile has no embedding and is nodata ([stitch] missing): {gone.name}" in capsys.readouterr().err
+    assert across["pixels"] == pytest.approx(before[0]["pixels"] / 2, rel=1e-3)
+    assert (inside["pixels"], inside["mean"]) == (0, None)
+    assert beside == before[2]
+    assert json.loads((run.root / "parcels" / "fields.json").read_text())["missing"] == [gone.name]
 
 
 def test_declared_against_mapped(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
