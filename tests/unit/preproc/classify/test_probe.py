@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from support.embedded import ABOUT
 from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_tile, write_embedding
 from infer.contract.monthly import month_index, monthly_composites, months_go_by_date, season_start, without_gaps
 from infer.contract.provenance import Window
-from infer.contract.tile import TileSeason
+from infer.contract.tile import TileManifest, TileSeason
 from preproc.classify.medians import keep_medians, kept_medians, labelled_medians
 from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
 from preproc.classify.probe.features import filled, keep_classes
@@ -237,15 +236,15 @@ def test_composites_take_the_dates_of_a_tile_unless_they_are_not_its_own(tmp_pat
     tile = read_tile(tmp_path / "tile", need_manifest=True)
     count = len(tile.doys_t)
     tile = replace(tile, doys_t=np.full(count, 182, np.uint16), masks_thw=np.ones_like(tile.masks_thw))
-    season = {"window": {"start": "2023-07-01", "end": "2024-06-30"}}
-    last = {**season, "dates": {"s2": ["2024-06-30"] * count}}
+    season, last = Window(date(2023, 7, 1), date(2024, 6, 30)), date(2024, 6, 30)
     places = np.array([0]), np.array([0])
 
-    def there(manifest: dict[str, Any]) -> list[int]:
+    def there(*days: date) -> list[int]:
+        manifest = TileManifest(window=season, dates={"s2": days})
         found = monthly_composites(replace(tile, manifest=manifest), *places).reshape(12, 12)[:, 0]
         return np.flatnonzero(np.isfinite(found)).tolist()
 
-    assert there(season) == [0]
-    assert there(last) == [11]
-    assert there({**season, "dates": {"s2": ["2024-06-29"] * count}}) == [0], "dates of other days"
-    assert there({**season, "dates": {"s2": ["2024-06-30"]}}) == ([0] if count > 1 else [11]), "too few"
+    assert there() == [0]
+    assert there(*[last] * count) == [11]
+    assert there(*[date(2024, 6, 29)] * count) == [0], "dates of other days"
+    assert there(last) == ([0] if count > 1 else [11]), "too few"
