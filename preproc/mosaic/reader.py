@@ -63,6 +63,8 @@ class EmbeddingReader:
     @cached_property
     def dim(self) -> int:
         """Numbers a pixel; 0 where there is neither an embedding nor a mosaic."""
+        if self._mosaic is not None and not self.run.embeddings.is_dir():  # a country's tiles need not be asked in turn
+            return self._mosaic.dim
         try:
             return self._embeddings.provenance([]).dim
         except SmaltiError:

@@ -173,12 +173,13 @@ def _check_space(opened: _Opened, facts: RunProvenance, units: Sequence[Unit]) -
     if "cog" not in opened.config.stitch.formats or not sheets:
         return
     layer = codes_layer(facts, "") if opened.config.stitch.dtype == "int8" else values_layer(facts)
-    needed = max(scratch_bytes(sheet.pixels, layer) for sheet in sheets)
+    workers = worker_count(opened.config, sum(sheet.pixels for sheet in sheets))  # each has one on the disk
+    needed = sum(sorted(scratch_bytes(sheet.pixels, layer) for sheet in sheets)[-workers:])
     folder = opened.run.mosaic
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     if free < needed:
         raise SmaltiError(
             f"{folder}: the mosaic needs {needed / 1e9:.1f} GB of free disk while it is written, "
             f'{free / 1e9:.1f} GB are free: make room, or set [stitch] formats = ["zarr"] (none needed), '
-            'or dtype = "int8" (a quarter)'
+            'dtype = "int8" (a quarter), or fewer [site] workers'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from preproc.raster.provenance import RunProvenance
 from preproc.raster.quantise import to_codes
 from preproc.raster.zones import Overlap, Sheet
 
+_OTHER_FILES = 256
+"""That a process may have open beside the embeddings: outputs, libraries, progress."""
 ROWS = 128
 """Of a strip: whole chunks of every array, and whole blocks of a GeoTIFF of 128 codes a pixel."""
 
@@ -97,6 +100,9 @@ def strips(
     grid = sheet.grid
     opened: dict[str, _OpenTile] = {}
     present = facts.present(grid.tiles)
+    if present:
+        size = present[0].size
+        _allow_files(2 * 3 * (ROWS // size + 2) * (grid.width // size + 2))  # while the next strip's are opened
     for top in range(0, grid.height, ROWS):
         height = min(ROWS, grid.height - top)
         shape_hwc = height, grid.width, facts.dim
@@ -113,6 +119,16 @@ def strips(
                 strip.put(part, needed[tile.name], over=grid.mixed, gaps=gaps)
         opened = needed
         yield strip
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files open, as far as it may: of tiles of 16 pixels a strip has thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _within(part: Overlap | None, top: int, height: int) -> Overlap | None:

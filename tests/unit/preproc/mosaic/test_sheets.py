@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,18 @@ def test_nobody_takes_a_mosaic_for_whole_while_sheets_are_made_again(tmp_path: P
     assert not [path for path in [*told, *run.mosaic.glob("*.gti.gpkg")] if path.exists()]
     run_stage(StitchStage(), run, settings)
     assert files(run) == files(northern)
+
+
+def test_a_strip_may_have_more_tiles_than_a_process_has_files_at_first(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, c, r) for c in range(22) for r in range(3)], size=34)
+    tiles = embed_places(run, dim=32, int8=True)  # codes and scales are mapped: small arrays are not
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 80, hard))
+    try:
+        run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(stored(run, "utm31"), put_together(run, tiles, "31N"))
 
 
 def test_a_finished_mosaic_is_read_back_and_damage_is_named(tmp_path: Path) -> None:

@@ -264,6 +264,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(run: Run, m
     monkeypatch.setattr("preproc.mosaic.stage.scratch_bytes", lambda *_: 10**18)
     with pytest.raises(SmaltiError, match=r"needs 1000000000\.0 GB of free disk while it is written"):
         run_stage(StitchStage(), run, config(run))
+    monkeypatch.setattr("preproc.mosaic.stage.worker_count", lambda *_: 2)
+    with pytest.raises(SmaltiError, match=r"needs 2000000000\.0 GB of free disk while it is written"):
+        run_stage(StitchStage(), run, config(run))
     assert not run.mosaic.exists()
 
 
