@@ -181,9 +181,8 @@ _Reader = Callable[[Any], Any]
 """From a JSON value to one of the wanted type, or a `_MisfitError`."""
 
 
-@cache
 def _reader(kind: Any) -> _Reader:
-    """What reads a type. It is put together once: of a country the manifests of all tiles are read."""
+    """What reads a type."""
     origin, kinds = get_origin(kind), get_args(kind)
     if kind is Any or kind is FileRecord:  # which `read_manifest` has looked at
         return lambda value: value
@@ -285,7 +284,9 @@ def _first_misfit(values: Iterable[tuple[str, _Reader, Any]]) -> _MisfitError:
     raise AssertionError("there is one")
 
 
+@cache
 def _dataclass(kind: Any) -> _Reader:
+    """What reads a record. It is put together once: of a country the manifests of all tiles are read."""
     hints = get_type_hints(kind)
     parts = [
         (
