@@ -189,7 +189,7 @@ def _reader(kind: Any) -> _Reader:
     if origin in (Union, UnionType):  # of one type and None
         inner = _reader(next(one for one in kinds if one is not NoneType))
         return lambda value: None if value is None else inner(value)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _dataclass(kind)
     if origin in (tuple, Sequence):
         return _tuple(kinds if origin is tuple else (*kinds, ...))
