@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,14 @@ import numpy as np
 from infer.contract import (
     FORMAT_VERSION,
     TILE_ARRAYS,
+    Inputs,
     PlannedTile,
     Run,
     planned_tiles,
     sha256_text,
     write_embedding,
 )
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 
 if TYPE_CHECKING:
     from preproc.run.config import Config
@@ -51,7 +54,7 @@ COMMANDS: dict[str, list[str]] = {
     "python, torch": ["-c", "import torch"],
     "smalti --help": ["-m", "preproc.cli", "--help"],
 }
-MODEL = {"name": "demo", "label": "made codes", "trained": False, "family": "v2-student"}
+MODEL = EmbeddingModel("demo", "made codes", False, "v2-student", None, "v2-student")
 STACKS = ("s2", "s1_ascending", "s1_descending")
 DAYS = [f"2023-{1 + day // 28:02d}-{1 + day % 28:02d}" for day in range(0, 330, 8)]
 STACK = {
@@ -70,7 +73,7 @@ SEASON = {
 """As long as a real season: some twenty kilobytes."""
 
 
-def manifest_text(kind: str, inputs: Mapping[str, Any], sizes: Mapping[str, int], **fields: Any) -> str:
+def manifest_text(kind: str, inputs: Inputs, sizes: Mapping[str, int], **fields: Any) -> str:
     """A manifest as they are laid out, whose files are taken on trust."""
     files = {name: {"bytes": size, "sha256": "0" * 64, "shape": [1, 1, DIM]} for name, size in sizes.items()}
     content = {"format": f"smalti/{kind}", "format_version": FORMAT_VERSION, "software": "bench", "inputs": inputs}
@@ -82,16 +85,16 @@ def manifest_template(kind: str, sizes: Mapping[str, int], **fields: Any) -> str
     return manifest_text(kind, {"INPUTS": 0}, sizes, **fields)
 
 
-def filled(template: str, inputs: Mapping[str, Any], name: str) -> str:
+def filled(template: str, inputs: Inputs, name: str) -> str:
     """The manifest of a tile."""
     return template.replace('"INPUTS": 0', json.dumps(inputs)[1:-1]).replace("NAME", name)
 
 
-def made_codes(run: Run, tile: PlannedTile, inputs: dict[str, Any]) -> None:
+def made_codes(run: Run, tile: PlannedTile, inputs: Inputs) -> None:
     """An embedding that can be read."""
     codes = np.random.default_rng(0).integers(-100, 100, (tile.size, tile.size, DIM)).astype(np.int8)
     scales = np.full((tile.size, tile.size), 0.01, dtype=np.float32)
-    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields={"model": MODEL})
+    write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, about=EmbeddingManifest(model=MODEL))
 
 
 def label(tile: PlannedTile, crop: str) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def make_run(root: Path, tiles: int) -> Run:
     series = {spec.file: 1000 for spec in TILE_ARRAYS.values()}
     tile_text = manifest_template("tile", {**series, "quality.json": len(quality_text)}, **SEASON)
     sizes = {"": size**2 * DIM + 128, "_scales": size**2 * 4 + 128}
-    embedding = manifest_template("embedding", {f"NAME{k}.npy": v for k, v in sizes.items()}, model=MODEL)
+    embedding = manifest_template("embedding", {f"NAME{k}.npy": v for k, v in sizes.items()}, model=asdict(MODEL))
     released = manifest_template("released", {})
     embedded = embedding_units(run, config)
     session = FetchStage().open(run, config)

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from bench.infer_baseline import embed_plain, plain_network
 from bench.made_tile import made_tile
 from infer.contract import TILE_ARRAYS, Tile, read_tile, write_embedding, write_npy
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 from infer.device import Device, Precision, choose_device
 from infer.engine import Engine
 from infer.model import BackboneShape, Network, Segment
@@ -49,6 +50,7 @@ from infer.weights import Checkpoint, load_checkpoint
 from infer.workers import Workers
 
 ROOT = Path(__file__).parents[1]
+ABOUT = EmbeddingManifest(model=EmbeddingModel("made", "made weights", False, "v2-student", None, "v2-student"))
 SIZES: dict[str, dict[str, int]] = {
     "nano": {"latent_dim": 32, "num_layers": 2, "nhead": 4, "dim_feedforward": 512},
     "small": {"latent_dim": 64, "num_layers": 4, "nhead": 4, "dim_feedforward": 1024},
@@ -143,7 +145,7 @@ def write_tile(folder: Path, tile: Tile) -> Path:
 
 def end_to_end(engine: Engine, folder: Path, out: Path) -> None:
     result = engine.embed(engine.load(read_tile(folder, need_manifest=False)), output="int8")
-    write_embedding(out, folder.name, result.values_hwc, result.scales_hw, inputs={}, fields={})
+    write_embedding(out, folder.name, result.values_hwc, result.scales_hw, inputs={}, about=ABOUT)
 
 
 @contextmanager

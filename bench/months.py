@@ -51,7 +51,7 @@ def plain(network: MonthsNetwork, tile: Tile, batch: int) -> NDArray[np.float32]
     composites = monthly_composites(tile, slice(None), slice(None)).reshape(-1, 12, 12)
     rows, columns = np.divmod(np.arange(height * width), width)
     places = torch.from_numpy(unit_vectors(tile, rows, columns))
-    table = network.table(season_start(tile.manifest).month - 1)
+    table = network.table(season_start(tile.manifest.window).month - 1)
     found = [
         _plain(network, torch.from_numpy(composites[i : i + batch]), table, places[i : i + batch])
         for i in range(0, len(composites), batch)

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from infer.contract import Plan, PlannedTile, Run, planned_tiles, read_embedding, write_embedding
 from infer.contract.classification import ClassEntry, ClassifierManifest, FoldsUsed, Tuning
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
 from preproc.classify.model import save_classifier
 from preproc.classify.predict import PredictSheetsStage
@@ -69,7 +70,9 @@ formats = {formats}
 [site]
 workers = {workers}
 """
-MODEL = {"name": "demo", "label": "made codes", "trained": False, "family": "v2-student"}
+ABOUT = EmbeddingManifest(
+    model=EmbeddingModel("demo", "made codes", False, "v2-student", None, "v2-student"), data_source="mpc"
+)
 CLASSES = (ClassEntry(1, "a", "#ffd300"), ClassEntry(2, "b", "#a87000"), ClassEntry(3, "c", "#c2185b"))
 
 
@@ -102,9 +105,8 @@ def make_run(root: Path, across: int) -> None:
         smooth = rough.repeat(16, axis=0).repeat(16, axis=1)  # parcels
         codes = np.clip(smooth + generator.normal(size=smooth.shape).astype(np.float32) * 6, -127, 127)
         scales = (0.01 + generator.random((SIZE, SIZE)) * 0.001).astype(np.float32)
-        fields = {"model": MODEL, "data_source": "mpc"}
         inputs = {"checkpoint": "ab" * 32}
-        write_embedding(run.embeddings, tile.name, codes.astype(np.int8), scales, inputs=inputs, fields=fields)
+        write_embedding(run.embeddings, tile.name, codes.astype(np.int8), scales, inputs=inputs, about=ABOUT)
     make_classifier(run, pixels(run, list(planned_tiles(run)[:1])).reshape(-1, DIM)[:3000])
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract.mixing import GOLDEN, mix64
+from infer.contract.provenance import TileGrid
+from infer.contract.record import to_json
 
 DRAWN = 40
 """Observations per modality in v1.0."""
@@ -29,10 +29,9 @@ SEED_RULE = (
 _STEP = np.uint64(GOLDEN)
 
 
-def tile_seed(name: str, manifest: Mapping[str, Any]) -> int:
+def tile_seed(name: str, grid: TileGrid | None) -> int:
     """Seed of a tile: from its grid, so that the same ground has the same draw whatever the run calls it."""
-    grid = manifest.get("grid")
-    text = json.dumps(grid, sort_keys=True, separators=(",", ":")) if grid is not None else name
+    text = json.dumps(to_json(grid), sort_keys=True, separators=(",", ":")) if grid is not None else name
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 

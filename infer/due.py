@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from infer.contract import (
     EXIT_FAILED,
@@ -15,6 +15,7 @@ from infer.contract import (
     TILE_ARRAYS,
     TILE_MANIFEST,
     FormatError,
+    Inputs,
     ModelJob,
     PlannedTile,
     Run,
@@ -24,9 +25,10 @@ from infer.contract import (
     embedding_manifest,
     is_released,
     output_state,
-    read_manifest,
     sha256_file,
 )
+from infer.contract.embedding import EmbeddingSource
+from infer.contract.manifest import state_of
 from infer.contract.registry import joined_sha256, parts_of
 
 SEMANTICS = 1
@@ -119,7 +121,7 @@ def tile_fingerprint(folder: Path) -> str:
 
 def embedding_inputs(
     fingerprint: str, settings: Settings, *, checkpoint: str, precision: str, min_clear_s2: int, by_date: bool = False
-) -> dict[str, Any]:
+) -> Inputs:
     """What the embedding of a tile depends on.
 
     Args:
@@ -142,7 +144,7 @@ def embedding_inputs(
     }
 
 
-def is_current(manifest: Path, inputs: Mapping[str, Any], settings: Settings, *, gone: bool) -> bool:
+def is_current(manifest: Path, inputs: Inputs, settings: Settings, *, gone: bool) -> bool:
     """Whether an embedding is complete; that of a released tile may be in any precision, if none is asked for."""
     if output_state(manifest, "embedding", inputs).complete:
         return True
@@ -165,11 +167,10 @@ def nothing_due(tasks: Sequence[TileTask], settings: Settings, job: ModelJob, ru
             if settings.release and any(path.exists() for path in array_paths(task.folder)):
                 return False  # they are to be let go
             manifest = embedding_manifest(settings.out, task.name)
-            about = read_manifest(manifest, "embedding", remedy="")
-            made_from = about["inputs"]
-            if about["model"]["family"] not in _WITHOUT_MONTHS:
+            about = EmbeddingSource.read_at(manifest, remedy="")
+            if about.model.family not in _WITHOUT_MONTHS:
                 return False  # whether a tile's months go by date is for the engine to look at
-            checkpoint, precision = str(made_from.get("checkpoint")), str(made_from.get("precision"))
+            checkpoint, precision = str(about.inputs.get("checkpoint")), str(about.inputs.get("precision"))
             if precision not in (_ANY if gone and settings.any_precision else (_precision(job, device),)):
                 return False
             wanted = embedding_inputs(
@@ -180,10 +181,10 @@ def nothing_due(tasks: Sequence[TileTask], settings: Settings, job: ModelJob, ru
                 min_clear_s2=job.min_clear_s2,
             )
             stated.add(checkpoint)
-            if len(stated) > 1 or not output_state(manifest, "embedding", wanted).complete:
+            if len(stated) > 1 or not state_of(manifest, about.files, about.inputs, wanted).complete:
                 return False
         return not stated or stated == {_checkpoint(job, run)}
-    except (SmaltiError, OSError, LookupError, TypeError):
+    except (SmaltiError, OSError):
         return False
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,9 +25,6 @@ _TO_LATITUDE = (
     4279 / 630 * _N**4,
 )
 """From the conformal latitude."""
-_FARTHEST = 1e8
-"""Metres from the origin of a zone: nothing on the globe is."""
-_UTM = re.compile(r"EPSG:32([67])(0[1-9]|[1-5]\d|60)")
 
 
 def degrees(
@@ -53,19 +46,6 @@ def degrees(
     return (longitude + 180) % 360 - 180, np.degrees(latitude)
 
 
-def stated_grid(manifest: Mapping[str, Any]) -> tuple[int, tuple[float, ...]] | None:
-    """EPSG code of the UTM zone and affine coefficients that a tile's manifest states; None where it states none."""
-    grid = manifest.get("grid")
-    if not isinstance(grid, Mapping):
-        return None
-    zone, transform = _UTM.fullmatch(str(grid.get("crs"))), grid.get("transform")
-    if zone is None or not isinstance(transform, list) or len(transform) != 6:
-        return None
-    if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in transform):
-        return None
-    return 32000 + 100 * int(zone[1]) + int(zone[2]), tuple(map(float, transform))
-
-
 def unit_vectors(tile: Tile, rows_p: NDArray[np.int64], columns_p: NDArray[np.int64]) -> NDArray[np.float32]:
     """The centres of pixels as points of the unit sphere.
 
@@ -80,10 +60,11 @@ def unit_vectors(tile: Tile, rows_p: NDArray[np.int64], columns_p: NDArray[np.in
     Raises:
         FormatError: for a tile that does not state where it is.
     """
-    grid = stated_grid(tile.manifest)
-    if grid is None:
+    grid = tile.manifest.grid
+    epsg = None if grid is None else grid.utm_epsg
+    if grid is None or epsg is None:
         raise FormatError(f"{tile.name}: its tile.json states no grid in a UTM zone: fetch it with smalti")
-    epsg, (a, b, c, d, e, f) = grid
+    a, b, c, d, e, f = grid.transform
     x, y = columns_p + 0.5, rows_p + 0.5
     longitude, latitude = (np.radians(angle) for angle in degrees(epsg, a * x + b * y + c, d * x + e * y + f))
     parts = np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)

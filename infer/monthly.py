@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from infer.contract import EXIT_FAILED, FormatError, SmaltiError, Tile
 from infer.contract.embedding import MOST_OBSERVED
-from infer.contract.monthly import MONTHLY_DIM, MONTHS, monthly_composites, season_start, stated_start
+from infer.contract.monthly import MONTHLY_DIM, MONTHS, monthly_composites, season_start
 from infer.device import Device, allotted_cores, choose_device, is_out_of_memory
 from infer.due import Output
 from infer.engine import TileResult, release_memory
-from infer.location import stated_grid, unit_vectors
+from infer.location import unit_vectors
 from infer.model.months import MonthsNetwork
 from infer.prepare import LoadedTile
 from infer.tilework import InterruptedTileError, Product, Watch, check_finite
@@ -273,9 +273,9 @@ class MonthsEngine(_Composing):
     def _check(self, tile: Tile) -> None:
         name, needs = self._network.name, self._network.needs
         missing = []
-        if needs.season and stated_start(tile.manifest) is None:
+        if needs.season and tile.manifest.window is None:
             missing.append("the season (window), to know which month is the first")
-        if needs.location and stated_grid(tile.manifest) is None:
+        if needs.location and (tile.manifest.grid is None or tile.manifest.grid.utm_epsg is None):
             missing.append("the place of its pixels (grid, in a UTM zone)")
         if missing:
             raise FormatError(
@@ -294,7 +294,7 @@ class MonthsEngine(_Composing):
         self.budget, self._halved = self._most, 0  # no tile depends on the memory that another found
         on, network = self.device.torch_device, self._network
         with torch.inference_mode():
-            table = network.table(season_start(tile.manifest).month - 1)
+            table = network.table(season_start(tile.manifest.window).month - 1)
 
         def fill(composed: Composed, product: Product) -> int:
             if not len(composed.places_p):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,12 +17,12 @@ from infer.contract import (
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
     FormatError,
+    Inputs,
     SmaltiError,
     Tile,
     embedding_paths,
     is_released,
     read_back,
-    read_json,
     read_tile,
     registered_model,
     release_tile,
@@ -33,7 +32,9 @@ from infer.contract import (
     write_embedding,
     writing,
 )
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, EngineUsed, ModelPart
 from infer.contract.monthly import months_go_by_date
+from infer.contract.tile import TileSeason
 from infer.device import is_out_of_memory
 from infer.due import Report, Settings, TileTask, embedding_inputs, is_current, tile_fingerprint
 from infer.engine import TileResult
@@ -43,7 +44,7 @@ from infer.progress import Progress, say
 from infer.tilework import InterruptedTileError, Watch
 from infer.weights import Checkpoint, check_source
 
-Opened = tuple[Tile | LoadedTile, dict[str, Any]]
+Opened = tuple[Tile | LoadedTile, Inputs]
 """A tile (on an accelerator: loaded), and what its embedding will depend on."""
 
 
@@ -57,13 +58,6 @@ class DeviceLostError(SmaltiError):
     exit_code = EXIT_TRY_AGAIN
 
 
-def _stated(folder: Path) -> Mapping[str, Any]:
-    """tile.json as it is; empty for a tile that has none."""
-    path = folder / TILE_MANIFEST
-    stated = read_json(path, what="this tile's manifest", remedy="fetch this tile again") if path.is_file() else {}
-    return stated if isinstance(stated, dict) else {}
-
-
 class TileRunner:
     """Embeds a list of tiles and says what became of each."""
 
@@ -74,7 +68,7 @@ class TileRunner:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read", initializer=engine.device.activate)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
 
-    def inputs(self, fingerprint: str, folder: Path) -> dict[str, Any]:
+    def inputs(self, fingerprint: str, folder: Path) -> Inputs:
         """What an embedding of the tile in a folder depends on."""
         return embedding_inputs(
             fingerprint,
@@ -82,7 +76,7 @@ class TileRunner:
             checkpoint=self._engine.checkpoint.sha256,
             precision=self._engine.device.precision,
             min_clear_s2=self._engine.min_clear_s2,
-            by_date=takes_months(self._engine.checkpoint) and months_go_by_date(_stated(folder)),
+            by_date=takes_months(self._engine.checkpoint) and months_go_by_date(TileSeason.stated(folder)),
         )
 
     def run(self, tasks: Sequence[TileTask]) -> Report:
@@ -162,13 +156,13 @@ class TileRunner:
             )
         tile = self._read(task, inputs["tile"])
         if not self._settings.allow_source_mismatch:
-            check_source(self._engine.checkpoint, task.name, tile.manifest.get("data_source"))
+            check_source(self._engine.checkpoint, task.name, tile.manifest.data_source)
         if self._engine.device.on_cpu:
             return tile, inputs
         with self._device_failures(task.name):
             return self._engine.load(tile), inputs
 
-    def _complete(self, task: TileTask, manifest: Path, inputs: dict[str, Any], *, gone: bool) -> bool:
+    def _complete(self, task: TileTask, manifest: Path, inputs: Inputs, *, gone: bool) -> bool:
         return is_current(manifest, inputs, self._settings, gone=gone) and self._let_go(task)
 
     def _let_go(self, task: TileTask) -> bool:
@@ -229,14 +223,14 @@ class TileRunner:
                 "elsewhere if it persists"
             ) from error
 
-    def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: dict[str, Any], result: TileResult) -> None:
+    def _write(self, task: TileTask, opened: Tile | LoadedTile, inputs: Inputs, result: TileResult) -> None:
         tile = opened.tile if isinstance(opened, LoadedTile) else opened
-        fields = manifest_fields(self._engine, tile, result)
+        about = manifest_of(self._engine, tile, result)
         with self._device_failures(tile.name):
             values, scales = result.values_hwc, result.scales_hw
         counts = result.observations_hwm
         folder = self._settings.out
-        write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, fields=fields)
+        write_embedding(folder, tile.name, values, scales, observations_hwm=counts, inputs=inputs, about=about)
         if self._settings.release:
             try:
                 read_back(folder, tile.name)
@@ -259,49 +253,40 @@ def _settle(writing: tuple[str, Future[None]] | None, report: Report) -> None:
         say(f"infer: {name} failed: {error}")
 
 
-def _parts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def _parts(checkpoint: Checkpoint) -> tuple[ModelPart, ...] | None:
     """Of several models side by side: whose numbers stand where."""
-    return [
-        {
-            "name": part.name,
-            "family": part.family,
-            "numbers": registered_model(part.name).usual_dim,
-            "checkpoint": part.sha256,
-        }
-        for part in checkpoint.parts
-    ]
+    numbers = [registered_model(part.name).usual_dim for part in checkpoint.parts]
+    named = zip(checkpoint.parts, numbers, strict=True)
+    return tuple(ModelPart(part.name, part.family, count, part.sha256) for part, count in named) or None
 
 
-def manifest_fields(engine: AnyEngine, tile: Tile, result: TileResult) -> dict[str, Any]:
+def manifest_of(engine: AnyEngine, tile: Tile, result: TileResult) -> EmbeddingManifest:
     """What an embedding's manifest says about how it was made."""
     checkpoint, device = engine.checkpoint, engine.device
-    fields: dict[str, Any] = {
-        "model": {
-            "name": checkpoint.name,
-            "label": checkpoint.label,
-            "trained": checkpoint.trained,
-            "family": checkpoint.family,
-            "data_source": checkpoint.data_source,
-            "normalisation": checkpoint.normalisation_key,
-            **({"parts": _parts(checkpoint)} if checkpoint.parts else {}),
-        },
-        "dimensions": int(result.values.shape[2]),
-        "engine": {
-            "device": device.kind,
-            "precision": device.precision,
-            "torch": str(torch.__version__),
-            "compiled": engine.compiled,
-            "tokens_per_batch": engine.budget,
-            "out_of_memory_halvings": result.oom_halvings,
-        },
-        "observations": result.observations,
-        "nodata_pixels": result.nodata_pixels,
-    }
-    if engine.min_clear_s2:
-        fields["min_clear_s2"] = engine.min_clear_s2
-    if engine.draws:
-        fields["draw"] = draw.SEED_RULE
-    for key in ("grid", "data_source", "window"):
-        if key in tile.manifest:
-            fields[key] = tile.manifest[key]
-    return fields
+    return EmbeddingManifest(
+        model=EmbeddingModel(
+            name=checkpoint.name,
+            label=checkpoint.label,
+            trained=checkpoint.trained,
+            family=checkpoint.family,
+            data_source=checkpoint.data_source,
+            normalisation=checkpoint.normalisation_key,
+            parts=_parts(checkpoint),
+        ),
+        dimensions=int(result.values.shape[2]),
+        engine=EngineUsed(
+            device=device.kind,
+            precision=device.precision,
+            torch=str(torch.__version__),
+            compiled=engine.compiled,
+            tokens_per_batch=engine.budget,
+            out_of_memory_halvings=result.oom_halvings,
+        ),
+        observations=result.observations,
+        nodata_pixels=result.nodata_pixels,
+        min_clear_s2=engine.min_clear_s2 or None,
+        draw=draw.SEED_RULE if engine.draws else None,
+        grid=tile.manifest.grid,
+        data_source=tile.manifest.data_source,
+        window=tile.manifest.window,
+    )

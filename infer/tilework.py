@@ -115,7 +115,7 @@ class TileWork:
         self._budget = budget
         self._watch = watch
         self._lock = threading.Lock()
-        self._seed = draw.tile_seed(loaded.tile.name, loaded.tile.manifest)
+        self._seed = draw.tile_seed(loaded.tile.name, loaded.tile.manifest.grid)
         longest = MAX_BIN if machinery.tables is not None else draw.DRAWN
         active = loaded.active_p
         self._expected = max(1, sum(int(np.minimum(n[active], longest).sum()) for n in loaded.counts.values()))

@@ -8,14 +8,18 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from infer.contract import FormatError, brief_name, one_line, open_regular
 
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+Saved: TypeAlias = Mapping[str, Any]
+"""A table that torch.save wrote, or one in it: settings and tensors as their publisher names them."""
 
 
 def read_torch(path: Path, remedy: str) -> dict[str, Any]:

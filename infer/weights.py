@@ -21,13 +21,12 @@ from infer.contract import (
     brief_name,
     cached_checkpoint,
     one_line,
-    read_manifest,
     registered_model,
     sha256_file,
 )
-from infer.contract.registry import DataSource, Family, joined_sha256, parts_of
+from infer.contract.registry import DataSource, Family, expected_sha256, joined_sha256, parts_of
 from infer.normalisation import NORMALISATIONS, Normalisation
-from infer.torch_file import check_parameter, read_torch
+from infer.torch_file import Saved, check_parameter, read_torch
 
 _PREFIX = "_orig_mod."
 _PROJECTOR = "projector."
@@ -57,7 +56,7 @@ class Checkpoint:
     family: Family
     state: Mapping[str, torch.Tensor] = field(repr=False)
     """Parameters without `_orig_mod.` prefixes and projector."""
-    settings: Mapping[str, Any]
+    settings: Saved
     """What the checkpoint says of itself (heads, normalisation of the output ...)."""
     normalisation_key: str
     data_source: DataSource | None
@@ -87,20 +86,20 @@ def _clean_state(path: Path, state: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _part(path: Path, state: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+def _part(path: Path, state: Saved, prefix: str) -> dict[str, torch.Tensor]:
     """The parameters behind a prefix, by their names there; decoders and heads beside them are not looked at."""
     chosen = {key: value for key, value in state.items() if key.startswith(prefix)}
     return _clean_state(path, {key.removeprefix(prefix): value for key, value in chosen.items()})
 
 
-def _table(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _table(path: Path, content: Saved, key: str) -> dict[str, Any]:
     table = content.get(key)
     if not isinstance(table, Mapping | None):
         raise FormatError(f"{path}: {key!r} is a {type(table).__name__}, not a table: {_REMEDY}")
     return dict(table or {})
 
 
-def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str, torch.Tensor], dict[str, Any]]:
+def _recognise(path: Path, content: Saved) -> tuple[Family, dict[str, torch.Tensor], dict[str, Any]]:
     """Family, parameters and settings of a checkpoint, from its own structure."""
     if "args" in content and "model" in content:
         return "v2-student", _clean_state(path, content["model"]), _table(path, content, "args")
@@ -130,14 +129,12 @@ def _recognise(path: Path, content: Mapping[str, Any]) -> tuple[Family, dict[str
     )
 
 
-def _stated_source(table: Mapping[str, Any]) -> DataSource | None:
+def _stated_source(table: Saved) -> DataSource | None:
     stated = table.get("data_source")
     return next((source for source in _SOURCES if isinstance(stated, str) and stated == source), None)
 
 
-def _source(
-    path: Path, family: Family, settings: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> tuple[str, DataSource | None]:
+def _source(path: Path, family: Family, settings: Saved, metadata: Saved) -> tuple[str, DataSource | None]:
     """Key of the normalisation and the data source, from what the checkpoint says."""
     if family in ("v2-student", "v2-teacher"):
         return family, _stated_source(metadata)
@@ -150,18 +147,6 @@ def _source(
     if family in _OVER_MONTHS:
         return family, None
     return "v1.0", "mpc"
-
-
-def expected_sha256(registered: RegisteredModel, path: Path) -> str | None:
-    """The checksum that a registered model's file must have: the published one, else the one at its first fetch."""
-    if registered.sha256 is not None:
-        return registered.sha256
-    record = path.parent / f"{registered.name}.json"  # written by `smalti weights fetch`
-    if not record.is_file():
-        return None
-    manifest = read_manifest(record, "weights", remedy="delete it and fetch the weights again")
-    digest = manifest["files"].get(path.name, {}).get("sha256")
-    return None if digest is None else str(digest)
 
 
 def load_checkpoint(path: Path, registered: RegisteredModel | None = None, *, heads: int | None = None) -> Checkpoint:
@@ -249,7 +234,7 @@ def load_registered(name: str, *, heads: int | None = None) -> Checkpoint:
     )
 
 
-def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: Any) -> None:
+def check_source(checkpoint: Checkpoint, tile_name: str, tile_source: str | None) -> None:
     """Refuse a tile of another data source than the checkpoint was trained on.
 
     Raises:

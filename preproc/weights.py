@@ -28,7 +28,6 @@ from infer.contract import (
     atomic_file,
     one_line,
     output_state,
-    read_manifest,
     sha256_file,
     write_manifest,
 )
@@ -36,8 +35,10 @@ from infer.contract.registry import (
     GITHUB,
     HUB,
     REGISTRY,
+    WEIGHTS_KIND,
     RegisteredModel,
     cache_path,
+    expected_sha256,
     parts_of,
     registered_model,
     weights_folder,
@@ -46,7 +47,6 @@ from preproc.reader.transport import HttpTransport, fetch_bytes
 from preproc.run.progress import plain_console, say
 from preproc.run.text import human_bytes
 
-KIND = "weights"
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")
 """First bytes of a checkpoint: torch's zip archive, or the pickle of old versions."""
 _REPLACED = (
@@ -75,7 +75,7 @@ def weights_state(name: str, *, checksums: bool = False) -> State:
     if not record_path(name).is_file():
         remedy = f"run `smalti weights fetch {name} --from {shlex.quote(str(path))}`"
         return State("broken", f"{path} has no record: {remedy}")
-    state = output_state(record_path(name), KIND, checksums=checksums)
+    state = output_state(record_path(name), WEIGHTS_KIND, checksums=checksums)
     known = model.sha256
     if checksums and state.complete and known is not None and sha256_file(path) != known:
         return State("broken", f"{path} is not the file that was published")
@@ -186,7 +186,8 @@ def _check(model: RegisteredModel, file: Path, remedy: str) -> None:
 
 
 def _check_hash(model: RegisteredModel, what: str, digest: str, remedy: str) -> None:
-    expected, why = _expected(model)
+    expected = expected_sha256(model, cache_path(model.name))
+    why = "the registry says" if model.sha256 is not None else f"{record_path(model.name)} says"
     if expected is not None and digest != expected:
         if model.sha256 is None:
             remedy = f"if it is meant to replace it, delete {record_path(model.name)} first"
@@ -206,24 +207,7 @@ def _keep(
         with atomic_file(target) as temporary:
             bring(file, temporary)
     inputs = {"name": model.name, "family": model.family}
-    write_manifest(record, KIND, inputs=inputs, files=[target], fields={"origin": origin})
-
-
-def _expected(model: RegisteredModel) -> tuple[str | None, str]:
-    """The checksum that a file must have, and who says so."""
-    if model.sha256 is not None:
-        return model.sha256, "the registry says"
-    record = record_path(model.name)
-    if not record.is_file():
-        return None, ""
-    recorded = _recorded(record, cache_path(model.name).name)
-    return recorded, f"{record} says"
-
-
-def _recorded(record: Path, file: str) -> str | None:
-    manifest = read_manifest(record, KIND, remedy="delete it and fetch the weights again")
-    digest = manifest["files"].get(file, {}).get("sha256")
-    return None if digest is None else str(digest)
+    write_manifest(record, WEIGHTS_KIND, inputs=inputs, files=[target], fields={"origin": origin})
 
 
 def _download(model: RegisteredModel, mirror: str | None, folder: Path) -> Path:

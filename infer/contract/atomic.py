@@ -126,6 +126,11 @@ def write_json(path: Path, content: Any) -> None:
         stream.write("\n")
 
 
+def json_bytes(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def read_json(path: Path | str, *, what: str, remedy: str) -> Any:
     """Read a JSON file, or say in one line what it was meant to be and what to do.
 

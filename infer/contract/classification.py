@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from infer.contract.atomic import sha256_json
 from infer.contract.names import brief_name
 from infer.contract.provenance import Embedded
 from infer.contract.record import Record, to_json
+from infer.contract.regular import JsonObject
 from infer.contract.run import Run
 
 Interval = tuple[float, float]
@@ -228,7 +229,7 @@ class ClassifierManifest(Record):
     """By ascending code."""
     dim: int
     """Embedding numbers it was trained on."""
-    parameters: Mapping[str, Any]
+    parameters: JsonObject
     """Of the method."""
     tuning: Tuning
     folds: FoldsUsed
@@ -470,7 +471,7 @@ class RegressorManifest(Record):
     """The attribute."""
     dim: int
     """Embedding numbers it was trained on."""
-    parameters: Mapping[str, Any]
+    parameters: JsonObject
     folds: FoldsUsed
     rows: int
     range: tuple[float, float]

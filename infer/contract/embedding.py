@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,126 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
-from infer.contract.manifest import read_manifest, verify_files, write_manifest
+from infer.contract.manifest import Inputs, verify_files
 from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY, without_gaps
 from infer.contract.names import brief_name, child, child_name
+from infer.contract.provenance import TileGrid, Window
+from infer.contract.record import Record
 
 OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
 """Last axis of `<tile>_observations.npy`: clear Sentinel-2 observations, and Sentinel-1's of both orbits."""
 MOST_OBSERVED = 254
 """Counts end there: it means so many or more, and leaves rasters a value for nodata."""
 _REMEDY = "run `smalti infer` again for this tile"
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """One of several models side by side."""
+
+    name: str
+    family: str
+    numbers: int
+    """Of a pixel's numbers, those that it gives; they stand behind those of the parts before it."""
+    checkpoint: str
+    """SHA-256 of its file."""
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """The model that made an embedding; see `infer.contract.provenance.Encoder`."""
+
+    name: str
+    label: str
+    trained: bool
+    family: str
+    data_source: str | None
+    """The archive that it was trained on; None for any."""
+    normalisation: str
+    """Key of its normalisation statistics."""
+    parts: tuple[ModelPart, ...] | None = None
+    """Of several models side by side."""
+
+
+@dataclass(frozen=True)
+class EngineUsed:
+    """How an embedding was computed."""
+
+    device: str
+    precision: str
+    torch: str
+    """Its version."""
+    compiled: bool
+    tokens_per_batch: int
+    out_of_memory_halvings: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an imported embedding came from, and which pixels of the tile have none there."""
+
+    source: str
+    dataset: str
+    year: int
+    parts: tuple[str, ...]
+    """Published patches that gave pixels."""
+    placement: Literal["whole pixels", "nearest pixels"]
+    largest_shift_m: float
+    """Largest distance between the centre of a pixel and that of the published one it was given."""
+    pixels_absent: int
+    pixels_without_data: int
+    pixels_damaged: int = 0
+    pixels_too_thinly_observed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSource(Record):
+    """Of `<tile>.json` what mosaics and maps have to state: of a country's tiles no more is read."""
+
+    kind = "embedding"
+    stage = "infer"
+
+    model: EmbeddingModel
+    data_source: str | None = None
+    """The archive that the tile's scenes belong to."""
+    min_clear_s2: int | None = None
+    """Pixels with fewer clear Sentinel-2 observations have no embedding; None: all that were seen have one."""
+    origin: Origin | None = None
+    """None where it was computed in this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingManifest(EmbeddingSource):
+    """`<tile>.json`."""
+
+    tile: str | None = None
+    """Name of the tile."""
+    dimensions: int | None = None
+    """Numbers a pixel."""
+    engine: EngineUsed | None = None
+    """None where it was imported."""
+    observations: Mapping[str, Mapping[str, float]] | None = None
+    """Sensor (s2, s1) -> min, median and max number of observations over the pixels that have any of either."""
+    nodata_pixels: int | None = None
+    draw: str | None = None
+    """How v1.0's observations were drawn."""
+    grid: TileGrid | None = None
+    window: Window | None = None
+    """The season."""
+
+    @classmethod
+    def of_tile(cls, folder: Path, name: str) -> Self:
+        """That of a tile's embedding; its files are not looked at.
+
+        Raises:
+            FormatError: if it is missing or not what it should be.
+        """
+        return cls.read_at(embedding_manifest(folder, name), _REMEDY, f"delete it, then {_REMEDY}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        said = {"data_source": self.data_source} if self.origin is not None else {}  # an import says so if it is null
+        return {**super().as_json(), **said}
 
 
 @dataclass(frozen=True)
@@ -45,7 +156,7 @@ class Embedding:
     """(H, W, C) float32, or int8 codes."""
     scales_hw: NDArray[np.float32] | None
     """(H, W) float32 scale of int8 codes, NaN = nodata."""
-    manifest: Mapping[str, Any]
+    manifest: EmbeddingManifest
     observations_hwm: NDArray[np.uint8] | None = None
     """(H, W, 2) observations a pixel, in the order of OBSERVED; None where that was not kept."""
 
@@ -63,16 +174,14 @@ class Embedding:
     @property
     def _months(self) -> slice | None:
         """Which numbers are monthly medians, of which some may be missing."""
-        model = self.manifest.get("model")
-        if not isinstance(model, Mapping) or self.scales_hw is not None:
+        model, dim, start = self.manifest.model, self.values_hwc.shape[2], 0
+        if self.scales_hw is not None:
             return None
-        dim, start = self.values_hwc.shape[2], 0
-        parts = model.get("parts")
-        for part in parts if isinstance(parts, list) else [{"family": model.get("family"), "numbers": dim}]:
-            numbers = part.get("numbers") if isinstance(part, Mapping) else None
-            if type(numbers) is not int or not 0 < numbers <= dim - start:
+        parts = [(model.family, dim)] if model.parts is None else [(part.family, part.numbers) for part in model.parts]
+        for family, numbers in parts:
+            if not 0 < numbers <= dim - start:
                 return None
-            if part.get("family") == MONTHLY_FAMILY and numbers == MONTHLY_DIM:
+            if family == MONTHLY_FAMILY and numbers == MONTHLY_DIM:
                 return slice(start, start + numbers)
             start += numbers
         return None
@@ -149,8 +258,8 @@ def write_embedding(
     scales_hw: NDArray[np.float32] | None,
     *,
     observations_hwm: NDArray[np.uint8] | None = None,
-    inputs: Mapping[str, Any],
-    fields: Mapping[str, Any],
+    inputs: Inputs,
+    about: EmbeddingManifest,
 ) -> None:
     """Write one tile's embedding atomically, manifest last; an older one is invalid from the first touch on.
 
@@ -161,7 +270,7 @@ def write_embedding(
         scales_hw: (H, W) float32 or None.
         observations_hwm: (H, W, 2) uint8 in the order of OBSERVED, at most MOST_OBSERVED; None where it is not known.
         inputs: fingerprint: tile, checkpoint, output, dimensions, precision.
-        fields: model, device, versions, observation counts ... for the manifest.
+        about: what the manifest says besides.
     """
     expected = np.float32 if scales_hw is None else np.int8
     if values_hwc.ndim != 3 or values_hwc.dtype != expected:
@@ -189,7 +298,7 @@ def write_embedding(
         with atomic_file(counts_path) as temporary:
             write_npy(temporary, observations_hwm)
         files.append(counts_path)
-    write_manifest(manifest_path, "embedding", inputs=inputs, files=files, fields={**fields, "tile": name})
+    replace(about, tile=name).write(manifest_path, inputs=inputs, files=files)
 
 
 def read_back(folder: Path, name: str) -> None:
@@ -206,27 +315,6 @@ def read_back(folder: Path, name: str) -> None:
     read_embedding(folder, name, checksums=True)
 
 
-def valid_manifest(folder: Path, name: str) -> dict[str, Any]:
-    """The manifest of a tile's embedding, whose files are as long as it says; their bytes are not read.
-
-    Raises:
-        FormatError: if it is missing or broken.
-    """
-    path = embedding_manifest(folder, name)
-    manifest = read_manifest(path, "embedding", remedy=_REMEDY)
-    verify_files(path, manifest, checksums=False, remedy=_REMEDY)
-    return manifest
-
-
-def lacks_embedding(folder: Path, name: str) -> bool:
-    """Whether a tile's embedding is missing or broken: what counts as missing where that is allowed."""
-    try:
-        valid_manifest(folder, name)
-    except FormatError:
-        return True
-    return False
-
-
 def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedding:
     """Open a tile's embedding after its manifest has been verified.
 
@@ -234,16 +322,16 @@ def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedd
         FormatError: one line that names the file and what is wrong with it.
     """
     values_path, scales_path, manifest_path = embedding_paths(folder, name)
-    manifest = read_manifest(manifest_path, "embedding", remedy=_REMEDY)
-    verify_files(manifest_path, manifest, checksums=checksums, remedy=_REMEDY)
-    if manifest.get("tile", name) != name:
+    manifest = EmbeddingManifest.of_tile(folder, name)
+    verify_files(manifest_path, manifest.files, checksums=checksums, remedy=_REMEDY)
+    if manifest.tile not in (None, name):
         raise FormatError(
-            f"{manifest_path}: the embedding of {brief_name(manifest['tile'])} under this tile's name: {_REMEDY}"
+            f"{manifest_path}: the embedding of {brief_name(manifest.tile)} under this tile's name: {_REMEDY}"
         )
-    if values_path.name not in manifest["files"]:
+    if values_path.name not in manifest.files:
         raise FormatError(f"{manifest_path}: does not list {values_path.name}: {_REMEDY}")
     values = open_npy(values_path, _REMEDY)
-    scales = open_npy(scales_path, _REMEDY) if scales_path.name in manifest["files"] else None
+    scales = open_npy(scales_path, _REMEDY) if scales_path.name in manifest.files else None
     if values.ndim != 3 or values.dtype != (np.float32 if scales is None else np.int8):
         raise FormatError(f"{values_path}: {values.dtype} {values.shape} is not an embedding: {_REMEDY}")
     if scales is not None and (scales.dtype != np.float32 or scales.shape != values.shape[:2]):
@@ -251,7 +339,7 @@ def read_embedding(folder: Path, name: str, *, checksums: bool = True) -> Embedd
     if scales is not None and checksums and np.isinf(scales).any():
         raise FormatError(f"{scales_path}: holds infinite scales (NaN is nodata): {_REMEDY}")
     counts_path = observations_path(folder, name)
-    counts = open_npy(counts_path, _REMEDY) if counts_path.name in manifest["files"] else None
+    counts = open_npy(counts_path, _REMEDY) if counts_path.name in manifest.files else None
     if counts is not None and (counts.dtype != np.uint8 or counts.shape != (*values.shape[:2], len(OBSERVED))):
         raise FormatError(f"{counts_path}: {counts.dtype} {counts.shape} does not fit the embedding: {_REMEDY}")
     return Embedding(name, values, scales, manifest, counts)

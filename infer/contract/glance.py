@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from infer.contract.atomic import canonical_json, sha256_json, sha256_text
+from infer.contract.embedding import EmbeddingSource, embedding_manifest
 from infer.contract.errors import FormatError
-from infer.contract.manifest import State, read_manifest, state_of, verify_files
-from infer.contract.regular import file_mark
+from infer.contract.manifest import FileRecord, Inputs, State, read_manifest, state_of, verify_files
+from infer.contract.record import from_json
+from infer.contract.regular import JsonObject, file_mark
 
 _MOST = 1 << 18
 """Manifests that are kept: a quarter of a gigabyte."""
 _AT_REST_NS = 2 * 10**9
 """A file that was changed a moment ago may be changed again without another date."""
 _REMEDY = "run `smalti infer` again"
+_AGAIN = f"delete it, then {_REMEDY}"
+"""Which takes it for whole."""
 
 _T = TypeVar("_T", bound=Hashable)
 
@@ -48,7 +53,7 @@ class Glance:
 
     tile: str | None
     """SHA-256 of the manifest of the tile that it was made from."""
-    others: Mapping[str, Any]
+    others: Inputs
     """Its other inputs, shared among tiles."""
     files: str
     """What the manifest says of its files, as canonical JSON."""
@@ -57,21 +62,23 @@ class Glance:
     sizes: tuple[tuple[bool, str, int], ...]
     """Of each file: whether its name begins with the tile's, (the rest of) its name, bytes."""
     _stated: Stated | str
+    """Or why it cannot be told."""
 
-    def stated(self, path: str) -> Stated:
+    @property
+    def stated(self) -> Stated:
         """What it states.
 
         Raises:
             FormatError: if it lacks what a mosaic has to state.
         """
         if isinstance(self._stated, str):
-            raise FormatError(f"{path}: lacks what a mosaic has to state ({self._stated}): {_REMEDY}")
+            raise FormatError(self._stated)
         return self._stated
 
-    def state(self, path: str, inputs: Mapping[str, Any]) -> State:
+    def state(self, path: str, inputs: Inputs) -> State:
         """Whether it is complete and made from these inputs among others; its files are looked at, not read."""
         made_from = self.others if self.tile is None else {**self.others, "tile": self.tile}
-        return state_of(path, {"files": self._files(path), "inputs": made_from}, inputs, partial=True)
+        return state_of(path, self._files(path), made_from, inputs, partial=True)
 
     def verify(self, path: str) -> None:
         """Check that its files are there, and as large as they should be.
@@ -79,11 +86,11 @@ class Glance:
         Raises:
             FormatError: naming the first file that does not match.
         """
-        verify_files(path, {"files": self._files(path)}, checksums=False, remedy=_REMEDY)
+        verify_files(path, self._files(path), checksums=False, remedy=_REMEDY)
 
-    def _files(self, path: str) -> dict[str, dict[str, Any]]:
-        name = _name(path)
-        return {(f"{name}{rest}" if own else rest): {"bytes": size} for own, rest, size in self.sizes}
+    def _files(self, path: str) -> dict[str, FileRecord]:
+        name = _name(path)  # whoever looks only at sizes needs no checksum
+        return {(f"{name}{rest}" if own else rest): {"bytes": size, "sha256": ""} for own, rest, size in self.sizes}
 
 
 _kept: dict[str, tuple[tuple[int, ...], Glance]] = {}
@@ -101,7 +108,7 @@ def glance_at(path: str) -> Glance:
     kept = _kept.get(path)
     if kept is not None and kept[0] == mark:
         return kept[1]
-    found = _brief(path, read_manifest(path, "embedding", remedy=_REMEDY))
+    found = _brief(path, read_manifest(path, EmbeddingSource.kind, remedy=_REMEDY))
     if len(_kept) < _MOST or kept is not None:
         if mark and time.time_ns() - mark[1] > _AT_REST_NS:
             _kept[path] = mark, found
@@ -110,11 +117,21 @@ def glance_at(path: str) -> Glance:
     return found
 
 
+def lacks_embedding(folder: Path, name: str) -> bool:
+    """Whether a tile's embedding is missing or broken: what counts as missing where that is allowed."""
+    path = str(embedding_manifest(folder, name))
+    try:
+        glance_at(path).verify(path)
+    except FormatError:
+        return True
+    return False
+
+
 def _name(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".json")
 
 
-def _brief(path: str, manifest: Mapping[str, Any]) -> Glance:
+def _brief(path: str, manifest: JsonObject) -> Glance:
     name = _name(path)
     inputs, files = dict(manifest["inputs"]), manifest["files"]
     tile = inputs.pop("tile", None)
@@ -125,9 +142,9 @@ def _brief(path: str, manifest: Mapping[str, Any]) -> Glance:
         for file, record in files.items()
     )
     try:
-        stated: Stated | str = _one(_stated(name, manifest))
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        stated = repr(error)
+        stated: Stated | str = _one(_stated(path, from_json(EmbeddingSource, manifest, path, _AGAIN)))
+    except FormatError as error:
+        stated = str(error)
     try:
         text = canonical_json(files)
     except ValueError as error:
@@ -136,17 +153,21 @@ def _brief(path: str, manifest: Mapping[str, Any]) -> Glance:
     return Glance(tile, _shared(inputs), text, digest, _one(sizes), stated)
 
 
-def _stated(name: str, manifest: Mapping[str, Any]) -> Stated:
-    model, files = manifest["model"], manifest["files"]
-    origin = f"{manifest['origin']['dataset']} from {manifest['origin']['source']}" if "origin" in manifest else ""
+def _stated(path: str, about: EmbeddingSource) -> Stated:
+    name, model, origin = _name(path), about.model, about.origin
+    checkpoint, values = about.inputs.get("checkpoint"), about.files.get(f"{name}.npy")
+    shape = () if values is None else values.get("shape", ())
+    if not isinstance(checkpoint, str) or not isinstance(shape, list) or list(map(type, shape)) != [int] * 3:
+        what = f"the shape of {name}.npy" if isinstance(checkpoint, str) else "inputs.checkpoint"
+        raise FormatError(f"{path}: lacks what a mosaic has to state ({what}): {_AGAIN}")
     return Stated(
-        model=(str(model["name"]), str(model["label"]), bool(model["trained"]), str(model["family"])),
-        checkpoint=str(manifest["inputs"]["checkpoint"]),
-        dim=int(files[f"{name}.npy"]["shape"][2]),
-        int8=f"{name}_scales.npy" in files,
-        min_clear_s2=int(manifest.get("min_clear_s2", 0)),
-        data_source=str(manifest.get("data_source") or ""),
-        origin=origin,
+        model=(model.name, model.label, model.trained, model.family),
+        checkpoint=checkpoint,
+        dim=shape[2],
+        int8=f"{name}_scales.npy" in about.files,
+        min_clear_s2=about.min_clear_s2 or 0,
+        data_source=about.data_source or "",
+        origin="" if origin is None else f"{origin.dataset} from {origin.source}",
     )
 
 
@@ -156,7 +177,7 @@ def _one(value: _T) -> _T:
     return found
 
 
-def _shared(inputs: dict[str, Any]) -> Mapping[str, Any]:
+def _shared(inputs: dict[str, Any]) -> Inputs:
     key = tuple(inputs.items())
     try:
         found: dict[str, Any] = _alike.setdefault(key, inputs)

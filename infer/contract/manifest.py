@@ -11,14 +11,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
 
 from infer.contract.atomic import read_json, read_json_and_digest, sha256_file, write_json
 from infer.contract.errors import FormatError
 from infer.contract.names import brief_name, safe_relative
-from infer.contract.regular import check_regular
+from infer.contract.regular import JsonObject, check_regular
 
 FORMAT_VERSION = 1
 """Version of every format in this package. A reader refuses another one."""
@@ -28,6 +28,22 @@ VERSION = "0.1.0"
 SOFTWARE = f"smalti {VERSION}"
 """Name and version that outputs carry."""
 _REMEDY = "run the stage again"
+
+
+Inputs: TypeAlias = Mapping[str, Any]
+"""What an output was made from, as JSON: the writer's own words, which others compare as a whole and do not read."""
+
+
+class _WholeFile(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class FileRecord(_WholeFile, total=False):
+    """What a manifest says of a file: its size and SHA-256 (see `describes_file`), and of an array dtype and shape."""
+
+    dtype: str
+    shape: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +67,9 @@ _TOLD = ("files", "format", "format_version", "inputs")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileRecord:
     """The record of one file: bytes and SHA-256, for .npy also dtype and shape."""
-    record: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    record: FileRecord = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         record["dtype"] = str(array.dtype)
@@ -62,7 +78,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    path: Path, kind: str, *, inputs: Mapping[str, Any], files: Sequence[Path], fields: Mapping[str, Any] | None = None
+    path: Path, kind: str, *, inputs: Inputs, files: Sequence[Path], fields: JsonObject | None = None
 ) -> dict[str, Any]:
     """Write the completion marker of an output.
 
@@ -88,7 +104,7 @@ def write_manifest(
     return manifest
 
 
-def describes_file(record: Any) -> bool:
+def describes_file(record: Any) -> TypeGuard[FileRecord]:
     """Whether a value can be what `describe_file` recorded of a file: its bytes and SHA-256."""
     if not isinstance(record, dict) or type(record.get("bytes")) is not int:
         return False
@@ -147,7 +163,7 @@ def kind_of(path: Path) -> str | None:
 
 def verify_files(
     path: Path | str,
-    manifest: Mapping[str, Any],
+    files: Mapping[str, FileRecord],
     *,
     checksums: bool = True,
     remedy: str,
@@ -155,14 +171,19 @@ def verify_files(
 ) -> None:
     """Check that the files of a manifest are there with the recorded size and, by default, checksum.
 
-    Files named in `without` may be gone.
+    Args:
+        path: the manifest; its files lie beside it.
+        files: what it says of them.
+        checksums: read every byte, not only the sizes.
+        remedy: what to do, for messages.
+        without: names of files that may be gone.
 
     Raises:
         FormatError: naming the first file that does not match.
     """
     place = str(path)
     folder, own = place[: place.rfind("/") + 1], place.rpartition("/")[2]
-    for name, record in manifest["files"].items():
+    for name, record in files.items():
         if name in without:
             continue
         file = f"{folder}{name}"
@@ -180,7 +201,7 @@ def verify_files(
 def output_state(
     path: Path | str,
     kind: str,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Inputs | None = None,
     *,
     checksums: bool = False,
     partial: bool = False,
@@ -202,7 +223,7 @@ def output_state(
 def state_and_digest(
     path: Path | str,
     kind: str,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Inputs | None = None,
     *,
     checksums: bool = False,
     partial: bool = False,
@@ -215,24 +236,25 @@ def state_and_digest(
     except FormatError as error:
         there = Path(path).exists()
         return State("broken", str(error)) if there else State("missing", f"{path} is not there"), ""
-    return state_of(path, manifest, inputs, checksums=checksums, partial=partial, without=without), digest
+    files, made_from = manifest["files"], manifest["inputs"]
+    return state_of(path, files, made_from, inputs, checksums=checksums, partial=partial, without=without), digest
 
 
 def state_of(
     path: Path | str,
-    manifest: Mapping[str, Any],
-    inputs: Mapping[str, Any] | None = None,
+    files: Mapping[str, FileRecord],
+    made_from: Inputs,
+    inputs: Inputs | None = None,
     *,
     checksums: bool = False,
     partial: bool = False,
     without: Collection[str] = (),
 ) -> State:
-    """The same of a manifest that was read: of its `files` and `inputs`."""
+    """The same of a manifest that was read: of what it says of its files, and of what it was made from."""
     try:
-        verify_files(path, manifest, checksums=checksums, remedy=_REMEDY, without=without)
+        verify_files(path, files, checksums=checksums, remedy=_REMEDY, without=without)
     except FormatError as error:
         return State("broken", str(error))
-    made_from: Mapping[str, Any] = manifest["inputs"]
     if inputs is None or inputs == made_from:
         return _COMPLETE
     keys = set(inputs) if partial else {*inputs, *made_from}

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infer.contract.provenance import Window
+
 if TYPE_CHECKING:
-    from infer.contract.tile import Tile  # which needs, by way of the plan, what reads embeddings
+    from infer.contract.tile import Tile, TileSeason  # which needs, by way of the plan, what reads embeddings
 
 MONTHS = 12
 MONTHLY_FAMILY = "monthly"
@@ -39,19 +41,9 @@ def has_gaps(family: str) -> bool:
     return MONTHLY_FAMILY in family.split("+")
 
 
-def stated_start(manifest: Mapping[str, Any]) -> date | None:
-    """First day of a tile's season, from its manifest; None where it states none."""
-    window = manifest.get("window")
-    stated = window.get("start") if isinstance(window, Mapping) else None
-    try:
-        return date.fromisoformat(str(stated))
-    except ValueError:
-        return None
-
-
-def season_start(manifest: Mapping[str, Any]) -> date:
+def season_start(window: Window | None) -> date:
     """First day of a tile's season; 1 January where its manifest states none."""
-    return stated_start(manifest) or _PLAIN_YEAR
+    return _PLAIN_YEAR if window is None else window.start
 
 
 def month_index(doys_t: NDArray[Any], start: date, days: Sequence[date] | None = None) -> NDArray[np.int64]:
@@ -78,26 +70,23 @@ def month_index(doys_t: NDArray[Any], start: date, days: Sequence[date] | None =
     return np.clip(np.array(months, dtype=np.int64), 0, MONTHS - 1)
 
 
-def stated_days(manifest: Mapping[str, Any], stack: str, doys_t: NDArray[Any] | None = None) -> list[date] | None:
+def stated_days(
+    dates: Mapping[str, Sequence[date]] | None, stack: str, doys_t: NDArray[Any] | None = None
+) -> Sequence[date] | None:
     """Dates of a tile's stack, from its manifest; None where it states none, or others than the days of year say."""
-    stated = manifest.get("dates")
-    texts = stated.get(stack) if isinstance(stated, Mapping) else None
-    try:
-        days = [date.fromisoformat(text) for text in texts or ()]
-    except (TypeError, ValueError):
-        return None
+    days = (dates or {}).get(stack, ())
     fits = doys_t is None or [day.timetuple().tm_yday for day in days] == doys_t.tolist()
     return days if days and fits else None
 
 
-def months_go_by_date(manifest: Mapping[str, Any]) -> bool:
+def months_go_by_date(season: TileSeason) -> bool:
     """Whether a tile's dates are of other months than its days of year make them, by which months once went.
 
     What was made of such a tile's months then is made again.
     """
-    start = season_start(manifest)
+    start = season_start(season.window)
     for stack in _STACKS:
-        days = stated_days(manifest, stack) or []
+        days = stated_days(season.dates, stack) or []
         doys_t = np.array([day.timetuple().tm_yday for day in days], dtype=np.int64)
         if (month_index(doys_t, start) != month_index(doys_t, start, days)).any():
             return True
@@ -135,9 +124,9 @@ def monthly_composites(tile: Tile, rows: Any, columns: Any) -> NDArray[np.float3
     Returns:
         (N, 144) float32, NaN for months without an observation; of slices, the window's pixels row by row.
     """
-    start = season_start(tile.manifest)
+    start, dates = season_start(tile.manifest.window), tile.manifest.dates
     months = [
-        month_index(doys_t, start, stated_days(tile.manifest, stack, doys_t))
+        month_index(doys_t, start, stated_days(dates, stack, doys_t))
         for stack, doys_t in zip(_STACKS, (tile.doys_t, tile.sar_asc_doys_t, tile.sar_desc_doys_t), strict=True)
     ]
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
-from infer.contract.manifest import read_manifest, verify_files
+from infer.contract.manifest import Inputs, read_manifest, verify_files
 from infer.contract.names import MAX_NAME_BYTES, safe_name
 from infer.contract.record import Record, from_json
+from infer.contract.regular import JsonObject
 from infer.contract.run import PIXEL_SIZE, Run, check_folder
 
 MAX_TILE_SIZE = 2048
@@ -260,7 +261,7 @@ class Plan(Record):
             tiles = [[tile.name, tile.epsg, tile.west, tile.north] for tile in self.tiles]
         return {**Record.as_json(replace(self, tiles=())), "tiles": tiles}
 
-    def write(self, path: Path, *, inputs: Mapping[str, Any], files: Sequence[Path]) -> None:
+    def write(self, path: Path, *, inputs: Inputs, files: Sequence[Path]) -> None:
         """Write the plan; see `Record.write`."""
         path.with_name(TILES_FILE).unlink(missing_ok=True)  # of an earlier plan
         if len(self.tiles) > _ROWS_IN_JSON:
@@ -307,7 +308,7 @@ def _again(run: Run) -> str:
     return f"run `smalti plan {run.quoted} --force`"
 
 
-def _tiles(run: Run, content: Mapping[str, Any]) -> PlannedTiles:
+def _tiles(run: Run, content: JsonObject) -> PlannedTiles:
     remedy, where = _again(run), str(run.plan)
     rows, size = content.get("tiles"), content.get("tile_size")
     if type(size) is not int or not 0 < size <= MAX_TILE_SIZE or not (isinstance(rows, list) or _whole(rows)):
@@ -323,11 +324,11 @@ def _tiles(run: Run, content: Mapping[str, Any]) -> PlannedTiles:
     return found
 
 
-def _table(run: Run, content: Mapping[str, Any], count: Any, size: int) -> PlannedTiles:
+def _table(run: Run, content: JsonObject, count: Any, size: int) -> PlannedTiles:
     path, remedy = run.plan.with_name(TILES_FILE), _again(run)
     if TILES_FILE not in content["files"]:
         raise FormatError(f"{run.plan}: does not list {TILES_FILE}, which holds its tiles: {remedy}")
-    verify_files(run.plan, {"files": {TILES_FILE: content["files"][TILES_FILE]}}, remedy=remedy)
+    verify_files(run.plan, {TILES_FILE: content["files"][TILES_FILE]}, remedy=remedy)
     bytes_nb, least = open_npy(path, remedy), 4 * len(_COLUMNS)
     shape, kind = bytes_nb.shape, bytes_nb.dtype
     if kind != np.uint8 or len(shape) != 2 or shape[0] != count or not least < shape[1] <= least + MAX_NAME_BYTES:

@@ -1,10 +1,36 @@
-"""Where embeddings come from: encoder, season and archive, as samples, classifiers, mosaics and maps state them."""
+"""Where embeddings come from: grid, season, archive and encoder, as tiles and all that is made of them state them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
+
+_UTM = re.compile(r"EPSG:32([67])(0[1-9]|[1-5]\d|60)")
+_FARTHEST = 1e8
+"""Metres from the origin of a zone: nothing on the globe is."""
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Where a tile's pixels are."""
+
+    crs: str
+    """EPSG:326xx or 327xx, of smalti's tiles."""
+    transform: tuple[float, float, float, float, float, float]
+    """Affine coefficients (a, b, c, d, e, f) as rasterio writes them, from columns and rows to metres."""
+    height: int | None = None
+    width: int | None = None
+    """In pixels; smalti's tiles say so."""
+
+    @property
+    def utm_epsg(self) -> int | None:
+        """EPSG code of the UTM zone; None where the grid is not in one."""
+        zone = _UTM.fullmatch(self.crs)
+        if zone is None or max(map(abs, self.transform)) >= _FARTHEST:
+            return None
+        return 32000 + 100 * int(zone[1]) + int(zone[2])
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,33 @@ know are passed over, so that later versions may add some.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
 from functools import cache
+from itertools import count, repeat
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from infer.contract.atomic import sha256_json
 from infer.contract.errors import FormatError
-from infer.contract.manifest import kind_of, read_manifest, verify_files, write_manifest
+from infer.contract.manifest import FileRecord, Inputs, kind_of, read_manifest, verify_files, write_manifest
 from infer.contract.names import brief_name
-from infer.contract.run import Run
+
+if TYPE_CHECKING:
+    from infer.contract.run import Run  # which needs, by way of its model, what reads embeddings
 
 _T = TypeVar("_T")
 _MOST = 2**63
@@ -45,10 +58,9 @@ class Record:
     instead: ClassVar[Mapping[str, str]] = {}
     """Kind of a manifest that may stand in this one's place -> why it will not do."""
 
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Fingerprint of what the output was made from."""
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name, relative to the manifest -> bytes, sha256, and of arrays dtype and shape."""
+    inputs: Inputs = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """Name, relative to the manifest -> what it says of that file."""
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -77,6 +89,17 @@ class Record:
             raise
         return from_json(cls, content, path, f"{remedy} --force`")  # without it the stage sees nothing to do
 
+    @classmethod
+    def read_at(cls, path: Path, remedy: str, again: str | None = None) -> Self:
+        """The same wherever it lies.
+
+        Args:
+            path: of the manifest.
+            remedy: what to do if it is missing or not one.
+            again: what to do if one of its keys is wrong, where that is not the same: the stage may take it for whole.
+        """
+        return from_json(cls, read_manifest(path, cls.kind, remedy=remedy), path, again or remedy)
+
     def verify(self, run: Run, *, checksums: bool = True) -> Self:
         """Check that the files are there as recorded; see `verify_files`.
 
@@ -84,10 +107,10 @@ class Record:
             FormatError: naming the first file that does not match.
         """
         remedy = f"run `smalti {self.stage} {run.quoted}` again"
-        verify_files(self.path(run), {"files": self.files}, checksums=checksums, remedy=remedy)
+        verify_files(self.path(run), self.files, checksums=checksums, remedy=remedy)
         return self
 
-    def write(self, path: Path, *, inputs: Mapping[str, Any], files: Sequence[Path]) -> None:
+    def write(self, path: Path, *, inputs: Inputs, files: Sequence[Path]) -> None:
         """Write the completion marker of an output; see `write_manifest`."""
         write_manifest(path, self.kind, inputs=inputs, files=files, fields=self.as_json())
 
@@ -102,7 +125,7 @@ class Record:
         return sha256_json(self.files)
 
 
-def from_json(cls: type[_T], content: Any, path: Path, remedy: str) -> _T:
+def from_json(cls: type[_T], content: Any, path: Path | str, remedy: str) -> _T:
     """A dataclass made of JSON values, each of which must be of the type of its field.
 
     A field with a default may be absent. One with `metadata={"was": name}` is looked for under its older name as well.
@@ -116,8 +139,9 @@ def from_json(cls: type[_T], content: Any, path: Path, remedy: str) -> _T:
     Raises:
         FormatError: naming the first key that is missing or of another type.
     """
+    kind: Any = cls
     try:
-        made: _T = _value(cls, content, "")
+        made: _T = _reader(kind)(content)
     except _MisfitError as error:
         raise FormatError(f"{path}: {error}: {remedy}") from error
     return made
@@ -136,92 +160,166 @@ def to_json(value: Any) -> Any:
 
 
 class _MisfitError(ValueError):
-    """Which key, and why it cannot be read."""
+    """Why a value cannot be read, and, as it is passed outwards, of which key."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why, self.where = why, ""
+
+    def within(self, place: str) -> Self:
+        """What could not be read is in that place."""
+        self.where = place + self.where
+        return self
+
+    def __str__(self) -> str:
+        if not self.where:
+            return self.why.removeprefix(": ") if self.why.startswith(":") else f"it{self.why}"
+        return f"{brief_name(self.where.removeprefix('.'))[1:-1]}{self.why}"
 
 
-@cache
-def _parts(cls: type[Any]) -> list[tuple[str, str, Any, bool]]:
-    """Name, older name, type and whether it may be absent, of each field."""
-    hints = get_type_hints(cls)
-    return [
-        (
-            part.name,
-            part.metadata.get("was", part.name),
-            hints[part.name],
-            part.default is not MISSING or part.default_factory is not MISSING,
-        )
-        for part in fields(cls)
-    ]
+_Reader = Callable[[Any], Any]
+"""From a JSON value to one of the wanted type, or a `_MisfitError`."""
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
+def _reader(kind: Any) -> _Reader:
+    """What reads a type."""
     origin, kinds = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
+    if kind is Any or kind is FileRecord:  # which `read_manifest` has looked at
+        return lambda value: value
     if origin in (Union, UnionType):  # of one type and None
-        return None if value is None else _value(next(one for one in kinds if one is not NoneType), value, name)
-    if is_dataclass(kind):
-        return _dataclass(kind, value, name)
+        inner = _reader(next(one for one in kinds if one is not NoneType))
+        return lambda value: None if value is None else inner(value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _dataclass(kind)
     if origin in (tuple, Sequence):
-        return _tuple(kinds if origin is tuple else (*kinds, ...), value, name)
+        return _tuple(kinds if origin is tuple else (*kinds, ...))
     if origin is Mapping:
-        if not isinstance(value, dict):
-            raise _misfit(name, value, "a table")
-        return {key: _value(kinds[1], inner, f"{name}.{key}") for key, inner in value.items()}
+        return _mapping(_reader(kinds[1]))
     if origin is Literal:
-        if not any(type(value) is type(one) and value == one for one in kinds):
-            raise _misfit(name, value, f"one of {', '.join(map(str, kinds))}")
+        return _literal(kinds)
+    return {date: _day, str: _text}.get(kind) or _plain(kind)
+
+
+def _plain(kind: Any) -> _Reader:
+    wanted, number = _NAMES[kind], kind in (int, float)
+    kinds = (int, float) if kind is float else (kind,)
+
+    def read(value: Any) -> Any:
+        if type(value) not in kinds or (number and not -_MOST < value < _MOST):  # nor what is no number
+            raise _misfit(value, wanted)
         return value
-    if kind is date:
-        return _day(value, name)
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if not fits or (kind in (int, float) and not (abs(value) < _MOST and math.isfinite(value))):
-        raise _misfit(name, value, _NAMES[kind])
-    if kind is str and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise _misfit(name, value, _NAMES[str])  # half a character cannot be written anywhere
+
+    return read
+
+
+def _literal(kinds: tuple[Any, ...]) -> _Reader:
+    def read(value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in kinds):
+            raise _misfit(value, f"one of {', '.join(map(str, kinds))}")
+        return value
+
+    return read
+
+
+def _text(value: Any) -> Any:
+    # half a character cannot be written anywhere
+    if type(value) is not str or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
+        raise _misfit(value, _NAMES[str])
     return value
 
 
-def _dataclass(kind: Any, value: Any, name: str) -> Any:
-    if not isinstance(value, dict):
-        raise _misfit(name, value, "a table")
-    found: dict[str, Any] = {}
-    for key, older, inner, optional in _parts(kind):
-        stated = key if key in value else older
-        where = f"{name}.{key}" if name else key
-        if stated in value:
-            found[key] = _value(inner, value[stated], where)
-        elif not optional:
-            raise _MisfitError(f"{brief_name(where)[1:-1]} is missing")
-    try:
-        return kind(**found)
-    except ValueError as error:  # what the class itself asks of its values
-        raise _MisfitError(f"{f'{name}: ' if name else ''}{error}") from error
-
-
-def _tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    if isinstance(value, tuple):
-        return value  # JSON has none: a record that reads this field in its own way has done so
-    if not isinstance(value, list):
-        raise _misfit(name, value, "a list")
-    if kinds[-1] is ...:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise _misfit(name, value, f"a list of {len(kinds)}")
-    return tuple(
-        _value(inner, one, f"{name}[{index}]") for index, (inner, one) in enumerate(zip(kinds, value, strict=True))
-    )
-
-
-def _day(value: Any, name: str) -> date:
+def _day(value: Any) -> date:
     try:
         day = date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise _misfit(name, value, _NAMES[date]) from None
+        raise _misfit(value, _NAMES[date]) from None
     if day.isoformat() != value:  # "20210701" means the same, and is not what is written
-        raise _misfit(name, value, _NAMES[date])
+        raise _misfit(value, _NAMES[date])
     return day
 
 
-def _misfit(name: str, value: Any, wanted: str) -> _MisfitError:
-    return _MisfitError(f"{brief_name(name)[1:-1] if name else 'it'} = {brief_name(value)} is not {wanted}")
+def _mapping(inner: _Reader) -> _Reader:
+    def read(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _misfit(value, "a table")
+        try:
+            return {key: inner(one) for key, one in value.items()}
+        except _MisfitError:
+            raise _first_misfit(((f".{key}", inner, one) for key, one in value.items())) from None
+
+    return read
+
+
+def _tuple(kinds: tuple[Any, ...]) -> _Reader:
+    length = None if kinds[-1] is ... else len(kinds)
+    each = [_reader(kind) for kind in kinds if kind is not ...]
+    first = each[0]
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value  # JSON has none: a record that reads this field in its own way has done so
+        if not isinstance(value, list):
+            raise _misfit(value, "a list")
+        if length not in (None, len(value)):
+            raise _misfit(value, f"a list of {length}")
+        try:
+            if length is None:
+                return tuple([first(one) for one in value])
+            return tuple([inner(one) for inner, one in zip(each, value, strict=True)])
+        except _MisfitError:
+            readers = repeat(first) if length is None else each
+            places = zip(count(), readers, value, strict=False)
+            raise _first_misfit((f"[{index}]", inner, one) for index, inner, one in places) from None
+
+    return read
+
+
+def _first_misfit(values: Iterable[tuple[str, _Reader, Any]]) -> _MisfitError:
+    """Of the values in some places the first that cannot be read, which is looked for only when there is one."""
+    for place, inner, value in values:
+        try:
+            inner(value)
+        except _MisfitError as error:
+            return error.within(place)
+    raise AssertionError("there is one")
+
+
+@cache
+def _dataclass(kind: Any) -> _Reader:
+    """What reads a record. It is put together once: of a country the manifests of all tiles are read."""
+    hints = get_type_hints(kind)
+    parts = [
+        (
+            part.name,
+            part.metadata.get("was", part.name),
+            _reader(hints[part.name]),
+            part.default is not MISSING or part.default_factory is not MISSING,
+        )
+        for part in fields(kind)
+    ]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _misfit(value, "a table")
+        found: dict[str, Any] = {}
+        key = ""
+        try:
+            for key, older, inner, optional in parts:
+                if key in value:
+                    found[key] = inner(value[key])
+                elif older in value:
+                    found[key] = inner(value[older])
+                elif not optional:
+                    raise _MisfitError(" is missing")
+        except _MisfitError as error:
+            raise error.within(f".{key}") from None
+        try:
+            return kind(**found)
+        except ValueError as error:  # what the class itself asks of its values
+            raise _MisfitError(f": {error}") from error
+
+    return read
+
+
+def _misfit(value: Any, wanted: str) -> _MisfitError:
+    return _MisfitError(f" = {brief_name(value)} is not {wanted}")

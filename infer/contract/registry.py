@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 from infer.contract.atomic import sha256_json
 from infer.contract.errors import SmaltiError
+from infer.contract.manifest import FileRecord, read_manifest
 from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY
 
 Family = Literal["v2-student", "v2-teacher", "v1.1", "v1.0", "v1.0-qat", "monthly", "presto", "galileo-nano"]
@@ -33,6 +34,9 @@ _BUNDLED = {"demo": DEMO_CHECKPOINT, "monthly": DEMO_CHECKPOINT.with_name("month
 
 JOIN = "+"
 """Between the names of models whose numbers stand side by side as one model: demo+monthly."""
+
+WEIGHTS_KIND = "weights"
+"""Of the manifest that `smalti weights fetch` leaves beside a checkpoint, named after the model."""
 
 MATRYOSHKA = (16, 32, 64, 128)
 """Leading numbers that a v2 student's embedding may be cut to."""
@@ -314,6 +318,20 @@ def cache_path(name: str) -> Path:
     if model.bundled:
         return _BUNDLED[name]
     return weights_folder() / name / Path(model.file or "checkpoint.pt").name
+
+
+def expected_sha256(model: RegisteredModel, path: Path) -> str | None:
+    """The checksum that a model's file must have: the published one, else the one at its first fetch; None before it.
+
+    Raises:
+        FormatError: if the record of the fetch, beside the file, cannot be read.
+    """
+    record = path.parent / f"{model.name}.json"
+    if model.sha256 is not None or not record.is_file():
+        return model.sha256
+    manifest = read_manifest(record, WEIGHTS_KIND, remedy="delete it and fetch the weights again")
+    recorded: FileRecord | None = manifest["files"].get(path.name)
+    return None if recorded is None else recorded["sha256"]
 
 
 def cached_checkpoint(name: str) -> Path:

@@ -12,10 +12,10 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from infer.contract.errors import FormatError
 
@@ -120,6 +120,10 @@ def read_regular(path: Path | str, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
     return content
 
 
+JsonObject: TypeAlias = Mapping[str, Any]
+"""A JSON object whose keys others define, or that is passed on unread: whoever looks into one checks what is there."""
+
+
 def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text, nested at most MAX_DEPTH deep.
 
@@ -175,6 +179,10 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"nested more than {MAX_DEPTH} deep")
+
+
+TomlTable: TypeAlias = Mapping[str, Any]
+"""Tables of a settings file before they are validated."""
 
 
 def parse_toml(text: str) -> dict[str, Any]:

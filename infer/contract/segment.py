@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.embedding import Embedding, lacks_embedding, read_embedding
+from infer.contract.embedding import Embedding, read_embedding
 from infer.contract.errors import FormatError
+from infer.contract.glance import lacks_embedding
 from infer.contract.plan import PlannedTile, PlannedTiles
 from infer.contract.record import Record
 from infer.contract.regular import open_regular

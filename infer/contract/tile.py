@@ -6,12 +6,13 @@ and smalti's tiles by it. See docs/format.md.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from infer.contract.arrays import open_npy
 from infer.contract.atomic import sha256_file, write_npy
 from infer.contract.errors import FormatError, writing
-from infer.contract.manifest import State, read_manifest, state_and_digest, verify_files, write_manifest
+from infer.contract.manifest import Inputs, State, state_and_digest, verify_files, write_manifest
 from infer.contract.plan import PlannedTile
+from infer.contract.provenance import TileGrid, Window
+from infer.contract.record import Record
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 """Order of the last axis of bands.npy: red, blue, green, nir, nir08, rededge1-3, swir16, swir22."""
@@ -62,6 +65,96 @@ _REMEDY = "fetch this tile again (delete its folder first if it is not smalti's)
 
 
 @dataclass(frozen=True)
+class DroppedDate:
+    """A date that was looked at and left out."""
+
+    date: dt.date
+    reason: str
+    items: tuple[str, ...]
+    """Ids of its scenes."""
+    clear_share: float | None = None
+    """Of the region's pixels, where too few were clear."""
+
+
+@dataclass(frozen=True)
+class FailedFile:
+    """A file that could not be read for good, so that its date was left out."""
+
+    date: dt.date
+    item: str
+    asset: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeftOutItem:
+    """An item that is of no use."""
+
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSeason(Record):
+    """Of tile.json the season and its dates: the whole of it is long, and of a country's tiles no more is read."""
+
+    kind = "tile"
+    stage = "fetch"
+
+    window: Window | None = None
+    """The season."""
+    dates: Mapping[str, tuple[dt.date, ...]] | None = None
+    """Stack (s2, s1_ascending, s1_descending) -> days, ascending."""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """tile.json of a tile's folder; its files are not looked at.
+
+        Raises:
+            FormatError: if it is missing or not what it should be.
+        """
+        return cls.read_at(folder / TILE_MANIFEST, _REMEDY)
+
+    @classmethod
+    def stated(cls, folder: Path) -> Self:
+        """The same; of a tile that has none, one that states nothing."""
+        return cls.of_folder(folder) if (folder / TILE_MANIFEST).is_file() else cls()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileManifest(TileSeason):
+    """tile.json. A tile of others' has none, and states nothing."""
+
+    band_order: tuple[str, ...] = ()
+    mask_polarity: str = ""
+    sar_band_order: tuple[str, ...] | None = None
+    grid: TileGrid | None = None
+    source: str | None = None
+    """[archive] source."""
+    data_source: str | None = None
+    """The archive that all scenes belong to (mpc, aws), or "other"."""
+    offset_policy: Mapping[str, tuple[str, ...]] | None = None
+    """What was done about the offset of Sentinel-2's baseline 04.00 -> ids of the items."""
+    offset_basis: Mapping[str, tuple[str, ...]] | None = None
+    """What that rests on -> ids of the items."""
+    items: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None
+    """Stack -> day -> ids of the scenes that give pixels, in order."""
+    dropped: Mapping[str, tuple[DroppedDate, ...]] | None = None
+    """Stack -> dates, ascending."""
+    failed: Mapping[str, tuple[FailedFile, ...]] | None = None
+    """Stack -> files."""
+    left_out: tuple[LeftOutItem, ...] | None = None
+    min_clear: float | None = None
+    """[tiles] min_clear."""
+    on_missing: str | None = None
+    """[archive] on_missing."""
+    region_pixels: int | None = None
+    """Pixels inside the region."""
+    classes: Mapping[str, str] | None = None
+    """Of a simulated tile: code -> name of what grows there."""
+
+
+@dataclass(frozen=True)
 class Tile:
     """One tile's arrays (memory-mapped, read-only) and its manifest.
 
@@ -83,8 +176,8 @@ class Tile:
     """(D, H, W, 2)."""
     sar_desc_doys_t: NDArray[np.int16]
     """(D,) day of year."""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    """tile.json, or empty for a tile that has none."""
+    manifest: TileManifest = field(default_factory=TileManifest)
+    """tile.json; of a tile that has none, one that states nothing."""
     pixels_p2: NDArray[np.int32] | None = None
     """(H * W, 2) row and column that each pixel has in the tile that it was taken from; None in a tile of its own."""
 
@@ -140,22 +233,22 @@ def _check_values(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             raise FormatError(f"{folder / spec.file}: day of year outside 1..366: {_REMEDY}")
 
 
-def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _check_manifest(folder: Path, manifest: TileManifest) -> None:
     path = folder / TILE_MANIFEST
-    if manifest.get("band_order") != list(BANDS):
+    if manifest.band_order != BANDS:
         raise FormatError(
-            f"{path}: band order {str(manifest.get('band_order'))[:100]}, expected {list(BANDS)}: {_REMEDY}"
+            f"{path}: band order {str(list(manifest.band_order))[:100]}, expected {list(BANDS)}: {_REMEDY}"
         )
-    if manifest.get("mask_polarity") != MASK_POLARITY:
-        raise FormatError(f"{path}: mask polarity {str(manifest.get('mask_polarity'))[:80]!r}: {_REMEDY}")
-    missing = [spec.file for spec in TILE_ARRAYS.values() if spec.file not in manifest["files"]]
+    if manifest.mask_polarity != MASK_POLARITY:
+        raise FormatError(f"{path}: mask polarity {manifest.mask_polarity[:80]!r}: {_REMEDY}")
+    missing = [spec.file for spec in TILE_ARRAYS.values() if spec.file not in manifest.files]
     if missing:
         raise FormatError(f"{path}: does not list {', '.join(missing)}: {_REMEDY}")
 
 
-def _check_planned(folder: Path, manifest: Mapping[str, Any], planned: PlannedTile) -> None:
+def _check_planned(folder: Path, manifest: TileManifest, planned: PlannedTile) -> None:
     """A folder that was renamed or copied to another tile's place would put its pixels where they are not."""
-    grid = manifest["inputs"].get("grid")
+    grid = manifest.inputs.get("grid")
     expected = [planned.epsg, planned.west, planned.north, planned.size]
     if grid is not None and grid != expected:
         raise FormatError(
@@ -179,9 +272,9 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, plan
     if not folder.is_dir():
         raise FormatError(f"{folder}: no such tile folder: run `smalti fetch`")
     path = folder / TILE_MANIFEST
-    manifest: Mapping[str, Any] = {}
+    manifest = TileManifest()
     if need_manifest or path.exists():
-        manifest = read_manifest(path, "tile", remedy=_REMEDY)
+        manifest = TileManifest.of_folder(folder)
         _check_manifest(folder, manifest)
         if planned is not None:
             _check_planned(folder, manifest, planned)
@@ -189,11 +282,11 @@ def read_tile(folder: Path, *, need_manifest: bool, checksums: bool = True, plan
             raise FormatError(
                 f"{folder}: its arrays were released once they were embedded: `smalti fetch --force` reads them again"
             )
-        verify_files(path, manifest, checksums=checksums, remedy=_REMEDY)
+        verify_files(path, manifest.files, checksums=checksums, remedy=_REMEDY)
     arrays = {name: _load(folder / spec.file, spec) for name, spec in TILE_ARRAYS.items()}
     _check_axes(folder, arrays)
     _check_values(folder, arrays)
-    pixels = None if PIXELS_FILE not in manifest.get("files", {}) else _load_pixels(folder, arrays)
+    pixels = None if PIXELS_FILE not in manifest.files else _load_pixels(folder, arrays)
     return Tile(name=folder.name, manifest=manifest, pixels_p2=pixels, **arrays)
 
 
@@ -208,7 +301,7 @@ def _load_pixels(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[An
     return pixels
 
 
-def write_pixels_of(tile: Tile, folder: Path, pixels_n2: NDArray[np.int32], inputs: Mapping[str, Any]) -> None:
+def write_pixels_of(tile: Tile, folder: Path, pixels_n2: NDArray[np.int32], inputs: Inputs) -> None:
     """Write some pixels of a tile as a tile of one row, with all their observations: they embed as they do there.
 
     Args:
@@ -226,9 +319,7 @@ def write_pixels_of(tile: Tile, folder: Path, pixels_n2: NDArray[np.int32], inpu
         write_npy(files[-1], array)
     files.append(folder / PIXELS_FILE)
     write_npy(files[-1], pixels_n2.astype("<i4"))
-    own = {"format", "format_version", "software", "inputs", "files"}
-    fields = {key: value for key, value in tile.manifest.items() if key not in own}
-    write_manifest(folder / TILE_MANIFEST, "tile", inputs=inputs, files=files, fields=fields)
+    tile.manifest.write(folder / TILE_MANIFEST, inputs=inputs, files=files)
 
 
 def is_tile_folder(folder: Path) -> bool:
@@ -283,9 +374,7 @@ def take_back(folder: Path) -> None:
         (folder / RELEASED_FILE).unlink(missing_ok=True)
 
 
-def tile_state(
-    manifest: Path, inputs: Mapping[str, Any], *, released: bool = False, embedded: str = ""
-) -> tuple[State, str]:
+def tile_state(manifest: Path, inputs: Inputs, *, released: bool = False, embedded: str = "") -> tuple[State, str]:
     """Where a tile stands, or the record that stays of a released one.
 
     Args:
@@ -298,4 +387,4 @@ def tile_state(
         Its state, and the SHA-256 of its manifest.
     """
     without = _ARRAY_FILES if released else ()
-    return state_and_digest(manifest, "tile", inputs, without=without, trusted=embedded)
+    return state_and_digest(manifest, TileSeason.kind, inputs, without=without, trusted=embedded)

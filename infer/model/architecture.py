@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from infer.contract import BANDS, SAR_BANDS, FormatError, brief_name
 from infer.contract.registry import MATRYOSHKA, Family
@@ -105,12 +105,12 @@ def _setting(checkpoint: Checkpoint, key: str, default: int = 0) -> int:
     return value
 
 
-def _layers(state: Mapping[str, Any], prefix: str) -> int:
+def _layers(state: Collection[str], prefix: str) -> int:
     numbers = {key[len(prefix) :].split(".", 1)[0] for key in state if key.startswith(prefix)}
     return len({n for n in numbers if n.isdigit()})
 
 
-def layer_prefix(state: Mapping[str, Any], backbone: str) -> str:
+def layer_prefix(state: Collection[str], backbone: str) -> str:
     """Where a backbone's layers are: `transformer_encoder.layers.` or `transformer_encoder.` (QK-norm students)."""
     nested = f"{backbone}.transformer_encoder.layers."
     return nested if any(key.startswith(nested) for key in state) else f"{backbone}.transformer_encoder."

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from infer.contract import BANDS, SAR_BANDS
 from infer.model.architecture import Architecture, BackboneShape, LayerKind
 from infer.model.network import Network
+from infer.torch_file import Saved
 
 
-def student_architecture(args: Mapping[str, Any]) -> Architecture:
+def student_architecture(args: Saved) -> Architecture:
     """The architecture that the `args` of a v2 student's checkpoint state; `enable_qk_norm` chooses the layer kind."""
     latent, heads, layers, hidden, output = (
         int(args[name]) for name in ("latent_dim", "nhead", "num_layers", "dim_feedforward", "repr_dim")
@@ -22,7 +20,7 @@ def student_architecture(args: Mapping[str, Any]) -> Architecture:
     return Architecture("v2-student", s2, s1, "softmax", 0, True, True, output, output)
 
 
-def random_student(args: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
+def random_student(args: Saved, seed: int) -> dict[str, torch.Tensor]:
     """Parameters of a freshly initialised v2 student, as torch's own modules initialise them.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from infer.contract import SmaltiError
+from infer.contract import JsonObject, SmaltiError
 from infer.pretrain.views import Noise
 
 Precision = Literal["float32", "bfloat16"]
@@ -121,6 +120,6 @@ class Recipe:
         return content
 
 
-def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+def differences(one: JsonObject, two: JsonObject) -> list[str]:
     """Names of the entries in which two recipes differ."""
     return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))

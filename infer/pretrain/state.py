@@ -26,7 +26,7 @@ from infer.contract import (
 from infer.pretrain.curve import curve_svg
 from infer.pretrain.options import Recipe, differences
 from infer.pretrain.tiles import TileSet
-from infer.torch_file import read_torch
+from infer.torch_file import Saved, read_torch
 
 _KIND = "smalti/pretraining"
 
@@ -67,8 +67,7 @@ def fingerprint(tiles: TileSet) -> dict[str, Any]:
     """Which tiles a training reads: their number, pixels and a hash over what their manifests say (or their shapes)."""
     parts = []
     for tile, chance in zip(tiles.tiles, tiles.chance, strict=True):
-        files = tile.manifest.get("files")
-        known = {name: record["sha256"] for name, record in files.items()} if files else None
+        known = {name: record["sha256"] for name, record in tile.manifest.files.items()}
         shapes = [list(tile.bands_thwb.shape), list(tile.sar_asc_thwp.shape), list(tile.sar_desc_thwp.shape)]
         parts.append([tile.name, known or shapes, float(chance)])
     return {
@@ -101,14 +100,14 @@ def claim(folder: Folder, recipe: Recipe, tiles: TileSet) -> None:
     write_json(folder.recipe, content)
 
 
-def saved_bytes(content: Mapping[str, Any]) -> bytes:
+def saved_bytes(content: Saved) -> bytes:
     """torch.save to memory: a path would put its (temporary) name into the file."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     return buffer.getvalue()
 
 
-def save_state(folder: Folder, content: Mapping[str, Any]) -> None:
+def save_state(folder: Folder, content: Saved) -> None:
     """Replace the state atomically: a kill leaves the one before."""
     with atomic_file(folder.state) as temporary:
         temporary.write_bytes(saved_bytes(content))

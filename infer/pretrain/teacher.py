@@ -32,6 +32,6 @@ class Teacher:
 
     def __call__(self, tile: Tile, position_p: NDArray[np.int64]) -> torch.Tensor:
         """(P, E) float32 embeddings of the pixels at flat positions of a tile."""
-        check_source(self.checkpoint, tile.name, tile.manifest.get("data_source"))
+        check_source(self.checkpoint, tile.name, tile.manifest.data_source)
         result = self._engine.embed(cut(tile, position_p))
         return torch.from_numpy(np.ascontiguousarray(result.values_hwc[0]))

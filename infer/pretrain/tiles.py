@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from infer.contract import BANDS, FormatError, SmaltiError, Tile, is_tile_folder, read_tile
 from infer.contract.monthly import MONTHLY_DIM, monthly_composites, without_gaps
+from infer.contract.tile import TileManifest
 from infer.pretrain.views import Pixels
 
 
@@ -105,7 +106,7 @@ def months_of(tile: Tile, position_p: NDArray[np.int64]) -> NDArray[np.float32]:
     Not of the season's months: all that a network knows is the day of year.
     """
     row, column = np.divmod(position_p, tile.shape_hw[1])
-    return without_gaps(monthly_composites(replace(tile, manifest={}), row, column))
+    return without_gaps(monthly_composites(replace(tile, manifest=TileManifest()), row, column))
 
 
 def gather(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from infer.pretrain.frame import Floats, moved_seasons, random_turn
 from infer.pretrain.loop import FRAME_PIXELS, FRAME_STEP, FRAME_TILES
 from infer.pretrain.state import saved_bytes
 from infer.progress import say
-from infer.torch_file import read_torch
+from infer.torch_file import Saved, read_torch
 
 _SIZE = 128
 _LAYER = "dim_reducer.4"
@@ -59,7 +59,7 @@ def back(seed: int) -> Floats:
     return turned
 
 
-def turned_back(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def turned_back(content: Saved, path: Path) -> dict[str, Any]:
     """A student's checkpoint, turned.
 
     Raises:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from infer.contract import EXIT_OK, EXIT_TRY_AGAIN, SmaltiError, output_state, read_manifest, safe_name
-from infer.contract.record import from_json
+from infer.contract import EXIT_OK, EXIT_TRY_AGAIN, SmaltiError, output_state, safe_name
 from infer.contract.segment import SegmentJob, SegmentNetwork, job_files, network_files
 from infer.pretrain.processes import choose, processes
 from infer.progress import on_stop, say
@@ -51,7 +50,7 @@ def read_job(folder: Path) -> SegmentJob:
         SmaltiError: if it is missing or damaged.
     """
     path = job_files(folder)[0]
-    job = from_json(SegmentJob, read_manifest(path, SegmentJob.kind, remedy=_REMEDY), path, _REMEDY)
+    job = SegmentJob.read_at(path, _REMEDY)
     for name in job.networks:
         safe_name(name, f"{path}: networks", _REMEDY)
     if job.recipe.width % 8 or job.recipe.chip % 4 or job.recipe.steps < 1 or job.recipe.batch < 1:

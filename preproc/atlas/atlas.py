@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from infer.contract import (
     SOFTWARE,
     TILE_MANIFEST,
     FormatError,
+    JsonObject,
     Plan,
     Run,
     SmaltiError,
@@ -215,10 +216,10 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
-def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, parts: Mapping[str, Any]) -> bytes:
+def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, parts: JsonObject) -> bytes:
     kinds = (MapManifest, MosaicManifest, GroupsManifest, SimilarManifest)
     facts = next(found for kind in kinds if (found := _read(kind, run)) is not None)
-    data: Mapping[str, Any] = {
+    data: JsonObject = {
         "layers": [layer.described() for layer in layers],
         "levels": [grid.coarsest, grid.finest],
         "box": list(grid.box),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pyogrio
 import shapely
 
-from infer.contract import SmaltiError, parse_json
+from infer.contract import JsonObject, SmaltiError, parse_json
 from preproc.region.geopackage import geopackage
 from preproc.region.vector import JOURNALS, read_vector
 
@@ -67,7 +67,7 @@ def drawn_from(content: bytes) -> Drawn:
     return Drawn(shapes, classes)
 
 
-def _shape(geometry: Mapping[str, Any]) -> Any:
+def _shape(geometry: JsonObject) -> Any:
     if geometry["type"] == "Point":
         return shapely.Point(_place(geometry["coordinates"]))
     if geometry["type"] != "Polygon":
@@ -86,7 +86,7 @@ def _place(position: Sequence[Any]) -> tuple[float, float]:
     return longitude, latitude
 
 
-def _name(properties: Mapping[str, Any]) -> str:
+def _name(properties: JsonObject) -> str:
     name = properties[_CLASS]
     if not (isinstance(name, str) and name.strip() and len(name) <= _LONGEST_NAME and name.isprintable()):
         raise ValueError("a class without a name")

@@ -7,13 +7,17 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyproj
 from pyproj.exceptions import CRSError
 from shapely.geometry import MultiPolygon
 
+from infer.contract import JsonObject
 from preproc.reader.whereabouts import Box, Whereabouts, affine_box
+
+Item: TypeAlias = JsonObject
+"""A STAC item as JSON gives it, checked where something is taken from it: its publisher's, not smalti's."""
 
 _EPSG = re.compile(r"(?:.*EPSG[:/]+(?:0?[:/])?)?(\d{4,6})(?:\.0*)?", re.IGNORECASE)
 """32631, EPSG:32631, 32631.0, urn:ogc:def:crs:EPSG::32631, http://www.opengis.net/def/crs/EPSG/0/32631."""
@@ -23,7 +27,7 @@ _MGRS = re.compile(r"T?(0?[1-9]|[1-5]\d|60)([C-HJ-NP-X])([A-HJ-NP-Z][A-HJ-NP-V])
 _S2_TILE = re.compile(rf"(?:^|_)({_MGRS.pattern})(?:_|$)")
 
 
-def mgrs_tile(item: Mapping[str, Any]) -> str | None:
+def mgrs_tile(item: Item) -> str | None:
     """MGRS tile of a Sentinel-2 item, for example 31UES, or None if it names none."""
     properties = item["properties"]
     parts = [properties.get(f"mgrs:{key}") for key in ("utm_zone", "latitude_band", "grid_square")]
@@ -35,7 +39,7 @@ def mgrs_tile(item: Mapping[str, Any]) -> str | None:
     return f"{named[2].zfill(2)}{named[3]}{named[4]}" if named else None
 
 
-def item_epsg(item: Mapping[str, Any], keys: Iterable[str], *, sentinel2: bool) -> int | None:
+def item_epsg(item: Item, keys: Iterable[str], *, sentinel2: bool) -> int | None:
     """EPSG code of an item's rasters: as it or its first asset that says so declares, in any form.
 
     A Sentinel-2 granule is in the zone that its tile is named after: that counts more than another zone's number, and
@@ -79,7 +83,7 @@ def _epsg_of_text(text: str) -> int | None:
 
 
 def whereabouts(
-    item: Mapping[str, Any], assets: Mapping[str, str], epsg: int | None, outline: MultiPolygon
+    item: Item, assets: Mapping[str, str], epsg: int | None, outline: MultiPolygon
 ) -> dict[str, Whereabouts]:
     """Where an item says that its rasters lie.
 
@@ -104,7 +108,7 @@ def whereabouts(
     return places
 
 
-def _boxes(place: Mapping[str, Any]) -> Iterator[Box]:
+def _boxes(place: JsonObject) -> Iterator[Box]:
     """Every box that an asset (or the item for all of them) can be understood to declare."""
     box = _numbers(place.get("proj:bbox"))
     if len(box) in (4, 6):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyproj
 import shapely
 from rasterio.errors import RasterioError
 
-from infer.contract import SmaltiError
+from infer.contract import JsonObject, SmaltiError
 from preproc.catalogue.declared import item_epsg
 from preproc.catalogue.sources import OPERA_S1, Item
 from preproc.reader.gdal import gdal_settings
@@ -45,7 +45,7 @@ def with_headers(items: Iterable[Item], folders: Sequence[str], client: RangeCli
     found: list[Item] = []
     readable = True
     for item in items:
-        properties: Mapping[str, Any] = item["properties"]
+        properties: JsonObject = item["properties"]
         assets = {key: str(asset["href"]) for key, asset in sorted(item["assets"].items())}
         assets = {key: href for key, href in assets.items() if not beyond(href, folders)}
         is_opera = item.get("collection") in OPERA_S1.collections

@@ -13,6 +13,8 @@ from datetime import date, datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from infer.contract import JsonObject
+from preproc.catalogue.declared import Item
 from preproc.catalogue.scene import OffsetBasis, OffsetPolicy, Scene
 
 OffsetRule = Literal["planetary-computer", "earth-search"]
@@ -32,7 +34,7 @@ _BASELINE = re.compile(r"N?(\d{1,2})(?:\.(\d{1,2})|(\d{2}))?")
 _IN_NAME = re.compile(r"_N(\d{4})_")
 
 
-def offset_policy(item: Mapping[str, Any], keys: Iterable[str], acquired: datetime, rule: OffsetRule) -> Offset:
+def offset_policy(item: Item, keys: Iterable[str], acquired: datetime, rule: OffsetRule) -> Offset:
     """What must be done to an item's digital numbers, and what that rests on.
 
     A baseline before 04.00 has no offset, whatever else is said. Planetary Computer stores what ESA delivered: what an
@@ -83,7 +85,7 @@ def contradicts_date(scene: Scene) -> bool:
     return scene.offset_basis is OffsetBasis.BASELINE and late != (scene.offset is not OffsetPolicy.NONE)
 
 
-def processing_baseline(item: Mapping[str, Any]) -> float | None:
+def processing_baseline(item: Item) -> float | None:
     """Sentinel-2 processing baseline, for example 5.11: as the item states it, or in the name of its product."""
     properties = item["properties"]
     for stated in (properties.get("s2:processing_baseline"), _two_by_two(properties.get("processing:version"))):
@@ -99,7 +101,7 @@ def _two_by_two(version: Any) -> Any:
     return version if re.fullmatch(r"\d\d\.\d\d", str(version)) else None
 
 
-def _flag(item: Mapping[str, Any]) -> bool | None:
+def _flag(item: Item) -> bool | None:
     for name in _FLAGS:
         said = str(item["properties"].get(name)).strip().lower()
         if said in ("true", "false"):
@@ -107,7 +109,7 @@ def _flag(item: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _removed(item: Mapping[str, Any], assets: Iterable[Mapping[str, Any]]) -> bool | None:
+def _removed(item: Item, assets: Iterable[JsonObject]) -> bool | None:
     """Whether the bucket that the bands lie in is known to hold numbers without the offset, or with it."""
     buckets = [_buckets(str(asset.get("href"))) for asset in assets]
     if not any(buckets):  # a mirror's own place says nothing
@@ -128,7 +130,7 @@ def _buckets(href: str) -> set[str]:
     return names & (_REMOVED_IN | _KEPT_IN)
 
 
-def _declared(assets: Iterable[Mapping[str, Any]]) -> float | None:
+def _declared(assets: Iterable[JsonObject]) -> float | None:
     """Offset that a reflectance asset declares (STAC 1.1 and raster extensions 1 and 2), None where none does."""
     for asset in assets:
         bands = [band for key in ("bands", "raster:bands") for band in _list(asset.get(key))]

@@ -16,6 +16,7 @@ from shapely.geometry.base import BaseGeometry
 
 from infer.contract import BANDS, SAR_BANDS, brief_name, one_line
 from infer.contract.registry import DataSource
+from preproc.catalogue.declared import Item as Item
 from preproc.catalogue.declared import item_epsg, whereabouts
 from preproc.catalogue.offset import OffsetRule, offset_policy
 from preproc.catalogue.scene import OffsetBasis, OffsetPolicy, Scene
@@ -23,9 +24,6 @@ from preproc.reader.hrefs import absolute, beyond
 from preproc.region.region import TURNS, polygons_of, split_antimeridian
 from preproc.run.config import Archive
 from preproc.run.text import parse_time
-
-Item = Mapping[str, Any]
-"""A STAC item as JSON gives it."""
 
 _MAX_ID = 1000
 """Characters of an item's id, which messages and records of tiles repeat."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infer.contract import SOFTWARE
+from infer.contract import SOFTWARE, JsonObject
 from infer.contract.classification import ClassifierManifest
 from infer.contract.record import to_json
 from preproc.classify.elsewhere import described
@@ -26,7 +25,7 @@ _LIMITS = (
 )
 
 
-def card(about: ClassifierManifest, oof: OutOfFold, settings: Mapping[str, Any]) -> dict[str, Any]:
+def card(about: ClassifierManifest, oof: OutOfFold, settings: JsonObject) -> dict[str, Any]:
     """The card as JSON values.
 
     Args:
@@ -56,7 +55,7 @@ def card(about: ClassifierManifest, oof: OutOfFold, settings: Mapping[str, Any])
     }
 
 
-def card_text(content: Mapping[str, Any], about: ClassifierManifest) -> str:
+def card_text(content: JsonObject, about: ClassifierManifest) -> str:
     """The card as Markdown."""
     pixels = content["performance"]
     encoder = about.trained_on[0].embedded if about.trained_on else None
@@ -128,7 +127,7 @@ def _two(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _around(figure: Mapping[str, Any]) -> str:
+def _around(figure: JsonObject) -> str:
     low_high = figure["ci95"]
     tail = "" if low_high is None else f" (95 % CI {low_high[0]:.2f}-{low_high[1]:.2f})"
     return f"{figure['value']:.2f}{tail}"

@@ -15,7 +15,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from infer.contract import PIXEL_SIZE, Run, verify_files, write_bytes
+from infer.contract import PIXEL_SIZE, JsonObject, Run, verify_files, write_bytes
 from infer.contract.classification import ClassEntry
 from infer.contract.rasters import MapManifest, MappedClass, MapSheet, MapZone
 from infer.contract.record import to_json
@@ -59,7 +59,7 @@ class MapLayer:
     role: str
     """Of the asset: data, metadata."""
     layer: Layer
-    classes: Sequence[Mapping[str, Any]] = ()
+    classes: Sequence[JsonObject] = ()
     """classification:classes, where its values are such."""
 
     def path(self, folder: Path, label: str) -> Path:
@@ -136,7 +136,7 @@ def join_map(
         for sheet in sheets:
             path = sheet_manifest(run, sheet.name)
             made[sheet.name] = MapSheet.read_file(path, run)
-            verify_files(path, {"files": made[sheet.name].files}, remedy=_REMEDY)
+            verify_files(path, made[sheet.name].files, remedy=_REMEDY)
             bar.advance(note=sheet.name)
         for zone in zones:
             if len(zone.sheets) > 1:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import TILE_MANIFEST, SmaltiError, Tile, read_manifest, read_tile, sha256_file, write_bytes
+from infer.contract import TILE_MANIFEST, SmaltiError, Tile, read_tile, sha256_file, write_bytes
 from infer.contract.monthly import MONTHLY_DIM, monthly_composites, months_go_by_date
 from infer.contract.registry import cached_checkpoint
 from infer.contract.regular import read_regular
+from infer.contract.tile import TileSeason
 
 FILE = "medians.npz"
 _AT_ONCE = 4096
@@ -84,5 +85,5 @@ def kept_medians(folder: Path, rows: Pixels, cols: Pixels) -> Floats | None:
 def _of(folder: Path) -> str:
     """The tile, and how medians are reckoned."""
     path = folder / TILE_MANIFEST
-    rule = " by date" if months_go_by_date(read_manifest(path, "tile", remedy="run `smalti fetch` again")) else ""
+    rule = " by date" if months_go_by_date(TileSeason.of_folder(folder)) else ""
     return f"{sha256_file(path)} {sha256_file(cached_checkpoint('monthly'))}{rule}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from infer.contract import FormatError, atomic_file
+from infer.contract import FormatError, JsonObject, atomic_file
 from infer.contract.segment import read_arrays
 from preproc.classify import boost
 from preproc.classify.boost import Parameters
@@ -69,7 +69,7 @@ _KINDS: Mapping[Method, type[Any]] = {
 }
 
 
-def parameters(method: Method, values: Mapping[str, Any] | None = None) -> Chosen:
+def parameters(method: Method, values: JsonObject | None = None) -> Chosen:
     """Parameters of a method from a mapping of all fields, as `asdict` gives it; the defaults without one."""
     return cast(Chosen, _KINDS[method](**(values or {})))
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, writing
+from infer.contract import FormatError, Inputs, writing
 from infer.contract.classification import ClassEntry, ClassifierManifest
 from preproc.classify.methods import SAVED, Linear, Model, probabilities
 from preproc.classify.unet import UNet
@@ -67,7 +67,7 @@ def save_classifier(
     model: Model,
     about: ClassifierManifest,
     *,
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     files: Sequence[Path],
 ) -> None:
     """Write classifier.cbm (or .npz) and, last, the manifest. Equal models have equal bytes.

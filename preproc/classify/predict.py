@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Plan, PlannedTile, Run, SmaltiError
+from infer.contract import Inputs, Plan, PlannedTile, Run, SmaltiError
 from infer.contract.classification import ClassifierManifest, RegressorManifest
 from infer.contract.rasters import CleanedMap, MapManifest, MapSheet, ValueMapManifest
 from infer.contract.segment import Ground, lattice, zone_of
@@ -113,7 +113,7 @@ class _Opened:
     def sheets(self) -> list[Sheet]:
         return [sheet for zone in self.zones for sheet in zone.sheets]
 
-    def inputs(self, facts: RunProvenance) -> dict[str, Any]:
+    def inputs(self, facts: RunProvenance) -> Inputs:
         """What a map of some tiles depends on."""
         found = {
             "classifier": self.classifier,
@@ -136,7 +136,7 @@ class _Opened:
             for sheet in self.sheets
         ]
 
-    def _sheet_inputs(self, sheet: Sheet) -> dict[str, Any]:
+    def _sheet_inputs(self, sheet: Sheet) -> Inputs:
         grid = [sheet.grid.epsg, *sheet.grid.bounds, sheet.row, sheet.column]
         found = {**self.inputs(self.embeddings.provenance(sheet.grid.tiles)), "grid": grid}
         if not self.segments:

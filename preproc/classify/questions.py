@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from infer.contract import JsonObject
 from preproc.classify import regression
 from preproc.classify.accuracy import count_matrix, macro_f1
 from preproc.classify.methods import Method, fold_probabilities, parameters
@@ -65,7 +66,7 @@ class Question(ABC):
         """Where parameters are looked for."""
 
     @abstractmethod
-    def parameters(self, values: Mapping[str, Any] | None = None) -> Any:
+    def parameters(self, values: JsonObject | None = None) -> Any:
         """A dataclass of all parameters; the defaults without values."""
 
     @abstractmethod
@@ -91,7 +92,7 @@ class ClassQuestion(Question):
         """Of the method."""
         return _SPACES[self.method]
 
-    def parameters(self, values: Mapping[str, Any] | None = None) -> Any:
+    def parameters(self, values: JsonObject | None = None) -> Any:
         """Of the method."""
         return parameters(self.method, values)
 
@@ -131,7 +132,7 @@ class NumberQuestion(Question):
         """Of CatBoost's quantiles."""
         return _OF_NUMBERS
 
-    def parameters(self, values: Mapping[str, Any] | None = None) -> NumberParameters:
+    def parameters(self, values: JsonObject | None = None) -> NumberParameters:
         """Of CatBoost's quantiles."""
         return NumberParameters(**(values or {}))
 

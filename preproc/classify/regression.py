@@ -9,7 +9,7 @@ on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from catboost import CatBoostError, CatBoostRegressor
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Run, SmaltiError, atomic_dir, verify_files, write_bytes
+from infer.contract import FormatError, Inputs, Run, SmaltiError, atomic_dir, verify_files, write_bytes
 from infer.contract.classification import (
     Distances,
     Figure,
@@ -178,7 +178,7 @@ class Choice:
 def build_regressor(
     run: Run,
     config: Config,
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     taught: TrainingSet,
     folds: Folds,
     choice: Choice,
@@ -255,7 +255,7 @@ def load_regressor(folder: Path) -> Regressor:
         SmaltiError: one line that names the file and what is wrong with it.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     path = file_of(folder, REGRESSOR)
     model = CatBoostRegressor()
     try:
@@ -354,7 +354,7 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
         SmaltiError: if the model is missing or damaged.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     everything = _read_out_of_fold(file_of(folder, OUT_OF_FOLD))
     oof = _crossed(everything)
     by_pixel = measure(oof, seed)
@@ -464,7 +464,7 @@ def show(folder: Path) -> str:
         SmaltiError: if it is damaged.
     """
     about = read_regressor(folder)
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     return file_of(folder, CARD_TEXT).read_text(encoding="utf-8")
 
 

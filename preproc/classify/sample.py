@@ -17,6 +17,7 @@ from infer.contract import (
     PIXEL_SIZE,
     Embedding,
     FormatError,
+    Inputs,
     Plan,
     PlannedTile,
     PlannedTiles,
@@ -32,7 +33,7 @@ from infer.contract import (
     read_tile,
 )
 from infer.contract.classification import SampledClass, SamplesManifest
-from infer.contract.embedding import lacks_embedding
+from infer.contract.glance import lacks_embedding
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
 from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
@@ -186,7 +187,7 @@ def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Dra
     return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
 
 
-def write_samples(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def write_samples(run: Run, config: Config, inputs: Inputs) -> None:
     """Write RUN/samples.parquet and its manifest."""
     drawn = draw_samples(run, config)
     value = _settings(run, config).value

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, Plan, Run, SmaltiError, sha256_json, write_bytes
+from infer.contract import (
+    EXIT_BAD_INPUT,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    Inputs,
+    Plan,
+    Run,
+    SmaltiError,
+    sha256_json,
+    write_bytes,
+)
 from infer.contract.classification import SamplesManifest
 from infer.contract.segment import (
     Ground,
@@ -60,7 +70,7 @@ class Heads:
     codes_k: NDArray[Any]
     divisions: Mapping[str, Folds]
     """Who is tested when: "fold", and "year" and "region" where there are several."""
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     """Of the classifier."""
 
     @property

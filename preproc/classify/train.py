@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, atomic_dir, sha256_json, write_bytes, write_json
+from infer.contract import Inputs, Run, atomic_dir, sha256_json, write_bytes, write_json
 from infer.contract.classification import (
     AbsentClasses,
     ClassEntry,
@@ -74,7 +74,7 @@ class TrainStage:
         return Session([unit], lambda due: one_by_one(due.units, lambda _: build(run, config, inputs)))
 
 
-def _unit(run: Run, config: Config, inputs: Mapping[str, Any]) -> Unit:
+def _unit(run: Run, config: Config, inputs: Inputs) -> Unit:
     if maps_number(config):
         return Unit("model", run.model_manifest, RegressorManifest.kind, inputs)
     return Unit("classifier", run.model_manifest, ClassifierManifest.kind, inputs)
@@ -111,7 +111,7 @@ class TrainTrialsStage:
         return Session(units, lambda due: _help(due, run, config, inputs))
 
 
-def _help(due: Due, run: Run, config: Config, inputs: Mapping[str, Any]) -> Generator[Built]:
+def _help(due: Due, run: Run, config: Config, inputs: Inputs) -> Generator[Built]:
     _tuned(training_set(run, config), run, config, inputs)
     yield from (Built(unit) for unit in due.units)
 
@@ -121,7 +121,7 @@ def _help_heads(due: Due, heads: Heads) -> Generator[Built]:
     yield from (Built(unit) for unit in due.units)
 
 
-def training_inputs(run: Run, config: Config) -> dict[str, Any]:
+def training_inputs(run: Run, config: Config) -> Inputs:
     """What the classifier is made from."""
     settings = config.classify
     tables = samples_inputs(run, config)
@@ -145,15 +145,13 @@ def _methods(config: Config) -> tuple[Method, ...]:
     return METHODS if method == "best" else (method,)
 
 
-def _study(run: Run, method: Method, inputs: Mapping[str, Any], dtype: type[np.generic]) -> Study:
+def _study(run: Run, method: Method, inputs: Inputs, dtype: type[np.generic]) -> Study:
     """Where a study in progress keeps its trials: not in the model's folder, which may be complete and stay so."""
     key = sha256_json(dict(inputs))
     return Study(run.logs / "study" / f"{method}-{key[:12]}", key, dtype)
 
 
-def _tuned(
-    taught: TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]
-) -> dict[Method, tuple[Question, list[Trial]]]:
+def _tuned(taught: TrainingSet, run: Run, config: Config, inputs: Inputs) -> dict[Method, tuple[Question, list[Trial]]]:
     """What is asked of each method, and all its trials."""
     settings = config.classify
     workers = config.site.workers or len(os.sched_getaffinity(0))
@@ -184,14 +182,14 @@ def _elsewhere(samples: Samples) -> dict[str, NDArray[np.str_]]:
     return {by: part_n for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
 
 
-def _heads(taught: TrainingSet, run: Run, config: Config, inputs: Mapping[str, Any]) -> Heads:
+def _heads(taught: TrainingSet, run: Run, config: Config, inputs: Inputs) -> Heads:
     samples = taught.samples
     others = {by: folds_of(samples.code_n, part_n) for by, part_n in _elsewhere(samples).items()}
     divisions = {"fold": _folds(taught, config.classify), **others}
     return Heads(run, config, samples, np.unique(samples.code_n), divisions, inputs)
 
 
-def build_number_model(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def build_number_model(run: Run, config: Config, inputs: Inputs) -> None:
     """Tune, cross-validate and train a model of a number; write RUN/model.
 
     Raises:
@@ -205,7 +203,7 @@ def build_number_model(run: Run, config: Config, inputs: Mapping[str, Any]) -> N
     shutil.rmtree(run.logs / "study", ignore_errors=True)
 
 
-def build_classifier(run: Run, config: Config, inputs: Mapping[str, Any]) -> None:
+def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, SmaltiError, read_manifest, write_manifest
+from infer.contract import FormatError, JsonObject, SmaltiError, read_manifest, write_manifest
 from preproc.classify.methods import Method
 from preproc.run.progress import say
 
@@ -27,7 +27,7 @@ class Trial:
     """One finished trial."""
 
     number: int
-    values: Mapping[str, Any]
+    values: JsonObject
     """The fields of the method's parameters."""
     score: float
     """Of the pooled out-of-fold rows, macro-F1 or pinball loss; of a pruned trial, of the folds that it got to."""

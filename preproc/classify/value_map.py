@@ -117,7 +117,7 @@ def join_values(run: Run, value: str, facts: RunProvenance, zones: Sequence[MapZ
             for sheet in zone.sheets:
                 path = sheet_manifest(run, sheet.name)
                 about = MapSheet.read_file(path, run)
-                verify_files(path, {"files": about.files}, remedy=_REMEDY)
+                verify_files(path, about.files, remedy=_REMEDY)
                 pixels, total = pixels + (about.pixels or 0), total + (about.total or 0.0)
                 bar.advance(note=sheet.name)
             if len(zone.sheets) > 1:

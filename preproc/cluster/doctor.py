@@ -117,18 +117,19 @@ def _check_archive(run: Run, config: Config, profile: Profile) -> list[Finding]:
 
 def _check_tiles(run: Run) -> list[Finding]:
     """Band order and data source of the tiles that are there, from a few manifests."""
-    from infer.contract import BANDS, TILE_MANIFEST, read_manifest
+    from infer.contract import BANDS
+    from infer.contract.tile import TileManifest
 
     folders = sorted(folder for folder in run.tiles.iterdir() if folder.is_dir()) if run.tiles.is_dir() else []
     sources = set()
     for folder in folders[:50]:
         try:
-            manifest = read_manifest(folder / TILE_MANIFEST, "tile", remedy="fetch it again")
+            manifest = TileManifest.of_folder(folder)
         except SmaltiError:
             continue  # counted among the outputs
-        if manifest.get("band_order") != list(BANDS):
+        if manifest.band_order != BANDS:
             return [failed("data contract", f"{folder}: another band order", "fetch the tiles again")]
-        sources.add(str(manifest.get("data_source")))
+        sources.add(str(manifest.data_source))
     if len(sources) > 1:
         return [
             failed("data contract", f"tiles of different sources: {', '.join(sorted(sources))}", "fetch them again")

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from infer.contract import (
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
-    FormatError,
+    Inputs,
     Run,
     SmaltiError,
     atomic_file,
@@ -193,7 +192,7 @@ def _embedded(run: Run, one: Entrant, field: Field, failed: dict[str, str]) -> N
         return None
 
 
-def _complete(folder: Path, one: Entrant, cut: Cut, inputs: Mapping[str, Any]) -> bool:
+def _complete(folder: Path, one: Entrant, cut: Cut, inputs: Inputs) -> bool:
     """Whether the engine has nothing to do for a tile of pixels, as far as this side knows."""
     wanted = {**inputs, "tile": sha256_file(folder / "pixels" / cut.name / TILE_MANIFEST)}
     manifest = embedding_paths(one.embeddings(folder), cut.name)[2]
@@ -288,7 +287,7 @@ def _verdict(
     return verdict(ranked[0], method, closest)
 
 
-def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) -> dict[str, Any]:
+def _score_inputs(folder: Path, one: Entrant, field: Field, contest: Contest) -> Inputs:
     """What a model's scores are made from: its numbers, the pixels with their labels, and how they are divided."""
     samples = contest.samples
     table = [samples.tile_n, samples.row_n, samples.col_n, samples.code_n, samples.group_n]
@@ -311,14 +310,12 @@ def _score(
     field: Field,
     contest: Contest,
     values_nc: NDArray[np.float32],
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     bar: Bar,
 ) -> None:
     figures, said_mdn = contest.score(values_nc, lambda method: bar.advance(note=f"{one.name}, {method}"))
     first = read_embedding(one.embeddings(folder), field.cuts[0].name)
-    model = first.manifest.get("model")
-    if not isinstance(model, Mapping):
-        raise FormatError(f"{one.embeddings(folder)}: its embeddings name no model: remove the folder, compare again")
+    model = first.manifest.model
     scales = 0 if first.scales_hw is None else first.scales_hw.itemsize
     manifest = one.scores(folder)
     manifest.unlink(missing_ok=True)
@@ -326,10 +323,10 @@ def _score(
         write_npy(temporary, said_mdn)
     ComparedModel(
         name=one.name,
-        label=str(model.get("label")),
-        trained=model.get("trained") is True,
-        family=str(model.get("family")),
-        checkpoint=str(first.manifest["inputs"].get("checkpoint")),
+        label=model.label,
+        trained=model.trained,
+        family=model.family,
+        checkpoint=str(first.manifest.inputs.get("checkpoint")),
         dim=values_nc.shape[1],
         embeddings_as="float32" if first.scales_hw is None else "int8",
         bytes_per_pixel=values_nc.shape[1] * first.values_hwc.itemsize + scales + len(OBSERVED),

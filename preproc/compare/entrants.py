@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from infer.contract import REGISTRY, SmaltiError, sha256_file
+from infer.contract import REGISTRY, Inputs, SmaltiError, sha256_file
 from infer.contract.registry import cached_checkpoint, joined_sha256, known_model, parts_of
 from preproc.run.config import Config, Model
 from preproc.run.embedded import known_inputs
@@ -27,7 +26,7 @@ class Entrant:
     own: bool
     """It is the run's own model, with the run's own settings of it."""
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> Inputs:
         """What its embeddings are made from besides the tiles, as far as this side knows.
 
         Raises:

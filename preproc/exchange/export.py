@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any, Literal
 from infer.contract import (
     EXIT_FAILED,
     FormatError,
+    Inputs,
+    JsonObject,
     PlannedTile,
     Run,
     SmaltiError,
-    embedding_paths,
     planned_tiles,
-    read_manifest,
     sha256_file,
-    sha256_json,
 )
+from infer.contract.atomic import json_bytes
+from infer.contract.embedding import EmbeddingManifest
 from infer.contract.provenance import Encoder
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from infer.contract.record import to_json
@@ -52,7 +53,7 @@ class ExportUnit:
     """The smallest part of an export that is there or not."""
 
     name: str
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     """What its files are made from."""
     write: Callable[[Path], None]
     """Writes its files under a folder, where they will be in the target."""
@@ -151,13 +152,13 @@ def _card(encoder: Encoder, dim: int, window: Sequence[str], kind: Kind) -> dict
     }
 
 
-def _claim(store: Store, card: Mapping[str, Any], missing: Sequence[str]) -> None:
+def _claim(store: Store, card: JsonObject, missing: Sequence[str]) -> None:
     """Write the card, or compare it with the one that is there; the tiles that are missing may be others by now.
 
     Raises:
         SmaltiError: if it is of another model, season or kind.
     """
-    content, written = store.read(CARD), _json({**card, "missing": list(missing)} if missing else card)
+    content, written = store.read(CARD), json_bytes({**card, "missing": list(missing)} if missing else card)
     if content is None:
         store.put_bytes(CARD, written)
         return
@@ -241,8 +242,7 @@ def _copier(source: Path, name: str, key: str) -> Callable[[Path], None]:
 
 
 def _digest(run: Run, tile: PlannedTile) -> str:
-    manifest = read_manifest(embedding_paths(run.embeddings, tile.name)[2], "embedding", remedy="run `smalti infer`")
-    return sha256_json(manifest["files"])
+    return EmbeddingManifest.of_tile(run.embeddings, tile.name).files_fingerprint
 
 
 def _bring(store: Store, unit: ExportUnit, *, force: bool) -> bool:
@@ -256,7 +256,7 @@ def _bring(store: Store, unit: ExportUnit, *, force: bool) -> bool:
         for key, path in files.items():
             store.put(key, path)
         sizes = {key: path.stat().st_size for key, path in files.items()}
-        store.put_bytes(mark, _json({"inputs": dict(unit.inputs), "files": sizes}))
+        store.put_bytes(mark, json_bytes({"inputs": dict(unit.inputs), "files": sizes}))
     return True
 
 
@@ -289,13 +289,9 @@ def _index(store: Store, units: Sequence[ExportUnit], facts: RunProvenance) -> N
             sizes[unit.name] = json.loads(content)["files"]
     for name, table in tables(sizes, _year(facts)).items():
         store.put_bytes(name, table)
-    store.put_bytes("tessera_metadata.json", _json(dataset_of(facts)))
+    store.put_bytes("tessera_metadata.json", json_bytes(dataset_of(facts)))
 
 
 def _year(facts: RunProvenance) -> int:
     """The year of the season's last day: under it geotessera's layout has a season."""
     return int(facts.window[1][:4])
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from infer.contract import (
     Plan,
@@ -16,12 +16,11 @@ from infer.contract import (
     embedding_paths,
     output_state,
     planned_tiles,
-    read_manifest,
     sha256_file,
     write_embedding,
     write_model_job,
 )
-from infer.contract.embedding import dequantise
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, Origin, dequantise
 from infer.contract.imported import ImportManifest
 from infer.contract.registry import MATRYOSHKA, RegisteredModel, cache_path, registered_model
 from preproc.exchange.geotessera import Published, identity, open_published, shown
@@ -110,7 +109,7 @@ class _Taker:
             "fill": stage.fill,
         }
         self.identity = source
-        self._fields = {"source": shown(stage.source), "dataset": str(published.dataset), "year": year}
+        self._year = year
 
     def unit(self, tile: PlannedTile) -> Unit:
         """Its embedding, and what that has to be made from."""
@@ -164,36 +163,37 @@ class _Taker:
             found.scales_hw if as_codes else None,
             observations_hwm=found.observations_hwm,
             inputs=unit.inputs,
-            fields=self._stated(found, dim),
+            about=self._about(found, dim),
         )
         return True
 
-    def _stated(self, found: Taken, dim: int) -> dict[str, Any]:
-        model, least = self._model, self._config.model.min_clear_s2
-        how: Literal["whole pixels", "nearest pixels"] = "nearest pixels" if found.shift_m else "whole pixels"
-        return {
-            "model": {
-                "name": model.name,
-                "label": f"{self.published.dataset}, as published",
-                "trained": self.published.dataset.trained,
-                "family": model.family,
-                "data_source": model.data_source,
-                "normalisation": model.normalisation,
-            },
-            "dimensions": dim,
-            "data_source": model.data_source,
-            **({"min_clear_s2": least} if least else {}),
-            "origin": {
-                **self._fields,
-                "parts": found.parts,
-                "placement": how,
-                "largest_shift_m": found.shift_m,
-                "pixels_absent": found.absent,
-                "pixels_without_data": found.no_data,
-                "pixels_damaged": found.damaged,
-                "pixels_too_thinly_observed": found.few,
-            },
-        }
+    def _about(self, found: Taken, dim: int) -> EmbeddingManifest:
+        model, dataset = self._model, self.published.dataset
+        return EmbeddingManifest(
+            model=EmbeddingModel(
+                name=model.name,
+                label=f"{dataset}, as published",
+                trained=dataset.trained,
+                family=model.family,
+                data_source=model.data_source,
+                normalisation=model.normalisation,
+            ),
+            dimensions=dim,
+            data_source=model.data_source,
+            min_clear_s2=self._config.model.min_clear_s2 or None,
+            origin=Origin(
+                source=shown(self._stage.source),
+                dataset=str(dataset),
+                year=self._year,
+                parts=tuple(found.parts),
+                placement="nearest pixels" if found.shift_m else "whole pixels",
+                largest_shift_m=found.shift_m,
+                pixels_absent=found.absent,
+                pixels_without_data=found.no_data,
+                pixels_damaged=found.damaged,
+                pixels_too_thinly_observed=found.few,
+            ),
+        )
 
 
 def _check_season(run: Run, plan: Plan, published: Published) -> None:
@@ -252,7 +252,7 @@ def _is_engines(unit: Unit) -> bool:
     """Whether there is a whole embedding that was computed for this run."""
     if not output_state(unit.manifest, "embedding").complete:
         return False
-    return "import" not in read_manifest(unit.manifest, "embedding", remedy="run `smalti infer` again")["inputs"]
+    return "import" not in EmbeddingManifest.read_at(unit.manifest, "run `smalti infer` again").inputs
 
 
 def import_embeddings(run: Run, config: Config, source: str, *, fill: bool = False, force: bool = False) -> None:

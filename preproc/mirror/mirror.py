@@ -8,20 +8,20 @@ catalogue then names its original address, so that `fetch` and `[archive] on_mis
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from infer.contract import (
     FORMAT_VERSION,
     SOFTWARE,
+    Inputs,
     PlannedTile,
     Run,
     SmaltiError,
@@ -32,10 +32,11 @@ from infer.contract import (
     sha256_json,
     stage_lock,
 )
+from infer.contract.atomic import json_bytes
 from preproc.catalogue.items import SceneIndex, load_items, parse_items
 from preproc.catalogue.sources import Item
 from preproc.mirror.extract import copy_needed, copy_whole
-from preproc.mirror.publish import CATALOGUE, copied_item, item_folder, write_catalogue
+from preproc.mirror.publish import CATALOGUE, CopyRecord, copied_item, item_folder, write_catalogue
 from preproc.mirror.store import Store, open_store
 from preproc.reader.gdal import gdal_settings
 from preproc.reader.hrefs import is_bucket
@@ -86,7 +87,7 @@ class _Asset:
         return _BAND_KINDS.get(self.band, REFLECTANCE)
 
     @property
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> Inputs:
         """What the copy depends on."""
         grids = [] if self.whole else [[t.epsg, t.west, t.north, t.size] for t in self.tiles]
         return {"href": self.href, "tiles": sha256_json(sorted(grids)), "whole": self.whole}
@@ -154,8 +155,8 @@ def _hrefs(item: Item) -> dict[str, str]:
     return {str(asset["href"]): key for key, asset in item["assets"].items()}
 
 
-_Records = dict[str, dict[str, dict[str, Any]]]
-"""Item's folder -> asset key -> inputs, file, bytes, sha256."""
+_Records = dict[str, dict[str, CopyRecord]]
+"""Item's folder -> asset key -> its copy."""
 
 
 def _copy_all(
@@ -176,7 +177,7 @@ def _copy_all(
         copy = partial(_copy_one, client, store, Path(scratch), known, deep)
         results = in_order(pool, copy, assets, ahead=2 * workers)
         for folder, of_item in groupby(results, key=lambda result: item_folder(result[0].item)):
-            done: dict[str, dict[str, Any]] = {}
+            done: dict[str, CopyRecord] = {}
             for asset, result in of_item:
                 bar.advance(note=asset.place)
                 if isinstance(result, SmaltiError):
@@ -189,11 +190,11 @@ def _copy_all(
                 outcome.built += not same
             records[folder] = done
             if done != known[folder]:
-                store.put_bytes(f"{folder}/{RECORD}", _json({"assets": done, **_header("mirror-item")}))
+                store.put_bytes(f"{folder}/{RECORD}", json_bytes({"assets": done, **_header("mirror-item")}))
     return records
 
 
-def _known(store: Store, group: Sequence[_Asset]) -> dict[str, Any]:
+def _known(store: Store, group: Sequence[_Asset]) -> dict[str, CopyRecord]:
     """What an earlier run of this command recorded of an item; nothing if that cannot be read."""
     content = store.read(f"{item_folder(group[0].item)}/{RECORD}")
     if content is None:
@@ -205,17 +206,21 @@ def _known(store: Store, group: Sequence[_Asset]) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
         return {}
     assets = record.get("assets")
-    return {key: one for key, one in assets.items() if describes_file(one)} if isinstance(assets, dict) else {}
+    return {key: one for key, one in assets.items() if _is_copy(one)} if isinstance(assets, dict) else {}
+
+
+def _is_copy(record: Any) -> TypeGuard[CopyRecord]:
+    return describes_file(record) and isinstance(record.get("file"), str) and isinstance(record.get("inputs"), dict)
 
 
 def _copy_one(
-    client: RangeClient, store: Store, scratch: Path, known: Mapping[str, Any], deep: bool, asset: _Asset
-) -> dict[str, Any] | SmaltiError:
+    client: RangeClient, store: Store, scratch: Path, known: _Records, deep: bool, asset: _Asset
+) -> CopyRecord | SmaltiError:
     """Copy one asset, unless its copy is there; gives its record, or what went wrong."""
     before = known[item_folder(asset.item)].get(asset.key)
     try:
         if before is not None and _intact(store, asset, before, deep):
-            return dict(before)
+            return before
         name = hashlib.sha256(asset.place.encode()).hexdigest()
         path = scratch / f"{name}.tif"
         try:
@@ -223,8 +228,12 @@ def _copy_one(
                 copy_whole(client, asset.href, path)
             else:
                 copy_needed(client, asset.href, asset.tiles, asset.kind, path, asset.said)
-            record = {"inputs": asset.inputs, "file": asset.file, "bytes": path.stat().st_size}
-            record["sha256"] = sha256_file(path)
+            record: CopyRecord = {
+                "inputs": asset.inputs,
+                "file": asset.file,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
             store.put(asset.place, path)
         finally:
             path.unlink(missing_ok=True)
@@ -233,15 +242,15 @@ def _copy_one(
     return record
 
 
-def _intact(store: Store, asset: _Asset, record: Mapping[str, Any], deep: bool) -> bool:
-    if record.get("inputs") != asset.inputs or record.get("file") != asset.file:
+def _intact(store: Store, asset: _Asset, record: CopyRecord, deep: bool) -> bool:
+    if record["inputs"] != asset.inputs or record["file"] != asset.file:
         return False
-    if store.size(asset.place) != record.get("bytes"):
+    if store.size(asset.place) != record["bytes"]:
         return False
     if not deep:
         return True
     content = store.read(asset.place)
-    return content is not None and hashlib.sha256(content).hexdigest() == record.get("sha256")
+    return content is not None and hashlib.sha256(content).hexdigest() == record["sha256"]
 
 
 def _publish(store: Store, assets: Sequence[_Asset], records: _Records, outcome: Outcome, whole: bool) -> None:
@@ -258,15 +267,11 @@ def _publish(store: Store, assets: Sequence[_Asset], records: _Records, outcome:
         for record in done.values()
     }
     summary = {"inputs": {"whole": whole}, "items": sorted(items), "files": files, "failed": outcome.failed}
-    store.put_bytes(RECORD, _json({**summary, **_header("mirror")}))
+    store.put_bytes(RECORD, json_bytes({**summary, **_header("mirror")}))
 
 
 def _header(kind: str) -> dict[str, Any]:
     return {"format": f"smalti/{kind}", "format_version": FORMAT_VERSION, "software": SOFTWARE}
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _lines(store: Store, config: Config, source: str) -> Iterator[str]:

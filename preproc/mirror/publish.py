@@ -11,11 +11,19 @@ from typing import Any
 import pystac
 from pystac.layout import CustomLayoutStrategy
 
-from infer.contract import name_for
+from infer.contract import FileRecord, Inputs, name_for
 from preproc.catalogue.sources import Item, acquired_at
 from preproc.reader.hrefs import is_url
 
 CATALOGUE = "catalog.json"
+
+
+class CopyRecord(FileRecord):
+    """What a mirror says of the copy of an asset."""
+
+    file: str
+    """Its name in the item's folder."""
+    inputs: Inputs
 
 
 def item_folder(item: Item) -> str:
@@ -80,12 +88,12 @@ def _flat(box: Sequence[Any]) -> tuple[float, float, float, float]:
     return (values[0], values[1], values[-2], values[-1]) if len(values) == 4 else (*values[:2], *values[3:5])  # type: ignore[return-value]  # four of six
 
 
-def copied_item(item: Item, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def copied_item(item: Item, records: Mapping[str, CopyRecord]) -> dict[str, Any]:
     """An item as the mirror lists it.
 
     Args:
         item: of the plan, hrefs absolute and unsigned.
-        records: asset key -> `file`, `bytes`, `sha256` of its copy. Assets without one keep the address they had.
+        records: asset key -> its copy. Assets without one keep the address they had.
     """
     assets = {}
     for key, asset in item["assets"].items():

@@ -262,7 +262,7 @@ class _ZoneStore:
         path = SheetFiles(self.run.mosaic, planned.name).manifest
         try:
             made = MosaicSheet.read_file(path, self.run)
-            verify_files(path, {"files": made.files}, checksums=False, remedy="")
+            verify_files(path, made.files, checksums=False, remedy="")
         except FormatError:
             return None
         return made if made.tiles == tuple(tile.name for tile in planned.grid.tiles) else None

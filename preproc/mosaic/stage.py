@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infer.contract import Plan, Run, SmaltiError, remove_stale_temporaries
+from infer.contract import Inputs, Plan, Run, SmaltiError, remove_stale_temporaries
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from preproc.mosaic.join import ZoneSheets, join_sheets
 from preproc.mosaic.sheet import SheetFiles, SheetMaker, codes_layer, values_layer
@@ -81,7 +81,7 @@ class _Opened:
             for sheet in zone.sheets
         ]
 
-    def _inputs(self, sheet: Any) -> dict[str, Any]:
+    def _inputs(self, sheet: Any) -> Inputs:
         facts = self.embeddings.provenance(sheet.grid.tiles)
         settings = self.config.stitch
         return {

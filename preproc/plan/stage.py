@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.contract import (
+    Inputs,
     Plan,
     PlannedTile,
     Run,
@@ -104,7 +105,7 @@ class PlanStage:
         return Session(units, lambda due: one_by_one(due.units, make))
 
 
-def plan_inputs(run: Run, config: Config, region: Region) -> dict[str, Any]:
+def plan_inputs(run: Run, config: Config, region: Region) -> Inputs:
     """What the plan depends on. The items found are not part of it: a search is repeated when it is asked for.
 
     A local item collection counts with its contents, so that a changed archive is searched again, and a copy of the run

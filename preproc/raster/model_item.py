@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from infer.contract import BANDS, SAR_BANDS, atomic_file, write_bytes
+from infer.contract import BANDS, SAR_BANDS, JsonObject, atomic_file, write_bytes
 from infer.contract.registry import JOIN, known_model
 from preproc.raster.provenance import RunProvenance
 
@@ -51,7 +51,7 @@ def _taken(family: str) -> str:
     return f"{told[0].upper()}{told[1:]}"
 
 
-def write_model_item(path: Path, facts: RunProvenance, geometry: Mapping[str, Any], bbox: Sequence[float]) -> None:
+def write_model_item(path: Path, facts: RunProvenance, geometry: JsonObject, bbox: Sequence[float]) -> None:
     """Write the item of the encoder.
 
     Args:

@@ -45,7 +45,7 @@ def observation_values(embedding: Embedding) -> NDArray[np.uint8]:
     if embedding.observations_hwm is not None:
         values_hwc[..., : len(OBSERVED)] = embedding.observations_hwm
     values_hwc[..., BANDS.index("reason")] = codes_hw
-    values_hwc[..., BANDS.index("origin")] = IMPORTED if "origin" in embedding.manifest else COMPUTED
+    values_hwc[..., BANDS.index("origin")] = COMPUTED if embedding.manifest.origin is None else IMPORTED
     return values_hwc
 
 

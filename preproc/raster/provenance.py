@@ -259,7 +259,7 @@ class Embeddings:
                 if self.gaps is not None:
                     self._gone[tile.name] = why
                 raise _LackingError(why) from error
-            self._seen[tile.name] = found.digest, found.stated(path)
+            self._seen[tile.name] = found.digest, found.stated
         return self._seen[tile.name]
 
     @cached_property

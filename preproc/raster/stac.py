@@ -20,7 +20,7 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, NoDataStrings, RasterBand, RasterExtension
 from shapely.geometry.polygon import orient
 
-from infer.contract import PIXEL_SIZE, SOFTWARE, sha256_file, sha256_json, write_bytes
+from infer.contract import PIXEL_SIZE, SOFTWARE, FileRecord, JsonObject, sha256_file, sha256_json, write_bytes
 from preproc.raster.cog import Layer
 from preproc.raster.model_item import MODEL_ITEM
 from preproc.raster.provenance import RunProvenance
@@ -60,11 +60,11 @@ class AssetRecord:
     role: str
     layer: Layer | None = None
     """None: a picture."""
-    classes: Sequence[Mapping[str, Any]] = ()
+    classes: Sequence[JsonObject] = ()
     """classification:classes of a class map."""
-    recorded: Mapping[str, Any] | None = None
+    recorded: FileRecord | None = None
     """Its bytes and SHA-256, where a manifest has them already."""
-    band_classes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    band_classes: Mapping[str, Sequence[JsonObject]] = field(default_factory=dict)
     """Band -> classification:classes, of a file whose other bands have none."""
 
 
@@ -73,7 +73,7 @@ def write_item(
     grid: ZoneGrid,
     window: tuple[str, str],
     assets: Sequence[AssetRecord],
-    properties: Mapping[str, Any],
+    properties: JsonObject,
     *,
     of: Sequence[str] = (),
     collection: str | None = None,
@@ -235,7 +235,7 @@ def _describe(item: pystac.Item, asset: pystac.Asset, record: AssetRecord) -> No
         item.stac_extensions.append(_CLASSIFICATION)
 
 
-def _band(name: str, classes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _band(name: str, classes: Mapping[str, Sequence[JsonObject]]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name}
     if name in classes:
         found["classification:classes"] = [dict(entry) for entry in classes[name]]

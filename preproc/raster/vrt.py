@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from xml.etree import ElementTree as Xml
 
 import numpy as np
-import pyogrio
 import shapely
 from rasterio.crs import CRS
 
-from infer.contract import atomic_file, write_bytes
+from infer.contract import write_bytes
 from preproc.raster.cog import Layer
 from preproc.raster.zones import Sheet, ZoneGrid
+from preproc.region.geopackage import geopackage
 
 INDEX = ".gti.gpkg"
 """Ending of a tile index, by which GDAL 3.9 and later know it."""
@@ -53,6 +52,9 @@ def write_vrt(path: Path, grid: ZoneGrid, layer: Layer, parts: Sequence[tuple[Sh
         Xml.SubElement(band, "NoDataValue").text = nodata
         for sheet, file in parts:
             _add_source(band, number, sheet, file.relative_to(path.parent).as_posix(), layer)
+    if factors := _factors(grid, layer):  # each of them is read from the sheets' own
+        coarser = Xml.SubElement(root, "OverviewList", resampling="nearest")
+        coarser.text = " ".join(map(str, factors))
     Xml.indent(root, space="")
     write_bytes(path, Xml.tostring(root) + b"\n")
 
@@ -84,25 +86,13 @@ def write_index(path: Path, grid: ZoneGrid, layer: Layer, parts: Sequence[tuple[
     }
     boxes = shapely.box(*np.array([sheet.grid.bounds for sheet, _ in parts], dtype=float).T)
     files = [file.relative_to(path.parent).as_posix() for _, file in parts]
-    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-    with atomic_file(path) as temporary, TemporaryDirectory() as folder:
-        made = Path(folder) / path.name  # GDAL asks for the ending
-        try:
-            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})  # equal work, equal bytes
-            pyogrio.raw.write(
-                made,
-                geometry=np.array(shapely.to_wkb(boxes), dtype=object),
-                field_data=[np.array(files, dtype=object)],
-                fields=["location"],
-                driver="GPKG",
-                layer="sheets",
-                geometry_type="Polygon",
-                crs=f"EPSG:{grid.epsg}",
-                layer_metadata=about,
-            )
-        finally:
-            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
-        shutil.copyfile(made, temporary)
+    write_bytes(path, geopackage("sheets", boxes, {"location": files}, kind="Polygon", epsg=grid.epsg, about=about))
+
+
+def _factors(grid: ZoneGrid, layer: Layer) -> list[int]:
+    """By what the overviews are coarser: down to one block, as of a GeoTIFF."""
+    halvings = math.ceil(math.log2(max(grid.width, grid.height) / layer.block))
+    return [2**level for level in range(1, halvings + 1)]
 
 
 def _add_source(band: Xml.Element, number: int, sheet: Sheet, name: str, layer: Layer) -> None:

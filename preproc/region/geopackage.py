@@ -20,6 +20,7 @@ def geopackage(
     *,
     kind: Literal["Point", "Polygon", "Unknown"],
     epsg: int = 4326,
+    about: Mapping[str, str] | None = None,
 ) -> bytes:
     """The bytes of a GeoPackage of one layer. GDAL's settings are the process's: not for several threads at once.
 
@@ -29,6 +30,7 @@ def geopackage(
         fields: attributes by name, each (N,), text or numbers; text may be empty.
         kind: of the geometries; "Unknown" for several kinds in one layer.
         epsg: of their CRS.
+        about: the layer's metadata.
     """
     content = io.BytesIO()
     with _fixed_clock():
@@ -41,6 +43,7 @@ def geopackage(
             crs=f"EPSG:{epsg}",
             driver="GPKG",
             layer=layer,
+            layer_metadata=about,
         )
     return content.getvalue()
 

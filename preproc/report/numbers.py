@@ -45,7 +45,7 @@ def context(run: Run, config: Config) -> dict[str, Any]:
         ValueMapManifest.read(run).verify(run),
         ValueAccuracyManifest.read(run),
     )
-    verify_files(file_of(folder, MANIFEST), {"files": about.files}, remedy=_REMEDY)
+    verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     pairs = {
         "the map was made by another model": (made.inputs.get("classifier"), about.fingerprint),
         "accuracy.json is about another model": (accuracy.inputs.get("model"), about.files_fingerprint),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles, read_manifest
+from infer.contract import TILE_MANIFEST, FormatError, Run, planned_tiles
+from infer.contract.tile import TileSeason
 from preproc.run.quality import STACKS, StackSummary, poor_tiles, summarise, tile_qualities, unseen_pixels
 
 _REMEDY = "fetch this tile again"
@@ -39,23 +40,23 @@ def observe(run: Run, window: tuple[str, str]) -> Observations:
     """
     planned = planned_tiles(run)
     tiles = tile_qualities(run, planned)  # people remove the time series once the embeddings are made
-    days: dict[str, set[str]] = {name: set() for name in STACKS}
+    days: dict[str, set[date]] = {name: set() for name in STACKS}
     for tile in tiles:
-        for name, dates in _dates(run.tiles / tile.name / TILE_MANIFEST).items():
+        for name, dates in _dates(run.tiles / tile.name).items():
             days[name].update(dates)
     months = list(_months(*window))
-    per_month = {name: [sum(day.startswith(month) for day in days[name]) for month in months] for name in STACKS}
+    per_month = {name: [sum(f"{day:%Y-%m}" == month for day in days[name]) for month in months] for name in STACKS}
     return Observations(
         summarise(tiles), months, per_month, len(tiles), len(planned), unseen_pixels(tiles), poor_tiles(tiles)
     )
 
 
-def _dates(path: Path) -> dict[str, list[str]]:
-    manifest = read_manifest(path, "tile", remedy=_REMEDY)
-    try:
-        return {stack: [date.fromisoformat(day).isoformat() for day in manifest["dates"][stack]] for stack in STACKS}
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: its dates cannot be read ({error!r}): {_REMEDY}") from error
+def _dates(folder: Path) -> Mapping[str, Sequence[date]]:
+    dates = TileSeason.of_folder(folder).dates or {}
+    missing = [stack for stack in STACKS if stack not in dates]
+    if missing:
+        raise FormatError(f"{folder / TILE_MANIFEST}: dates.{missing[0]} is missing: {_REMEDY}")
+    return {stack: dates[stack] for stack in STACKS}
 
 
 def _months(start: str, end: str) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _keep(run: Run, html: str, unit: Unit) -> None:
     write_manifest(unit.manifest, KIND, inputs=unit.inputs, files=[page])
 
 
-def render(values: Mapping[str, Any]) -> str:
+def render(values: Mapping[str, object]) -> str:
     """The page. A name that the template uses and `values` lacks is an error, never a blank."""
     return page_template("preproc.report", "report.html.j2").render(values)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+
+from infer.contract import JsonObject
 
 
 class Verdict(StrEnum):
@@ -78,7 +79,7 @@ def failed(check: str, text: str, remedy: str) -> Finding:
     return Finding(check, Verdict.FAILED, text, remedy)
 
 
-def finding_from(record: Mapping[str, Any], where: str) -> Finding:
+def finding_from(record: JsonObject, where: str) -> Finding:
     """A finding that a probe job printed as JSON."""
     keys = ("check", "text", "remedy")
     check, text, remedy = (str(record.get(key, "")) for key in keys)

@@ -99,7 +99,7 @@ def verified(folder: Path) -> ClassifierManifest:
         SmaltiError: naming the first file that is missing or damaged.
     """
     about = read_about(folder)
-    verify_files(_inner(folder) / MANIFEST, {"files": about.files}, remedy=_REMEDY)
+    verify_files(_inner(folder) / MANIFEST, about.files, remedy=_REMEDY)
     return about
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import codecs
 import os.path
 import re
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from infer.contract import ModelJob, Run, SmaltiError, check_folder, parse_toml, read_toml
+from infer.contract import ModelJob, Run, SmaltiError, TomlTable, check_folder, parse_toml, read_toml
 from infer.contract.embedding import MOST_OBSERVED
 from infer.contract.registry import JOIN, REGISTRY, DataSource, known_model, registered_model
 from preproc.run.profile import UNSAFE, SiteSettings
@@ -526,7 +525,7 @@ class Stitch(_Section):
         )
 
 
-_FLOATS: Mapping[str, Any] = {"formats": ["cog"], "dtype": "float32"}
+_FLOATS: TomlTable = {"formats": ["cog"], "dtype": "float32"}
 """[stitch] where no codes can be kept."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from infer.contract import (
     TILE_MANIFEST,
     FormatError,
+    Inputs,
     Run,
     SmaltiError,
     State,
@@ -47,7 +48,7 @@ class EmbeddingUnit(Unit):
 class EmbeddingUnits:
     """The embeddings of a run's tiles."""
 
-    known: Mapping[str, Any]
+    known: Inputs
     """What run.toml says of their fingerprint."""
     imported: Mapping[str, str]
     """Tile whose embedding `smalti import` took from others -> identity of the import."""
@@ -77,7 +78,7 @@ class EmbeddingUnits:
         except FormatError:
             return ""
 
-    def _inputs(self, name: str) -> Mapping[str, Any]:
+    def _inputs(self, name: str) -> Inputs:
         source = child(self.tiles, name) / TILE_MANIFEST
         # people remove whole tiles once the embeddings are made: those are none the worse for it
         return {**self.known, "tile": sha256_file(source)} if source.is_file() else self.known
@@ -95,7 +96,7 @@ def embedding_units(run: Run, config: Config) -> EmbeddingUnits:
     return EmbeddingUnits(known_inputs(config), imported_tiles(run), run.tiles, run.embeddings)
 
 
-def known_inputs(config: Config) -> dict[str, Any]:
+def known_inputs(config: Config) -> Inputs:
     """What run.toml says of an embedding's fingerprint; "auto" and weights that are not here: the engine knows."""
     model = config.model
     known: dict[str, Any] = {"output": model.output, "dim": model.dim, "min_clear_s2": model.min_clear_s2 or None}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from infer.contract import SmaltiError, parse_toml, read_toml
+from infer.contract import SmaltiError, TomlTable, parse_toml, read_toml
 from preproc.run.resources import SITES
 from preproc.run.text import problem_lines
 
@@ -266,7 +266,7 @@ class Profile(SiteSettings):
         return Job.model_validate(merge(common, getattr(self.jobs, job).model_dump(exclude_unset=True)))
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: TomlTable, above: TomlTable) -> dict[str, Any]:
     """Tables merged key by key; anything else of `above` replaces what is below."""
     merged = dict(below)
     for key, value in above.items():
@@ -306,7 +306,7 @@ def _read(name: str, folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
     )
 
 
-def _validated(content: Mapping[str, Any], where: Path | str) -> Profile:
+def _validated(content: TomlTable, where: Path | str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:

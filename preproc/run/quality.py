@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infer.contract import QUALITY_FILE, FormatError, Plan, PlannedTile, Run, file_mark, planned_tiles, read_json
+from infer.contract import (
+    QUALITY_FILE,
+    FormatError,
+    JsonObject,
+    Plan,
+    PlannedTile,
+    Run,
+    file_mark,
+    planned_tiles,
+    read_json,
+)
 from preproc.run.text import percent
 
 STACKS = {
@@ -186,7 +196,7 @@ def _parse(name: str, content: Any) -> TileQuality:
     return TileQuality(name, int(content["region_pixels"]), None if unseen is None else int(unseen), stacks, gone)
 
 
-def _parse_stack(stack: Mapping[str, Any]) -> StackQuality:
+def _parse_stack(stack: JsonObject) -> StackQuality:
     counts = stack["observations_per_pixel"]
     return StackQuality(
         kept=int(stack["dates_kept"]),

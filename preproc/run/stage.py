@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from infer.contract import (
     EXIT_FAILED,
+    Inputs,
     Run,
     Shard,
     SmaltiError,
@@ -33,15 +34,15 @@ _TOGETHER = 1 << 13
 """Units that are made and looked at together: of a country all of them take much memory."""
 
 
-class LateInputs(Mapping[str, Any]):
+class LateInputs(Inputs):
     """A fingerprint that is reckoned when somebody first looks at it: a task then reads what its own units need."""
 
-    def __init__(self, reckon: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, reckon: Callable[[], Inputs]) -> None:
         """A fingerprint that `reckon` gives: for whoever only compares it, or, as a mapping, once and for good."""
         self.reckon = reckon
 
     @cached_property
-    def _content(self) -> Mapping[str, Any]:
+    def _content(self) -> Inputs:
         return self.reckon()
 
     def __getitem__(self, key: str) -> Any:
@@ -66,7 +67,7 @@ class Unit:
     """Its completion marker."""
     kind: str
     """Kind of the manifest, for example "tile"."""
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     """Fingerprint of what it must be made from; see infer.contract.manifest."""
     partial: bool = False
     """`inputs` is only a part of the fingerprint: the engine writes it, and knows more than this side."""
@@ -81,7 +82,7 @@ class Unit:
             return State("missing", str(error))
         return output_state(self.manifest, self.kind, inputs, checksums=checksums, partial=self.partial)
 
-    def wanted(self) -> Mapping[str, Any]:
+    def wanted(self) -> Inputs:
         """`inputs`, which are not kept if they are reckoned: of a country's units nearly all are only looked at.
 
         Raises:

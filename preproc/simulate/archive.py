@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from infer.contract import (
     write_manifest,
     writing,
 )
+from infer.contract.atomic import json_bytes
 from preproc.simulate import stac
 from preproc.simulate.cog import write_cog
 from preproc.simulate.grid import Grid
@@ -254,7 +254,7 @@ def _write_catalogue(folder: Path, items: list[dict[str, Any]]) -> None:
 def _write_text(path: Path, content: Any) -> None:
     """JSON inside a folder that is itself temporary: no need to rename and fsync each of hundreds of files."""
     with writing(path):
-        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_bytes(json_bytes(content))
 
 
 def _static(item: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
-from typing import Any
 
-from infer.contract import SmaltiError
+from infer.contract import Inputs, SmaltiError
 from preproc.simulate.crops import CROPS, crop_index
 
 SIMULATION_VERSION = 3
@@ -139,7 +137,7 @@ class SimulationOptions:
         if len(set(names)) < len(names):
             raise _refuse("crops", names, "each kind once")
 
-    def as_inputs(self) -> dict[str, Any]:
+    def as_inputs(self) -> Inputs:
         """The options as JSON: the fingerprint in the archive's manifest."""
         inputs = asdict(self)
         inputs.update(
@@ -152,7 +150,7 @@ class SimulationOptions:
         return inputs
 
     @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Any]) -> SimulationOptions:
+    def from_inputs(cls, inputs: Inputs) -> SimulationOptions:
         """Rebuild the options from a manifest's `inputs`.
 
         Raises:

@@ -31,9 +31,9 @@ from infer.contract import (
     SmaltiError,
     atomic_dir,
     output_state,
-    write_manifest,
     write_npy,
 )
+from infer.contract.tile import TileManifest
 from preproc.simulate.crops import CROPS, Crop, Growth, Leaf, Radar
 from preproc.simulate.noise import fractal, seed_of
 from preproc.simulate.optics import CLOUD, reflectance
@@ -364,17 +364,15 @@ def write_tile(folder: Path, seed: int, size: int) -> None:
             write_npy(temporary / spec.file, arrays[name].astype(spec.dtype, copy=False))
         write_npy(temporary / "truth.npy", codes[kind])
         write_npy(temporary / "stand.npy", stand)
-        fields = {
-            "band_order": list(BANDS),
-            "sar_band_order": list(SAR_BANDS),
-            "mask_polarity": MASK_POLARITY,
-            "source": "simulated seasons",
-            "data_source": "other",
-            "classes": {str(crop.code): crop.name for crop in CROPS},
-        }
-        write_manifest(
-            temporary / TILE_MANIFEST, "tile", inputs=inputs, files=sorted(temporary.glob("*.npy")), fields=fields
+        about = TileManifest(
+            band_order=BANDS,
+            sar_band_order=SAR_BANDS,
+            mask_polarity=MASK_POLARITY,
+            source="simulated seasons",
+            data_source="other",
+            classes={str(crop.code): crop.name for crop in CROPS},
         )
+        about.write(temporary / TILE_MANIFEST, inputs=inputs, files=sorted(temporary.glob("*.npy")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

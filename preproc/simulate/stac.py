@@ -5,7 +5,7 @@ Modelled on recorded items of the collections `sentinel-2-l2a` and `sentinel-1-r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely.geometry import mapping, shape
 
+from infer.contract import JsonObject
 from preproc.simulate import clouds
 from preproc.simulate.grid import Grid
 from preproc.simulate.schedule import S1Pass, S2Pass
@@ -87,7 +88,7 @@ def s1_times(item: S1Pass, part: int) -> tuple[datetime, datetime]:
 
 
 def _item(
-    identity: str, collection: str, outline: Any, properties: Mapping[str, Any], assets: Any, extensions: Sequence[str]
+    identity: str, collection: str, outline: Any, properties: JsonObject, assets: Any, extensions: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "type": "Feature",
@@ -103,7 +104,7 @@ def _item(
     }
 
 
-def _rounded(geometry: Mapping[str, Any]) -> dict[str, Any]:
+def _rounded(geometry: JsonObject) -> dict[str, Any]:
     rings = [[[round(x, 7), round(y, 7)] for x, y in ring] for ring in geometry["coordinates"]]
     return {"type": geometry["type"], "coordinates": rings}
 
@@ -290,13 +291,13 @@ def _s1_asset(identity: str, name: str) -> dict[str, Any]:
     }
 
 
-def item_collection(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def item_collection(items: Sequence[JsonObject]) -> dict[str, Any]:
     """A STAC item collection, by date and then name."""
     ordered = sorted(items, key=lambda item: (item["properties"]["datetime"], item["id"]))
     return {"type": "FeatureCollection", "features": list(ordered)}
 
 
-def collections(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def collections(items: Sequence[JsonObject]) -> list[dict[str, Any]]:
     """The STAC collections of these items, without links."""
     described = {
         S2_COLLECTION: ("Sentinel-2 Level-2A (simulated)", "Surface reflectance of a made-up landscape."),

@@ -17,14 +17,12 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_dir,
-    read_manifest,
     sha256_file,
     sha256_json,
     verify_files,
     write_bytes,
 )
 from infer.contract.classification import AccuracyManifest
-from infer.contract.record import from_json
 from infer.contract.survey import DesignManifest, Stratum
 from preproc.classify.class_raster import ClassMap, open_map, read_map
 from preproc.classify.palette import palette
@@ -129,10 +127,10 @@ def read_design(folder: Path) -> DesignManifest:
         FormatError: if it is missing or damaged.
     """
     remedy = "draw it again with `smalti design` into another folder"
-    content = read_manifest(folder / MANIFEST, DesignManifest.kind, remedy=remedy)
-    frozen = {name: entry for name, entry in content["files"].items() if name == UNITS}  # the others may be filled in
-    verify_files(folder / MANIFEST, {"files": frozen}, remedy=remedy)
-    return from_json(DesignManifest, content, folder / MANIFEST, remedy)
+    design = DesignManifest.read_at(folder / MANIFEST, remedy)
+    frozen = {name: record for name, record in design.files.items() if name == UNITS}  # the others may be filled in
+    verify_files(folder / MANIFEST, frozen, remedy=remedy)
+    return design
 
 
 def _strata(asked: Wishes, class_map: ClassMap) -> tuple[list[Stratum], str]:

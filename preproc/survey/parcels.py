@@ -372,7 +372,7 @@ def _taught(
     return {"by_parcels": told, "by_parcels_probability": best_n}, scores
 
 
-def _verdicts(asked: ParcelWishes, columns: Mapping[str, Any]) -> NDArray[Any]:
+def _verdicts(asked: ParcelWishes, columns: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """agrees, differs or cannot be told, of each parcel with a declared class; None of the others."""
     made: list[str | None] = []
     for declared, mapped, share, pixels in zip(
@@ -387,7 +387,7 @@ def _verdicts(asked: ParcelWishes, columns: Mapping[str, Any]) -> NDArray[Any]:
     return np.array(made, dtype=object)
 
 
-def _check_table(columns: Mapping[str, Any]) -> str:
+def _check_table(columns: Mapping[str, NDArray[Any]]) -> str:
     """Parcels and hectares by declared and mapped class, as CSV."""
     cells: dict[tuple[str, str, str], list[float]] = {}
     rows = zip(*(columns[name] for name in ("declared", "mapped", "check", "hectares")), strict=True)
@@ -404,7 +404,7 @@ def _check_table(columns: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _write_table(path: Path, found: _Parcels, columns: Mapping[str, Any]) -> None:
+def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]]) -> None:
     arrays: dict[str, Any] = {"id": pa.array(found.id_n.tolist(), pa.string())}
     for name, values in columns.items():
         if name in ("mean", "spread"):
@@ -428,7 +428,7 @@ def _write_table(path: Path, found: _Parcels, columns: Mapping[str, Any]) -> Non
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _tell(path: Path, columns: Mapping[str, Any]) -> None:
+def _tell(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     count, seen = len(columns["pixels"]), int((columns["pixels"] > 0).sum())
     say(f"{path}: {count} parcels, {count - seen} of them without an embedding")
     if "check" not in columns:

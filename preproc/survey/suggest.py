@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import (
+    Inputs,
     Plan,
     Run,
     SmaltiError,
@@ -227,7 +228,7 @@ def _why(classifier: Classifier, shares_mk: NDArray[np.float64], found: Suggesti
 def _write(
     run: Run,
     folder: Path,
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     units: Units,
     found: Suggestions,
     why: Mapping[str, list[Any]],

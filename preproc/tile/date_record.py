@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Literal
+from typing import Literal
 
 from infer.contract import SmaltiError
+from infer.contract.tile import DroppedDate, FailedFile
 from preproc.reader.ranges import MissingDataError
 from preproc.tile.same_day import Observation
 
@@ -35,24 +35,24 @@ class StackRecord:
     """Ascending."""
     items: dict[date, list[str]] = field(default_factory=dict)
     """Kept date -> ids of the scenes that give pixels, in order."""
-    _dropped: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    _dropped: list[DroppedDate] = field(default_factory=list)
+    failed: list[FailedFile] = field(default_factory=list)
     """Reads that failed for good."""
 
     @property
-    def dropped(self) -> list[dict[str, Any]]:
+    def dropped(self) -> list[DroppedDate]:
         """Dates that were looked at and left out, each with its reason; dates ascending."""
-        return sorted(self._dropped, key=lambda entry: str(entry["date"]))
+        return sorted(self._dropped, key=lambda dropped: dropped.date)
 
     def keep(self, observation: Observation, numbers: list[int]) -> None:
         """A date is in the stack; `numbers` count its scenes from 1."""
         self.kept.append(observation.day)
         self.items[observation.day] = [observation.scenes[number - 1].id for number in numbers]
 
-    def drop(self, observation: Observation, reason: str, **details: Any) -> None:
+    def drop(self, observation: Observation, reason: str, clear_share: float | None = None) -> None:
         """A date is left out."""
-        items = [scene.id for scene in observation.scenes]
-        self._dropped.append({"date": observation.day.isoformat(), "reason": reason, "items": items, **details})
+        items = tuple(scene.id for scene in observation.scenes)
+        self._dropped.append(DroppedDate(observation.day, reason, items, clear_share))
 
     def fail(self, observation: Observation, failure: FailedRead, policy: OnMissing) -> None:
         """A read failed: leave the date out and say so if the file is missing for good and the policy is "drop-date".
@@ -65,11 +65,5 @@ class StackRecord:
             raise type(failure.error)(place)
         if policy == "fail":
             raise MissingDataError(f'{place} ([archive] on_missing = "drop-date" would leave the date out)')
-        day, reason = observation.day.isoformat(), str(failure.error)
-        self.failed.append({"date": day, "item": failure.item, "asset": failure.asset, "reason": reason})
+        self.failed.append(FailedFile(observation.day, failure.item, failure.asset, str(failure.error)))
         self.drop(observation, f"asset {failure.asset} of {failure.item} cannot be read")
-
-
-def dates_of(records: Mapping[StackName, StackRecord]) -> dict[str, list[str]]:
-    """Kept dates of every stack, as text."""
-    return {name: [day.isoformat() for day in records[name].kept] for name in STACKS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,13 @@ from infer.contract import (
     TILE_MANIFEST,
     SmaltiError,
     staged_dir,
-    write_manifest,
 )
+from infer.contract.provenance import TileGrid, Window
+from infer.contract.tile import LeftOutItem, TileManifest
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.reader.placement import Target
 from preproc.reader.ranges import MissingDataError
-from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord, dates_of
+from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord
 from preproc.tile.quality import QualityCounter, write_quality
 from preproc.tile.recipe import TileJob, data_source
 from preproc.tile.same_day import Observation, bounding_box, missing_assets, observations
@@ -151,7 +153,7 @@ class OpenTile:
                 first = failed[0]
                 raise MissingDataError(
                     f'no {sensor} date is left: on_missing = "drop-date" left out {len(failed)} whose files cannot be '
-                    f"read, the first {first['date']}, item {first['item']}, asset {first['asset']}: {first['reason']}"
+                    f"read, the first {first.date}, item {first.item}, asset {first.asset}: {first.reason}"
                 )
 
     def finish(self) -> None:
@@ -171,7 +173,7 @@ class OpenTile:
             write_quality(self._folder, self._quality, self.job.inside_hw, self.records, self.job.window, gone)
             files = [path for path in self._folder.iterdir() if path.name != TILE_MANIFEST]
             manifest = self._folder / TILE_MANIFEST
-            write_manifest(manifest, "tile", inputs=self.job.inputs, files=files, fields=self._fields())
+            self._about().write(manifest, inputs=self.job.inputs, files=files)
             if self.job.keep is not None:
                 self.job.keep(self._folder, self.job.tile)
             self._stack.close()
@@ -190,7 +192,7 @@ class OpenTile:
         whole[self._box] = values
         return whole
 
-    def _fields(self) -> dict[str, Any]:
+    def _about(self) -> TileManifest:
         job, tile = self.job, self.job.tile
         policies: dict[str, list[str]] = {}
         bases: dict[str, list[str]] = {}
@@ -201,34 +203,30 @@ class OpenTile:
                 basis = BY_PIXELS if by_pixels else scene.offset_basis
                 bases.setdefault(str(basis), []).append(scene.id)
         left_out = sorted((scene.acquired, scene.id, missing_assets(scene)) for scene in job.scenes)
-        return {
-            "grid": {
-                "crs": f"EPSG:{tile.epsg}",
-                "transform": list(tile.transform),
-                "height": tile.size,
-                "width": tile.size,
+        records = self.records
+        return TileManifest(
+            grid=TileGrid(f"EPSG:{tile.epsg}", tile.transform, tile.size, tile.size),
+            band_order=BANDS,
+            sar_band_order=SAR_BANDS,
+            mask_polarity=MASK_POLARITY,
+            window=Window(*map(date.fromisoformat, job.window)),
+            source=job.source,
+            data_source=data_source(job.scenes),
+            offset_policy={policy: tuple(ids) for policy, ids in policies.items()},
+            offset_basis={basis: tuple(ids) for basis, ids in bases.items()},
+            dates={name: tuple(record.kept) for name, record in records.items()},
+            items={
+                name: {day.isoformat(): tuple(ids) for day, ids in record.items.items()}
+                for name, record in records.items()
             },
-            "band_order": list(BANDS),
-            "sar_band_order": list(SAR_BANDS),
-            "mask_polarity": MASK_POLARITY,
-            "window": {"start": job.window[0], "end": job.window[1]},
-            "source": job.source,
-            "data_source": data_source(job.scenes),
-            "offset_policy": policies,
-            "offset_basis": bases,
-            "dates": dates_of(self.records),
-            "items": {
-                name: {day.isoformat(): ids for day, ids in record.items.items()}
-                for name, record in self.records.items()
-            },
-            "dropped": {name: record.dropped for name, record in self.records.items()},
-            "failed": {name: record.failed for name, record in self.records.items()},
-            "left_out": [
-                {"item": item, "reason": f"the item has no asset {', '.join(missing)}"}
+            dropped={name: tuple(record.dropped) for name, record in records.items()},
+            failed={name: tuple(record.failed) for name, record in records.items()},
+            left_out=tuple(
+                LeftOutItem(item, f"the item has no asset {', '.join(missing)}")
                 for _, item, missing in left_out
                 if missing
-            ],
-            "min_clear": job.min_clear,
-            "on_missing": job.on_missing,
-            "region_pixels": self.region_pixels,
-        }
+            ),
+            min_clear=job.min_clear,
+            on_missing=job.on_missing,
+            region_pixels=self.region_pixels,
+        )

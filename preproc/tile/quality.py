@@ -85,11 +85,10 @@ def summary(
 
 
 def _reasons(record: StackRecord) -> dict[str, int]:
-    reasons = {entry["item"]: "unreadable" for entry in record.failed}
+    failed = {read.item for read in record.failed}
     tally: dict[str, int] = {}
     for entry in record.dropped:
-        unreadable = any(item in reasons for item in entry["items"])
-        reason = "unreadable" if unreadable else str(entry["reason"])
+        reason = entry.reason if failed.isdisjoint(entry.items) else "unreadable"
         tally[reason] = tally.get(reason, 0) + 1
     return tally
 

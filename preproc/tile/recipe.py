@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import PlannedTile, sha256_json
+from infer.contract import Inputs, PlannedTile, sha256_json
 from preproc.catalogue.scene import Scene
 from preproc.reader.hrefs import is_url, portable
 from preproc.tile.date_record import OnMissing
@@ -33,7 +33,7 @@ class TileJob:
     on_missing: OnMissing
     source: str
     """[archive] source."""
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     """Fingerprint for the manifest."""
     scratch: Path | None = None
     """Where the tile is made, if not beside its place."""

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from infer.contract import (
     TILE_MANIFEST,
+    Inputs,
     Lazily,
     Plan,
     PlannedTile,
@@ -131,7 +131,7 @@ class _RunScenes:
             embeddings=self.embeddings,
         )
 
-    def _inputs(self, tile: PlannedTile) -> dict[str, Any]:
+    def _inputs(self, tile: PlannedTile) -> Inputs:
         return {
             "grid": [tile.epsg, tile.west, tile.north, tile.size],
             "region": self.region.fingerprint,

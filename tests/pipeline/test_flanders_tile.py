@@ -83,7 +83,7 @@ def region_of(data: Path, transform: Affine) -> NDArray[np.bool_]:
 def test_sentinel_2_is_what_the_rules_say(fetched: tuple[Tile, float], shared: Path) -> None:
     tile, min_clear = fetched
     data = shared / "data" / "flanders-2019"
-    transform = Affine(*tile.manifest["grid"]["transform"])
+    transform = Affine(*tile.manifest.as_json()["grid"]["transform"])
     inside = region_of(data, transform)
     days, masks, bands = [], [], []
     for day, items in items_by_date(data, "sentinel-2-l2a").items():
@@ -99,7 +99,7 @@ def test_sentinel_2_is_what_the_rules_say(fetched: tuple[Tile, float], shared: P
         stack = [warp(folder[name], transform, Resampling.bilinear, 0) for name in BANDS]  # before 2022: no offset
         bands.append(np.where(mask[..., None], np.stack(stack, axis=-1), 0))
     assert len(days) > 20
-    assert tile.manifest["dates"]["s2"] == [day.isoformat() for day in days]
+    assert tile.manifest.as_json()["dates"]["s2"] == [day.isoformat() for day in days]
     assert tile.doys_t.tolist() == [day.timetuple().tm_yday for day in days]
     np.testing.assert_array_equal(tile.masks_thw, np.stack(masks))
     np.testing.assert_array_equal(tile.bands_thwb, np.stack(bands))
@@ -108,7 +108,7 @@ def test_sentinel_2_is_what_the_rules_say(fetched: tuple[Tile, float], shared: P
 def test_sentinel_1_is_what_the_rules_say(fetched: tuple[Tile, float], shared: Path) -> None:
     tile, _ = fetched
     data = shared / "data" / "flanders-2019"
-    transform = Affine(*tile.manifest["grid"]["transform"])
+    transform = Affine(*tile.manifest.as_json()["grid"]["transform"])
     inside = region_of(data, transform)
     days, values = [], []
     for day, items in items_by_date(data, "sentinel-1-rtc").items():
@@ -135,7 +135,7 @@ def test_the_region_mask_is_georeferenced(fetched: tuple[Tile, float], shared: P
     folder = Path(tile.bands_thwb.filename).parent  # type: ignore[attr-defined]  # a memory map knows its file
     with rasterio.open(folder / "roi.tiff") as dataset:
         assert dataset.crs.to_epsg() == 32631
-        assert dataset.transform == Affine(*tile.manifest["grid"]["transform"])
+        assert dataset.transform == Affine(*tile.manifest.as_json()["grid"]["transform"])
         np.testing.assert_array_equal(
             dataset.read(1) > 0, region_of(shared / "data" / "flanders-2019", dataset.transform)
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from infer.contract import Plan, PlannedTile, Run, planned_tiles, write_embedding
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
 from infer.contract.rasters import Encoder, MapManifest, MosaicManifest, MosaicZone, PreviewColours, Window
 
@@ -28,14 +29,8 @@ source = "mpc"
 """
 WEST, NORTH, EPSG = 500_000, 5_600_000, 32631
 
-MODEL = {
-    "name": "demo",
-    "label": "untrained demonstration model",
-    "trained": False,
-    "family": "v2-student",
-    "data_source": None,
-    "normalisation": "v2-student",
-}
+MODEL = EmbeddingModel("demo", "untrained demonstration model", False, "v2-student", None, "v2-student")
+ABOUT = EmbeddingManifest(model=MODEL, data_source="mpc")
 
 
 def tiled_run(root: Path, *, across: int = 2, down: int = 2, size: int = 32, epsg: int = EPSG) -> Run:
@@ -113,7 +108,6 @@ def embed(
     """Write embeddings that separate the classes of `truth` up to noise; row 0 of the first tile is nodata."""
     centres = np.random.default_rng(99).normal(size=(classes, dim))
     inputs = {"seed": seed, "checkpoint": checkpoint}
-    fields = {"model": MODEL, "data_source": "mpc"}
     for index, tile in enumerate(planned_tiles(run)):
         x, y = centre_grid(tile)
         noise_hwc = np.random.default_rng([seed, index]).normal(size=(tile.size, tile.size, dim)) * noise
@@ -123,9 +117,9 @@ def embed(
         if int8:
             scales = (np.abs(values).max(axis=2) / 127).astype(np.float32)
             codes = np.nan_to_num(np.round(values / scales[..., None])).astype(np.int8)
-            write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, fields=fields)
+            write_embedding(run.embeddings, tile.name, codes, scales, inputs=inputs, about=ABOUT)
         else:
-            write_embedding(run.embeddings, tile.name, values, None, inputs=inputs, fields=fields)
+            write_embedding(run.embeddings, tile.name, values, None, inputs=inputs, about=ABOUT)
 
 
 def centre_grid(tile: PlannedTile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

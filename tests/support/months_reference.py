@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from bench.made_tile import made_tile
-from infer.contract import Tile
+from infer.contract import MASK_POLARITY, Tile
+from infer.contract.provenance import TileGrid, Window
+from infer.contract.tile import TileManifest
 
 SIDE, WEST, NORTH = 6, 500_000.0, 8_000_000.0
-MANIFEST = {
-    "grid": {
-        "crs": "EPSG:32733", "transform": [10.0, 0.0, WEST, 0.0, -10.0, NORTH], "height": SIDE, "width": SIDE,
-    },
-    "window": {"start": "2021-10-01", "end": "2022-09-30"},
-}  # fmt: skip
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
+MANIFEST = TileManifest(
+    grid=TileGrid("EPSG:32733", (10.0, 0.0, WEST, 0.0, -10.0, NORTH), SIDE, SIDE),
+    window=Window(date(2021, 10, 1), date(2022, 9, 30)),
+    band_order=BANDS,
+    mask_polarity=MASK_POLARITY,
+)
 GROUPS = {
     "S1": ("VV", "VH"), "S2_RGB": ("B02", "B03", "B04"), "S2_Red_Edge": ("B05", "B06", "B07"), "S2_NIR_10m": ("B08",),
     "S2_NIR_20m": ("B8A",), "S2_SWIR": ("B11", "B12"), "NDVI": ("NDVI",),

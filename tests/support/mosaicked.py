@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
 from infer.contract import PlannedTile, Run, planned_tiles, write_embedding, write_manifest
+from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
+from infer.contract.provenance import Window
 from preproc.classify.predict import PredictStage
 from preproc.classify.sample import SampleStage
 from preproc.classify.train import TrainStage
@@ -70,7 +71,7 @@ def place_values(tile: PlannedTile, dim: int) -> NDArray[np.float32]:
 
 
 def embed_places(
-    run: Run, *, dim: int = 8, int8: bool = False, model: dict[str, Any] | None = None
+    run: Run, *, dim: int = 8, int8: bool = False, model: EmbeddingModel | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """Write embeddings of `place_values`, with a nodata corner in each tile.
 
@@ -91,29 +92,28 @@ def write_tile(
     values_hwc: NDArray[np.float32],
     *,
     int8: bool = False,
-    model: dict[str, Any] | None = None,
+    model: EmbeddingModel | None = None,
     checkpoint: str = "ab" * 32,
     observations_hwm: NDArray[np.uint8] | None = None,
     min_clear_s2: int = 0,
 ) -> NDArray[np.float32]:
     """Write one embedding as the engine does; what a reader should get for it."""
-    fields = {
-        "model": model or MODEL,
-        "data_source": "mpc",
-        "window": {"start": WINDOW[0], "end": WINDOW[1]},
-        "nodata_pixels": int(np.isnan(values_hwc[..., 0]).sum()),
-    }
-    if min_clear_s2:
-        fields["min_clear_s2"] = min_clear_s2
+    about = EmbeddingManifest(
+        model=model or MODEL,
+        data_source="mpc",
+        window=Window(*map(date.fromisoformat, WINDOW)),
+        nodata_pixels=int(np.isnan(values_hwc[..., 0]).sum()),
+        min_clear_s2=min_clear_s2 or None,
+    )
     inputs, counts = {"checkpoint": checkpoint}, observations_hwm
     if not int8:
         write_embedding(
-            run.embeddings, tile.name, values_hwc, None, observations_hwm=counts, inputs=inputs, fields=fields
+            run.embeddings, tile.name, values_hwc, None, observations_hwm=counts, inputs=inputs, about=about
         )
         return values_hwc
     scales = (np.abs(values_hwc).max(axis=2) / 127).astype(np.float32)
     codes = np.nan_to_num(np.rint(values_hwc / scales[..., None])).astype(np.int8)
-    write_embedding(run.embeddings, tile.name, codes, scales, observations_hwm=counts, inputs=inputs, fields=fields)
+    write_embedding(run.embeddings, tile.name, codes, scales, observations_hwm=counts, inputs=inputs, about=about)
     return codes.astype(np.float32) * scales[..., None]
 
 
@@ -188,7 +188,7 @@ def looks(size: int) -> NDArray[np.uint8]:
 
 
 def embed_crops(
-    run: Run, *, noise: float = 0.5, int8: bool = True, model: dict[str, Any] | None = None, min_clear_s2: int = 0
+    run: Run, *, noise: float = 0.5, int8: bool = True, model: EmbeddingModel | None = None, min_clear_s2: int = 0
 ) -> None:
     """Embeddings of 6 numbers that tell the classes of `crops` apart up to noise; one corner is nodata.
 
@@ -259,7 +259,7 @@ def observe_tiles(run: Run, *, worst: int = 12) -> None:
         write_manifest(folder / "tile.json", "tile", inputs={}, files=[folder / "quality.json"], fields=fields)
 
 
-def classified_run(root: Path, *, extra: str = CHAIN, model: dict[str, Any] | None = None) -> tuple[Run, Config]:
+def classified_run(root: Path, *, extra: str = CHAIN, model: EmbeddingModel | None = None) -> tuple[Run, Config]:
     """A whole run from embeddings to accuracy.json, by the real stages, on four small tiles of one zone."""
     run = planned_run(root, [(EPSG, c, r) for r in range(2) for c in range(2)])
     embed_crops(run, noise=1.2, model=model)

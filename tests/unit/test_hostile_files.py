@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.embedded import plan_of
+from support.embedded import ABOUT, plan_of
 from support.mutations import mutated_bytes, mutated_json
 
 from infer.contract import (
@@ -94,7 +94,7 @@ def subjects(root: Path) -> dict[str, Subject]:
     about = {"band_order": list(BANDS), "mask_polarity": MASK_POLARITY}
     write_manifest(folder / "tile.json", "tile", inputs={"grid": grid}, files=files, fields=about)
     codes, scales = np.ones((4, 4, 8), np.int8), np.ones((4, 4), np.float32)
-    write_embedding(run.embeddings, TILE.name, codes, scales, inputs={}, fields={})
+    write_embedding(run.embeddings, TILE.name, codes, scales, inputs={}, about=ABOUT)
     checkpoint, archive, profile = root / "student.pt", root / "items.json", root / "site.toml"
     torch.save({"args": SETTINGS, "model": random_student(SETTINGS, 3), "smalti": {"label": "x"}}, checkpoint)
     item = {

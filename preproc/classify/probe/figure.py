@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from infer.contract import JsonObject
 
-def table(results: Mapping[str, Any], legend: Mapping[int, str]) -> str:
+
+def table(results: JsonObject, legend: Mapping[int, str]) -> str:
     """Markdown: one row a feature table and classifier; F1 of every class and macro-F1."""
     names = list(legend.values())
     lines = ["| features | classifier | " + " | ".join(names) + " | macro-F1 |", "| --- " * (len(names) + 3) + "|"]
@@ -23,7 +24,7 @@ def table(results: Mapping[str, Any], legend: Mapping[int, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def curves_png(results: Mapping[str, Any]) -> bytes | None:
+def curves_png(results: JsonObject) -> bytes | None:
     """PNG of the label-efficiency curves, or None if there are none."""
     kinds = sorted({kind for entry in results.values() for kind in entry if entry[kind]["curve"]})
     if not kinds:

@@ -17,18 +17,17 @@ from support.recorded import GOLDEN
 
 from infer.__main__ import main
 from infer.contract import (
-    BANDS,
-    MASK_POLARITY,
     TILE_ARRAYS,
     SmaltiError,
     Tile,
     read_embedding,
     read_tile,
-    write_manifest,
     write_npy,
     write_pixels_of,
 )
+from infer.contract.provenance import TileGrid
 from infer.contract.registry import REGISTRY, cache_path
+from infer.contract.tile import TileManifest
 from infer.device import Device, choose_device
 from infer.families import OVER_MONTHS, make_engine
 from infer.location import degrees, unit_vectors
@@ -139,10 +138,10 @@ def test_a_galileo_may_be_named_backbone_but_must_be_nano(tmp_path):
 
 def test_a_galileo_needs_the_season_alone(tmp_path):
     checkpoint, tile = saved(tmp_path, random_galileo()), gappy_tile()
-    placeless = replace(tile, manifest={"window": MANIFEST["window"]})
+    placeless = replace(tile, manifest=replace(MANIFEST, grid=None))
     np.testing.assert_array_equal(embed(checkpoint, placeless).values_hwc, embed(checkpoint, tile).values_hwc)
     with pytest.raises(SmaltiError, match="galileo-nano needs the season"):
-        embed(checkpoint, replace(tile, manifest={"grid": MANIFEST["grid"]}))
+        embed(checkpoint, replace(tile, manifest=replace(MANIFEST, window=None)))
 
 
 def test_checkpoints_with_a_head_or_wrapped_are_the_same_network(tmp_path):
@@ -175,26 +174,25 @@ def test_other_networks_are_refused_in_a_line(change, match, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("manifest", "match"),
+    ("change", "match"),
     [
-        ({}, r"made: presto needs the season \(window\).* and the place of its pixels.*fetch the tile with smalti"),
-        ({"window": MANIFEST["window"]}, "presto needs the place of its pixels"),
-        ({"window": MANIFEST["window"], "grid": {"crs": "EPSG:3035", "transform": [1, 2, 3, 4, 5, 6]}}, "UTM zone"),
-        ({"window": MANIFEST["window"], "grid": {"crs": "EPSG:32631", "transform": [1, 2, 3]}}, "UTM zone"),
         (
-            {"window": MANIFEST["window"], "grid": {"crs": "EPSG:32631", "transform": [10, 0, 10**400, 0, -10, 0]}},
-            "UTM zone",
+            {"window": None, "grid": None},
+            r"made: presto needs the season \(window\).* and the place of its pixels.*fetch the tile with smalti",
         ),
-        ({"grid": MANIFEST["grid"]}, "presto needs the season"),
-        ({"grid": MANIFEST["grid"], "window": {"start": "last spring"}}, "presto needs the season"),
+        ({"grid": None}, "presto needs the place of its pixels"),
+        ({"grid": TileGrid("EPSG:3035", (1, 2, 3, 4, 5, 6))}, "UTM zone"),
+        ({"grid": TileGrid("EPSG:32661", (10, 0, 0, 0, -10, 0))}, "UTM zone"),
+        ({"grid": TileGrid("EPSG:32631", (10, 0, 10**400, 0, -10, 0))}, "UTM zone"),
+        ({"window": None}, "presto needs the season"),
     ],
 )
-def test_a_tile_that_cannot_give_what_is_needed_is_refused(manifest, match, tmp_path):
+def test_a_tile_that_cannot_give_what_is_needed_is_refused(change, match, tmp_path):
     engine = make_engine(saved(tmp_path, random_presto()), "cpu")
     try:
         for ask in (engine.load, engine.embed):
             with pytest.raises(SmaltiError, match=match) as caught:
-                ask(replace(gappy_tile(), manifest=manifest))
+                ask(replace(gappy_tile(), manifest=replace(MANIFEST, **change)))
             assert "\n" not in str(caught.value)
     finally:
         engine.close()
@@ -281,24 +279,23 @@ def test_places_agree_with_pyproj():
         assert max(np.abs(turned).max(), np.abs(found[1] - expected[1]).max()) < 1e-9
 
 
-def stated(folder: Path, tile: Tile, manifest: Mapping[str, object]) -> Path:
+def stated(folder: Path, tile: Tile, manifest: TileManifest) -> Path:
     folder.mkdir(parents=True)
     for field, spec in TILE_ARRAYS.items():
         write_npy(folder / spec.file, getattr(tile, field).astype(spec.dtype))
     files = [folder / spec.file for spec in TILE_ARRAYS.values()]
-    fields = {"band_order": list(BANDS), "mask_polarity": MASK_POLARITY, **manifest}
-    write_manifest(folder / "tile.json", "tile", inputs={}, files=files, fields=fields)
+    manifest.write(folder / "tile.json", inputs={}, files=files)
     return folder
 
 
 def test_the_command_writes_embeddings_that_say_what_made_them(tmp_path, capsys):
-    for name, manifest in (("stated", MANIFEST), ("unknown", {})):
+    for name, manifest in (("stated", MANIFEST), ("unknown", replace(MANIFEST, grid=None, window=None))):
         stated(tmp_path / "tiles" / name, gappy_tile(), manifest)
     checkpoint = saved(tmp_path, random_presto())
     arguments = ["--tiles", str(tmp_path / "tiles"), "--checkpoint", str(checkpoint.path), "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--output", "float32"]) == 1
     assert "unknown: presto needs the season" in capsys.readouterr().err
     embedding = read_embedding(tmp_path / "out", "stated")
-    assert embedding.manifest["model"]["family"] == "presto"
-    assert embedding.manifest["dimensions"] == 32
+    assert embedding.manifest.model.family == "presto"
+    assert embedding.manifest.dimensions == 32
     assert apart(embedding.values_hwc, np.load(GOLDEN / "presto" / "expected.npy")) <= TOLERANCE

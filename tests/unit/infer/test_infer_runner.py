@@ -114,7 +114,7 @@ def test_a_folder_of_tiles_with_and_without_manifests(tiles, tmp_path, untrained
     for name in "abc":
         embedding = read_embedding(tmp_path / "out", name)
         assert embedding.shape_hwc == (6, 6, 128)
-        about = embedding.manifest
+        about = embedding.manifest.as_json()
         assert set(about["inputs"]) == {"tile", "checkpoint", "output", "dim", "precision", "engine"}
         assert about["inputs"]["precision"] == "float32"
         assert about["model"]["trained"] is False
@@ -136,9 +136,9 @@ def test_a_registered_name_comes_before_a_file_of_that_name(tiles, tmp_path, unt
     monkeypatch.chdir(tmp_path)
     shutil.copy(untrained, "demo")
     assert infer(tiles / "b", tmp_path / "named", checkpoint="demo") == 0
-    assert read_embedding(tmp_path / "named", "b").manifest["model"]["name"] == "demo"
+    assert read_embedding(tmp_path / "named", "b").manifest.model.name == "demo"
     assert infer(tiles / "b", tmp_path / "file", checkpoint="./demo") == 0
-    assert read_embedding(tmp_path / "file", "b").manifest["model"]["trained"] is False
+    assert read_embedding(tmp_path / "file", "b").manifest.model.trained is False
     assert infer(tiles / "b", tmp_path / "twice", checkpoint="demo+demo") != 0
     assert "one of its parts comes twice" in capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_an_embedding_of_months_that_went_by_day_of_year_is_made_again_where_tha
     for checkpoint, marked in (("monthly", True), ("demo", False), ("demo+monthly", True)):
         out = tmp_path / checkpoint
         assert infer(tmp_path / "tiles", out, checkpoint=checkpoint) == 0
-        inputs = {name: read_embedding(out, name).manifest["inputs"] for name in "ab"}
+        inputs = {name: read_embedding(out, name).manifest.inputs for name in "ab"}
         assert inputs["a"].get("months") == ("by date" if marked else None)
         assert "months" not in inputs["b"]
 
@@ -171,7 +171,7 @@ def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(t
         assert np.isnan(found).any()
         there = embedding.embedded(slice(None), slice(None))
         assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
-        assert embedding.manifest["nodata_pixels"] == int((~there).sum())
+        assert embedding.manifest.nodata_pixels == int((~there).sum())
     assert infer(tiles, tmp_path / "codes", "--output", "int8", checkpoint="monthly") != 0
     assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
     assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
@@ -303,7 +303,7 @@ def test_a_job_chooses_output_and_dimensions(tmp_path):
     assert main([str(run.root), "--device", "cpu"]) == 0
     embedding = read_embedding(run.embeddings, "a")
     assert embedding.shape_hwc == (6, 6, 16)
-    assert embedding.manifest["inputs"]["precision"] == "bfloat16"
+    assert embedding.manifest.inputs["precision"] == "bfloat16"
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -610,9 +610,9 @@ def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
     np.testing.assert_array_equal(both.window(*everything)[..., 128:], filled)
     np.testing.assert_array_equal(around.window(*everything)[..., :144], filled)
     np.testing.assert_array_equal(both.embedded(*everything), found["demo"].embedded(*everything))
-    assert [part["numbers"] for part in both.manifest["model"]["parts"]] == [128, 144]
-    assert both.manifest["model"]["family"] == "v2-student+monthly"
-    assert both.manifest["inputs"]["checkpoint"] not in (around.manifest["inputs"]["checkpoint"], "")
+    assert [part.numbers for part in both.manifest.model.parts or ()] == [128, 144]
+    assert both.manifest.model.family == "v2-student+monthly"
+    assert both.manifest.inputs["checkpoint"] not in (around.manifest.inputs["checkpoint"], "")
     np.testing.assert_array_equal(both.observations_hwm, found["demo"].observations_hwm)
     for options, message in ((("--output", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
         assert infer(tiles, tmp_path / "refused", *options, checkpoint="demo+monthly") != 0

@@ -23,6 +23,7 @@ from infer.contract import (
     write_manifest,
     write_npy,
 )
+from infer.contract.tile import TileManifest
 
 
 def make_tile(folder: Path, t: int = 3, a: int = 2, d: int = 0, h: int = 4, w: int = 5, manifest: bool = True) -> Path:
@@ -59,7 +60,7 @@ def test_any_consistent_tile_is_read_back(
 
 def test_a_folder_of_the_reference_implementation_needs_no_manifest(tmp_path: Path) -> None:
     folder = make_tile(tmp_path / "tile", manifest=False)
-    assert read_tile(folder, need_manifest=False).manifest == {}
+    assert read_tile(folder, need_manifest=False).manifest == TileManifest()
     with pytest.raises(FormatError, match=r"tile.json: the manifest of this tile is missing: fetch this tile again"):
         read_tile(folder, need_manifest=True)
 
@@ -148,6 +149,24 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a manifest whose files are a list": (
         lambda f: _edit_manifest(f, lambda m: m.update(files=list(m["files"]))),
         r"tile.json: the manifest lacks its files or inputs",
+    ),
+    "a season that is none": (
+        lambda f: _edit_manifest(f, lambda m: m.update(window={"start": "last spring", "end": "2021-12-31"})),
+        r"tile.json: window.start = 'last spring' is not a day such as 2021-07-01: fetch this tile again",
+    ),
+    "a grid of three numbers": (
+        lambda f: _edit_manifest(f, lambda m: m.update(grid={"crs": "EPSG:32631", "transform": [10, 0, 0]})),
+        r"tile.json: grid.transform = \(list\) is not a list of 6: fetch this tile again",
+    ),
+    "a grid beyond all numbers": (
+        lambda f: _edit_manifest(
+            f, lambda m: m.update(grid={"crs": "EPSG:32631", "transform": [10, 0, 10**400, 0, -10, 0]})
+        ),
+        r"tile.json: grid.transform\[2\] = \(int\) is not a number: fetch this tile again",
+    ),
+    "a date that was dropped without a reason": (
+        lambda f: _edit_manifest(f, lambda m: m.update(dropped={"s2": [{"date": "2021-07-01", "items": []}]})),
+        r"tile.json: dropped.s2\[0\].reason is missing: fetch this tile again",
     ),
     "a pipe in place of an array": (
         lambda f: ((f / "doys.npy").unlink(), os.mkfifo(f / "doys.npy"))[1],

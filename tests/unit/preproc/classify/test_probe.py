@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.embedded import ABOUT
 
 from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_tile, write_embedding
 from infer.contract.monthly import month_index, monthly_composites, months_go_by_date, season_start, without_gaps
+from infer.contract.provenance import Window
+from infer.contract.tile import TileManifest, TileSeason
 from preproc.classify.medians import keep_medians, kept_medians, labelled_medians
 from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
 from preproc.classify.probe.features import filled, keep_classes
@@ -53,7 +55,7 @@ def test_monthly_composites_are_medians_of_what_is_clear(tmp_path: Path) -> None
     tile = replace(tile, sar_asc_thwp=asc, sar_desc_thwp=desc)
     rows, cols = np.array([0, 3, 7]), np.array([1, 4, 6])
     found = monthly_composites(tile, rows, cols).reshape(3, 12, 12)
-    start = season_start(tile.manifest)
+    start = season_start(tile.manifest.window)
     month = month_index(tile.doys_t, start)
     sar = np.concatenate([tile.sar_asc_thwp, tile.sar_desc_thwp]).astype(np.float64)
     sar_month = month_index(np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]), start)
@@ -102,13 +104,13 @@ def test_embeddings_of_one_name_stand_side_by_side_and_may_lack_months_but_not_p
     monkeypatch.setattr("preproc.classify.probe.__main__.raw_features", lambda run, samples: samples.values_nc)
     values = np.zeros((1, 1, 3), np.float32)
     values[0, 0, 1] = np.nan
-    write_embedding(tmp_path / "a", "t", values, None, inputs={}, fields={})
-    write_embedding(tmp_path / "b", "t", values[..., :2] + 1, None, inputs={}, fields={})
+    write_embedding(tmp_path / "a", "t", values, None, inputs={}, about=ABOUT)
+    write_embedding(tmp_path / "b", "t", values[..., :2] + 1, None, inputs={}, about=ABOUT)
     asked = [f"both={tmp_path / 'a'}", f"alone={tmp_path / 'b'}", f"both={tmp_path / 'b'}"]
     tables = feature_tables(Run(tmp_path), samples(), asked)
     np.testing.assert_array_equal(tables["both"][5], [0, np.nan, 0, 1, np.nan])
     np.testing.assert_array_equal(tables["alone"][5], [1, np.nan])
-    write_embedding(tmp_path / "b", "t", np.full_like(values, np.nan), None, inputs={}, fields={})
+    write_embedding(tmp_path / "b", "t", np.full_like(values, np.nan), None, inputs={}, about=ABOUT)
     with pytest.raises(SmaltiError, match="labelled pixels have no embedding"):
         feature_tables(Run(tmp_path), samples(), asked)
 
@@ -221,11 +223,11 @@ def test_months_go_by_date_where_a_day_of_year_may_be_two() -> None:
     assert month_index(doys, july, days).tolist() == [0, 11, 6]
     two_years = [date(2022, 7, 1), date(2023, 7, 1), date(2024, 6, 30), date(2023, 1, 5)]
     assert month_index(doys, date(2022, 7, 1), two_years).tolist() == [0, 0, 11, 6], "further years count to the first"
-    window = {"start": "2023-07-01", "end": "2024-06-30"}
-    ambiguous = {"window": window, "dates": {"s2": ["2023-07-02", "2024-06-30"], "s1_ascending": []}}
+    season = Window(date(2023, 7, 1), date(2024, 6, 30))
+    ambiguous = TileSeason(window=season, dates={"s2": (date(2023, 7, 2), date(2024, 6, 30)), "s1_ascending": ()})
     assert months_go_by_date(ambiguous)
-    assert not months_go_by_date({**ambiguous, "dates": {"s2": ["2023-07-02", "2024-06-29"]}})
-    for odd in ({}, {"dates": 3}, {"dates": {"s2": ["soon"]}}, {"window": window, "dates": {"s2": [5]}}):
+    assert not months_go_by_date(replace(ambiguous, dates={"s2": (date(2023, 7, 2), date(2024, 6, 29))}))
+    for odd in (TileSeason(), TileSeason(dates={}), TileSeason(window=season), TileSeason(window=season, dates={})):
         assert not months_go_by_date(odd), "a tile of somebody else"
 
 
@@ -234,15 +236,15 @@ def test_composites_take_the_dates_of_a_tile_unless_they_are_not_its_own(tmp_pat
     tile = read_tile(tmp_path / "tile", need_manifest=True)
     count = len(tile.doys_t)
     tile = replace(tile, doys_t=np.full(count, 182, np.uint16), masks_thw=np.ones_like(tile.masks_thw))
-    season = {"window": {"start": "2023-07-01", "end": "2024-06-30"}}
-    last = {**season, "dates": {"s2": ["2024-06-30"] * count}}
+    season, last = Window(date(2023, 7, 1), date(2024, 6, 30)), date(2024, 6, 30)
     places = np.array([0]), np.array([0])
 
-    def there(manifest: dict[str, Any]) -> list[int]:
+    def there(*days: date) -> list[int]:
+        manifest = TileManifest(window=season, dates={"s2": days})
         found = monthly_composites(replace(tile, manifest=manifest), *places).reshape(12, 12)[:, 0]
         return np.flatnonzero(np.isfinite(found)).tolist()
 
-    assert there(season) == [0]
-    assert there(last) == [11]
-    assert there({**season, "dates": {"s2": ["2024-06-29"] * count}}) == [0], "dates of other days"
-    assert there({**season, "dates": {"s2": ["2024-06-30"]}}) == ([0] if count > 1 else [11]), "too few"
+    assert there() == [0]
+    assert there(*[last] * count) == [11]
+    assert there(*[date(2024, 6, 29)] * count) == [0], "dates of other days"
+    assert there(last) == ([0] if count > 1 else [11]), "too few"

@@ -191,8 +191,8 @@ def test_the_store_goes_out_and_in_again(run: Run, tmp_path: Path) -> None:
         valid = ~np.isnan(mine.scales_hw)
         np.testing.assert_array_equal(theirs.scales_hw, mine.scales_hw)
         np.testing.assert_array_equal(theirs.values_hwc[valid], mine.values_hwc[valid])
-        assert theirs.manifest["inputs"]["checkpoint"] == "ab" * 32
-        assert theirs.manifest["model"]["trained"] is False
+        assert theirs.manifest.inputs["checkpoint"] == "ab" * 32
+        assert theirs.manifest.model.trained is False
     with pytest.raises(SmaltiError, match="asks for tessera-v2-small, the source has demo by smalti"):
         import_embeddings(
             other, parse_config(text.replace('"demo"', '"tessera-v2-small"'), other.config), str(tmp_path / "store")
@@ -214,7 +214,7 @@ def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp
         np.testing.assert_array_equal(found.observations_hwm, looks(32))
         assert found.scales_hw is not None
         np.testing.assert_array_equal(np.isnan(found.scales_hw), looks(32)[..., 0] < 15)
-        assert found.manifest["origin"]["pixels_too_thinly_observed"] == int((looks(32)[..., 0] < 15).sum())
+        assert found.manifest.as_json()["origin"]["pixels_too_thinly_observed"] == int((looks(32)[..., 0] < 15).sum())
     import_embeddings(
         other, parse_config(text, other.config), str(run.mosaic / "embeddings.zarr"), fill=True, force=True
     )

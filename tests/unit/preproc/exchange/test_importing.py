@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import zarr
-from support.embedded import plan_of
+from support.embedded import ABOUT, plan_of
 from support.published import made_npy, made_store, place_codes, place_scales
 from support.range_server import RangeServer, serve_folder
 from support.s3_server import S3Server
@@ -96,7 +96,7 @@ def test_every_pixel_of_a_store_comes_to_its_place(tmp_path: Path, place: tuple[
         codes, scales = expected(run, config, tile)
         np.testing.assert_array_equal(found.values_hwc, codes)
         np.testing.assert_array_equal(found.scales_hw, scales)
-        assert found.manifest["origin"]["placement"] == "whole pixels"
+        assert found.manifest.as_json()["origin"]["placement"] == "whole pixels"
         outside += int(np.isnan(scales).sum())
     assert outside > 100, "the region has an edge in this test"
     facts = read_provenance(run)
@@ -191,7 +191,7 @@ def test_what_is_absent_water_or_damaged_is_told_apart(tmp_path: Path, capsys: p
     assert found.scales_hw is not None
     assert np.isnan(found.scales_hw[2:5, 20:24]).all()
     assert not np.isnan(found.scales_hw[2:5, 25:]).any()
-    said = found.manifest["origin"]
+    said = found.manifest.as_json()["origin"]
     assert (said["pixels_absent"], said["pixels_without_data"], said["pixels_damaged"]) == (4, 5, 4)
     assert "import: 4 pixels are not published there: no data" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_fill_leaves_to_the_engine_what_is_not_whole_and_keeps_what_it_has(
     scales: Any = root["utm31/scales"]
     scales[-1, 40 + 5, 47 + 40] = np.inf  # one pixel of t10
     own = np.zeros((32, 32, 128), np.int8), np.ones((32, 32), np.float32)
-    write_embedding(run.embeddings, "t11", *own, inputs={"tile": "x"}, fields={})
+    write_embedding(run.embeddings, "t11", *own, inputs={"tile": "x"}, about=ABOUT)
     import_embeddings(run, config, str(tmp_path / "store"), fill=True)
     assert sorted(imported_tiles(run)) == ["t00", "t01"]
     assert not (run.embeddings / "t10.json").exists()
@@ -228,7 +228,7 @@ def test_a_tile_on_the_seam_of_zones_takes_the_nearest_pixel_of_the_neighbour(tm
     west, north = x // 10 * 10 - 600, y // 10 * 10 + 600
     made_store(tmp_path / "store", {32: (west, north, (200, 200))})
     import_embeddings(run, config, str(tmp_path / "store"))
-    said = read_embedding(run.embeddings, "t00").manifest["origin"]
+    said = read_embedding(run.embeddings, "t00").manifest.as_json()["origin"]
     assert said["placement"] == "nearest pixels"
     assert 0 < said["largest_shift_m"] <= 7.08
     tile = tiles[0]
@@ -248,13 +248,13 @@ def test_npy_tiles_are_placed_by_their_names_and_cut_by_their_masks(tmp_path: Pa
         found = read_embedding(run.embeddings, tile.name)
         np.testing.assert_array_equal(found.values_hwc, codes)
         np.testing.assert_array_equal(found.scales_hw, scales)
-    assert found.manifest["origin"]["dataset"] == "TESSERA 1.1 cambridge"
+    assert found.manifest.as_json()["origin"]["dataset"] == "TESSERA 1.1 cambridge"
     made_npy(tmp_path / "land", cells, (3.0985, 50.4985), land=True)
     import_embeddings(run, config, str(tmp_path / "land"))
     for tile in planned_tiles(run):
         codes, scales = expected(run, config, tile)
         found = read_embedding(run.embeddings, tile.name)
-        assert found.manifest["origin"]["pixels_without_data"] > 100
+        assert found.manifest.as_json()["origin"]["pixels_without_data"] > 100
         assert found.scales_hw is not None
         land = ~np.isnan(found.scales_hw)
         assert land.any()

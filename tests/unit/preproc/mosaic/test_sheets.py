@@ -6,6 +6,7 @@ import hashlib
 import re
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import rasterio
 import zarr
 from numpy.typing import NDArray
-from support.mosaicked import MODEL, TOML, config, embed_places, far_run, planned_run, put_together
+from support.mosaicked import MODEL, TOML, config, embed_places, far_run, planned_run, put_together, write_tile
 
 from infer.contract import Run, Shard, SmaltiError, planned_tiles
 from infer.contract.rasters import MosaicManifest
@@ -119,7 +120,7 @@ def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
 
 def test_a_prefix_of_other_families_means_nothing_and_is_not_stored(tmp_path: Path) -> None:
     run = planned_run(tmp_path / "run", [(32631, 0, 0)])
-    embed_places(run, dim=24, int8=True, model={**MODEL, "family": "v1.1"})
+    embed_places(run, dim=24, int8=True, model=replace(MODEL, family="v1.1"))
     run_stage(StitchStage(), run, config(run, '[stitch]\nformats = ["zarr"]'))
     root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
     assert "embeddings_d4" not in root["utm31"]  # type: ignore[operator]
@@ -142,7 +143,7 @@ def test_at_equator_and_antimeridian_a_zone_is_one_grid_whose_rows_go_on_below_0
     assert "have the numbers of the embeddings" in check_mosaic(run, settings)
     assert MosaicManifest.read(run).missing == ("n1_1_0",)
     root = zarr.open_group(run.mosaic / "embeddings.zarr", mode="r")
-    assert root["utm60/y"][-1] == 1760 - 10 * 304 + 5  # type: ignore[index, operator]
+    assert np.asarray(root["utm60/y"])[-1] == 1760 - 10 * 304 + 5
     opened = open_run(run.root)
     run.config.write_text(TOML.format(extra='[stitch]\nmissing = "nodata"'))
     points = [(tile.west + 105.0, tile.north - 325.0) for tile in planned_tiles(run) if tile.epsg == 32760]
@@ -363,6 +364,23 @@ def test_a_zone_of_many_sheets_has_an_index_in_place_of_a_long_vrt(
     moved = run.root.rename(tmp_path / "moved")
     np.testing.assert_array_equal(virtual_index(Run(moved), "31N"), put_together(Run(moved), tiles, "31N"))
     assert MosaicManifest.read(Run(moved)).zones["32N"].raster == "embeddings_32N.tif"
+
+
+def test_coarse_levels_of_several_sheets_come_from_their_overviews(tmp_path: Path) -> None:
+    run = planned_run(tmp_path / "run", [(32631, 0, 0), (32631, 1, 0)], size=768)
+    for tile in planned_tiles(run):
+        write_tile(run, tile, np.ones((768, 768, 2), np.float32), observations_hwm=np.full((768, 768, 2), 20, np.uint8))
+    run_stage(StitchStage(), run, config(run, '[stitch]\nsheet = 768\nformats = ["cog"]'))
+    with rasterio.open(run.mosaic / "observations_31N_r00_c01.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as sheet:
+        assert sheet.overviews(1) == [2]
+        sheet.write(np.full((768, 768), 99, np.uint8), 1)  # and its overview stays as it is
+    path = run.mosaic / "observations_31N.vrt"
+    with rasterio.open(path) as whole:
+        assert whole.overviews(1) == [2, 4]
+        np.testing.assert_array_equal(whole.read(1), np.repeat([[20, 99]], 768, axis=1).repeat(768, axis=0))
+    for level, side in enumerate((384, 192)):
+        with rasterio.open(path, overview_level=level) as coarser:
+            np.testing.assert_array_equal(coarser.read(1), np.full((side, 2 * side), 20))
 
 
 def virtual_index(run: Run, label: str) -> NDArray[np.float32]:

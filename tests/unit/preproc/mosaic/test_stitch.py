@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import zarr
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
+from support.embedded import ABOUT
 from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, planned_run, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
+from infer.contract.record import to_json
 from preproc.mosaic.stage import StitchStage
 from preproc.raster.quantise import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
@@ -112,7 +115,7 @@ def test_files_say_what_they_are(run: Run, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_only_a_published_model_makes_tessera_embeddings(run: Run) -> None:
-    embed_places(run, model={**MODEL, "name": "tessera-v2-small", "label": "TESSERA v2 small", "trained": True})
+    embed_places(run, model=replace(MODEL, name="tessera-v2-small", label="TESSERA v2 small", trained=True))
     run_stage(StitchStage(), run, config(run))
     with rasterio.open(run.mosaic / "embeddings_31N.tif") as raster:
         assert raster.tags()["SMALTI_CONTENT"] == "TESSERA embeddings: value = code * embeddings_31N_scales.tif"
@@ -236,15 +239,23 @@ def test_a_run_without_a_single_valid_pixel_is_told(run: Run) -> None:
         run_stage(StitchStage(), run, config(run))
 
 
-def test_an_embedding_that_does_not_name_its_model_is_refused(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "model = None is not a table"),
+        ({"model": {**to_json(MODEL), "trained": "yes"}}, "model.trained = 'yes' is not true or false"),
+        ({"origin": {"dataset": "x"}}, "origin.source is missing"),
+        ({"inputs": {}}, r"lacks what a mosaic has to state \(inputs.checkpoint\)"),
+        ({"files": {}}, r"lacks what a mosaic has to state \(the shape of t32631_0_0.npy\)"),
+    ],
+)
+def test_an_embedding_whose_manifest_was_edited_is_refused_by_its_key(
+    run: Run, change: dict[str, Any], said: str
+) -> None:
     embed_places(run)
     path = run.embeddings / "t32631_0_0.json"
-    manifest = json.loads(path.read_text())
-    del manifest["model"]
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(
-        SmaltiError, match=r"t32631_0_0\.json: lacks what a mosaic has to state \(KeyError\('model'\)\)"
-    ):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SmaltiError, match=rf"t32631_0_0\.json: {said}: delete it, then run `smalti infer` again$"):
         run_stage(StitchStage(), run, config(run))
 
 
@@ -275,8 +286,7 @@ def test_a_code_that_is_the_mosaics_nodata_moves_by_one_and_is_counted(run: Run)
     codes[0, 0] = [-128, 127, 0, 1, -127, 5, 6, 7]
     scales = np.full((32, 32), 0.5, np.float32)
     scales[1] = np.nan
-    fields = {"model": MODEL, "data_source": "mpc"}
-    write_embedding(run.embeddings, "t32631_0_0", codes, scales, inputs={"checkpoint": "x"}, fields=fields)
+    write_embedding(run.embeddings, "t32631_0_0", codes, scales, inputs={"checkpoint": "x"}, about=ABOUT)
     read = to_codes(read_embedding(run.embeddings, "t32631_0_0"), slice(0, 2), slice(None))
     assert read[0][0, 0, 0] == -128, "the store has the engine's codes as they are"
     found, kept, clipped = without_nodata(*read)

@@ -88,7 +88,8 @@ def test_the_table_of_items_is_read_by_rustac_and_by_smalti_itself(made: Run) ->
 def test_a_published_model_is_named_by_its_address_and_cited(tmp_path: Path) -> None:
     use_local_schemas()
     run = planned_run(tmp_path / "run", [(32631, 0, 0), (32632, 0, 0)])
-    model = {"name": "tessera-v2-small", "label": "tessera-v2-small", "trained": True, "family": "v2-student"}
+    stated = {"data_source": "mpc", "normalisation": "mpc"}
+    model = {"name": "tessera-v2-small", "label": "tessera-v2-small", "trained": True, "family": "v2-student", **stated}
     embed_crops(run, model=model)
     run_stage(StitchStage(), run, config(run))
     item = documents(run)["model.json"]

@@ -198,7 +198,7 @@ def test_a_new_accuracy_makes_a_new_page(copy: tuple[Run, Config]) -> None:
 
 
 def test_a_trained_model_is_not_warned_about(tmp_path: Path) -> None:
-    model = {**MODEL, "name": "tessera-v2-small", "label": "tessera-v2-small", "trained": True}
+    model = replace(MODEL, name="tessera-v2-small", label="tessera-v2-small", trained=True)
     run, settings = classified_run(tmp_path / "run", model=model)
     run_stage(ReportStage(), run, settings)
     text = parse(run).text
@@ -458,6 +458,22 @@ def test_a_quality_record_that_was_edited_is_named(copy: tuple[Run, Config], key
     path = run.tiles / planned_tiles(run)[0].name / "quality.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(FormatError, match=rf"{path.parent.name}/quality\.json: cannot be read"):
+        observe(run, ("2018-12-01", "2019-11-30"))
+
+
+@pytest.mark.parametrize(
+    ("dates", "said"),
+    [
+        (3, "dates = 3 is not a table"),
+        ({"s2": ["2019-13-01"]}, "dates.s2[0] = '2019-13-01' is not a day such as 2021-07-01"),
+        ({"s2": [], "s1_ascending": []}, "dates.s1_descending is missing"),
+    ],
+)
+def test_dates_that_were_edited_are_named(copy: tuple[Run, Config], dates: object, said: str) -> None:
+    run = copy[0]
+    path = run.tiles / planned_tiles(run)[0].name / "tile.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dates": dates}))
+    with pytest.raises(FormatError, match=rf"{path.parent.name}/tile\.json: {re.escape(said)}: fetch this tile again"):
         observe(run, ("2018-12-01", "2019-11-30"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.embedded import ABOUT
 from support.tiny import TinyArchive
 
 from infer.contract import Run, planned_tiles, release_tile, write_embedding
@@ -34,7 +35,7 @@ def fetched(tmp_path: Path) -> tuple[Run, Config]:
 def embed(run: Run, config: Config, name: str) -> None:
     codes, scales = np.zeros((32, 32, 128), np.int8), np.ones((32, 32), np.float32)
     inputs = dict(embedding_units(run, config).of(name).inputs)
-    write_embedding(run.embeddings, name, codes, scales, inputs=inputs, fields={})
+    write_embedding(run.embeddings, name, codes, scales, inputs=inputs, about=ABOUT)
 
 
 def kinds(survey: Survey) -> list[str]:

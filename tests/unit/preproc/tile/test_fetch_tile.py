@@ -14,7 +14,7 @@ from pyproj import Transformer
 from rasterio.io import MemoryFile
 from support.tiny import EPSG, NORTH, SIZE, TEN_METRES, WEST, TinyArchive, fetch, outline, write_raster
 
-from infer.contract import BANDS, FormatError, Run, embedding_paths, planned_tiles, read_tile
+from infer.contract import BANDS, FormatError, Run, Tile, embedding_paths, planned_tiles, read_tile
 from preproc.catalogue.items import load_scenes
 from preproc.plan.stage import PlanStage
 from preproc.run.config import load_config
@@ -33,6 +33,11 @@ def region(run: Run) -> np.ndarray:
         return dataset.read(1) > 0
 
 
+def stated(tile: Tile) -> dict[str, Any]:
+    """tile.json, as it stands there."""
+    return tile.manifest.as_json()
+
+
 def test_pixels_outside_the_region_are_masked_and_zero(tiny: TinyArchive, tmp_path: Path) -> None:
     tiny.s2("a", "2021-07-01")
     tiny.s1("r", "2021-07-02")
@@ -45,7 +50,7 @@ def test_pixels_outside_the_region_are_masked_and_zero(tiny: TinyArchive, tmp_pa
     np.testing.assert_array_equal(tile.masks_thw[0] > 0, inside)
     np.testing.assert_array_equal((tile.bands_thwb[0] > 0).all(axis=-1), inside)
     np.testing.assert_array_equal((tile.sar_asc_thwp[0] > 0).all(axis=-1), inside)
-    assert tile.manifest["region_pixels"] == (SIZE - 8) ** 2
+    assert stated(tile)["region_pixels"] == (SIZE - 8) ** 2
 
 
 def test_a_region_of_any_shape_is_cut_out(tiny: TinyArchive, tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def test_a_region_of_any_shape_is_cut_out(tiny: TinyArchive, tmp_path: Path) -> 
     tile = fetch(run, config)
     inside = region(run)
     assert 0.4 < inside.mean() < 0.6
-    assert tile.manifest["dates"]["s2"] == ["2021-07-01"]
+    assert stated(tile)["dates"]["s2"] == ["2021-07-01"]
     assert not tile.masks_thw[0][~inside].any()
     assert not tile.bands_thwb[0][~inside].any()
     assert not tile.sar_asc_thwp[0][~inside].any()
@@ -80,8 +85,11 @@ def test_the_offset_is_removed_after_2022_01_25_only(tiny: TinyArchive, tmp_path
         tiny.s2(name, day, bands={"B04": dn, "B02": 900, "B8A": 4000})
     run, config = tiny.run(tmp_path / "run", shrink=4)
     tile = fetch(run, config)
-    assert tile.manifest["dates"]["s2"] == ["2022-01-24", "2022-01-25", "2022-01-26"]
-    assert tile.manifest["offset_policy"] == {"none": ["before", "on"], "subtract-1000-where-dn>=1000": ["after"]}
+    assert stated(tile)["dates"]["s2"] == ["2022-01-24", "2022-01-25", "2022-01-26"]
+    assert stated(tile)["offset_policy"] == {
+        "none": ["before", "on"],
+        "subtract-1000-where-dn>=1000": ["after"],
+    }
     inside = region(run)
     for t in (0, 1):
         np.testing.assert_array_equal(tile.bands_thwb[t, ..., 0][inside], dn[inside])
@@ -113,7 +121,7 @@ def test_of_two_processings_the_newest_gives_what_it_has_and_the_older_one_the_r
     expected[:, 28:] = 7000
     expected[:16, :8] = 0
     np.testing.assert_array_equal(tile.bands_thwb[0, ..., 0], expected)
-    assert tile.manifest["items"]["s2"] == {"2021-07-01": ["b-new", "a-old"]}
+    assert stated(tile)["items"]["s2"] == {"2021-07-01": ["b-new", "a-old"]}
 
 
 def test_an_older_processing_is_not_read_where_the_newest_has_data_all_over(tiny: TinyArchive, tmp_path: Path) -> None:
@@ -161,8 +169,8 @@ def test_where_the_catalogue_is_not_reliable_clear_pixels_decide_about_the_offse
     run, config = tiny.run(tmp_path / "run", shrink=4)
     tile = fetch(run, config)
     assert set(np.unique(tile.bands_thwb[0, ..., 0])) == {300, 3000}
-    assert tile.manifest["offset_policy"] == {applied: ["a"]}
-    assert tile.manifest["offset_basis"] == {"clear pixels": ["a"]}
+    assert stated(tile)["offset_policy"] == {applied: ["a"]}
+    assert stated(tile)["offset_basis"] == {"clear pixels": ["a"]}
     said = capfd.readouterr().err.count("have clear pixels below 1000 although the catalogue does not say")
     quality = json.loads((run.tiles / tile.name / "quality.json").read_text())
     assert (said, quality.get("offset_gone")) == ((0, None) if added else (1, ["a"]))
@@ -188,7 +196,7 @@ def test_the_first_scene_of_a_date_that_is_clear_gives_all_bands(tiny: TinyArchi
     np.testing.assert_array_equal(tile.masks_thw[0] > 0, inside)
     for band in range(10):
         np.testing.assert_array_equal(tile.bands_thwb[0, ..., band], np.where(inside, expected, 0))
-    assert tile.manifest["items"]["s2"] == {"2021-07-01": ["c", "a", "b"]}
+    assert stated(tile)["items"]["s2"] == {"2021-07-01": ["c", "a", "b"]}
 
 
 def test_a_scene_of_the_tiles_zone_comes_before_an_earlier_one_of_another(tiny: TinyArchive, tmp_path: Path) -> None:
@@ -202,7 +210,7 @@ def test_a_scene_of_the_tiles_zone_comes_before_an_earlier_one_of_another(tiny: 
     expected = np.where(np.arange(SIZE * SIZE).reshape(SIZE, SIZE) >= 0, 700, 0)
     expected[:16, :16] = 500
     np.testing.assert_array_equal(tile.bands_thwb[0, ..., 0], np.where(inside, expected, 0))
-    assert tile.manifest["items"]["s2"]["2021-07-01"] == ["own", "other"]
+    assert stated(tile)["items"]["s2"]["2021-07-01"] == ["own", "other"]
 
 
 @pytest.mark.parametrize(("clear_rows", "kept"), [(0, False), (1, False), (2, True), (16, True)])
@@ -219,10 +227,10 @@ def test_dates_below_min_clear_are_dropped_and_their_bands_not_read(
     run, config = tiny.run(tmp_path / "run", shrink=4, min_clear=0.125)  # 2 of 16 rows: exactly the threshold
     tile = fetch(run, config)
     assert region(run).all()
-    assert tile.manifest["dates"]["s2"] == (["2021-07-01"] if kept else []) + ["2021-07-03"]
+    assert stated(tile)["dates"]["s2"] == (["2021-07-01"] if kept else []) + ["2021-07-03"]
     reason = {"reason": "too few clear pixels", "clear_share": clear_rows / 16}
     dropped = {"date": "2021-07-01", "items": ["a"], **reason}
-    assert tile.manifest["dropped"]["s2"] == ([] if kept else [dropped])
+    assert stated(tile)["dropped"]["s2"] == ([] if kept else [dropped])
 
 
 def test_min_clear_0_keeps_a_date_with_one_clear_pixel_and_no_date_without(tiny: TinyArchive, tmp_path: Path) -> None:
@@ -231,7 +239,7 @@ def test_min_clear_0_keeps_a_date_with_one_clear_pixel_and_no_date_without(tiny:
     tiny.s2("one", "2021-07-01", scl=scl)
     tiny.s2("none", "2021-07-03", scl=9)
     tile = fetch(*tiny.run(tmp_path / "run", min_clear=0))
-    assert tile.manifest["dates"]["s2"] == ["2021-07-01"]
+    assert stated(tile)["dates"]["s2"] == ["2021-07-01"]
     assert int(tile.masks_thw.sum()) == 4  # one pixel of 20 m
 
 
@@ -247,8 +255,12 @@ def test_where_a_scene_ends_the_tile_is_not_clear(tiny: TinyArchive, tmp_path: P
     expected[:, 16:] = False
     np.testing.assert_array_equal(tile.masks_thw[0] > 0, expected)
     np.testing.assert_array_equal(tile.sar_asc_thwp[0].any(axis=-1), expected)
-    assert tile.manifest["dates"] == {"s2": ["2021-07-01"], "s1_ascending": ["2021-07-01"], "s1_descending": []}
-    assert [entry["reason"] for entry in tile.manifest["dropped"]["s1_ascending"]] == ["no value inside the region"]
+    assert stated(tile)["dates"] == {
+        "s2": ["2021-07-01"],
+        "s1_ascending": ["2021-07-01"],
+        "s1_descending": [],
+    }
+    assert [entry["reason"] for entry in stated(tile)["dropped"]["s1_ascending"]] == ["no value inside the region"]
 
 
 def test_sentinel_1_zeros_and_nodata_are_missing_and_the_next_scene_fills_them(
@@ -273,7 +285,7 @@ def test_sentinel_1_zeros_and_nodata_are_missing_and_the_next_scene_fills_them(
     expected[12:] = int((20 * np.log10(float(np.float32(0.1))) + 50) * 200)
     expected[12:16, :, 1] = 0
     np.testing.assert_array_equal(tile.sar_asc_thwp[0], expected)
-    assert tile.manifest["items"]["s1_ascending"]["2021-07-01"] == ["a", "b"]
+    assert stated(tile)["items"]["s1_ascending"]["2021-07-01"] == ["a", "b"]
     assert tile.sar_desc_thwp.shape[0] == 1
 
 
@@ -298,8 +310,8 @@ def test_a_scene_whose_item_lacks_an_asset_is_left_out_and_said(tiny: TinyArchiv
     tiny.s2("whole", "2021-07-01", bands=100)
     tiny.s2("lacking", "2021-07-01T09:00:00", bands=200, without=["B11"])
     tile = fetch(*tiny.run(tmp_path / "run"))
-    assert tile.manifest["left_out"] == [{"item": "lacking", "reason": "the item has no asset B11"}]
-    assert tile.manifest["items"]["s2"] == {"2021-07-01": ["whole"]}
+    assert stated(tile)["left_out"] == [{"item": "lacking", "reason": "the item has no asset B11"}]
+    assert stated(tile)["items"]["s2"] == {"2021-07-01": ["whole"]}
     assert int(tile.bands_thwb.max()) == 100
 
 
@@ -329,13 +341,13 @@ def test_drop_date_leaves_the_date_out_and_records_it(tiny: TinyArchive, tmp_pat
     (folder / f"{asset}.tif").write_bytes(b"II*\0" + bytes(100))
     (radar / "vh.tif").unlink()
     tile = fetch(run, config)
-    assert tile.manifest["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
-    assert tile.manifest["dates"]["s1_ascending"] == ["2021-07-09"]
-    (failed,) = tile.manifest["failed"]["s2"]
+    assert stated(tile)["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
+    assert stated(tile)["dates"]["s1_ascending"] == ["2021-07-09"]
+    (failed,) = stated(tile)["failed"]["s2"]
     assert (failed["date"], failed["item"], failed["asset"]) == ("2021-07-03", "bad", asset)
     assert "not a readable GeoTIFF" in failed["reason"]
-    assert tile.manifest["failed"]["s1_ascending"][0]["asset"] == "VH"
-    assert tile.manifest["dropped"]["s2"][0]["items"] == ["bad", "companion"]
+    assert stated(tile)["failed"]["s1_ascending"][0]["asset"] == "VH"
+    assert stated(tile)["dropped"]["s2"][0]["items"] == ["bad", "companion"]
     quality = json.loads((run.tiles / tile.name / "quality.json").read_text())
     assert quality["stacks"]["s2"]["dropped_for"] == {"unreadable": 1}
 
@@ -363,8 +375,8 @@ def test_where_a_band_declares_no_value_a_pixel_is_not_clear(tiny: TinyArchive, 
     write_raster(folder / "B8A.tif", half, pixel=20, nodata=65535)
     write_raster(lost / "B8A.tif", np.full_like(half, 65535), pixel=20, nodata=65535)
     tile = fetch(*tiny.run(tmp_path / "run", shrink=4))
-    assert tile.manifest["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
-    assert [entry["date"] for entry in tile.manifest["dropped"]["s2"]] == ["2021-07-03"]
+    assert stated(tile)["dates"]["s2"] == ["2021-07-01", "2021-07-05"]
+    assert [entry["date"] for entry in stated(tile)["dropped"]["s2"]] == ["2021-07-03"]
     expected = np.zeros((SIZE, SIZE), bool)
     expected[:, 16:] = True
     np.testing.assert_array_equal(tile.masks_thw[0] > 0, expected)
@@ -416,7 +428,7 @@ def test_the_size_of_tiles_changes_no_pixel(tiny: TinyArchive, tmp_path: Path) -
         for planned in planned_tiles(run):
             tile = read_tile(run.tiles / planned.name, need_manifest=True)
             row, column = (NORTH - planned.north) // 10, (planned.west - WEST) // 10
-            for t, day in enumerate(tile.manifest["dates"]["s2"]):
+            for t, day in enumerate(stated(tile)["dates"]["s2"]):
                 place = whole[int(day[-1]) - 1, row : row + size, column : column + size]
                 place[..., :10], place[..., 10] = tile.bands_thwb[t], tile.masks_thw[t]
         found.append(whole)
@@ -439,7 +451,7 @@ def test_the_manifest_says_what_the_tile_is(tiny: TinyArchive, tmp_path: Path) -
     tiny.s2("a", "2021-07-01")
     run, config = tiny.run(tmp_path / "run", start=date(2021, 6, 1), end=date(2021, 9, 30))
     tile = fetch(run, config)
-    manifest = tile.manifest
+    manifest = stated(tile)
     assert manifest["grid"] == {
         "crs": "EPSG:32631",
         "transform": [10.0, 0.0, float(WEST), 0.0, -10.0, float(NORTH)],

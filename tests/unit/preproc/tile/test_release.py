@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.embedded import ABOUT
 from support.tiny import TinyArchive
 
 from infer.contract import (
@@ -43,7 +44,7 @@ def embed(run: Run, config: Config, name: str) -> None:
     """An embedding with all of the fingerprint that this side knows."""
     codes, scales = np.zeros((32, 32, 128), np.int8), np.ones((32, 32), np.float32)
     inputs = dict(embedding_units(run, config).of(name).inputs)
-    write_embedding(run.embeddings, name, codes, scales, inputs=inputs, fields={})
+    write_embedding(run.embeddings, name, codes, scales, inputs=inputs, about=ABOUT)
 
 
 def state(run: Run, config: Config) -> str:
