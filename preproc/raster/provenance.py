@@ -286,16 +286,18 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
     folder, tiles = run.embeddings, planned_tiles(run)
     digest, lead = hashlib.sha256(), "["
     missing: list[str] = []
+    broken: FormatError | None = None
     for tile in tiles:
         path = f"{folder}/{tile.name}.json"
         try:
             found = glance_at(path)
             if gaps:
                 found.verify(path)
-        except FormatError:
-            if not gaps and Path(path).exists():
-                raise
-            missing.append(tile.name)
+        except FormatError as error:
+            if gaps or not Path(path).exists():
+                missing.append(tile.name)
+            else:
+                broken = broken or error
             continue
         digest.update(f"{lead}[{json.dumps(tile.name)},{found.files}]".encode())  # as one JSON it may fill the memory
         lead = ","
@@ -304,6 +306,8 @@ def embeddings_fingerprint(run: Run, *, gaps: bool = False) -> str:
             f"{folder}: {len(missing)} of {len(tiles)} tiles have no embedding yet "
             f"(the first is {missing[0]}): run `smalti infer {run.quoted}`"
         )
+    if broken is not None:
+        raise broken
     digest.update(b"[]" if lead == "[" else b"]")
     return digest.hexdigest()
 
