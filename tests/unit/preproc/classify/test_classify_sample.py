@@ -302,6 +302,9 @@ def test_unusable_labels_end_with_one_line_and_leave_the_old_table(run: Run) -> 
 def test_what_is_needed_is_named(run: Run) -> None:
     with pytest.raises(SmaltiError, match=r"\[labels\]: missing: add .*path.*class"):
         SampleStage().open(run, parse_config(TOML, run.config))
+    (run.embeddings / "t00.json").write_text("{")
+    with pytest.raises(SmaltiError, match=r"t00.json: the manifest of this embedding is not valid JSON"):
+        SampleStage().open(run, settings(run))
     (run.embeddings / "t10.json").unlink()
     with pytest.raises(
         SmaltiError, match=r"1 of 4 tiles have no embedding yet \(the first is t10\): run `smalti infer"
