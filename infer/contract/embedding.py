@@ -138,11 +138,6 @@ class EmbeddingManifest(EmbeddingSource):
         """
         return cls.read_at(embedding_manifest(folder, name), _REMEDY, f"delete it, then {_REMEDY}")
 
-    def as_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        said = {"data_source": self.data_source} if self.origin is not None else {}  # an import says so if it is null
-        return {**super().as_json(), **said}
-
 
 @dataclass(frozen=True)
 class Embedding:
