@@ -26,7 +26,7 @@ from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines, gat
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_submitted, slurm_folder, write_ledger
 from preproc.preflight import preflight, refuse
-from preproc.raster.zones import sheets_of, zone_grids
+from preproc.raster.zones import shares_of, sheets_of, zone_grids
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
@@ -77,7 +77,8 @@ def what_is_due(
     if not tiles:
         raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
     sheets = sum(len(sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(tiles))
-    tasks = tasks or _tasks(run, config, profile, tiles, sheets)
+    parts = len(shares_of(tiles, config.stitch.sheet))
+    tasks = tasks or _tasks(run, config, profile, tiles, gathering_jobs(profile, sheets, parts))
     fetch = _missing(survey, "fetch")
     infer = _missing(survey, "infer")  # imported ones are last, and are not fetched
     lacking = [first or second for first, second in zip_longest(fetch, infer, fillvalue=False)]
@@ -94,7 +95,7 @@ def what_is_due(
             gathers.append(name)
     waves = None if budget(config) is None else waves_of(Plan.read(run), config, tasks)
     networks, trials = _trained_together(config) if "train" in gathers else (1, 1)
-    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, networks, trials, waves)
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, parts, networks, trials, waves)
 
 
 def _trained_together(config: Config) -> tuple[int, int]:
@@ -105,10 +106,10 @@ def _trained_together(config: Config) -> tuple[int, int]:
     return 1, WAVE if settings.trials > WAVE else 1  # few are not worth the queue
 
 
-def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], sheets: int) -> int:
+def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], gathering: int) -> int:
     """Shards to divide the tiles among: one of them has to fit into the room that tiles may take."""
     jobs = [job for job in map(profile.kind, ARRAYS) if job.where == "batch"]
-    tasks = choose_tasks(len(tiles), tiles[0].size, jobs, profile.limits, gathering_jobs(profile, sheets))
+    tasks = choose_tasks(len(tiles), tiles[0].size, jobs, profile.limits, gathering)
     if budget(config) is None:
         return tasks
     season = Plan.read(run).season

@@ -15,7 +15,7 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
-from preproc.cluster.sbatch import OF_SHEETS, OF_TRAINING
+from preproc.cluster.sbatch import SHARED
 from preproc.cluster.slurm import Accounted, Queued, TaskId
 from preproc.cluster.submitted import SubmittedJob, log_path, read_submitted
 from preproc.run.stage import Unit
@@ -164,32 +164,26 @@ def _states(survey: Survey, stage: str) -> Sequence[tuple[Unit, State]]:
         return ()  # what it builds on is not there yet
 
 
-def _trained(survey: Survey) -> list[tuple[Unit, State]]:
-    """What the tasks of an array that trains have to do."""
-    try:
-        return list(stage_named("train").load(shard=True).open(survey.run, survey.config).states())
-    except SmaltiError:
-        return []
-
-
 def _shared(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
-    """The units that the tasks of an array share: of sheets all but the last, which joins them."""
-    if kind in ARRAYS:
-        return _states(survey, kind)
-    if kind in OF_TRAINING:
-        return _trained(survey)
-    return _states(survey, kind.removesuffix("-sheets"))[:-1] if kind in OF_SHEETS else []
+    """The units that the tasks of an array share; none once the stage is complete, for some are gone then."""
+    if kind not in SHARED:
+        return _states(survey, kind) if kind in ARRAYS else ()
+    stage = kind.partition("-")[0]
+    known = {unit.name: state for unit, state in _states(survey, stage)}
+    if known and all(state.complete for state in known.values()):
+        return ()
+    try:
+        return list(stage_named(stage).load(shard=True).open(survey.run, survey.config).states(known=known))
+    except SmaltiError:
+        return ()
 
 
-def _done(survey: Survey, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> set[TaskId]:
+def _done(survey: Survey, tasks: Mapping[TaskId, SubmittedJob], shared: Sequence[tuple[Unit, State]]) -> set[TaskId]:
     """Tasks whose outputs all stand."""
-    if kind in OF_TRAINING and all(state.complete for _, state in _states(survey, "train")):
-        return set(tasks)  # and what they made is gone
-    if kind in ARRAYS or kind in OF_SHEETS or kind in OF_TRAINING:
-        states = _shared(survey, kind)
+    if shared:
         count = next(iter(tasks.values())).tasks
-        lacking = {index % count for index, (_, state) in enumerate(states) if not state.complete}
-        return {task for task in tasks if states and task.index not in lacking}
+        lacking = {index % count for index, (_, state) in enumerate(shared) if not state.complete}
+        return {task for task in tasks if task.index not in lacking}
     done = set()
     for task, job in tasks.items():
         states = [pair for stage in job.stages for pair in _states(survey, stage)]
@@ -244,8 +238,8 @@ def _job_status(
     queue: Mapping[TaskId, Queued] | None,
     accounts: Mapping[TaskId, Accounted] | None,
 ) -> JobStatus:
-    done = _done(survey, kind, tasks)
     states = _shared(survey, kind)
+    done = _done(survey, tasks, states)
     complete = [unit for unit, state in states if state.complete]
     looked_at = set(sorted(done, reverse=True)[:_SAMPLED_LOGS])
     statuses = []
