@@ -180,5 +180,5 @@ def cost_lines(profile: Profile, steps: Sequence[Step], due: Due) -> list[str]:
         place = job.partition or "the default partition"
         lines.append(f"  {step.name:<14} {place:<22} {asked}: {what}{expected}")
     if units:
-        lines.append(f"  at most {units:.1f} {profile.billing.unit}")
+        lines.append(f"  billed as at most {units:.1f} {profile.billing.unit}")
     return lines

@@ -28,6 +28,7 @@ from preproc.cluster.submitted import SubmittedJob, read_submitted, slurm_folder
 from preproc.preflight import preflight, refuse
 from preproc.raster.zones import shares_of, sheets_of, zone_grids
 from preproc.run.chain import run_one
+from preproc.run.checks import Verdict
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
 from preproc.run.engine import engine_options
@@ -170,6 +171,16 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
         raise SmaltiError(f"{run.config}: [site] container: missing: GPU jobs run the engine in an image")
 
 
+def _check_number(profile: Profile, steps: Sequence[Step], active: int = 0) -> None:
+    tasks = sum(step.length for step in steps)
+    if active + tasks > profile.limits.max_jobs:
+        queued = f" beside the {active} that are queued" if active else ""
+        raise SmaltiError(
+            f"profile {profile.name}: {tasks} tasks{queued} are more than limits.max_jobs "
+            f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
+        )
+
+
 def _select(config: Config, wanted: str | None) -> list[str]:
     names = [entry.name for entry in chain(config) if entry.name != "plan"]
     if wanted is None:
@@ -291,6 +302,11 @@ def _dry_run(survey: Survey, profile: Profile, stages: Sequence[str]) -> str:
     notes += quality_warnings(run) if due.shards["infer"] else []
     found = preflight(run, config, Plan.read(run), elsewhere=True).items
     notes += [f"{item.verdict}: {item.check}: {item.text}: {item.remedy}" for item in found if item.remedy]
+    try:
+        _check_inputs(run, config, profile, due, common)
+        _check_number(profile, steps)
+    except SmaltiError as error:
+        notes.append(f"{Verdict.FAILED}: `smalti submit` would refuse this: {error}")
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
 
 
@@ -310,11 +326,7 @@ def _submit(
     running = [job for job in queued_gathers if job.id in begun]
     if not steps or (all(step.script.kind not in ARRAYS for step in steps) and (queued_gathers or active)):
         return "nothing is missing" if not active else "nothing to add: what is missing is queued"
-    if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs:
-        raise SmaltiError(
-            f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
-            f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
-        )
+    _check_number(profile, steps, len(active))
     warnings = quality_warnings(run) if due.shards["infer"] else []
     scripts = _write_scripts(run, profile, steps, len(jobs))
     for path in scripts.values():

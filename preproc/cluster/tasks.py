@@ -54,6 +54,8 @@ class LogRecord:
     peak_mb: int = 0
     last: str = ""
     """Last lines that say something."""
+    host: str = ""
+    """Node of the last attempt."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class TaskStatus:
     seconds: int = 0
     peak_mb: int = 0
     log: str = ""
+    host: str = ""
+    """Node of its last attempt, as far as accounting or its log tells."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +105,21 @@ class QueueView:
 
 
 def parse_log(text: str) -> LogRecord:
-    """RunProvenance of a log's end. A last start without an end: killed, or the node is gone."""
+    """What a log's end tells. A last start without an end: killed, or the node is gone."""
     starts, ends = list(_START.finditer(text)), list(_END.finditer(text))
     attempts = int(starts[-1][1]) + 1 if starts else (int(ends[-1][5]) + 1 if ends else 0)
     said = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
     last = " / ".join(said[-2:])
+    host = starts[-1][2] if starts else ""
     ended = bool(ends) and (not starts or ends[-1].start() > starts[-1].start())
     if not ended:
-        return LogRecord(attempts, None, last=last)
+        return LogRecord(attempts, None, last=last, host=host)
     _, _, seconds, peak, _ = ends[-1].groups()
-    return LogRecord(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last)
+    return LogRecord(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last, host)
 
 
 def read_log(path: Path) -> LogRecord | None:
-    """RunProvenance of a task's log, or None when there is no log: the task never started."""
+    """What a task's log tells, or None when there is no log: the task never started."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -218,6 +223,7 @@ def _task_status(
     attempts = max(facts.attempts if facts else 0, account.attempts if account else 0)
     seconds = (account.seconds if account else 0) or (facts.seconds if facts else 0)
     peak = max(account.peak_mb if account else 0, facts.peak_mb if facts else 0)
+    host = (account.node if account else "") or (facts.host if facts else "")
     state, why = "done", ""
     if waiting is not None and waiting.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         state, why = ("requeued" if facts and facts.attempts else "pending"), waiting.reason
@@ -228,7 +234,7 @@ def _task_status(
         why = explain(kind, facts, account) if state == "failed" else "as far as is known without the queue"
     elif not done:
         state, why = "failed", explain(kind, facts, account)
-    return TaskStatus(task, kind, state, why, attempts, seconds, peak, str(path))
+    return TaskStatus(task, kind, state, why, attempts, seconds, peak, str(path), host)
 
 
 def _job_status(

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.embedded import TOML, tiled_run
 
 from infer.contract import Shard, SmaltiError
 from preproc.cluster.jobs import Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
-from preproc.cluster.submit import dependency_of, tasks_in_use, without_active
+from preproc.cluster.submit import Request, dependency_of, submit, tasks_in_use, without_active
 from preproc.cluster.submitted import SubmittedJob
+from preproc.run.config import parse_config
 from preproc.run.profile import Job, Limits, Profile, load_profile, merge
 from preproc.run.task_count import choose_tasks
 from preproc.run.waves import Space, Waves
@@ -216,4 +218,17 @@ def test_cost_is_said_in_the_sites_units() -> None:
     lines = cost_lines(lumi, build_chain(lumi, COMMON, due((0, 1, 2, 3), (0, 1, 2, 3)), 512), due((), ()))
     text = "\n".join(lines)
     assert "at most 32.0 GPU-hours, about 2.0 expected" in text  # 4 tasks x 8 h; 40 tiles x 3 min
-    assert "at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD
+    assert "billed as at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD
+
+
+def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:
+    run = tiled_run(tmp_path / "run", across=2, down=1)
+    site = f'[site]\nprofile = "lumi"\ncontainer = "{tmp_path}/none.sif"\njob.account = "project_1"\n'
+    config = parse_config(TOML + site, run.config)
+    told = submit(run, config, Request(dry_run=True)).splitlines()
+    assert "#SBATCH --partition=small-g" in told
+    assert f"would refuse this: {tmp_path}/none.sif: no such container image" in told[-1]
+    (tmp_path / "none.sif").write_bytes(b"")
+    assert not any("would refuse" in line for line in submit(run, config, Request(dry_run=True)).splitlines())
+    few = parse_config(f"{TOML}{site}limits.max_jobs = 2\n", run.config)
+    assert "3 tasks are more than limits.max_jobs (2)" in submit(run, few, Request(dry_run=True)).splitlines()[-1]
