@@ -82,4 +82,5 @@ def principal_components(values_nc: NDArray[np.float32]) -> Components:
 
 def _whole(values: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
     limit = 2.0**_VALUE_BITS
-    return np.clip(np.rint(values * np.float32(scale)), -limit, limit).astype(np.float64)
+    rounded: NDArray[np.float64] = np.clip(np.rint(values * np.float32(scale)), -limit, limit).astype(np.float64)
+    return rounded

@@ -79,8 +79,9 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
         colours = _colours(reader, by_tile, len(place_n2), bar)
         for tile, members in by_tile.items():
             pictures = {}
-            for at, values in () if colours is None else _windows(reader, tile, members):
-                pictures[at] = _uri(png_bytes(colours.colours(values)))
+            if colours is not None:
+                for at, values in _windows(reader, tile, members):
+                    pictures[at] = _uri(png_bytes(colours.colours(values)))
             if embedding_manifest(run.embeddings, tile.name).exists() and lacks_embedding(run.embeddings, tile.name):
                 path = embedding_manifest(run.embeddings, tile.name)
                 say(f"Warning: {path}: damaged, or its files are: places in it have no picture: run `smalti infer`")
