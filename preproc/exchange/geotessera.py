@@ -17,8 +17,8 @@ from pyproj import Transformer
 from rasterio.errors import RasterioError
 
 from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError, sha256_file, sha256_json
-from infer.contract.arrays import open_npy
 from infer.contract.embedding import OBSERVED
+from infer.contract.regular import open_npy
 from preproc.exchange.placement import SOUTH, Frame, Patch
 from preproc.exchange.zarr_store import is_icechunk, open_group, store_errors
 from preproc.reader.buckets import first_line

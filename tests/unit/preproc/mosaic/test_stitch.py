@@ -23,7 +23,7 @@ from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, p
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from infer.contract.record import to_json
 from preproc.mosaic.stage import StitchStage
-from preproc.raster.quantise import to_codes, without_nodata
+from preproc.raster.strips import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
 from preproc.run.stage import run_stage
 
