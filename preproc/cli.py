@@ -203,9 +203,12 @@ def stitch(
 
 
 @app.command(rich_help_panel=_STAGES)
-def sample(run: RunArgument, force: ForceOption = False) -> None:
-    """Take the embeddings at the labels (\\[labels] in run.toml): RUN/samples.parquet."""
-    _stage("sample", run, force=force)
+def sample(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Take the embeddings at the labels (\\[labels] in run.toml): RUN/samples.parquet.
+
+    Shards pick labelled pixels of their tiles; without --shard the table is made of them.
+    """
+    _stage("sample", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from preproc.cluster.tasks import JobStatus, QueueView
+from preproc.cluster.tasks import JobStatus, QueueView, TaskStatus
 from preproc.run.progress import plain_console
 
 _SHOWN = 12
 """Failed tasks that are listed a kind."""
+_NODES = 3
+"""Nodes that are named of those where tasks failed for one reason."""
 
 
 def duration(seconds: float) -> str:
@@ -66,6 +68,15 @@ def as_table(view: QueueView) -> Table:
     return table
 
 
+def _nodes(tasks: Sequence[TaskStatus]) -> str:
+    """Where tasks failed: what fails on one node alone is that node's fault."""
+    hosts = Counter(task.host for task in tasks if task.host).most_common()
+    if not hosts:
+        return ""
+    named = ", ".join(host if len(hosts) == 1 else f"{host} {count}" for host, count in hosts[:_NODES])
+    return f"on {named}{f' and {len(hosts) - _NODES} other nodes' if len(hosts) > _NODES else ''}; "
+
+
 def problem_lines(view: QueueView) -> list[str]:
     """Why tasks failed, equal reasons together."""
     lines = [view.note] if view.note else []
@@ -73,8 +84,8 @@ def problem_lines(view: QueueView) -> list[str]:
         failed = [task for task in job.tasks if task.state == "failed"]
         reasons = Counter(task.why for task in failed)
         for why, count in reasons.most_common(_SHOWN):
-            first = next(task for task in failed if task.why == why)
-            lines.append(f"{job.kind}: {count} failed: {why} ({first.log})")
+            alike = [task for task in failed if task.why == why]
+            lines.append(f"{job.kind}: {count} failed: {why} ({_nodes(alike)}{alike[0].log})")
         if len(reasons) > _SHOWN:
             lines.append(f"{job.kind}: and {len(reasons) - _SHOWN} other reasons")
         retried = [task for task in job.tasks if task.attempts > 1]

@@ -215,3 +215,14 @@ def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
         name = grid.label if alone else f"{grid.label}_r{row:0{digits}d}_c{column:0{digits}d}"
         sheets.append(Sheet(name, grid.label, row, column, top, left, part))
     return sheets
+
+
+def shares_of(tiles: Sequence[PlannedTile], side: int) -> list[range]:
+    """Tiles of a plan in its order, by their index, as many together as a sheet has: of what is divided by tiles.
+
+    Args:
+        tiles: of the plan.
+        side: of a sheet in pixels.
+    """
+    step = max(1, side // tiles[0].size) ** 2 if tiles else 1
+    return [range(start, min(start + step, len(tiles))) for start in range(0, len(tiles), step)]
