@@ -212,7 +212,7 @@ def test_a_query_is_not_run(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gpkg", "GPKG")
     (table,) = (str(name) for name, _ in pyogrio.list_layers(path))
     with sqlite3.connect(path) as base:
-        rows = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 9)"  # without a limit it never ends
+        rows = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 9)"  # without one it never ends
         base.execute(f"CREATE VIEW trap AS {rows} SELECT n AS fid, geom, crop FROM r, {table}")
         for of in ("gpkg_contents", "gpkg_geometry_columns"):
             names = [row[1] for row in base.execute(f"PRAGMA table_info({of})") if row[1] != "identifier"]
