@@ -15,6 +15,7 @@ from support.mosaicked import TOML, config, embed_places, place_values, planned_
 
 from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles
 from preproc import open_run
+from preproc.mosaic.reader import EmbeddingReader
 from preproc.mosaic.stage import StitchStage
 from preproc.run.stage import run_stage
 
@@ -131,6 +132,26 @@ def test_the_store_gives_the_engines_numbers_and_is_read_where_it_has_them(
     later = asked(run)
     monkeypatch.setattr("preproc.mosaic.reader._ZoneStore.opened", lambda *_: None)
     same(asked(run), later)
+
+
+def test_whoever_reads_many_pixels_reads_the_store_only_where_tiles_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    expected = embed_places(run, int8=True)
+    stitched(run)
+    tile = planned_tiles(run)[2]
+    points = np.array([(tile.west + 10.0 * column + 5, tile.north - 245.0) for column in range(48)])
+
+    def found() -> NDArray[Any]:
+        return EmbeddingReader(run, Plan.read(run), gaps=False, tiles_first=True).at(points, tile.epsg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preproc.mosaic.reader._ZoneStore._read", unread)
+        np.testing.assert_array_equal(found(), expected[tile.name][24])
+    (run.embeddings / f"{tile.name}.json").unlink()
+    monkeypatch.setattr("preproc.mosaic.reader.read_embedding", unread)
+    np.testing.assert_array_equal(found(), expected[tile.name][24])
 
 
 def test_a_store_of_another_plan_or_cut_short_is_not_read(tmp_path: Path) -> None:
