@@ -85,27 +85,27 @@ class _Parcels:
     """Of the file."""
     declared_n: NDArray[Any] | None
     """Declared class as text, None where there is none."""
-    _zones: dict[int, NDArray[Any]] = field(default_factory=dict)
-    """What was asked for of `in_zone`."""
+    _known: dict[CRS, NDArray[Any]] = field(default_factory=dict)
+    """What was asked for of `in_crs`."""
 
     def __len__(self) -> int:
         return len(self.id_n)
 
-    def in_zone(self, epsg: int) -> NDArray[Any]:
-        """(N,) outlines in metres of a UTM zone, empty where that cannot express them."""
-        if epsg not in self._zones:
-            moved_n = _moved(self.outline_n, self.crs, CRS.from_epsg(epsg))
+    def in_crs(self, crs: CRS) -> NDArray[Any]:
+        """(N,) outlines in a CRS, that of a UTM zone, empty where that cannot express them."""
+        if crs not in self._known:
+            moved_n = _moved(self.outline_n, self.crs, crs)
             moved_n[~np.isfinite(shapely.bounds(moved_n)).all(axis=1)] = shapely.Polygon()
             shapely.prepare(moved_n)
-            self._zones[epsg] = moved_n
-        return self._zones[epsg]
+            self._known[crs] = moved_n
+        return self._known[crs]
 
     def on(self, grid: ZoneGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(M,) parcels near tiles of a zone, and the tiles, by their index, in pairs in the order of the tiles."""
         row_t, column_t = grid.places().T * PIXEL_SIZE
         west_t, north_t, side = grid.west + column_t, grid.north - row_t, grid.tiles[0].size * PIXEL_SIZE
         boxes = shapely.box(west_t, north_t - side, west_t + side, north_t)
-        tile_m, parcel_m = shapely.STRtree(self.in_zone(grid.epsg)).query(boxes)
+        tile_m, parcel_m = shapely.STRtree(self.in_crs(CRS.from_epsg(grid.epsg))).query(boxes)
         order = np.lexsort((parcel_m, tile_m))
         return parcel_m[order], tile_m[order]
 
@@ -284,9 +284,9 @@ def _embedded(run: Run, plan: Plan, found: _Parcels, *, gaps: bool) -> tuple[_Su
             if gaps:
                 tiles = [grid.tiles[index] for index in np.unique(tile_m).tolist()]
                 missing += [tile.name for tile in tiles if embeddings.lacks(tile)]
+            outline_n = found.in_crs(CRS.from_epsg(grid.epsg))
             for at in dict.fromkeys(parcel_m.tolist()):  # those of a tile together
-                outline = found.in_zone(grid.epsg)[at]
-                for rows, columns, share_hw in covered(outline, grid.west, grid.north, grid.width, grid.height):
+                for rows, columns, share_hw in covered(outline_n[at], grid.west, grid.north, grid.width, grid.height):
                     values_hwc = reader.window(grid, rows.start, columns.start, *share_hw.shape)
                     inside = (share_hw > 0) & np.isfinite(values_hwc).all(axis=2)
                     values_mc, weight_m = values_hwc[inside].astype(np.float64), share_hw[inside]
@@ -320,7 +320,7 @@ def _mapped(class_map: ClassMap, found: _Parcels) -> tuple[NDArray[np.float64], 
     for path, system in zip(class_map.files, class_map.systems, strict=True):
         with rasterio.open(path, driver="GTiff") as raster:
             west, north = raster.transform.c, raster.transform.f
-            for at, outline in enumerate(found.in_zone(system.to_epsg())):
+            for at, outline in enumerate(found.in_crs(system)):
                 for rows, columns, share_hw in covered(outline, west, north, raster.width, raster.height):
                     window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
                     codes_hw = raster.read(1, window=window)
