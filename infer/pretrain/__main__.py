@@ -17,10 +17,10 @@ import torch
 
 from infer.contract import SmaltiError
 from infer.pretrain.loop import Habits, Training
+from infer.pretrain.objective import Teacher
 from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.processes import choose, processes
 from infer.pretrain.state import Folder
-from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import open_tiles
 from infer.pretrain.views import Noise
 from infer.progress import on_stop, say

@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, FormatError, SmaltiError
 from infer.model import Network
-from infer.model.student import student_architecture
+from infer.model.network import student_architecture
 from infer.pretrain.batches import Batch, Place, stream, watched_views
+from infer.pretrain.check import health, steadiness
 from infer.pretrain.ema import Average
 from infer.pretrain.frame import months_frame
-from infer.pretrain.objective import Distilled, Twins
+from infer.pretrain.objective import Distilled, Teacher, Twins
 from infer.pretrain.options import Recipe
 from infer.pretrain.state import (
     Folder,
@@ -31,10 +32,8 @@ from infer.pretrain.state import (
     state_content,
     write_metrics,
 )
-from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import Reader, TileSet, draw_pairs, months_of
 from infer.pretrain.views import View
-from infer.pretrain.watch import health, steadiness
 from infer.progress import say
 
 _LAST_RATE = 0.02

@@ -18,7 +18,7 @@ import shapely
 from pystac.stac_io import DefaultStacIO
 
 from infer.contract import SmaltiError, parse_json, read_regular
-from preproc.catalogue.opera import COLLECTION, opera_items
+from preproc.catalogue.header import COLLECTION, opera_items
 from preproc.catalogue.sources import Item
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import beyond, is_bucket, is_url

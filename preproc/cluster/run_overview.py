@@ -13,8 +13,8 @@ from infer.contract import Run, SmaltiError
 from preproc.cluster import queue_table
 from preproc.cluster.tasks import QueueView, look_at_queue
 from preproc.run import progress, status
+from preproc.run.clean import leftover_lines, leftovers
 from preproc.run.config import Config
-from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.quality import Qualities, QualitySummary, summarise_quality
 
 _PROBLEMS = 20

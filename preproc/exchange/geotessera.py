@@ -27,9 +27,8 @@ from infer.contract import (
     sha256_file,
     sha256_json,
 )
-from infer.contract.arrays import open_npy
 from infer.contract.embedding import OBSERVED
-from infer.contract.regular import read_regular
+from infer.contract.regular import open_npy, read_regular
 from preproc.exchange.placement import SOUTH, Frame, Patch
 from preproc.exchange.zarr_store import bounded, check_array, is_icechunk, open_group, store_errors
 from preproc.reader.buckets import first_line

@@ -19,8 +19,7 @@ from preproc.mosaic.store import STORE, arrays_of, shard_writers
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.observations import BANDS, observation_layer, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
-from preproc.raster.quantise import CODES_NODATA, without_nodata
-from preproc.raster.strips import ROWS, Strip, strips
+from preproc.raster.strips import CODES_NODATA, ROWS, Strip, strips, without_nodata
 from preproc.raster.vrt import INDEX
 from preproc.raster.zones import Sheet
 from preproc.run.config import Stitch

@@ -38,9 +38,8 @@ from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.sources import Item
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.text import render_plan
-from preproc.plan.tile_order import by_neighbourhood, interleaved
 from preproc.reader.hrefs import is_url, portable
-from preproc.region.grid import plan_tiles, utm_zones, zone_part
+from preproc.region.grid import by_neighbourhood, interleaved, plan_tiles, utm_zones, zone_part
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
 from preproc.run.disk import disk_of

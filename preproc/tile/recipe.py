@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from infer.contract import Inputs, PlannedTile, sha256_json
 from preproc.catalogue.scene import Scene
 from preproc.reader.hrefs import is_url, portable
-from preproc.tile.date_record import OnMissing
+from preproc.tile.same_day import OnMissing
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from infer.contract import SAR_BANDS
 from preproc.catalogue.scene import Scene
 from preproc.reader.read import BACKSCATTER
 from preproc.reader.read_pool import in_order
-from preproc.tile.date_record import FailedRead
 from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import scaled_db
-from preproc.tile.same_day import add_source, copy_where, sources_used
+from preproc.tile.same_day import FailedRead, add_source, copy_where, sources_used
 
 
 @dataclass

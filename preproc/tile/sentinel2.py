@@ -18,11 +18,10 @@ from infer.contract import BANDS
 from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.read import REFLECTANCE, SCENE_CLASSES
 from preproc.reader.read_pool import in_order
-from preproc.tile.date_record import FailedRead
 from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import clear, offset_is_gone, remove_offset
-from preproc.tile.same_day import add_source, copy_where, keeps_date, sources_used
+from preproc.tile.same_day import FailedRead, add_source, copy_where, keeps_date, sources_used
 
 
 @dataclass

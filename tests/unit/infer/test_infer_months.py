@@ -34,8 +34,7 @@ from infer.location import degrees, unit_vectors
 from infer.model.months import MonthsNetwork
 from infer.model.presto import presto_network
 from infer.monthly import MonthsEngine
-from infer.quantise import quantise
-from infer.tilework import InterruptedTileError, Watch
+from infer.tilework import InterruptedTileError, Watch, quantise
 from infer.weights import Checkpoint, load_checkpoint
 
 TOLERANCE = 1e-5

@@ -24,7 +24,7 @@ from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write
 from infer.contract.record import to_json
 from preproc.mosaic.pca import principal_components
 from preproc.mosaic.stage import StitchStage
-from preproc.raster.quantise import to_codes, without_nodata
+from preproc.raster.strips import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
 from preproc.run.stage import run_stage
 
