@@ -18,12 +18,18 @@ from infer.contract.embedding import dequantise
 from infer.contract.explored import Group, GroupsManifest
 from infer.contract.mixing import GOLDEN, mix64
 from infer.contract.record import to_json
-from preproc.classify.palette import palette
 from preproc.explore.strips import Strip, squares, strips, write_layer
 from preproc.raster.cog import Layer
-from preproc.raster.figure import class_figure
-from preproc.raster.legend import class_colours, colour_table, gdal_categories, legend_csv, legend_tags, qgis_style
-from preproc.raster.preview import picture
+from preproc.raster.legend import (
+    class_colours,
+    colour_table,
+    gdal_categories,
+    legend_csv,
+    legend_tags,
+    palette,
+    qgis_style,
+)
+from preproc.raster.preview import class_figure, picture
 from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids

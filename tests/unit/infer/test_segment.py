@@ -25,9 +25,10 @@ from infer.contract.classification import AccuracyManifest, ClassifierManifest
 from infer.contract.rasters import MapManifest
 from infer.contract.segment import Ground, lattice, network_files, shapes, standardised, tile_corner
 from infer.pretrain.batches import Place
+from infer.pretrain.processes import Execution
 from infer.segment.__main__ import main, read_job
 from infer.segment.chips import Labels
-from infer.segment.loop import Habits, Training
+from infer.segment.loop import Training
 from infer.segment.network import UNet as Network
 from infer.segment.network import arrays
 from preproc.classify.model import load_classifier
@@ -396,9 +397,9 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     assert (run.model / "model.json").read_bytes() == before
     assert asked[0][:2] == ["-m", "infer.segment"]
     assert asked[-1][:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m"]
-    habits = Habits(torch.device("cpu"), Place(0, 3))
+    execution = Execution(torch.device("cpu"), Place(0, 3))
     with pytest.raises(SmaltiError, match="batch = 4: must be a multiple of the 3 processes"):
-        Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
+        Training(job_of(prepared), read_job(job_of(prepared)), "final", execution)
 
 
 def test_jobs_that_cannot_be_trained_end_with_one_line(
