@@ -92,6 +92,21 @@ def _world(tile: PlannedTile) -> tuple[float, float, float, float]:
     return (west + _HALF) / whole, (_HALF - north) / whole, (east + _HALF) / whole, (_HALF - south) / whole
 
 
+def region_box(grid: Grid, degrees: Sequence[float]) -> tuple[float, float, float, float]:
+    """The part of a grid's box that a region (west, south, east, north in degrees) takes up; all, if none. Pure."""
+    west, south, east, north = degrees
+    left, right = (west + 180) / 360, (east + 180) / 360 + (east < west)
+    upper, lower = ((1 - math.asinh(math.tan(math.radians(value))) / math.pi) / 2 for value in (north, south))
+    turn = 1 if right <= grid.box[0] else 0
+    found = (
+        max(left + turn, grid.box[0]),
+        max(upper, grid.box[1]),
+        min(right + turn, grid.box[2]),
+        min(lower, grid.box[3]),
+    )
+    return found if found[0] < found[2] and found[1] < found[3] else grid.box
+
+
 def corners_of(tile: PlannedTile) -> list[list[float]]:
     """North-west, north-east, south-east and south-west of a tile, 0 to 1 over the world, to a centimetre."""
     west, south, east, north = tile.bounds

@@ -90,6 +90,10 @@ class ZoneGrid:
 
     def places(self) -> NDArray[np.int64]:
         """(T, 2) `place` of all its tiles."""
+        return self._places
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
         tiles = PlannedTiles.of(self.tiles)
         corner_t2 = np.column_stack([self.north - _northings(tiles, self.epsg), tiles.column("west") - self.west])
         return np.asarray(corner_t2 // PIXEL_SIZE)

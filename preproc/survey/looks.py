@@ -73,7 +73,7 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
     for at, found in enumerate(pixels_of(plan.tiles, place_n2)):
         if found is not None:
             by_tile.setdefault(found[0], []).append((at, *found[1:]))
-    reader = EmbeddingReader(run, plan, gaps=True, tiles_first=True)
+    reader = EmbeddingReader(run, plan, gaps=True, source="tiles first")
     looks = [NOTHING] * len(place_n2)
     with progress("look", 2 * len(by_tile), "tiles") as bar:
         colours = _colours(reader, by_tile, len(place_n2), bar)

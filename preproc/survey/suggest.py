@@ -185,7 +185,7 @@ def _candidates(
         min(asked.candidates, int(units_h.sum())), share_h, share_h, units_h, how="proportional", minimum=_LEAST_EACH
     )
     units = draw(class_map, dict(zip(codes, sizes_h.tolist(), strict=True)), asked.seed)
-    reader = EmbeddingReader(run, Plan.read(run), gaps=config.stitch.missing == "nodata", tiles_first=True)
+    reader = EmbeddingReader(run, Plan.read(run), gaps=config.stitch.missing == "nodata", source="tiles first")
     if reader.dim != dim:
         raise SmaltiError(
             f"{run.embeddings}: {reader.dim} numbers a pixel, the classifier was trained on {dim}: run "

@@ -144,7 +144,7 @@ def test_whoever_reads_many_pixels_reads_the_store_only_where_tiles_are_not_ther
     points = np.array([(tile.west + 10.0 * column + 5, tile.north - 245.0) for column in range(48)])
 
     def found() -> NDArray[Any]:
-        return EmbeddingReader(run, Plan.read(run), gaps=False, tiles_first=True).at(points, tile.epsg)
+        return EmbeddingReader(run, Plan.read(run), gaps=False, source="tiles first").at(points, tile.epsg)
 
     with monkeypatch.context() as patch:
         patch.setattr("preproc.mosaic.reader._ZoneStore._read", unread)

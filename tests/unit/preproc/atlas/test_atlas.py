@@ -29,7 +29,7 @@ from infer.contract.rasters import MapManifest
 from preproc.atlas.atlas import write_atlas
 from preproc.atlas.curves import step_of
 from preproc.atlas.drawn import drawn_from, read_drawn
-from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
+from preproc.atlas.pyramid import grid_of, read_tile, region_box, tile_metres
 from preproc.atlas.serve import serving
 from preproc.atlas.vectors import MIDDLE, learn_axes
 from preproc.classify.sample import SampleStage
@@ -118,6 +118,15 @@ def test_a_region_across_the_antimeridian_has_tiles_on_both_sides() -> None:
     columns = {column for column, _ in grid.places[-1]}
     assert min(columns) < 100
     assert max(columns) > 2**grid.finest - 100
+    over, east = (region_box(grid, (west, 62.1, -179.2, 62.15)) for west in (179.9, -179.3))
+    assert over[::2] == pytest.approx(((179.9 + 180) / 360, 1 + 0.8 / 360))
+    assert east[::2] == pytest.approx((1 + 0.7 / 360, 1 + 0.8 / 360))
+    move = Transformer.from_crs(4326, 3857, always_xy=True)
+    half = 20037508.342789244
+    assert over[1::2] == pytest.approx(
+        [(half - move.transform(0, latitude)[1]) / 2 / half for latitude in (62.15, 62.1)]
+    )
+    assert region_box(grid, (3, 50, 4, 51)) == grid.box, "of another place"
 
 
 def test_coarse_levels_come_from_overviews(made: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +175,16 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         browser.evaluate("(() => { const r = document.getElementById('right'); r.value = 'groups'; r.onchange() })()")
         assert browser.evaluate("document.getElementById('swipebox').hidden") is False
         wait(browser, "[...cache].some(([name, t]) => name.startsWith('groups/') && t.picture)")
+        before = browser.evaluate("view.x")
+        width, top = browser.evaluate("[canvas.clientWidth, canvas.getBoundingClientRect().top]")
+        for kind, x in (("mousePressed", width / 2), ("mouseMoved", width / 4), ("mouseReleased", width / 4)):
+            where = {"x": x, "y": top + 300, "button": "left", "buttons": 1, "clickCount": 1}
+            browser.call("Input.dispatchMouseEvent", type=kind, **where)
+        assert browser.evaluate("[Number($('swipe').value), view.x]") == [25, before], "the line moves, not the map"
+        scale, wide = browser.evaluate("[$('scale').textContent, $('scale').clientWidth * metres()]")
+        assert abs(wide - float(scale.removesuffix(" m"))) < 0.2 * wide
+        west, _, east, _ = browser.evaluate("data.region")
+        assert browser.evaluate("view.x") == pytest.approx((west + east) / 2, abs=1e-9)
         before = browser.evaluate("view.zoom")
         browser.press("+")
         assert browser.evaluate("view.zoom") > before
@@ -224,7 +243,9 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         step = 2e-7
         for dx, dy in ((-step, -step), (step, -step), (step, step), (-step, step)):
             browser.evaluate(f"act({x + dx}, {y + dy})")
-        browser.evaluate("finish()")
+        browser.evaluate("corners.push([.999, .5]); finish()")
+        assert browser.evaluate("$('said').textContent") == "An area ends at 180 degrees: draw one on each side"
+        browser.evaluate("undo(); finish()")
         wait(browser, "labels.length === 5 && labels.every(one => one.vectors && one.vectors.length)")
         browser.evaluate("show('nearest')")
         wait(
