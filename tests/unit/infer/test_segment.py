@@ -40,7 +40,7 @@ from preproc.classify.unet import Blended, UNet
 from preproc.classify.validate import ValidateStage
 from preproc.cluster.slurm import TaskId
 from preproc.cluster.submitted import SubmittedJob
-from preproc.cluster.tasks import _done as tasks_done
+from preproc.cluster.tasks import shared_units, tasks_done
 from preproc.run.config import Config
 from preproc.run.stage import run_stage
 from preproc.run.status import Survey
@@ -472,8 +472,13 @@ def test_tasks_of_an_array_are_done_when_their_networks_are(prepared: Run, tmp_p
     settings = config(run, EXTRA)
     job = SubmittedJob(9, "train-networks", ("train",), "0-2", 3)
     tasks = dict.fromkeys((TaskId(9, 0), TaskId(9, 1), TaskId(9, 2)), job)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == set(tasks), "the classifier is there"
+
+    def done() -> set[TaskId]:
+        survey = Survey(run, settings)
+        return tasks_done(survey, tasks, shared_units(survey, job.kind))
+
+    assert done() == set(tasks), "the classifier is there"
     shutil.rmtree(run.model)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == set()
+    assert done() == set()
     shutil.copytree(job_of(prepared), run.logs / "study" / job_of(prepared).name)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == {TaskId(9, 0), TaskId(9, 2)}
+    assert done() == {TaskId(9, 0), TaskId(9, 2)}
