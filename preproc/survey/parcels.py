@@ -41,7 +41,7 @@ from preproc.classify.labels import class_values
 from preproc.classify.methods import fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import load_classifier
 from preproc.mosaic.reader import EmbeddingReader
-from preproc.raster.provenance import Embeddings, embeddings_fingerprint, missing_lines
+from preproc.raster.provenance import Embeddings, embeddings_fingerprint, missing_lines, read_provenance
 from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.region.grid import zone_epsg
 from preproc.region.vector import fingerprint, read_vector
@@ -142,7 +142,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         SmaltiError: if the polygons, the embeddings or, for a check, the map are not what they should be.
     """
     if not (0 <= asked.share <= 1) or not asked.pixels >= 0:
-        raise SmaltiError("--share, --pixels: a share between 0 and 1, and 0 pixels or more")
+        raise SmaltiError("--share, --min-pixels: a share between 0 and 1, and 0 pixels or more")
     if asked.train and asked.class_ is None:
         raise SmaltiError("--train: learns the class of parcels: say which attribute has it, --class ATTRIBUTE")
     stem = asked.polygons.name.partition(".")[0] or "parcels"
@@ -188,7 +188,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         columns["check"] = _verdicts(asked, columns)
         check = _check_table(columns)
     files = [table_path]
-    _write_table(table_path, found, columns)
+    _write_table(table_path, found, columns, read_provenance(run, gaps=gaps).tags())
     if check is not None:
         files.append(table_path.with_name(f"{stem}_check.csv"))
         write_bytes(files[-1], check.encode())
@@ -428,7 +428,7 @@ def _check_table(columns: Mapping[str, NDArray[Any]]) -> str:
     return stream.getvalue()
 
 
-def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]]) -> None:
+def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]], tags: Mapping[str, str]) -> None:
     arrays: dict[str, Any] = {"id": pa.array(found.id_n.tolist(), pa.string())}
     for name, values in columns.items():
         if name in ("mean", "spread"):
@@ -445,7 +445,7 @@ def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]
     west, south, east, north = shapely.total_bounds(found.degrees_n).tolist()
     column = {"encoding": "WKB", "geometry_types": ["MultiPolygon", "Polygon"], "bbox": [west, south, east, north]}
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    table = pa.table(arrays).replace_schema_metadata({"geo": json.dumps(geo, sort_keys=True)})
+    table = pa.table(arrays).replace_schema_metadata({"geo": json.dumps(geo, sort_keys=True), **tags})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic_file(path) as temporary:

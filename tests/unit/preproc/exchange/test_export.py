@@ -54,6 +54,7 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
     stated = json.loads((target / "tessera_metadata.json").read_text())
     assert stated["dataset_version"] == "2.0"
     assert stated["dataset_variant"].startswith("smalti-abab")
+    assert {"smalti_licence", "smalti_citation"} <= set(stated)
     published = open_published(str(target), 2019)
     for tile in planned_tiles(run):
         whole = np.ones((tile.size, tile.size), dtype=bool)

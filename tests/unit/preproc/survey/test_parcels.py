@@ -73,7 +73,9 @@ def write(run: Run, shapes: list[Any], **fields: Any) -> Path:
 
 def parcels(run: Run, path: Path, *more: object) -> Any:
     app(["parcels", str(run.root), str(path), *map(str, more)], standalone_mode=False)
-    return pq.read_table(run.root / "parcels" / "fields.parquet").to_pylist()
+    table = pq.read_table(run.root / "parcels" / "fields.parquet")
+    assert b"SMALTI_MODEL_LICENCE" in table.schema.metadata
+    return table.to_pylist()
 
 
 def mosaic(run: Run) -> np.ndarray:
