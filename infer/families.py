@@ -69,7 +69,8 @@ class JoinedEngine:
         name = self.checkpoint.name
         if output != "float32":
             raise FormatError(
-                f'{name}: one scale a pixel would crush the model with the smaller numbers: output "float32"'
+                f"{name}: one scale a pixel would crush the model with the smaller numbers: use float32 "
+                "([model] output, --dtype)"
             )
         total = sum(self._dims(output))
         if requested not in (0, total):

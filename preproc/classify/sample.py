@@ -29,7 +29,6 @@ from infer.contract import (
 from infer.contract.classification import SampledClass, SamplesManifest
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.labels import LabelSet, assign_codes
-from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
 from preproc.classify.picked import (
     Chosen,
     LabelledTiles,
@@ -41,6 +40,7 @@ from preproc.classify.picked import (
     sampling_inputs,
 )
 from preproc.classify.pixels import claim_pixels
+from preproc.classify.probe.features import MOST_WORK, keep_medians, kept_medians
 from preproc.classify.table import Samples, SampleWriter, Source, counted
 from preproc.raster.provenance import embedded, embeddings_fingerprint, read_provenance
 from preproc.run.config import Config, Labels

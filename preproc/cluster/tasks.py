@@ -169,7 +169,7 @@ def _states(survey: Survey, stage: str) -> Sequence[tuple[Unit, State]]:
         return ()  # what it builds on is not there yet
 
 
-def _shared(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
+def shared_units(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
     """The units that the tasks of an array share; none once the stage is complete, for some are gone then."""
     if kind not in SHARED:
         return _states(survey, kind) if kind in ARRAYS else ()
@@ -183,7 +183,9 @@ def _shared(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
         return ()
 
 
-def _done(survey: Survey, tasks: Mapping[TaskId, SubmittedJob], shared: Sequence[tuple[Unit, State]]) -> set[TaskId]:
+def tasks_done(
+    survey: Survey, tasks: Mapping[TaskId, SubmittedJob], shared: Sequence[tuple[Unit, State]]
+) -> set[TaskId]:
     """Tasks whose outputs all stand."""
     if shared:
         count = next(iter(tasks.values())).tasks
@@ -244,8 +246,8 @@ def _job_status(
     queue: Mapping[TaskId, Queued] | None,
     accounts: Mapping[TaskId, Accounted] | None,
 ) -> JobStatus:
-    states = _shared(survey, kind)
-    done = _done(survey, tasks, states)
+    states = shared_units(survey, kind)
+    done = tasks_done(survey, tasks, states)
     complete = [unit for unit, state in states if state.complete]
     looked_at = set(sorted(done, reverse=True)[:_SAMPLED_LOGS])
     statuses = []

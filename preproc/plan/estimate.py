@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from infer.contract.plan import Cost
 from preproc.catalogue.scene import Scene
 from preproc.run.config import Config
-from preproc.run.disk import mosaic_bytes
+from preproc.run.waves import mosaic_bytes
 
 CLEAR_SHARE = 0.6
 """Share of Sentinel-2 dates that pass `min_clear` on a tile; the others cost their SCL only."""

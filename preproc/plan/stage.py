@@ -42,11 +42,11 @@ from preproc.reader.hrefs import is_url, portable
 from preproc.region.grid import by_neighbourhood, interleaved, plan_tiles, utm_zones, zone_part
 from preproc.region.region import Region, load_region
 from preproc.run.config import Config
-from preproc.run.disk import disk_of
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
 from preproc.run.task_count import choose_tasks
+from preproc.run.waves import disk_of
 
 SAMPLED_TILES = 400
 """Tiles, evenly spread over the plan, whose scenes are counted for the estimate and the warnings."""

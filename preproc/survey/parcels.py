@@ -142,7 +142,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         SmaltiError: if the polygons, the embeddings or, for a check, the map are not what they should be.
     """
     if not (0 <= asked.share <= 1) or not asked.pixels >= 0:
-        raise SmaltiError("--share, --pixels: a share between 0 and 1, and 0 pixels or more")
+        raise SmaltiError("--share, --min-pixels: a share between 0 and 1, and 0 pixels or more")
     if asked.train and asked.class_ is None:
         raise SmaltiError("--train: learns the class of parcels: say which attribute has it, --class ATTRIBUTE")
     stem = asked.polygons.name.partition(".")[0] or "parcels"

@@ -33,17 +33,15 @@ from infer.contract import (
 from infer.contract.rasters import MapManifest
 from preproc.classify.class_raster import ClassMap, read_map
 from preproc.classify.model import Classifier, load_classifier
-from preproc.classify.palette import palette
 from preproc.classify.table import Samples, read_samples
 from preproc.mosaic.reader import EmbeddingReader
+from preproc.raster.legend import palette
 from preproc.run.classifier import about_classifier, model_folder
 from preproc.run.config import Config
 from preproc.run.progress import say
-from preproc.survey.draw import Units, draw
+from preproc.survey.draw import Units, allocate, draw
 from preproc.survey.looks import look
-from preproc.survey.page import LabellingPage, render
-from preproc.survey.points import write_points
-from preproc.survey.sizes import allocate
+from preproc.survey.points import LabellingPage, render, write_points
 
 KIND = "suggestions"
 MANIFEST, PAGE, SAVED, WHY = "suggestions.json", "label.html", "labelled.geojson", "why.csv"

@@ -35,7 +35,7 @@ from preproc.atlas.vectors import MIDDLE, learn_axes
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage
-from preproc.explore.groups import cluster
+from preproc.explore.groups import find_groups
 from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
@@ -45,7 +45,7 @@ from preproc.survey.looks import curves_at
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run, settings = classified_run(tmp_path_factory.mktemp("atlas") / "run")
-    cluster(run, settings, 3, 0)
+    find_groups(run, settings, 3, 0)
     write_atlas(run, None)
     return run
 
@@ -578,7 +578,7 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SmaltiError, match=r"has no mosaic and no map yet: run `smalti run"):
         write_atlas(run, None)
     embed_crops(run)
-    cluster(run, config(run), 3, 0)
+    find_groups(run, config(run), 3, 0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for content in ("{}", '{"format": "texture"}', "nothing"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preproc.cluster.queue_table import duration, memory, problem_lines
+from preproc.cluster.run_overview import duration, memory, problem_lines
 from preproc.cluster.slurm import Accounted, TaskId, parse_duration, parse_sacct, parse_squeue
 from preproc.cluster.submitted import SubmittedJob
 from preproc.cluster.tasks import JobStatus, LogRecord, QueueView, TaskStatus, current_tasks, explain, parse_log

@@ -35,7 +35,6 @@ from infer.contract.classification import ClassEntry
 from preproc.mosaic.pca import principal_components
 from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
-from preproc.raster.figure import class_figure, length_text, scale_length
 from preproc.raster.legend import (
     class_colours,
     colour_table,
@@ -45,7 +44,7 @@ from preproc.raster.legend import (
     slugs,
 )
 from preproc.raster.overviews import halve_average, halve_mean, halve_mode, halve_nearest
-from preproc.raster.preview import Picture, picture, png_bytes, preview_level
+from preproc.raster.preview import Picture, class_figure, length_text, picture, png_bytes, preview_level, scale_length
 from preproc.raster.stac import AssetRecord, footprint, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 
