@@ -36,7 +36,6 @@ from preproc.classify.sample import SampleStage
 from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage
 from preproc.explore.groups import find_groups
-from preproc.mosaic.stage import StitchStage
 from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
@@ -96,7 +95,6 @@ def test_every_pixel_of_the_finest_level_has_the_class_of_its_place(made: Run) -
 def test_at_equator_and_antimeridian_every_pixel_has_the_group_of_its_place(tmp_path: Path) -> None:
     run, _ = far_run(tmp_path / "run", dim=6)
     settings = config(run, '[stitch]\nmissing = "nodata"')
-    run_stage(StitchStage(), run, settings)
     find_groups(run, settings, 3, 0)
     write_atlas(run, None)
     finest = max(int(path.name) for path in (run.root / "atlas" / "groups").iterdir())

@@ -133,7 +133,7 @@ def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) ->
 
 def test_at_equator_and_antimeridian_points_and_geotiffs_are_in_their_place(tmp_path: Path) -> None:
     run, tiles = far_run(tmp_path / "run", dim=8)
-    extra = '[stitch]\nsheet = 128\nmissing = "nodata"\n'
+    extra = '[stitch]\nsheet = 128\nformats = ["cog"]\nmissing = "nodata"\n'
     run.config.write_text(TOML.format(extra=extra))
     run_stage(StitchStage(), run, config(run, extra))
     for kind in ("cog", "geoparquet"):
