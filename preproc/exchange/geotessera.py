@@ -107,7 +107,7 @@ class ZarrStore:
     """A store with a group a UTM zone."""
 
     def __init__(self, source: str, year: int) -> None:
-        self._source = source
+        self._source = source.rstrip("/")
         self._root, snapshot = open_group(source)
         attributes = dict(self._root.attrs)
         dim, kind = attributes.get("geoemb:dimensions"), attributes.get("geoemb:data_type")

@@ -136,7 +136,7 @@ class _Address(ObjectStore):  # type: ignore[type-arg]  # of any of obstore's
         try:
             found = await obstore.get_async(self.store, key, options=_range(byte_range))
         except obstore.exceptions.NotSupportedError:  # Azure's, of the end of an object: the base class asks otherwise
-            return await super().get(key, prototype, byte_range)
+            return await self._otherwise(key, prototype, byte_range)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         parts, held = [], 0
@@ -146,6 +146,17 @@ class _Address(ObjectStore):  # type: ignore[type-arg]  # of any of obstore's
                 raise _too_long(key, limit if asked is None else asked)
             parts.append(bytes(part))
         return prototype.buffer.from_bytes(b"".join(parts))
+
+    async def _otherwise(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+        import obstore
+
+        try:
+            return await super().get(key, prototype, byte_range)
+        except obstore.exceptions.NotSupportedError as error:
+            raise SmaltiError(
+                "its server sends no parts of files (HTTP Range), which are all that is wanted of a shard: copy the "
+                "store to a folder, or to another server"
+            ) from error
 
 
 def _asked(byte_range: ByteRequest | None) -> int | None:

@@ -218,7 +218,7 @@ def _one_line(path: Path, section: str, encoding: str | None) -> Iterator[None]:
 
 
 def _flat(error: object) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition("; It might help to specify the correct driver")[0]
     return text if len(text) <= 300 else text[:300] + "..."
 
 

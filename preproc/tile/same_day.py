@@ -39,11 +39,6 @@ class Observation:
     day: date
     scenes: tuple[Scene, ...]
 
-    @property
-    def day_of_year(self) -> int:
-        """1..366."""
-        return self.day.timetuple().tm_yday
-
 
 def missing_assets(scene: Scene) -> list[str]:
     """Assets that a scene would need and its item does not have: such a scene cannot be used."""

@@ -22,7 +22,7 @@ import rasterio
 import shapely
 from pyproj import Transformer
 from support.browser import Browser, chromium
-from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, planned_run
+from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, far_run, planned_run
 
 from infer.contract import Plan, PlannedTile, PlannedTiles, Run, SmaltiError, Tile, planned_tiles, read_embedding
 from infer.contract.rasters import MapManifest
@@ -90,6 +90,38 @@ def test_every_pixel_of_the_finest_level_has_the_class_of_its_place(made: Run) -
         assert not found[~inside & (np.abs(across + 1) < 0.5)].any()
         compared += int(certain.sum())
     assert compared > 3000
+
+
+def test_at_equator_and_antimeridian_every_pixel_has_the_group_of_its_place(tmp_path: Path) -> None:
+    run, _ = far_run(tmp_path / "run", dim=6)
+    settings = config(run, '[stitch]\nmissing = "nodata"')
+    find_groups(run, settings, 3, 0)
+    write_atlas(run, None)
+    finest = max(int(path.name) for path in (run.root / "atlas" / "groups").iterdir())
+    sides = []
+    for label in ("60N", "01N"):
+        with rasterio.open(run.root / "groups" / f"groups_{label}.tif") as source:
+            codes, transform, epsg = source.read(1), source.transform, source.crs.to_epsg()
+        sides.append((codes, transform, Transformer.from_crs(3857, epsg, always_xy=True)))
+    compared = np.zeros(2, int)
+    for path in (run.root / "atlas" / "groups" / str(finest)).rglob("*.png"):
+        with rasterio.open(path) as picture:
+            found = picture.read(1)
+        side, column, row = tile_metres(finest), int(path.parent.name), int(path.stem)
+        steps = (np.arange(256) + 0.5) * side / 256
+        x, y = np.meshgrid(column * side - math.pi * 6378137 + steps, math.pi * 6378137 - row * side - steps)
+        wanted = np.zeros((2, 256, 256), np.uint8)
+        certain = np.ones((256, 256), bool)
+        for index, (codes, transform, back) in enumerate(sides):
+            east, north = back.transform(x, y)
+            across, down = (east - transform.c) / 10, (transform.f - north) / 10
+            inside = (across >= 0) & (across < codes.shape[1]) & (down >= 0) & (down < codes.shape[0])
+            certain &= ~inside | ((np.abs(across % 1 - 0.5) < 0.4) & (np.abs(down % 1 - 0.5) < 0.4))
+            wanted[index, inside] = codes[down[inside].astype(int), across[inside].astype(int)]
+        certain &= (wanted > 0).sum(axis=0) < 2
+        np.testing.assert_array_equal(found[certain], wanted.max(axis=0)[certain])
+        compared += (wanted[:, certain] > 0).sum(axis=1)
+    assert (compared > 3000).all()
 
 
 def test_levels_end_where_two_tiles_hold_the_region() -> None:

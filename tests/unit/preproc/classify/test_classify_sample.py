@@ -14,6 +14,7 @@ import rasterio.features
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj import Transformer
 from rasterio.transform import Affine
 from support.embedded import (
     EPSG,
@@ -27,6 +28,7 @@ from support.embedded import (
     truth,
     write_vector,
 )
+from support.mosaicked import far_run, put_together
 
 from infer.contract import PlannedTile, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
 from preproc.classify.picked import LabelledTiles, SamplesPart
@@ -35,7 +37,7 @@ from preproc.classify.sample import SampleStage, SampleTilesStage
 from preproc.classify.table import keep_per_group, pixel_hash, read_samples
 from preproc.cluster.submitted import SubmittedJob, slurm_folder, write_ledger
 from preproc.cluster.tasks import look_at_queue
-from preproc.raster.zones import shares_of
+from preproc.raster.zones import own_rows, shares_of, zone_grids
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import StageFailedError, run_stage
 from preproc.run.status import Survey
@@ -501,3 +503,49 @@ def test_status_counts_tasks_by_the_parts_that_are_there(run: Run, monkeypatch: 
     assert done() == [0, 1]
     sample(run, CAP)
     assert done() == [0, 1, 2], "and what they picked is gone"
+
+
+def test_at_equator_and_antimeridian_every_sample_is_in_its_place_whatever_the_division(tmp_path: Path) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    shapes, names = [], []
+    for west in (832_900, 166_400):
+        for row in range(-2, 2):  # half of them south of the equator, in the northern zone's metres
+            shapes.append(shapely.box(west, row * 100, west + 700, row * 100 + 80))
+            names.append(f"crop {'ab'[row % 2]}")
+    degrees = [
+        shapely.transform(shape, lambda xy, epsg=epsg: np.column_stack(back(epsg, *xy.T)))
+        for shape, epsg in zip(shapes, [32660] * 4 + [32601] * 4, strict=True)
+    ]
+    write_vector(run.root / "labels.gpkg", degrees, {"crop": np.array(names), "parcel": np.arange(8)}, epsg=4326)
+    extra = 'shrink = 0\nmax_pixels = 1000\n[stitch]\nsheet = 128\nmissing = "nodata"'
+    sample(run, extra)
+    alone = made(run)
+    shards(run, [1, 0], 2, extra)
+    sample(run, extra, force=True)
+    assert made(run) == alone
+    samples = read_samples(run)
+    places = {tile.name: tile for tile in planned_tiles(run)}
+    for at in range(len(samples)):
+        tile, row, col = places[str(samples.tile_n[at])], int(samples.row_n[at]), int(samples.col_n[at])
+        assert (samples.x_n[at], samples.y_n[at]) == (tile.west + col * 10 + 5, tile.north - row * 10 - 5)
+        np.testing.assert_array_equal(samples.values_nc[at], tiles[tile.name][row, col])
+        north = samples.y_n[at] - (10_000_000 if tile.epsg > 32700 else 0)
+        shape = shapes[int(str(samples.group_n[at]))]
+        assert shapely.distance(shape, shapely.Point(samples.x_n[at], north)) < 0.01
+    for number, shape in enumerate(shapes):
+        west, _, east, north = shape.bounds
+        here = samples.group_n == str(number)
+        label = "60N" if number < 4 else "01N"
+        [grid] = [grid for grid in zone_grids(planned_tiles(run)) if grid.label == label]
+        own = {name: values.copy() for name, values in tiles.items()}
+        for name, values in own.items():
+            values[~own_rows(places[name], np.arange(48))] = np.nan
+        values = put_together(run, own, label)
+        top, left = round((grid.north - north) / 10), round((west - grid.west) / 10)
+        window = values[top : top + 8, left : left + round((east - west) / 10)]
+        wanted = int(np.isfinite(window[..., 0]).sum())
+        assert here.sum() == wanted > 100, "each pixel once, though the row below 0 is in tiles of both hemispheres"
+
+
+def back(epsg: int, x: np.ndarray, y: np.ndarray) -> Any:
+    return Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)

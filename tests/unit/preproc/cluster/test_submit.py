@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.embedded import TOML, tiled_run
 
 from infer.contract import Shard, SmaltiError
+from preproc.cluster.interactive import cluster_options
 from preproc.cluster.jobs import Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
@@ -219,6 +220,20 @@ def test_cost_is_said_in_the_sites_units() -> None:
     text = "\n".join(lines)
     assert "at most 32.0 GPU-hours, about 2.0 expected" in text  # 4 tasks x 8 h; 40 tiles x 3 min
     assert "billed as at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD
+
+
+def test_workers_of_a_notebook_ask_for_memory_in_the_sites_way(tmp_path: Path) -> None:
+    """dask-jobqueue asks by --mem unless told to skip it, which Slurm refuses beside --mem-per-cpu."""
+    run = tiled_run(tmp_path / "run", across=1, down=1)
+    site = '[site]\nprofile = "{}"\njob.account = "nn1"\njob.modules = ["load Python/3.11"]\n'
+    run.config.write_text(TOML + site.format("saga"))
+    saga = cluster_options(run.root)
+    assert (saga["memory"], saga["job_directives_skip"]) == ("65536MiB", ["--mem="])  # 16 CPUs of 4 GB
+    assert saga["job_extra_directives"] == ["--mem-per-cpu=4G"]
+    assert "module load Python/3.11" in saga["job_script_prologue"]
+    run.config.write_text(TOML + site.format("lumi"))
+    lumi = cluster_options(run.root)
+    assert (lumi["memory"], lumi["job_directives_skip"], lumi["job_extra_directives"]) == ("65536MiB", [], [])
 
 
 def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import struct
 import sys
+import threading
 from datetime import date
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +277,11 @@ def test_a_store_behind_an_address(tmp_path: Path) -> None:
     codes, scales = expected(run, config, tile)
     found = read_embedding(run.embeddings, tile.name)
     np.testing.assert_array_equal(found.values_hwc, codes.astype(np.float32) * scales[..., None])
+    plain = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))  # no ranges
+    threading.Thread(target=plain.serve_forever, args=(0.05,), daemon=True).start()
+    with plain, pytest.raises(SmaltiError, match=r"/store/utm31: its server sends no parts of files \(HTTP Range\)"):
+        import_embeddings(run, config, f"http://127.0.0.1:{plain.server_port}/store/", force=True)
+    plain.shutdown()
     with pytest.raises(SmaltiError, match=r"127.0.0.1:9/store: not a Zarr v3 store that can be read"):
         import_embeddings(run, config, "http://127.0.0.1:9/store")
 
