@@ -44,7 +44,7 @@ from infer.engine import Engine
 from infer.model import BackboneShape, Network, Segment
 from infer.model.attention import Kernel, attend, kernel_for
 from infer.model.linear import Linear
-from infer.model.student import random_student
+from infer.model.network import random_student
 from infer.prepare import ModalityData
 from infer.weights import Checkpoint, load_checkpoint
 from infer.workers import Workers

@@ -51,6 +51,13 @@ _EXAMPLES = """examples:
 """
 
 
+class _Renamed(argparse.Action):
+    """Refuses the option that --dtype was called: everywhere else --output is a place."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error("--output is called --dtype now; where embeddings go is --out")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(
@@ -70,10 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     folder.add_argument("--out", type=Path, metavar="DIR", help="where <tile>.npy goes")
     folder.add_argument(
-        "--output",
+        "--dtype",
         choices=("int8", "float32"),
         help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly, alone or not: float32)",
     )
+    folder.add_argument("--output", action=_Renamed, help=argparse.SUPPRESS)
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     folder.add_argument(
@@ -169,7 +177,7 @@ def _folder_work(arguments: argparse.Namespace) -> Work:
     job = ModelJob(
         None,
         arguments.checkpoint,
-        arguments.output or ("int8" if known is None or known.coded else "float32"),
+        arguments.dtype or ("int8" if known is None or known.coded else "float32"),
         arguments.dim,
         arguments.precision,
         min_clear_s2=arguments.min_clear_s2,

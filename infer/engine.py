@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from infer.contract import EXIT_FAILED, SmaltiError, Tile
-from infer.device import Device, is_out_of_memory
+from infer.device import Device, Transfer, is_out_of_memory
 from infer.due import Output
 from infer.model import Modality, build_network
-from infer.model.pointwise import fused_add_norm
+from infer.model.linear import fused_add_norm
 from infer.prepare import LoadedTile, Multiplicities, load_tile
 from infer.tilework import Machinery, Product, TileWork, Watch
-from infer.transfer import Transfer
 from infer.weights import Checkpoint
 from infer.workers import Workers, arrange_host_memory
 

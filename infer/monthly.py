@@ -193,7 +193,10 @@ class MonthlyEngine(_Composing):
         if requested not in (0, MONTHLY_DIM):
             raise FormatError(f"dim {requested}: monthly gives {MONTHLY_DIM} (0 = all)")
         if output != "float32":
-            raise FormatError('monthly leaves months without an observation missing, as codes cannot: output "float32"')
+            raise FormatError(
+                "monthly leaves months without an observation missing, as codes cannot: use float32 "
+                "([model] output, --dtype)"
+            )
         return MONTHLY_DIM
 
     def _begin(self, tile: Tile, watch: Watch) -> Callable[[Composed, Product], int]:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infer import draw
+from infer import sequence
 from infer.contract import BANDS, SAR_BANDS, SmaltiError, Tile
 from infer.contract.embedding import MOST_OBSERVED, OBSERVED
+from infer.device import Transfer
 from infer.model import Modality, Segment, TokenBatch
 from infer.normalisation import EPSILON, Normalisation, Statistics
 from infer.sequence import MAX_BIN, Rule, padded_rows, unique_form
-from infer.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _counted(
 def drawn_batches(
     data: ModalityData, first: int, active_p: NDArray[np.bool_], tile: Tile, seed: int, budget: int
 ) -> Iterator[BlockBatch]:
-    """Batches of v1.0: 40 observations drawn per pixel, reproducibly (see `infer.draw`), distinct ones computed once.
+    """Batches of v1.0: 40 observations drawn a pixel, reproducibly (see `infer.sequence`), each computed once.
 
     Args:
         data: the modality.
@@ -317,11 +317,11 @@ def _draw_dates(
 ) -> NDArray[np.int64]:
     """(P, 40) drawn dates, ascending."""
     counts = valid_pt.sum(axis=1)
-    drawn = np.empty((len(counts), draw.DRAWN), dtype=np.int64)
+    drawn = np.empty((len(counts), sequence.DRAWN), dtype=np.int64)
     for n in np.unique(counts):
         those = np.flatnonzero(counts == n)
         dates = np.nonzero(valid_pt[those])[1].reshape(len(those), int(n))
-        picked = draw.draw(seed, int(modality == "s1"), rows_p[those], columns_p[those], int(n))
+        picked = sequence.draw(seed, int(modality == "s1"), rows_p[those], columns_p[those], int(n))
         drawn[those] = np.take_along_axis(dates, picked, axis=1)
     return drawn
 

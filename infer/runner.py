@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from infer import draw
+from infer import sequence
 from infer.contract import (
     EXIT_TRY_AGAIN,
     TILE_MANIFEST,
@@ -285,7 +285,7 @@ def manifest_of(engine: AnyEngine, tile: Tile, result: TileResult) -> EmbeddingM
         observations=result.observations,
         nodata_pixels=result.nodata_pixels,
         min_clear_s2=engine.min_clear_s2 or None,
-        draw=draw.SEED_RULE if engine.draws else None,
+        draw=sequence.SEED_RULE if engine.draws else None,
         grid=tile.manifest.grid,
         data_source=tile.manifest.data_source,
         window=tile.manifest.window,

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infer import draw
+from infer import sequence
 from infer.contract import EXIT_FAILED, EXIT_OK, FormatError, Tile
 from infer.device import Device, accelerator_count, allotted_cores, choose_device
 from infer.engine import Engine
-from infer.model.student import random_student
+from infer.model.network import random_student
 from infer.progress import say
 from infer.weights import Checkpoint
 
@@ -42,7 +42,7 @@ COSINE = 0.9995
 def _uniform(seed: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1), the same on every machine."""
     row = np.zeros(1, dtype=np.int64)
-    bits = draw.keys(seed, 0, row, row, count)[0] >> np.uint64(11)
+    bits = sequence.keys(seed, 0, row, row, count)[0] >> np.uint64(11)
     numbers: NDArray[np.float64] = bits.astype(np.float64) / float(1 << 53)
     return numbers
 

@@ -1,23 +1,48 @@
-"""The computation of one tile: blocks of pixels, batches of tokens, both backbones apart, fusion once."""
+"""The computation of one tile: blocks of pixels, batches of tokens, both backbones apart, fusion once, int8 codes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infer import draw
+from infer import sequence
 from infer.contract import EXIT_FAILED, EXIT_TRY_AGAIN, SmaltiError, Tile
 from infer.device import Device
 from infer.model import Modality, Network
 from infer.prepare import BlockBatch, LoadedTile, Multiplicities, counted_batches, drawn_batches, zero_batch
-from infer.quantise import Rounding, quantise
 from infer.sequence import MAX_BIN
 from infer.workers import Workers
+
+Rounding = Literal["v2", "v1"]
+
+
+def quantise(values_pc: torch.Tensor, rounding: Rounding = "v2") -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise embeddings pixel by pixel, symmetrically.
+
+    Args:
+        values_pc: (P, C) float32; a row of NaN is nodata.
+        rounding: "v2" clips codes to -127..127; "v1" (v1.0, v1.1) to -128..127 with scales of at least 1e-8.
+
+    Returns:
+        (P, C) int8 codes and (P,) float32 scales.
+    """
+    values_pc = values_pc.float()
+    nodata_p = torch.isnan(values_pc).any(dim=1)
+    clean_pc = torch.where(nodata_p[:, None], torch.zeros((), device=values_pc.device), values_pc)
+    scales_p = clean_pc.abs().amax(dim=1) / 127.0
+    if rounding == "v1":
+        scales_p = scales_p.clamp(min=1e-8)
+    divisors_p = torch.where(scales_p > 0, scales_p, torch.ones_like(scales_p))
+    low = -127 if rounding == "v2" else -128
+    codes_pc = torch.round(clean_pc / divisors_p[:, None]).clamp_(low, 127).to(torch.int8)
+    return codes_pc, torch.where(nodata_p, torch.full_like(scales_p, float("nan")), scales_p)
+
 
 _CPU_POOLED_BYTES = 128 << 20
 _GPU_POOLED_BYTES = 1 << 30
@@ -115,8 +140,8 @@ class TileWork:
         self._budget = budget
         self._watch = watch
         self._lock = threading.Lock()
-        self._seed = draw.tile_seed(loaded.tile.name, loaded.tile.manifest.grid)
-        longest = MAX_BIN if machinery.tables is not None else draw.DRAWN
+        self._seed = sequence.tile_seed(loaded.tile.name, loaded.tile.manifest.grid)
+        longest = MAX_BIN if machinery.tables is not None else sequence.DRAWN
         active = loaded.active_p
         self._expected = max(1, sum(int(np.minimum(n[active], longest).sum()) for n in loaded.counts.values()))
         self.tokens = 0

@@ -203,9 +203,12 @@ def stitch(
 
 
 @app.command(rich_help_panel=_STAGES)
-def sample(run: RunArgument, force: ForceOption = False) -> None:
-    """Take the embeddings at the labels (\\[labels] in run.toml): RUN/samples.parquet."""
-    _stage("sample", run, force=force)
+def sample(run: RunArgument, shard: ShardOption = "0/1", force: ForceOption = False) -> None:
+    """Take the embeddings at the labels (\\[labels] in run.toml): RUN/samples.parquet.
+
+    Shards pick labelled pixels of their tiles; without --shard the table is made of them.
+    """
+    _stage("sample", run, shard, force)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -441,7 +444,7 @@ def parcels(
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the file.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of its text, where it states none.")] = None,
-    pixels: Annotated[float, typer.Option(help="Smaller parcels cannot be told.")] = 4.0,
+    pixels: Annotated[float, typer.Option("--min-pixels", help="Smaller parcels cannot be told.")] = 4.0,
     share: Annotated[float, typer.Option(help="Nor those in which the majority has less than this share.")] = 0.5,
     train: Annotated[bool, typer.Option("--train", help="Learn the declared classes from the parcels' means.")] = False,
 ) -> None:
@@ -593,20 +596,17 @@ def clean(
 
 
 @app.command(rich_help_panel=_EXPLORE)
-def cluster(
+def groups(
     run: RunArgument,
-    groups: Annotated[int, typer.Option("--groups", "-k", help="How many groups, 2 to 254.")] = 12,
+    count: Annotated[int, typer.Option("--groups", "-k", help="How many groups, 2 to 254.")] = 12,
     seed: Annotated[int, typer.Option(help="Another seed is another start of the search.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels.
-
-    It has nothing to do with a computing cluster: see `smalti submit` for that.
-    """
-    from preproc.explore.groups import cluster
+    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels."""
+    from preproc.explore.groups import find_groups
     from preproc.run.config import load_config
 
-    cluster(Run(run), load_config(Run(run)), groups, seed, force=force)
+    find_groups(Run(run), load_config(Run(run)), count, seed, force=force)
 
 
 @app.command(rich_help_panel=_EXPLORE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
+from rasterio.coords import disjoint_bounds
 from rasterio.transform import Affine
 from rasterio.windows import Window, from_bounds
 
@@ -160,18 +162,24 @@ class OpenRun:
             confidence: the second layer instead of the first.
 
         Returns:
-            (h, w) uint8 codes, 0 = nodata (`classes` names them); or percent.
+            (h, w) uint8 codes, 0 = nodata (`classes` names them); or percent. Of a box all pixels that it touches.
 
         Raises:
-            SmaltiError: if there is no map, or it has several zones and none is named.
+            SmaltiError: if there is no map, it has several zones and none is named, or the box lies outside of it.
         """
         rasters = _zone(self.run.map, MapManifest.read(self.run).verify(self.run, checksums=False).zones, zone)
         with rasterio.open(child(self.run.map, rasters.confidence if confidence else rasters.classes)) as raster:
             window = Window(0, 0, raster.width, raster.height)
             if bbox is not None:
                 box = Transformer.from_crs(WGS84, raster.crs, always_xy=True).transform_bounds(*bbox)
-                asked = from_bounds(*box, transform=raster.transform).round_offsets("floor").round_lengths("ceil")
-                window = asked.intersection(window)
+                if not disjoint_bounds(box, raster.bounds):
+                    (top, bottom), (left, right) = from_bounds(*box, transform=raster.transform).toranges()
+                    rows = max(0, math.floor(top)), min(raster.height, math.ceil(bottom))
+                    window = Window.from_slices(rows, (max(0, math.floor(left)), min(raster.width, math.ceil(right))))
+                else:
+                    raise SmaltiError(
+                        f"{raster.name}: does not reach {list(bbox)}: west, south, east, north in degrees"
+                    )
             return Raster(raster.read(1, window=window), raster.crs.to_epsg(), raster.window_transform(window))
 
     def _planned(self, name: str) -> PlannedTile:
@@ -179,9 +187,6 @@ class OpenRun:
             if tile.name == name:
                 return tile
         raise SmaltiError(f"{self.run.root}: no tile {name!r} in the plan: it has {len(self.tiles)}, see `.tiles`")
-
-    def _remedy(self, stage: str) -> str:
-        return f"run `smalti {stage} {self.run.quoted}`"
 
 
 def open_run(run: str | Path) -> OpenRun:

@@ -24,9 +24,9 @@ from preproc.report.truth import truth_fingerprint
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, ok, warning
 from preproc.run.classifier import learns_number, read_regressor, verified
 from preproc.run.config import Archive, Config
-from preproc.run.disk import disk_of
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
+from preproc.run.waves import disk_of
 
 _LOW_SHARE = 1.2
 """Free space below so many times of what is needed is too little."""

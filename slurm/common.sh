@@ -16,11 +16,11 @@ set_threads() { # as many threads as CPUs are allotted, by the affinity mask and
 
 code=0 child='' stopping='' interrupted='' sampler='' peak_file=''
 
-on_signal() { # USR1: the limit is near; TERM: Slurm wants the node back. The step finishes its tile and ends with 75.
+on_signal() { # USR1: the limit is near; TERM: Slurm wants the node back. The step stops and ends with 75.
     interrupted=1
     [ -z "$stopping" ] || return 0
     stopping=$1
-    echo "smalti-task: $1 received, finishing the tile at hand"
+    echo "smalti-task: $1 received, stopping; what is complete stays"
     [ -z "$child" ] || kill -"$STOP_SIGNAL" "$child" 2>/dev/null || true
 }
 

@@ -4,7 +4,6 @@ Both environments import this package: the venv side writes tiles and reads embe
 writes embeddings. docs/format.md describes the files for people.
 """
 
-from infer.contract.arrays import open_npy
 from infer.contract.atomic import (
     atomic_dir,
     atomic_file,
@@ -67,6 +66,7 @@ from infer.contract.regular import (
     TomlTable,
     check_regular,
     file_mark,
+    open_npy,
     open_regular,
     parse_json,
     parse_toml,

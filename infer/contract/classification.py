@@ -54,6 +54,19 @@ class SampledClass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesPart(Record):
+    """logs/samples/part-00000.json: the labelled pixels of some tiles, before they are joined."""
+
+    kind = "samples-part"
+    stage = "sample"
+
+    dim: int
+    """Numbers of an embedding; 0 where no tile has a labelled pixel."""
+    counts: Mapping[str, int]
+    """What was dropped, by reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplesManifest(Record):
     """samples.json."""
 

@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import Inputs, verify_files
@@ -27,6 +26,7 @@ from infer.contract.monthly import MONTHLY_DIM, MONTHLY_FAMILY, without_gaps
 from infer.contract.names import brief_name, child, child_name
 from infer.contract.provenance import TileGrid, Window
 from infer.contract.record import Record
+from infer.contract.regular import open_npy
 
 OBSERVED: tuple[Literal["s2", "s1"], ...] = ("s2", "s1")
 """Last axis of `<tile>_observations.npy`: clear Sentinel-2 observations, and Sentinel-1's of both orbits."""

@@ -17,13 +17,12 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.arrays import open_npy
 from infer.contract.atomic import atomic_file, write_npy
 from infer.contract.errors import FormatError
 from infer.contract.manifest import Inputs, read_manifest, verify_files
 from infer.contract.names import MAX_NAME_BYTES, safe_name
 from infer.contract.record import Record, from_json
-from infer.contract.regular import JsonObject
+from infer.contract.regular import JsonObject, open_npy
 from infer.contract.run import PIXEL_SIZE, Run, check_folder
 
 MAX_TILE_SIZE = 2048

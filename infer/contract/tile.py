@@ -17,13 +17,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract.arrays import open_npy
 from infer.contract.atomic import sha256_file, write_npy
 from infer.contract.errors import FormatError, writing
 from infer.contract.manifest import Inputs, State, state_and_digest, verify_files, write_manifest
 from infer.contract.plan import PlannedTile
 from infer.contract.provenance import TileGrid, Window
 from infer.contract.record import Record
+from infer.contract.regular import open_npy
 
 BANDS = ("B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12")
 """Order of the last axis of bands.npy: red, blue, green, nir, nir08, rededge1-3, swir16, swir22."""

@@ -1,7 +1,7 @@
 """The network families, built from a checkpoint and run on packed tokens."""
 
 from infer.model.architecture import Architecture, BackboneShape, read_architecture
-from infer.model.batch import Segment, TokenBatch
+from infer.model.attention import Segment, TokenBatch
 from infer.model.network import Modality, Network, build_network, uniform_batch
 
 __all__ = [

@@ -1,12 +1,16 @@
-"""What a network looks like, read from its checkpoint: sizes from tensor shapes, heads from its settings."""
+"""What a network looks like, read from its checkpoint: sizes from tensor shapes, heads from its settings; and its
+parameters, taken out by name and shape."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from infer.contract import BANDS, SAR_BANDS, FormatError, brief_name
+import torch
+
+from infer.contract import BANDS, SAR_BANDS, FormatError, brief_name, one_line
 from infer.contract.registry import MATRYOSHKA, Family
 from infer.sequence import Rule
 from infer.weights import Checkpoint
@@ -180,3 +184,55 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
     if fusion >= _MANY or (fusion and s2.width % FUSION_HEADS):
         raise _unfit(checkpoint, f"{fusion} fusion layers of {FUSION_HEADS} heads do not fit the width {s2.width}")
     return Architecture(family, s2, s1, pool, fusion, mlp, final_norm, output, saved)
+
+
+_SHOWN = 6
+_LENGTH = 120
+"""Characters of a name or problem, which a file may make as long as it likes."""
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(one_line(name[:_LENGTH]) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+class StateReader:
+    """Hands out parameters once each; `finish` complains about the rest."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], path: Path) -> None:
+        self._state = state
+        self._path = path
+        self._taken: set[str] = set()
+        self._missing: list[str] = []
+        self._wrong: list[str] = []
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """The parameter `name` as float32. What is missing or misshapen is noted and reported by `finish`."""
+        self._taken.add(name)
+        tensor = self._state.get(name)
+        if tensor is None:
+            self._missing.append(name)
+            return torch.zeros(shape)
+        if tuple(tensor.shape) != shape:
+            self._wrong.append(f"{name} {tuple(tensor.shape)}, expected {shape}")
+            return torch.zeros(shape)
+        return tensor.detach().float()
+
+    def finish(self) -> None:
+        """Check that every parameter was used and none was missing.
+
+        Raises:
+            FormatError: naming the keys.
+        """
+        problems = []
+        if self._missing:
+            problems.append(f"missing {_some(self._missing)}")
+        if self._wrong:
+            problems.append(f"of another shape {_some(self._wrong)}")
+        left = sorted(set(self._state) - self._taken)
+        if left:
+            problems.append(f"left over {_some(left)}")
+        if problems:
+            raise FormatError(
+                f"{self._path}: parameters do not fit the network: {'; '.join(problems)}: use another checkpoint"
+            )

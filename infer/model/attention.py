@@ -1,4 +1,6 @@
-"""Softmax attention among the tokens of each pixel, by the kernels that suit the device.
+"""Softmax attention among the tokens of each pixel, by the kernels that suit the device, and the batches it works on.
+
+A batch is packed without padding, in runs of pixels of equal length.
 
 Sequences are short (a season has 20 to 70 dates) and many. "batched": two batched products with a float32 softmax in
 between, the fastest on CPUs. "packed": our own kernel, which reads and writes the packed tokens as they lie. "bias":
@@ -9,19 +11,51 @@ extra channels of queries and keys, which lets the flash kernels in, and yet too
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from infer.model.batch import Segment
-from infer.model.pointwise import agrees
+from infer.model.linear import agrees
 
 QK_EPSILON = 1e-6
 Kernel = Literal["batched", "packed", "bias", "fused"]
 _LENGTHS = (5, 30, 50, 100)
 """Of the example: one for each size that the packed kernel is compiled for."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`pixels` consecutive pixels of `length` tokens each, starting at token `start` and pixel `first` of the batch."""
+
+    start: int
+    first: int
+    pixels: int
+    length: int
+    log_multiplicity: torch.Tensor | None
+    """Natural log of how often each token counts: (U,) for all pixels, or (P, U); float32; None when all count once."""
+    expand: torch.Tensor | None = None
+    """The full sequence as positions among a pixel's tokens, (B,) or (P, B) int64; for recurrent poolings only."""
+
+    @property
+    def stop(self) -> int:
+        """One past its last token."""
+        return self.start + self.pixels * self.length
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens of one modality."""
+
+    values_nc: torch.Tensor
+    """(N, C) standardised bands, float32; rows beyond the last segment are padding (zeros)."""
+    days_n: torch.Tensor
+    """(N,) day of year, int64."""
+    segments: tuple[Segment, ...]
+    pixels: int
+    """Number of pixels, the sum over the segments."""
 
 
 @cache

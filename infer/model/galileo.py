@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from infer.contract import FormatError
 from infer.contract.monthly import MONTHS
+from infer.model.architecture import StateReader
 from infer.model.months import (
     CHANNELS,
     GROUPS,
@@ -23,7 +24,6 @@ from infer.model.months import (
     read_layers,
     width_of,
 )
-from infer.model.state import StateReader
 from infer.weights import Checkpoint
 
 _WIDEST = 128

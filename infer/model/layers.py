@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from infer.model.architecture import LayerKind
-from infer.model.attention import QK_EPSILON, attend
-from infer.model.batch import Segment
-from infer.model.linear import Linear
-from infer.model.pointwise import NORM_EPSILON, AddNorm
+from infer.model.attention import QK_EPSILON, Segment, attend
+from infer.model.linear import NORM_EPSILON, AddNorm, Linear
 
 
 class JoinedHeads(nn.Module):

@@ -1,20 +1,29 @@
-"""Matrix products with what follows them: bias, ReLU, GELU, residual.
+"""Matrix products with what follows them: bias, ReLU, GELU, residual, LayerNorm.
 
 On a CPU they go to oneDNN with weights packed once and the rest fused into the product. torch's own `F.linear` in
 float32 goes to MKL, which was 2.3 times slower on the machine of docs/engine.md. The packed operators are those that
 torch.compile uses; they are not public, so they are tried on the actual weights first and left alone where they are
 missing or differ. On an accelerator bias and ReLU are the product's epilogue. While gradients are recorded everything
 is torch's own, and no sum is done in place: under autocast a sum has to keep its residual's precision.
+Residual sum and LayerNorm are one kernel of ours on an accelerator, which is tried before it is used.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+AddNorm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+NORM_EPSILON = 1e-5
+_EXAMPLE_ROWS = 50
+_TOLERANCE = 5e-2
 _PROBE_ROWS = 24
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -68,13 +77,13 @@ class Linear(nn.Linear):
         try:
             plain = self._probe()
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), None)
-            agrees = all(
+            same = all(
                 bool((a.float() - b.float()).abs().max() <= tolerance * a.float().abs().max())
                 for a, b in zip(plain, self._probe(), strict=True)
             )
         except (RuntimeError, AttributeError, TypeError, NotImplementedError):  # another torch, another processor
-            agrees = False
-        if not agrees:
+            same = False
+        if not same:
             self.packed = None
 
     @torch.inference_mode()
@@ -90,3 +99,41 @@ class Linear(nn.Linear):
 
 def _operator() -> Any:
     return torch.ops.mkldnn._linear_pointwise
+
+
+def add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """LayerNorm(x + residual) over the last axis."""
+    return F.layer_norm(x + residual, weight.shape, weight, bias, NORM_EPSILON)
+
+
+def agrees(kernel: Callable[[], torch.Tensor], plain: Callable[[], torch.Tensor]) -> bool:
+    """Whether a kernel runs here and gives what torch's own operations give; nothing that it raises goes further."""
+    try:
+        with torch.inference_mode():
+            difference = (kernel().float() - plain().float()).abs().max()
+            return bool(difference <= _TOLERANCE)
+    except Exception as error:  # noqa: BLE001  # Triton, its compiler and its driver raise what they like; torch's own operations remain
+        logging.getLogger(__name__).info("no kernels of our own here (%s: %s)", type(error).__name__, error)
+        return False
+
+
+def fused_add_norm(device: torch.device, dtype: torch.dtype, width: int) -> AddNorm | None:
+    """`add_norm` as one kernel, or None where torch's own operations are used.
+
+    Args:
+        device: where it will run.
+        dtype: of its tensors.
+        width: of the last axis.
+    """
+    if device.type != "cuda":  # CUDA and ROCm
+        return None
+    try:
+        from infer.model import triton_kernels
+    except ImportError:
+        return None
+    kernel = partial(triton_kernels.add_norm, epsilon=NORM_EPSILON)
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(_EXAMPLE_ROWS, width, generator=generator).to(device, dtype) for _ in range(2))
+    weight, bias = (torch.rand(width, generator=generator).to(device, dtype) for _ in range(2))
+    arguments = x, residual, weight, bias
+    return kernel if agrees(partial(kernel, *arguments), partial(add_norm, *arguments)) else None

@@ -16,12 +16,10 @@ from torch import nn
 from infer.contract import FormatError
 from infer.contract.monthly import MONTHS
 from infer.contract.tile import BANDS, SAR_BANDS
-from infer.model.attention import Kernel, attend
-from infer.model.batch import Segment
-from infer.model.linear import Linear
+from infer.model.architecture import StateReader
+from infer.model.attention import Kernel, Segment, attend
+from infer.model.linear import NORM_EPSILON, Linear
 from infer.model.network import Modality
-from infer.model.pointwise import NORM_EPSILON
-from infer.model.state import StateReader
 from infer.weights import Checkpoint
 
 CHANNELS = ("VV", "VH", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12", "NDVI")

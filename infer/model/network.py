@@ -13,14 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from infer.model.architecture import FUSION_HEADS, Architecture, BackboneShape, PoolKind, read_architecture
-from infer.model.batch import Segment, TokenBatch
+from infer.contract import BANDS, SAR_BANDS
+from infer.model.architecture import (
+    FUSION_HEADS,
+    Architecture,
+    BackboneShape,
+    LayerKind,
+    PoolKind,
+    StateReader,
+    read_architecture,
+)
+from infer.model.attention import Segment, TokenBatch
 from infer.model.layers import EncoderLayer
-from infer.model.linear import Linear
-from infer.model.pointwise import NORM_EPSILON, AddNorm
+from infer.model.linear import NORM_EPSILON, AddNorm, Linear
 from infer.model.pooling import GruPool, SoftmaxPool
-from infer.model.state import StateReader
 from infer.sequence import encoding_table
+from infer.torch_file import Saved
 from infer.weights import Checkpoint
 
 Modality = Literal["s2", "s1"]
@@ -181,3 +189,27 @@ def build_network(checkpoint: Checkpoint) -> Network:
     state.finish()
     network.load_state_dict(parameters, assign=True)
     return network.fold()
+
+
+def student_architecture(args: Saved) -> Architecture:
+    """The architecture that the `args` of a v2 student's checkpoint state; `enable_qk_norm` chooses the layer kind."""
+    latent, heads, layers, hidden, output = (
+        int(args[name]) for name in ("latent_dim", "nhead", "num_layers", "dim_feedforward", "repr_dim")
+    )
+    kind: LayerKind = "post-qk" if args.get("enable_qk_norm") else "post"
+    s2, s1 = (BackboneShape(len(bands), 4 * latent, heads, layers, hidden, kind) for bands in (BANDS, SAR_BANDS))
+    return Architecture("v2-student", s2, s1, "softmax", 0, True, True, output, output)
+
+
+def random_student(args: Saved, seed: int) -> dict[str, torch.Tensor]:
+    """Parameters of a freshly initialised v2 student, as torch's own modules initialise them.
+
+    Args:
+        args: as in a published checkpoint.
+        seed: of torch's generator.
+
+    Returns:
+        A state dict with the names of the published format.
+    """
+    torch.manual_seed(seed)
+    return Network(student_architecture(args)).state_dict()

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from infer.model.batch import Segment, TokenBatch
-from infer.model.linear import Linear
-from infer.model.pointwise import NORM_EPSILON
+from infer.model.attention import Segment, TokenBatch
+from infer.model.linear import NORM_EPSILON, Linear
 
 
 def _weighted(scores_pu: torch.Tensor, tokens_pud: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from infer.contract.monthly import MONTHS
+from infer.model.architecture import StateReader
 from infer.model.months import (
     CHANNELS,
     GROUPS,
@@ -21,7 +22,6 @@ from infer.model.months import (
     read_layers,
     width_of,
 )
-from infer.model.state import StateReader
 from infer.weights import Checkpoint
 
 _LEFT_OUT = ("eo_patch_embed.ERA5.", "eo_patch_embed.SRTM.", "dw_embed.")

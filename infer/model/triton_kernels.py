@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from infer.model.batch import Segment
+from infer.model.attention import Segment
 
 LONGEST = 128
 """Tokens of a pixel: its logits have to fit the registers of one program."""

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from infer.contract import SmaltiError
-from infer.pretrain.loop import Habits, Training
+from infer.pretrain.loop import RecordedExecution, Training
+from infer.pretrain.objective import Teacher
 from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.processes import choose, processes
 from infer.pretrain.state import Folder
-from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import open_tiles
 from infer.pretrain.views import Noise
 from infer.progress import on_stop, say
@@ -72,12 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         recipe.add_argument(f"--{item.name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
     recipe.add_argument("--noise", type=float, default=1.7, help="factor on the noise added to views (default 1.7)")
     recipe.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    habits = parser.add_argument_group("habits (they do not change the weights)")
-    habits.add_argument("--save-every", type=int, default=500, help="steps between states (default 500)")
-    habits.add_argument("--record-every", type=int, default=50, help="steps between lines of metrics (default 50)")
-    habits.add_argument("--threads", type=int, help="of torch on a CPU; equal results need equal numbers")
-    habits.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm)")
-    habits.add_argument("--label", default="student trained by smalti", help="what the checkpoint calls itself")
+    execution = parser.add_argument_group("execution (they do not change the weights)")
+    execution.add_argument("--save-every", type=int, default=500, help="steps between states (default 500)")
+    execution.add_argument("--record-every", type=int, default=50, help="steps between lines of metrics (default 50)")
+    execution.add_argument("--threads", type=int, help="of torch on a CPU; equal results need equal numbers")
+    execution.add_argument("--device", default="auto", help="auto, cpu, cuda (CUDA or ROCm)")
+    execution.add_argument("--label", default="student trained by smalti", help="what the checkpoint calls itself")
     return parser
 
 
@@ -126,8 +126,8 @@ def train(arguments: argparse.Namespace) -> int:
     with processes(device) as place, on_stop(lambda _number: stop.set()):
         if recipe.groups % place.world:
             raise SmaltiError(f"--groups {recipe.groups}: must be a multiple of the {place.world} processes")
-        habits = Habits(device, place, arguments.save_every, arguments.record_every, arguments.label)
-        training = Training(Folder(arguments.out), recipe, tiles, habits, teacher)
+        execution = RecordedExecution(device, place, arguments.save_every, arguments.record_every, arguments.label)
+        training = Training(Folder(arguments.out), recipe, tiles, execution, teacher)
         return training.run(stop)
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infer.contract import EXIT_FAILED, EXIT_OK, EXIT_TRY_AGAIN, FormatError, SmaltiError
 from infer.model import Network
-from infer.model.student import student_architecture
-from infer.pretrain.batches import Batch, Place, stream, watched_views
+from infer.model.network import student_architecture
+from infer.pretrain.batches import Batch, stream, watched_views
+from infer.pretrain.check import health, steadiness
 from infer.pretrain.ema import Average
 from infer.pretrain.frame import months_frame
-from infer.pretrain.objective import Distilled, Twins
+from infer.pretrain.objective import Distilled, Teacher, Twins
 from infer.pretrain.options import Recipe
+from infer.pretrain.processes import Execution
 from infer.pretrain.state import (
     Folder,
     claim,
@@ -31,10 +32,8 @@ from infer.pretrain.state import (
     state_content,
     write_metrics,
 )
-from infer.pretrain.teacher import Teacher
 from infer.pretrain.tiles import Reader, TileSet, draw_pairs, months_of
 from infer.pretrain.views import View
-from infer.pretrain.watch import health, steadiness
 from infer.progress import say
 
 _LAST_RATE = 0.02
@@ -46,13 +45,9 @@ FRAME_STEP = 2**31 + 1
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What does not change the result."""
+class RecordedExecution(Execution):
+    """One that keeps metrics."""
 
-    device: torch.device
-    place: Place = field(default_factory=Place)
-    save_every: int = 500
-    """Steps between states."""
     record_every: int = 50
     """Steps between lines of metrics. (The lines change with it, the weights do not.)"""
     label: str = "student trained by smalti"
@@ -110,38 +105,40 @@ def frame_of(reader: Reader, recipe: Recipe) -> torch.Tensor | None:
 class Training:
     """One training in one folder; `run` takes it from where it is to the end, or to `stop`."""
 
-    def __init__(self, folder: Folder, recipe: Recipe, tiles: TileSet, habits: Habits, teacher: Teacher | None) -> None:
+    def __init__(
+        self, folder: Folder, recipe: Recipe, tiles: TileSet, execution: RecordedExecution, teacher: Teacher | None
+    ) -> None:
         """Build everything and take up a state that is there.
 
         Raises:
             SmaltiError: if the folder belongs to another recipe, or its state is damaged.
         """
-        self.folder, self.recipe, self.tiles, self.habits, self.teacher = folder, recipe, tiles, habits, teacher
-        if habits.place.rank == 0:
+        self.folder, self.recipe, self.tiles, self.execution, self.teacher = folder, recipe, tiles, execution, teacher
+        if execution.place.rank == 0:
             claim(folder, recipe, tiles)
-        self.reader = Reader(tiles, habits.device, monthly=teacher is None and recipe.monthly_weight > 0)
+        self.reader = Reader(tiles, execution.device, monthly=teacher is None and recipe.monthly_weight > 0)
         torch.manual_seed(recipe.seed)
         student = Network(student_architecture(recipe.published_args()))
         if teacher is None:
             objective: nn.Module = Twins(student, recipe, frame_of(self.reader, recipe))
         else:
             objective = Distilled(student, recipe, teacher.dim)
-        self.objective: nn.Module = objective.to(habits.device)
+        self.objective: nn.Module = objective.to(execution.device)
         self.student = student
         self.average = Average(student, recipe.ema)
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.objective, recipe.weight_decay),
             lr=recipe.learning_rate,
             betas=(0.9, 0.98),
-            fused=habits.device.type == "cuda",
+            fused=execution.device.type == "cuda",
         )
         self.step, self._loss_count = 0, 0
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=habits.device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=execution.device)
         self._resume()
-        self.records = read_metrics(folder, self.step) if habits.place.rank == 0 else []
+        self.records = read_metrics(folder, self.step) if execution.place.rank == 0 else []
         self._watched = watched_views(self.reader, recipe)
-        if habits.place.world > 1:
-            ids = [habits.device] if habits.device.type == "cuda" else None
+        if execution.place.world > 1:
+            ids = [execution.device] if execution.device.type == "cuda" else None
             self._step_module: nn.Module = DistributedDataParallel(self.objective, device_ids=ids)
         else:
             self._step_module = self.objective
@@ -167,7 +164,7 @@ class Training:
     def save(self) -> None:
         """Write state, metrics and plot (first process only)."""
         self._check()
-        if self.habits.place.rank != 0:
+        if self.execution.place.rank != 0:
             return
         write_metrics(self.folder, self.records)
         content = state_content(
@@ -183,7 +180,7 @@ class Training:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def _forward(self, batch: Batch) -> torch.Tensor:
-        device = self.habits.device.type
+        device = self.execution.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             loss: torch.Tensor = self._step_module(batch.view, batch.prefix, batch.target)
         return loss
@@ -219,7 +216,7 @@ class Training:
 
     def _record(self, norm: torch.Tensor) -> None:
         self._check()
-        if self.habits.place.rank != 0:
+        if self.execution.place.rank != 0:
             return
         whole, part = (self._embed(view) for view in self._watched)
         state = health(whole)
@@ -244,14 +241,6 @@ class Training:
         self._loss_sum.zero_()
         self._loss_count = 0
 
-    def _asked_to_stop(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to: they all have to stop at the same step."""
-        if self.habits.place.world == 1:
-            return stop.is_set()
-        flag = torch.tensor([float(stop.is_set())], device=self.habits.device)
-        dist.all_reduce(flag)
-        return bool(flag.item() > 0)
-
     def run(self, stop: threading.Event) -> int:
         """Train to the end, save and export.
 
@@ -262,21 +251,21 @@ class Training:
             SmaltiError: if the loss is not finite or the embeddings have collapsed.
         """
         target = self.teacher
-        for _, batch in stream(self.reader, self.recipe, self.step, self.habits.place, target):
+        for _, batch in stream(self.reader, self.recipe, self.step, self.execution.place, target):
             norm = self._train_on(batch)
-            if self.step % self.habits.record_every == 0 or self.step == self.recipe.steps:
+            if self.step % self.execution.record_every == 0 or self.step == self.recipe.steps:
                 self._record(norm)
-            if self._asked_to_stop(stop):
+            if self.execution.asked_to_stop(stop):
                 self.save()
                 say(f"pretrain: stopped at step {self.step}: the same command goes on from there")
                 return EXIT_TRY_AGAIN
-            if self.step % self.habits.save_every == 0 or self.step == self.recipe.steps:
+            if self.step % self.execution.save_every == 0 or self.step == self.recipe.steps:
                 self.save()
         self._finish()
         return EXIT_OK
 
     def _finish(self) -> None:
-        if self.habits.place.rank != 0:
+        if self.execution.place.rank != 0:
             return
         if health(self._embed(self._watched[0])).collapsed:
             raise SmaltiError(
@@ -285,5 +274,5 @@ class Training:
                 exit_code=EXIT_FAILED,
             )
         write_metrics(self.folder, self.records)
-        export(self.folder, self.average.module, self.recipe, self.tiles, self.habits.label)
+        export(self.folder, self.average.module, self.recipe, self.tiles, self.execution.label)
         say(f"pretrain: wrote {self.folder.student}")

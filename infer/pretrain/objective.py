@@ -1,17 +1,89 @@
-"""One training step's forward pass: student, projector and loss, in a module that DistributedDataParallel can wrap."""
+"""What a student is trained towards: the losses, the module around it for one step, and a teacher to distil.
+
+Losses: Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230) tile by tile; what embeddings miss of their pixels' months;
+the cosine of distillation. Student, projector and loss are one module, which DistributedDataParallel can wrap.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
+from infer.contract import Tile
 from infer.contract.monthly import MONTHLY_DIM
+from infer.device import Device
+from infer.engine import Engine
 from infer.model import Network
-from infer.pretrain.loss import barlow_twins, cosine_distance, missed
 from infer.pretrain.options import Recipe
+from infer.pretrain.tiles import cut
 from infer.pretrain.views import View
+from infer.weights import check_source, load_checkpoint
+
+
+def standardised(z: torch.Tensor, groups: int) -> torch.Tensor:
+    """(P, D) to (groups, P / groups, D) with mean 0 and variance 1 within each of the equal runs of rows."""
+    z = z.float().view(groups, -1, z.shape[1])
+    var, mean = torch.var_mean(z, dim=1, keepdim=True, correction=0)
+    return (z - mean) * (var + 1e-4).rsqrt()
+
+
+def _unchanged(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def barlow_twins(
+    one: torch.Tensor,
+    two: torch.Tensor,
+    weight: float,
+    groups: int = 1,
+    average: Callable[[torch.Tensor], torch.Tensor] = _unchanged,
+) -> torch.Tensor:
+    """Cross-correlation of two views (P, D) pulled to the identity; the sum over its elements divided by D.
+
+    Args:
+        one: first view.
+        two: second view, row by row of pixels that should look alike.
+        weight: of the off-diagonal elements.
+        groups: equal runs of rows (tiles) that are standardised each by itself, so that what sets whole tiles apart
+            (season, sun, sensor) earns nothing.
+        average: mean of the correlation matrix over processes.
+    """
+    a, b = standardised(one, groups), standardised(two, groups)
+    cross = average(torch.einsum("gpi,gpj->ij", a, b) / one.shape[0])
+    diagonal = torch.diagonal(cross)
+    on = (diagonal - 1).square().sum()
+    off = cross.square().sum() - diagonal.square().sum()
+    return (on + weight * off) / one.shape[1]
+
+
+def missed(
+    told_pd: torch.Tensor,
+    wanted_pd: torch.Tensor,
+    groups: int,
+    average: Callable[[torch.Tensor], torch.Tensor] = _unchanged,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squares by which `told` misses `wanted` (P, D): among the rows of each tile, and of whole tiles.
+
+    Within a tile both are taken from their means: what sets whole tiles apart (season, sun, sensor) need not be told.
+    The second is how far the tiles' mean rows of `told` lie apart: what it costs to tell it all the same.
+    """
+    left = (wanted_pd - told_pd.float()).view(groups, -1, told_pd.shape[1])
+    mean = told_pd.float().view(groups, -1, told_pd.shape[1]).mean(dim=1)
+    apart = mean - average(mean.mean(dim=0))
+    return (left - left.mean(dim=1, keepdim=True)).square().mean(), apart.square().mean()
+
+
+def cosine_distance(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of the rows of two (P, D), averaged."""
+    return 1 - F.cosine_similarity(one.float(), two.float(), dim=1).mean()
 
 
 class GroupNorm(nn.Module):
@@ -137,3 +209,25 @@ class Distilled(nn.Module):
             else:
                 parts.append(cosine_distance(z[:, :size], target[:, :size]))
         return torch.stack(parts).mean()
+
+
+class Teacher:
+    """Embeds pixels with a published model of any family that the engine runs."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            SmaltiError: if it is not a checkpoint that smalti knows.
+        """
+        self.checkpoint = load_checkpoint(path)
+        threads = torch.get_num_threads()
+        self._engine = Engine(self.checkpoint, Device(device, "float32", 1))
+        torch.set_num_threads(threads)  # the engine takes one thread a worker; training goes on with its own
+        self.dim = self._engine.architecture.saved
+
+    def __call__(self, tile: Tile, position_p: NDArray[np.int64]) -> torch.Tensor:
+        """(P, E) float32 embeddings of the pixels at flat positions of a tile."""
+        check_source(self.checkpoint, tile.name, tile.manifest.data_source)
+        result = self._engine.embed(cut(tile, position_p))
+        return torch.from_numpy(np.ascontiguousarray(result.values_hwc[0]))

@@ -1,10 +1,12 @@
-"""Which device, and which process of how many: alone, or among those that torchrun started."""
+"""How a training is carried out: on which device, as which process of how many, alone or under torchrun."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,24 @@ def choose(name: str) -> torch.device:
     if name != "cpu":
         raise SmaltiError(f"--device {name}: expected auto, cpu or cuda")
     return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is carried out: what does not change its result (but by rounding, the number of processes)."""
+
+    device: torch.device
+    place: Place = field(default_factory=Place)
+    save_every: int = 500
+    """Steps between states."""
+
+    def asked_to_stop(self, stop: threading.Event) -> bool:
+        """Whether any process was asked to: they all have to stop at the same step."""
+        if self.place.world == 1:
+            return stop.is_set()
+        flag = torch.tensor([float(stop.is_set())], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag.item() > 0)
 
 
 @contextmanager

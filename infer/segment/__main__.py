@@ -18,9 +18,9 @@ import torch
 
 from infer.contract import EXIT_OK, EXIT_TRY_AGAIN, SmaltiError, output_state, safe_name
 from infer.contract.segment import SegmentJob, SegmentNetwork, job_files, network_files
-from infer.pretrain.processes import choose, processes
+from infer.pretrain.processes import Execution, choose, processes
 from infer.progress import on_stop, say
-from infer.segment.loop import Habits, Training
+from infer.segment.loop import Training
 
 _REMEDY = "run `smalti train` again"
 
@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace) -> int:
             inputs = {"job": job.inputs["job"], "network": name}
             if output_state(network_files(folder, name)[0], SegmentNetwork.kind, inputs).complete:
                 continue
-            if not Training(folder, job, name, Habits(device, place, arguments.save_every)).run(stop):
+            if not Training(folder, job, name, Execution(device, place, arguments.save_every)).run(stop):
                 if place.rank == 0:
                     say(f"segment: stopped in {name}: the same command goes on from there")
                 return EXIT_TRY_AGAIN

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infer.contract import EXIT_FAILED, FormatError, SmaltiError, atomic_file, write_bytes
 from infer.contract.segment import SegmentJob, SegmentNetwork, network_files
-from infer.pretrain.batches import Place
 from infer.pretrain.ema import Average
 from infer.pretrain.loop import learning_rate, parameter_groups
+from infer.pretrain.processes import Execution
 from infer.pretrain.state import saved_bytes
 from infer.progress import say
 from infer.segment.chips import Chips, Labels
@@ -32,16 +31,6 @@ _DECAY = 0.02
 _CLIP = 1.0
 _LOSSES = 0.1
 """Part of the steps whose loss is told."""
-
-
-@dataclass(frozen=True)
-class Habits:
-    """What does not change the result (the number of processes does so by rounding alone)."""
-
-    device: torch.device
-    place: Place = field(default_factory=Place)
-    save_every: int = 200
-    """Steps between states."""
 
 
 class _Loss(nn.Module):
@@ -61,21 +50,21 @@ class _Loss(nn.Module):
 class Training:
     """One network; `run` takes it from where it is to the end, or to `stop`."""
 
-    def __init__(self, folder: Path, job: SegmentJob, name: str, habits: Habits) -> None:
+    def __init__(self, folder: Path, job: SegmentJob, name: str, execution: Execution) -> None:
         """Build everything and take up a state that is there.
 
         Raises:
             SmaltiError: if the labels or the state are damaged.
         """
-        self.folder, self.job, self.name, self.habits = folder, job, name, habits
+        self.folder, self.job, self.name, self.execution = folder, job, name, execution
         self.recipe = job.recipe
-        if self.recipe.batch % habits.place.world:
+        if self.recipe.batch % execution.place.world:
             raise SmaltiError(
-                f"[segment] batch = {self.recipe.batch}: must be a multiple of the {habits.place.world} processes"
+                f"[segment] batch = {self.recipe.batch}: must be a multiple of the {execution.place.world} processes"
             )
         self.labels = Labels(folder, job, name)
         torch.manual_seed(self.recipe.seed)
-        self.network = UNet(job.dim, self.recipe.width, len(job.codes)).to(habits.device)
+        self.network = UNet(job.dim, self.recipe.width, len(job.codes)).to(execution.device)
         self.average = Average(self.network, _AVERAGED)
         groups = parameter_groups(self.network, _DECAY)
         self.optimiser = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98))
@@ -83,8 +72,10 @@ class Training:
         self.losses: list[float] = []
         self._resume()
         loss: nn.Module = _Loss(self.network)
-        if habits.place.world > 1:
-            loss = DistributedDataParallel(loss, device_ids=[habits.device] if habits.device.type == "cuda" else None)
+        if execution.place.world > 1:
+            loss = DistributedDataParallel(
+                loss, device_ids=[execution.device] if execution.device.type == "cuda" else None
+            )
         self._loss = loss
 
     @property
@@ -113,7 +104,7 @@ class Training:
 
     def save(self) -> None:
         """Write the state (first process only); a kill leaves the one before."""
-        if self.habits.place.rank != 0:
+        if self.execution.place.rank != 0:
             return
         content = {
             "format": _KIND,
@@ -131,18 +122,18 @@ class Training:
     def _train_on(self, chips: Chips) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        kind = self.habits.device.type
+        kind = self.execution.device.type
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            loss: torch.Tensor = self._loss(chips.to(self.habits.device))
+            loss: torch.Tensor = self._loss(chips.to(self.execution.device))
         value = loss.detach().clone()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch publishes no type for it
         nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         self.optimiser.step()
         self.average.update(self.network, self.step)
-        if self.habits.place.world > 1:
+        if self.execution.place.world > 1:
             dist.all_reduce(value)
-            value /= self.habits.place.world
+            value /= self.execution.place.world
         told = float(value)
         if not math.isfinite(told):
             raise SmaltiError(
@@ -153,27 +144,19 @@ class Training:
         self.losses = [*self.losses, told][-max(1, round(_LOSSES * self.recipe.steps)) :]
         self.step += 1
 
-    def _asked_to_stop(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to: they all have to stop at the same step."""
-        if self.habits.place.world == 1:
-            return stop.is_set()
-        flag = torch.tensor([float(stop.is_set())], device=self.habits.device)
-        dist.all_reduce(flag)
-        return bool(flag.item() > 0)
-
     def run(self, stop: threading.Event) -> bool:
         """Train to the end and export; False if it was stopped before, its state saved."""
         tenth = max(1, self.recipe.steps // 10)
-        for chips in self.labels.stream(self.step, self.habits.place):
+        for chips in self.labels.stream(self.step, self.execution.place):
             self._train_on(chips)
-            if self._asked_to_stop(stop):
+            if self.execution.asked_to_stop(stop):
                 self.save()
                 return False
-            if self.step % tenth == 0 and self.habits.place.rank == 0:
+            if self.step % tenth == 0 and self.execution.place.rank == 0:
                 say(f"segment: {self.name}: step {self.step}/{self.recipe.steps}, loss {np.mean(self.losses):.3f}")
-            if self.step % self.habits.save_every == 0 and self.step < self.recipe.steps:
+            if self.step % self.execution.save_every == 0 and self.step < self.recipe.steps:
                 self.save()
-        if self.habits.place.rank == 0:
+        if self.execution.place.rank == 0:
             self._export()
         return True
 
@@ -184,6 +167,6 @@ class Training:
         buffer = io.BytesIO()
         np.savez(buffer, **{**content, "classes_": np.array(self.job.codes, dtype=np.int64)})
         write_bytes(path, buffer.getvalue())
-        about = SegmentNetwork(loss=float(np.mean(self.losses)), device=self.habits.device.type)
+        about = SegmentNetwork(loss=float(np.mean(self.losses)), device=self.execution.device.type)
         about.write(manifest, inputs={"job": self._key, "network": self.name}, files=[path])
         state.unlink(missing_ok=True)

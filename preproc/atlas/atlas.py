@@ -30,7 +30,7 @@ from infer.contract.imported import imported_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, Provenance
 from infer.contract.record import Record
 from preproc.atlas.curves import step_of, write_curves
-from preproc.atlas.pyramid import Grid, corners_of, grid_of, write_pyramid
+from preproc.atlas.pyramid import Grid, corners_of, grid_of, region_box, write_pyramid
 from preproc.atlas.vectors import NUMBERS, write_short
 from preproc.raster.observations import BANDS, NODATA, ORIGINS, REASONS
 from preproc.run.progress import progress
@@ -223,6 +223,7 @@ def _page(run: Run, plan: Plan, layers: Sequence[AtlasLayer], grid: Grid, parts:
         "layers": [layer.described() for layer in layers],
         "levels": [grid.coarsest, grid.finest],
         "box": list(grid.box),
+        "region": list(region_box(grid, plan.region.bbox)),
         **parts,
         "tiles": _tiles(run, plan),
         "states": list(_STATES.items()),

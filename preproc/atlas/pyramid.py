@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
+import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.enums import Resampling
@@ -28,6 +30,8 @@ _HALF = math.pi * 6378137.0
 """Half of the world's width in metres of the projection."""
 _PLACELESS = Affine.scale(10, -10)
 """Of a picture: without any GDAL warns."""
+_EDGE = 20
+"""Parts of a tile's edge whose ends are looked at, for it is bent in another projection."""
 _TOP_TILES = 2
 """Tiles along the longer side of the coarsest level, at most."""
 
@@ -83,23 +87,38 @@ def grid_of(tiles: Sequence[PlannedTile], latitude: float, *, finest: int | None
 
 
 def _world(tile: PlannedTile) -> tuple[float, float, float, float]:
-    """West, north, east, south of a tile, 0 to 1 over the world."""
-    move = Transformer.from_crs(tile.epsg, MERCATOR, always_xy=True)
-    west, south, east, north = move.transform_bounds(*tile.bounds)
-    if east < west:  # across the antimeridian
-        east += 2 * _HALF
-    whole = 2 * _HALF
-    return (west + _HALF) / whole, (_HALF - north) / whole, (east + _HALF) / whole, (_HALF - south) / whole
+    """West, north, east, south of a tile, 0 to 1 over the world, to the east beyond it where it crosses 180 degrees."""
+    outline = shapely.segmentize(shapely.box(*tile.bounds), tile.size * PIXEL_SIZE / _EDGE)
+    across, down = _on_world(tile, *shapely.get_coordinates(outline).T)
+    return float(across.min()), float(down.min()), float(across.max()), float(down.max())
+
+
+def _on_world(tile: PlannedTile, x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places of a tile's zone, 0 to 1 over the world, those beyond 180 degrees on the side of the others."""
+    x, y = Transformer.from_crs(tile.epsg, MERCATOR, always_xy=True).transform(x, y)
+    across, down = (np.asarray(x) + _HALF) / (2 * _HALF), (_HALF - np.asarray(y)) / (2 * _HALF)
+    return across + ((across < 0.5) & (np.ptp(across) > 0.5)), down
+
+
+def region_box(grid: Grid, degrees: Sequence[float]) -> tuple[float, float, float, float]:
+    """The part of a grid's box that a region (west, south, east, north in degrees) takes up; all, if none. Pure."""
+    west, south, east, north = degrees
+    left, right = (west + 180) / 360, (east + 180) / 360 + (east < west)
+    upper, lower = ((1 - math.asinh(math.tan(math.radians(value))) / math.pi) / 2 for value in (north, south))
+    turn = 1 if right <= grid.box[0] else 0
+    found = (
+        max(left + turn, grid.box[0]),
+        max(upper, grid.box[1]),
+        min(right + turn, grid.box[2]),
+        min(lower, grid.box[3]),
+    )
+    return found if found[0] < found[2] and found[1] < found[3] else grid.box
 
 
 def corners_of(tile: PlannedTile) -> list[list[float]]:
     """North-west, north-east, south-east and south-west of a tile, 0 to 1 over the world, to a centimetre."""
     west, south, east, north = tile.bounds
-    move = Transformer.from_crs(tile.epsg, MERCATOR, always_xy=True)
-    x, y = move.transform([west, east, east, west], [north, north, south, south])
-    across, down = (np.asarray(x) + _HALF) / (2 * _HALF), (_HALF - np.asarray(y)) / (2 * _HALF)
-    if np.ptp(across) > 0.5:  # over the antimeridian
-        across = np.where(across < 0.5, across + 1, across)
+    across, down = _on_world(tile, [west, east, east, west], [north, north, south, south])
     return [[round(a, 10), round(b, 10)] for a, b in zip(across.tolist(), down.tolist(), strict=True)]
 
 

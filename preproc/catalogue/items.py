@@ -446,7 +446,10 @@ def _nothing_found(origin: str, items: Sequence[Any], config: Config, region: Re
         return f"{text}: check the dates, the region and the archive's address"
     west, south, east, north = shapely.total_bounds(outlines)
     place = ", ".join(f"{value:.2f}" for value in region.bounds)
+    left, low, right, high = region.bounds
+    swapped = shapely.box(low, left, high, right).intersects(shapely.box(west, south, east, north))
     return (
         f"{text}: it holds {len(items)} items from {days[0]} to {days[-1]}, between {west:.2f}, {south:.2f} and "
         f"{east:.2f}, {north:.2f} degrees; the region lies in {place}"
+        f"{': longitude comes first, are they swapped?' if swapped else ''}"
     )

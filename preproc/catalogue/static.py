@@ -18,7 +18,7 @@ import shapely
 from pystac.stac_io import DefaultStacIO
 
 from infer.contract import SmaltiError, parse_json, read_regular
-from preproc.catalogue.opera import COLLECTION, opera_items
+from preproc.catalogue.header import COLLECTION, opera_items
 from preproc.catalogue.sources import Item
 from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import beyond, is_bucket, is_url
@@ -67,10 +67,19 @@ def _read_folder(folder: Path, folders: Sequence[str]) -> list[tuple[Item, str]]
     if (folder / "catalog.json").is_file():
         return list(_walk(str(folder / "catalog.json"), folders))
     found: list[tuple[Item, str]] = [(item, str(folder / COLLECTION)) for item in opera_items(folder)]
-    for path in sorted(folder.glob("*.json")):
+    own = sorted(folder.glob("*.json"))
+    for path in own:
         found += read_static(str(path), folders)
+    if not own:  # a folder for each granule
+        for path in sorted(folder.rglob("*.json")):
+            content = _read_json(str(path))
+            if isinstance(content, dict) and content.get("type") in ("Feature", "FeatureCollection"):
+                found += read_static(str(path), folders)
     if not found:
-        raise SmaltiError(f"{folder}: {_WHAT} is a folder without catalog.json, items (*.json) or OPERA RTC-S1 files")
+        raise SmaltiError(
+            f"{folder}: {_WHAT} is a folder without catalog.json, items (*.json) or OPERA RTC-S1 files: files alone "
+            "do not say what they are, docs/recipes.md (An archive of your own) writes items for them"
+        )
     return found
 
 

@@ -12,11 +12,10 @@ from infer.contract.classification import ClassifierManifest
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.folds import Folds
-from preproc.classify.medians import MOST_WORK
 from preproc.classify.methods import out_of_fold, parameters
 from preproc.classify.out_of_fold import OutOfFold, Places
 from preproc.classify.performance import bootstrap, paired
-from preproc.classify.probe.features import raw_features
+from preproc.classify.probe.features import MOST_WORK, raw_features
 from preproc.run.config import Config
 from preproc.run.progress import progress
 

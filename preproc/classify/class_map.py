@@ -20,7 +20,6 @@ from infer.contract.classification import ClassEntry
 from infer.contract.rasters import MapManifest, MappedClass, MapSheet, MapZone
 from infer.contract.record import to_json
 from preproc.raster.cog import Layer, cog_writer
-from preproc.raster.figure import class_figure
 from preproc.raster.legend import (
     class_colours,
     colour_table,
@@ -31,7 +30,7 @@ from preproc.raster.legend import (
     slugs,
 )
 from preproc.raster.observations import NODATA, TOO_FEW, reason_classes
-from preproc.raster.preview import picture
+from preproc.raster.preview import class_figure, picture
 from preproc.raster.provenance import RunProvenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import Sheet, ZoneGrid

@@ -10,6 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE, PlannedTile
+from preproc.raster.zones import own_rows
 
 _POINTS = (shapely.GeometryType.POINT, shapely.GeometryType.MULTIPOINT)
 _ROWS = 256
@@ -85,9 +86,9 @@ def _contains(polygon: Any, x_w: NDArray[Any], y_h: NDArray[Any]) -> NDArray[np.
 def claim_pixels(tile: PlannedTile, shapes: Shapes, class_n: NDArray[np.int32]) -> Claims:
     """Place the features on a tile.
 
-    A pixel belongs to a polygon if its centre is inside the shrunk outline, and to the point that it contains. Where
-    features of different classes claim a pixel (by their whole outlines) it is left out. Within one class the feature
-    that comes first in the file has it.
+    A pixel belongs to a polygon if its centre is inside the shrunk outline, and to the point that it contains; beyond
+    the equator to the other hemisphere's tile. Where features of different classes claim a pixel (by their whole
+    outlines) it is left out. Within one class the feature that comes first in the file has it.
 
     Args:
         tile: where.
@@ -108,7 +109,7 @@ def claim_pixels(tile: PlannedTile, shapes: Shapes, class_n: NDArray[np.int32]) 
         conflict_hw[window] |= inside & (classes >= 0) & (classes != class_n[index])
         classes[inside & (classes < 0)] = class_n[index]
         features[core & (features < 0)] = index
-    claimed = feature_hw >= 0
+    claimed = (feature_hw >= 0) & own_rows(tile, np.arange(tile.size))[:, None]
     rows, cols = np.nonzero(claimed & ~conflict_hw)
     return Claims(
         rows.astype(np.int32), cols.astype(np.int32), feature_hw[rows, cols], int((claimed & conflict_hw).sum())

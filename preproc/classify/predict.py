@@ -20,7 +20,7 @@ from preproc.classify.class_map import MapZoneSheets, join_map, map_layers, shee
 from preproc.classify.cleaned import clean_map
 from preproc.classify.elsewhere import refuse_other_embeddings, remarks
 from preproc.classify.model import Classifier, load_classifier
-from preproc.classify.regression import Regressor, load_regressor
+from preproc.classify.regression import load_regressor
 from preproc.classify.unet import WINDOW, Blended, UNet
 from preproc.classify.value_map import ValueSheetMaker, join_values
 from preproc.raster.cog import cog_writer
@@ -34,6 +34,7 @@ from preproc.run.classifier import (
     model_folder,
     read_regressor,
     refuse_settings_of_classes,
+    verified,
 )
 from preproc.run.config import Config
 from preproc.run.progress import say
@@ -175,7 +176,8 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
     sheets = [unit for unit in due.units if unit.kind == MapSheet.kind]
     if sheets:
         folder = model_folder(run, config)  # said once, not for every sheet
-        _refuse_misfit(run, config, facts, load_regressor(folder) if opened.numbers else load_classifier(folder))
+        dim = load_regressor(folder).dim if opened.numbers else verified(folder).dim  # whoever makes sheets loads it
+        _refuse_misfit(run, config, facts, dim)
         if config.labels is None:
             for line in remarks(_about(run, config), facts):
                 say(f"predict: {line}")
@@ -237,7 +239,7 @@ class _SheetMaker:
         sheet = self.sheets[unit.name]
         facts = self.embeddings.provenance(sheet.grid.tiles)
         classifier = self._classifier
-        _refuse_misfit(self.run, self.config, facts, classifier)
+        _refuse_misfit(self.run, self.config, facts, classifier.dim)
         layers = map_layers(facts, classifier.classes, probabilities=self.config.predict.probabilities)
         paths = {layer.key: layer.sheet_path(self.run.map, sheet) for layer in layers}
         unit.manifest.unlink(missing_ok=True)
@@ -298,11 +300,11 @@ def _about(run: Run, config: Config) -> ClassifierManifest | RegressorManifest:
     return read_regressor(model_folder(run, config)) if maps_number(config) else about_classifier(run, config)
 
 
-def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, classifier: Classifier | Regressor) -> None:
+def _refuse_misfit(run: Run, config: Config, facts: RunProvenance, dim: int) -> None:
     _refuse_other(run, config, facts)
-    if facts.dim != classifier.dim:
+    if facts.dim != dim:
         raise SmaltiError(
-            f"{run.model}: trained on embeddings of {classifier.dim} numbers, those in {run.embeddings} have "
+            f"{run.model}: trained on embeddings of {dim} numbers, those in {run.embeddings} have "
             f"{facts.dim}: run `smalti sample {run.quoted}` and `smalti train {run.quoted}` again"
         )
 

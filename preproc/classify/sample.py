@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from infer.contract import (
-    PIXEL_SIZE,
-    Embedding,
-    FormatError,
     Inputs,
     Plan,
     PlannedTile,
-    PlannedTiles,
     Run,
     SmaltiError,
     Tile,
     array_paths,
     atomic_file,
-    embedding_paths,
     is_released,
-    planned_tiles,
     read_embedding,
     read_tile,
 )
 from infer.contract.classification import SampledClass, SamplesManifest
-from infer.contract.glance import lacks_embedding
 from infer.contract.monthly import MONTHLY_FAMILY
-from preproc.classify.labels import LabelSet, assign_codes, read_labels, to_zone
-from preproc.classify.medians import MOST_WORK, keep_medians, kept_medians
-from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
-from preproc.classify.table import Samples, SampleWriter, Source, counted, keep_per_group, pixel_hash
+from preproc.classify.labels import LabelSet, assign_codes
+from preproc.classify.picked import (
+    Chosen,
+    LabelledTiles,
+    Parts,
+    Picked,
+    centres,
+    joined,
+    label_settings,
+    sampling_inputs,
+)
+from preproc.classify.pixels import claim_pixels
+from preproc.classify.probe.features import MOST_WORK, keep_medians, kept_medians
+from preproc.classify.table import Samples, SampleWriter, Source, counted
 from preproc.raster.provenance import embedded, embeddings_fingerprint, read_provenance
-from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
-from preproc.run.progress import progress, say
-from preproc.run.stage import Session, Unit, one_by_one
+from preproc.run.progress import say
+from preproc.run.stage import Built, Due, Session, Unit, one_by_one
 from preproc.run.workers import in_order, worker_count
-
-_TOGETHER = 1 << 15
-"""Pixels of a tile looked at together."""
 
 
 class SampleStage:
@@ -60,96 +59,31 @@ class SampleStage:
 
     def open(self, run: Run, config: Config) -> Session:
         """The one table, and what it is made from."""
-        labels = _settings(run, config)
-        inputs = {
-            "labels": fingerprint(labels.path),
-            "attributes": {
-                **({"class": labels.class_} if labels.value is None else {"value": labels.value}),
-                "group": labels.group,
-                "layer": labels.layer,
-                **({"encoding": labels.encoding} if labels.encoding else {}),
-                **({"district": labels.district} if labels.district else {}),
-            },
-            "sampling": {
-                "shrink": config.classify.shrink,
-                "max_pixels": config.classify.max_pixels,
-                "seed": config.classify.seed,
-            },
-            "embeddings": embeddings_fingerprint(run, gaps=config.stitch.missing == "nodata"),
-        }
+        embeddings = embeddings_fingerprint(run, gaps=config.stitch.missing == "nodata")
+        inputs = {**sampling_inputs(run, config), "embeddings": embeddings}
         unit = Unit("samples", run.samples_manifest, SamplesManifest.kind, inputs)
         return Session([unit], lambda due: one_by_one(due.units, lambda _: write_samples(run, config, inputs)))
 
 
-def _settings(run: Run, config: Config) -> Labels:
-    if config.labels is None:
-        raise SmaltiError(
-            f"{run.config}: [labels]: missing: add the section with path (points or polygons), class (their attribute) "
-            "and, if several belong together, group"
-        )
-    return config.labels
+class SampleTilesStage:
+    """The labelled pixels alone, in shards of the tiles; `smalti sample` without --shard makes the table of them."""
+
+    name = "sample"
+    noun = "parts of the tiles"
+    sharded = True
+    apart = False
+
+    def open(self, run: Run, config: Config) -> Session:
+        """The parts; the embeddings of each are looked at when it is asked for."""
+        parts = Parts(run, config, Plan.read(run))
+        divided = parts.units()
+        return Session([unit for unit, _ in divided], lambda due: _pick_parts(parts, divided, due))
 
 
-def _labels(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> LabelSet:
-    settings = _settings(run, config)
-    return read_labels(
-        settings.path,
-        settings.attribute,
-        settings.group,
-        settings.layer,
-        _zone_bounds(tiles),
-        encoding=settings.encoding,
-        district_attribute=settings.district,
-        numeric=settings.value is not None,
-    )
-
-
-@dataclass
-class _Picked:
-    """Labelled pixels with an embedding (rows of all tiles so far), and how many are wanted."""
-
-    group_n: NDArray[Any]
-    """A number per feature's group."""
-    seed: int
-    limit: int
-    """Pixels kept a group."""
-    tiles: list[NDArray[np.int32]] = field(default_factory=list)
-    """Index of the tile in the plan."""
-    rows: list[NDArray[np.int32]] = field(default_factory=list)
-    cols: list[NDArray[np.int32]] = field(default_factory=list)
-    features: list[NDArray[np.int32]] = field(default_factory=list)
-    hashes: list[NDArray[np.uint64]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    dim: int = 0
-
-    def add(
-        self,
-        index: int,
-        tile: PlannedTile,
-        rows: NDArray[np.int32],
-        cols: NDArray[np.int32],
-        features: NDArray[np.int32],
-    ) -> None:
-        """Keep a tile's pixels, capped by group already, so that memory stays small."""
-        x, y = _centres(tile, rows, cols)
-        hashes = pixel_hash(self.seed, np.full(len(rows), tile.epsg), x, y)
-        kept = keep_per_group(self.group_n[features], hashes, self.limit)
-        self.counts["pixels beyond the cap of a group"] += int((~kept).sum())
-        self.tiles.append(np.full(int(kept.sum()), index, dtype=np.int32))
-        self.rows.append(rows[kept])
-        self.cols.append(cols[kept])
-        self.features.append(features[kept])
-        self.hashes.append(hashes[kept])
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """The pixels of the table (N), in its order."""
-
-    tile_n: NDArray[np.int32]
-    row_n: NDArray[np.int32]
-    col_n: NDArray[np.int32]
-    feature_n: NDArray[np.int32]
+def _pick_parts(parts: Parts, divided: Sequence[tuple[Unit, range]], due: Due) -> Generator[Built]:
+    tiles = {unit.name: tiles for unit, tiles in divided}
+    labelled = LabelledTiles.of(parts.run, parts.config, parts.tiles)
+    yield from one_by_one(due.units, lambda unit: parts.make(labelled, tiles[unit.name], unit))
 
 
 @dataclass(frozen=True)
@@ -158,7 +92,7 @@ class Drawn:
 
     tiles: Sequence[PlannedTile]
     labels: LabelSet
-    chosen: _Chosen
+    chosen: Chosen
     codes: Mapping[Any, int]
     """Class -> code."""
     counts: Mapping[str, int]
@@ -178,19 +112,39 @@ def draw_samples(run: Run, config: Config, *, embedded_only: bool = True) -> Dra
     Raises:
         SmaltiError: if the labels are not usable, lie outside the region, or name one class only.
     """
-    settings = _settings(run, config)
-    tiles = planned_tiles(run)
-    labels = _labels(run, config, tiles)
-    picked = _pick(run, config, tiles, labels, embedded_only)
-    chosen = _cap(picked, labels)
-    codes = _codes(labels, chosen, settings)
-    return Drawn(tiles, labels, chosen, codes, {**labels.counts, **dict(sorted(picked.counts.items()))}, picked.dim)
+    parts = Parts(run, config, Plan.read(run))
+    labelled = LabelledTiles.of(run, config, parts.tiles)
+    picked = _pick(parts, labelled) if embedded_only else [labelled.pick(range(len(parts.tiles)), embedded_only=False)]
+    if not any(len(part.fates_m2) for part in picked):
+        path = labelled.labels.path
+        raise SmaltiError(f"{path}: no label lies in the region: check [labels] path, its CRS and [region]")
+    found, counts, dim = joined(run, picked)
+    chosen = _cap(labelled, found, counts)
+    codes = _codes(labelled.labels, chosen, label_settings(run, config))
+    told = {**labelled.labels.counts, **dict(sorted(counts.items()))}
+    return Drawn(labelled.tiles, labelled.labels, chosen, codes, told, dim)
+
+
+def _pick(parts: Parts, labelled: LabelledTiles) -> list[Picked]:
+    """What tasks have picked, and of the other tiles what is picked now, in the order of the plan."""
+    runs: list[range] = []
+    found: dict[int, Picked] = {}
+    for unit, tiles in parts.units():
+        part = parts.read(labelled, tiles, unit)
+        if part is not None:
+            found[tiles.start] = part
+        elif runs and runs[-1].stop == tiles.start:
+            runs[-1] = range(runs[-1].start, tiles.stop)
+        else:
+            runs.append(tiles)
+    found.update((tiles.start, labelled.pick(tiles)) for tiles in runs)
+    return [found[start] for start in sorted(found)]
 
 
 def write_samples(run: Run, config: Config, inputs: Inputs) -> None:
     """Write RUN/samples.parquet and its manifest."""
-    drawn = draw_samples(run, config)
-    value = _settings(run, config).value
+    plan, drawn = Plan.read(run), draw_samples(run, config)
+    value = label_settings(run, config).value
     with atomic_file(run.samples) as temporary:
         writer = SampleWriter(
             temporary, drawn.dim, district=drawn.labels.districts_n is not None, value=value is not None
@@ -206,9 +160,10 @@ def write_samples(run: Run, config: Config, inputs: Inputs) -> None:
         classes=tuple(_legend(drawn) if value is None else _one_entry(drawn, value)),
         value=value,
         counts=drawn.counts,
-        embedded=embedded(read_provenance(run, gaps=config.stitch.missing == "nodata"), Plan.read(run)),
+        embedded=embedded(read_provenance(run, gaps=config.stitch.missing == "nodata"), plan),
     )
     about.write(run.samples_manifest, inputs=inputs, files=[run.samples])
+    shutil.rmtree(Parts(run, config, plan).folder, ignore_errors=True)
     _tell(about)
     if value is None:
         _keep_medians(run, config, drawn)
@@ -249,27 +204,25 @@ def median_keeper(run: Run, config: Config, tiles: Sequence[PlannedTile]) -> Cal
     if not _compared(config) or not tiles:
         return None
     try:
-        labels = _labels(run, config, tiles)
+        labelled = LabelledTiles.of(run, config, tiles)
     except SmaltiError as error:
         say(f"fetch: no monthly medians of labelled pixels are kept: {error}")
         return None
-    class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
-    group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
-    zones, alone = _prepared(labels, tiles, config), Lock()  # prepared outlines are not to be shared by threads
+    shapes, alone = labelled.near(range(len(tiles)))[2], Lock()  # prepared outlines are not to be shared by threads
 
     def keep(folder: Path, planned: PlannedTile) -> None:
         with alone:
-            claims = claim_pixels(planned, zones[planned.epsg], class_n)
+            claims = claim_pixels(planned, shapes[planned.epsg], labelled.class_n)
         rows, cols, features = claims.rows_m, claims.cols_m, claims.features_m
         if not len(rows):
             return
         tile = read_tile(folder, need_manifest=True, checksums=False)
         counts = _observations(tile, rows, cols)
         seen = counts.any(axis=1) & (counts[:, 0] >= config.model.min_clear_s2)
-        picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
-        picked.add(0, planned, rows[seen], cols[seen], features[seen])
-        if len(picked.rows[0]):
-            keep_medians(folder, tile, picked.rows[0], picked.cols[0])
+        rows, cols, features = rows[seen], cols[seen], features[seen]
+        kept = labelled.capped(planned, rows, cols, features)
+        if kept.any():
+            keep_medians(folder, tile, rows[kept], cols[kept])
 
     return keep
 
@@ -281,130 +234,26 @@ def _observations(tile: Tile, rows: NDArray[np.int32], cols: NDArray[np.int32]) 
     return np.column_stack([clear, radar[0] + radar[1]])
 
 
-def _zone_bounds(tiles: Sequence[PlannedTile]) -> dict[int, tuple[float, float, float, float]]:
-    zones: dict[int, list[tuple[int, int, int, int]]] = {}
-    for tile in tiles:
-        zones.setdefault(tile.epsg, []).append(tile.bounds)
-    corners = {epsg: np.array(bounds, dtype=float) for epsg, bounds in zones.items()}
-    return {
-        epsg: (float(b[:, 0].min()), float(b[:, 1].min()), float(b[:, 2].max()), float(b[:, 3].max()))
-        for epsg, b in corners.items()
-    }
-
-
-def _pick(run: Run, config: Config, tiles: Sequence[PlannedTile], labels: LabelSet, embedded_only: bool) -> _Picked:
-    """Labelled pixels (that have an embedding), at most `max_pixels` a group and tile."""
-    class_n = np.unique(labels.classes_n.astype(str), return_inverse=True)[1].astype(np.int32)
-    group_n = np.unique(labels.groups_n.astype(str), return_inverse=True)[1]
-    picked = _Picked(group_n, config.classify.seed, config.classify.max_pixels)
-    zones = _prepared(labels, tiles, config)
-    gaps = config.stitch.missing == "nodata"
-    near, labelled = _labelled_tiles(tiles, zones)
-    claimed: set[int] = set()
-
-    def claims() -> Iterator[tuple[int, Claims]]:
-        for index in labelled:  # in this thread: prepared outlines are not to be shared
-            found = claim_pixels(tiles[index], zones[tiles[index].epsg], class_n)
-            claimed.update(np.unique(found.features_m).tolist())
-            if embedded_only and gaps and lacks_embedding(run.embeddings, tiles[index].name):
-                picked.counts["pixels dropped: no embedding there"] += len(found.rows_m)
-                continue
-            picked.counts["pixels dropped: labels of different classes"] += found.conflicts
-            if len(found.rows_m):
-                yield index, found
-
-    def look(item: tuple[int, Claims]) -> tuple[int, NDArray[np.bool_]]:
-        if not embedded_only:
-            return picked.dim, np.ones(len(item[1].rows_m), dtype=bool)
-        embedding = _open(run, tiles[item[0]])
-        return embedding.shape_hwc[2], _valid(embedding, item[1].rows_m, item[1].cols_m)
-
-    with progress("sample: pixels", len(labelled), "tiles") as bar:
-        for (index, found), (dim, valid) in in_order(claims(), look, worker_count(config)):
-            if picked.dim not in (0, dim):
-                raise FormatError(
-                    f"{run.embeddings}: {tiles[index].name} has {dim} dimensions, others {picked.dim}: "
-                    "run `smalti infer`"
-                )
-            picked.dim = dim
-            if embedded_only:
-                picked.counts["pixels dropped: no embedding there"] += int((~valid).sum())
-            picked.add(index, tiles[index], found.rows_m[valid], found.cols_m[valid], found.features_m[valid])
-            bar.advance(note=tiles[index].name)
-    if not near:
-        raise SmaltiError(f"{labels.path}: no label lies in the region: check [labels] path, its CRS and [region]")
-    small = {i for shapes in zones.values() for i in np.flatnonzero(shapes.kept_whole_n).tolist()}
-    picked.counts["features without a pixel"] = len(near - claimed)
-    picked.counts["polygons too small to shrink, kept whole"] = len(small & claimed)
-    return picked
-
-
-def _prepared(labels: LabelSet, tiles: Sequence[PlannedTile], config: Config) -> dict[int, Shapes]:
-    """The labels in every zone."""
-    return {
-        epsg: prepare_shapes(to_zone(labels, epsg), config.classify.shrink)
-        for epsg in dict.fromkeys(tile.epsg for tile in tiles)
-    }
-
-
-def _labelled_tiles(tiles: Sequence[PlannedTile], zones: Mapping[int, Shapes]) -> tuple[set[int], list[int]]:
-    """The features that touch tiles, and the tiles near features: the others need not be looked at."""
-    table = PlannedTiles.of(tiles)
-    near: set[int] = set()
-    labelled: set[int] = set()
-    for epsg, shapes in zones.items():
-        of_zone_n = np.flatnonzero(table.column("epsg") == epsg)
-        west, north = table.column("west")[of_zone_n], table.column("north")[of_zone_n]
-        extent = table.size * PIXEL_SIZE
-        boxes = shapely.box(west, north - extent, west + extent, north)
-        labelled.update(of_zone_n[np.unique(shapes.tree.query(boxes)[0])].tolist())
-        near.update(np.unique(shapes.tree.query(boxes, predicate="intersects")[1]).tolist())
-    return near, sorted(labelled)
-
-
-def _open(run: Run, tile: PlannedTile) -> Embedding:
-    embedding = read_embedding(run.embeddings, tile.name)
-    height, width, _ = embedding.shape_hwc
-    if (height, width) != (tile.size, tile.size):
-        raise FormatError(
-            f"{embedding_paths(run.embeddings, tile.name)[0]}: {height} x {width} pixels, the plan says "
-            f"{tile.size} x {tile.size}: run `smalti infer` again"
-        )
-    return embedding
-
-
-def _valid(embedding: Embedding, rows: NDArray[np.int32], cols: NDArray[np.int32]) -> NDArray[np.bool_]:
-    whole = np.any if embedding.gappy else np.all
-    parts = range(0, len(rows), _TOGETHER)
-    found = [embedding.points(rows[start : start + _TOGETHER], cols[start : start + _TOGETHER]) for start in parts]
-    return np.concatenate([whole(np.isfinite(vectors), axis=1) for vectors in found])
-
-
-def _centres(tile: PlannedTile, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    return tile.west + (cols + 0.5) * PIXEL_SIZE, tile.north - (rows + 0.5) * PIXEL_SIZE
-
-
-def _cap(picked: _Picked, labels: LabelSet) -> _Chosen:
-    """The table's pixels: at most `limit` a group over all tiles."""
-    if not any(len(rows) for rows in picked.rows):
-        conflicts = picked.counts["pixels dropped: labels of different classes"]
-        if conflicts and not picked.counts["pixels dropped: no embedding there"]:
+def _cap(labelled: LabelledTiles, found: Chosen, counts: Counter[str]) -> Chosen:
+    """The table's pixels: at most `max_pixels` a group over all tiles."""
+    path = labelled.labels.path
+    if not len(found):
+        conflicts = counts["pixels dropped: labels of different classes"]
+        if conflicts and not counts["pixels dropped: no embedding there"]:
             raise SmaltiError(
-                f"{labels.path}: labels of different classes lie on all {conflicts} labelled pixels: correct them so "
+                f"{path}: labels of different classes lie on all {conflicts} labelled pixels: correct them so "
                 "that they do not overlap"
             )
         raise SmaltiError(
-            f"{labels.path}: no label covers a pixel that has an embedding: they lie outside the region, or where "
+            f"{path}: no label covers a pixel that has an embedding: they lie outside the region, or where "
             "neither Sentinel-1 nor Sentinel-2 saw anything"
         )
-    features = np.concatenate(picked.features)
-    kept = keep_per_group(picked.group_n[features], np.concatenate(picked.hashes), picked.limit)
-    picked.counts["pixels beyond the cap of a group"] += int((~kept).sum())
-    tile_n, row_n, col_n = (np.concatenate(parts)[kept] for parts in (picked.tiles, picked.rows, picked.cols))
-    return _Chosen(tile_n, row_n, col_n, features[kept])
+    kept = labelled.capped_over_all(found)
+    counts["pixels beyond the cap of a group"] += int((~kept).sum())
+    return found.take(kept)
 
 
-def _codes(labels: LabelSet, chosen: _Chosen, settings: Labels) -> dict[Any, int]:
+def _codes(labels: LabelSet, chosen: Chosen, settings: Labels) -> dict[Any, int]:
     classes = set(labels.classes_n[chosen.feature_n].tolist())
     if settings.value is not None:
         if len(classes) < 2:
@@ -467,7 +316,7 @@ def _places(drawn: Drawn, value: str | None) -> Iterator[tuple[dict[str, Any], P
     for here in np.split(np.arange(len(chosen.tile_n)), ends):
         tile = drawn.tiles[int(chosen.tile_n[here[0]])]
         rows, cols, features = chosen.row_n[here], chosen.col_n[here], chosen.feature_n[here]
-        x, y = _centres(tile, rows, cols)
+        x, y = centres(tile.west, tile.north, rows, cols)
         place: dict[str, Any] = {
             "tile": [tile.name] * len(rows),
             "row": rows,

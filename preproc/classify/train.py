@@ -31,7 +31,6 @@ from preproc.classify.learning import figures_of, learning_curve
 from preproc.classify.methods import METHODS, Chosen, Method, Model, fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import OUT_OF_FOLD, TRIALS, save_classifier
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold, write_out_of_fold
-from preproc.classify.palette import palette
 from preproc.classify.performance import transfer_rows
 from preproc.classify.pool import regions, samples_inputs, years
 from preproc.classify.questions import ClassQuestion, NumberQuestion, Question
@@ -43,7 +42,7 @@ from preproc.classify.training_set import TrainingSet, training_set, tuning_rows
 from preproc.classify.trials import KIND as TRIAL_KIND
 from preproc.classify.trials import Study, Trial, published
 from preproc.classify.tune import best, search, summary
-from preproc.raster.legend import legend_csv
+from preproc.raster.legend import legend_csv, palette
 from preproc.run.classifier import maps_number
 from preproc.run.config import Classify, Config
 from preproc.run.progress import progress, say

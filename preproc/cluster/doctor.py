@@ -101,7 +101,7 @@ def _check_outputs(run: Run, config: Config) -> list[Finding]:
     bad = {stage.stage: len(stage.problems) for stage in stages if stage.problems}
     if bad:
         text = ", ".join(f"{stage}: {count}" for stage, count in bad.items())
-        return [warning("outputs", f"stale or broken: {text}", "nothing: the next run makes them again")]
+        return [warning("outputs", f"stale or broken: {text}", "the next run makes them again")]
     return [ok("outputs", "none is stale or broken")]
 
 

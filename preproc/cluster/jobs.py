@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from preproc.cluster.sbatch import OF_SHEETS, SAMPLE, TRAIN, Script
+from preproc.cluster.sbatch import SHARED, Script
 from preproc.cluster.slurm import compress, expand
 from preproc.run.profile import Profile
 from preproc.run.task_count import tile_minutes
@@ -15,8 +15,10 @@ ARRAYS = ("fetch", "infer")
 """Stages whose tasks share the tiles; what comes after them gathers, in one job or in an array of sheets and one."""
 
 
+Waits = tuple[tuple[str, str], ...]
+"""(afterany or aftercorr, name of a step before it)."""
 _SHARE = 8
-"""One in so many of the jobs that a site allows may be a task of one array of sheets."""
+"""One in so many of the jobs that a site allows may be a task of one array of sheets or parts."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Due:
     """Stages after infer that are wanted, in order."""
     sheets: int = 1
     """That mosaic and map are divided into."""
+    parts: int = 1
+    """Of the tiles, that samples are picked in."""
     networks: int = 1
     """Of a segmentation head that is to be trained; 1 where no array is worth it."""
     trials: int = 1
@@ -47,8 +51,7 @@ class Step:
     name: str
     """fetch, infer, infer-ready, or as the script's kind: names the script."""
     script: Script
-    after: tuple[tuple[str, str], ...] = ()
-    """(afterany or aftercorr, name of a step before it)."""
+    after: Waits = ()
     hours: float = 0.0
     """Expected hours of one process, all tasks together."""
     behind: bool = False
@@ -64,9 +67,10 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
     """The jobs and what each waits for. Pure.
 
     fetch[i] -> infer[i] by aftercorr; tasks of infer whose tiles are there already wait for nothing and are an array
-    of their own; what gathers waits by afterany, and looks at the manifests itself. Where sheets are more than a job
-    makes at a time, an array makes them, and the stage's job joins them. Waves follow each other by afterany, the
-    first after the tasks whose tiles are there.
+    of their own; what gathers waits by afterany, and looks at the manifests itself. Where sheets or parts are more than
+    a job makes at a time, an array makes them, and the stage's job joins them; what comes before an array is a job too.
+    The last job waits for the mosaic as well. Waves follow each other by afterany, the first after the tasks whose
+    tiles are there.
     """
     steps: list[Step] = []
 
@@ -95,31 +99,31 @@ def build_chain(profile: Profile, common: Script, due: Due, tile_size: int) -> l
         last = [steps[-1].name]
     if ready:
         array("infer-ready" if paired else "infer", "infer", ready)
-    before = tuple(("afterany", step.name) for step in steps if step.script.kind == "infer")
+    before: Waits = tuple(("afterany", step.name) for step in steps if step.script.kind == "infer")
     before = before or tuple(("afterany", step.name) for step in steps)
-    if "stitch" in due.gathers:
-        before = _array_of_sheets(profile, common, due, "stitch", steps, before)
-        steps.append(Step("stitch", replace(common, kind="stitch"), before))
-        before = (("afterany", "stitch"),)
-    classify = tuple(stage for stage in due.gathers if stage != "stitch")
-    kind, tasks = training_tasks(profile, due)
-    if TRAIN in classify and tasks > 1:
-        first, classify = classify[: classify.index(TRAIN)], classify[classify.index(TRAIN) :]
-        if first:
-            steps.append(Step(SAMPLE, replace(common, kind=SAMPLE, stages=first), before))
-            before = (("afterany", SAMPLE),)
-        script = replace(common, kind=kind, array=compress(range(tasks)), tasks=tasks, stages=(TRAIN,))
-        steps.append(Step(kind, script, before))
-        before = (("afterany", kind),)
-    if "predict" in classify and sheet_tasks(profile, "predict-sheets", due.sheets) > 1:
-        first = classify[: classify.index("predict")]
-        if first:
-            steps.append(Step(TRAIN, replace(common, kind=TRAIN, stages=first), before))
-            before = (("afterany", TRAIN),)
-        before = _array_of_sheets(profile, common, due, "predict", steps, before)
-        classify = classify[len(first) :]
-    if classify:
-        steps.append(Step("classify", replace(common, kind="classify", stages=classify), before))
+
+    def job(kind: str, stages: Sequence[str], after: Waits, tasks: int = 1) -> Waits:
+        script = replace(common, kind=kind, stages=tuple(stages))
+        if tasks > 1:
+            script = replace(script, array=compress(range(tasks)), tasks=tasks)
+        steps.append(Step(kind, script, after))
+        return (("afterany", kind),)
+
+    divided, mapped = _divided(profile, due), before
+    stitched: Waits = ()
+    held: list[str] = []
+    for stage in due.gathers:
+        kind, tasks = divided.get(stage, ("", 1))
+        if stage == "stitch":
+            stitched = job(stage, (), job(kind, (stage,), before, tasks) if tasks > 1 else before)
+            continue
+        if tasks > 1:
+            if held:
+                mapped, held = job(held[-1], held, mapped), []
+            mapped = job(kind, (stage,), mapped, tasks)
+        held.append(stage)
+    if held:
+        job("classify", held, (mapped if mapped is not before else ()) + stitched or before)
     # tasks that wait for nothing are queued first, so that they are not behind those that wait
     return sorted(steps, key=lambda step: step.script.kind != "infer" or bool(step.after))
 
@@ -134,45 +138,29 @@ def _in_waves(indices: Sequence[int], waves: Waves | None) -> list[list[int]]:
     return list(groups.values())
 
 
-def sheet_tasks(profile: Profile, kind: str, sheets: int) -> int:
-    """Tasks of an array of sheets: each makes as many at a time as it has CPUs. 1: the stage's own job does it."""
+def _divided(profile: Profile, due: Due) -> dict[str, tuple[str, int]]:
+    """Stage -> the array that shares its work, and its tasks; a stage whose own job does it is left out."""
+    most = profile.limits.max_array
+    tasks = {
+        "stitch-sheets": _tasks(profile, "stitch-sheets", due.sheets),
+        "sample-tiles": _tasks(profile, "sample-tiles", due.parts),
+        "train-networks": min(due.networks, most),
+        "train-trials": min(-(-due.trials // max(1, profile.kind("classify").cpus)), most),
+        "predict-sheets": _tasks(profile, "predict-sheets", due.sheets),
+    }
+    return {kind.partition("-")[0]: (kind, count) for kind, count in tasks.items() if count > 1}
+
+
+def _tasks(profile: Profile, kind: str, units: int) -> int:
+    """Tasks of an array of sheets or parts: each makes as many at a time as it has CPUs. 1: none is worth it."""
     most = min(profile.limits.max_array, max(1, profile.limits.max_jobs // _SHARE))
-    return min(-(-sheets // max(1, profile.kind(OF_SHEETS[kind]).cpus)), most)
+    return min(-(-units // max(1, profile.kind(SHARED[kind]).cpus)), most)
 
 
-def training_tasks(profile: Profile, due: Due) -> tuple[str, int]:
-    """The array that trains before the job that ends it, and its tasks: one a network, or CPUs for a wave of trials."""
-    if due.networks > 1:
-        return "train-networks", min(due.networks, profile.limits.max_array)
-    return "train-trials", min(-(-due.trials // max(1, profile.kind("classify").cpus)), profile.limits.max_array)
-
-
-def gathering_jobs(profile: Profile, sheets: int) -> int:
+def gathering_jobs(profile: Profile, sheets: int, parts: int) -> int:
     """Jobs and tasks of a whole chain after fetch and infer."""
-    return 3 + sum(tasks for kind in OF_SHEETS if (tasks := sheet_tasks(profile, kind, sheets)) > 1)
-
-
-def _array_of_sheets(
-    profile: Profile,
-    common: Script,
-    due: Due,
-    stage: str,
-    steps: list[Step],
-    before: tuple[tuple[str, str], ...],
-) -> tuple[tuple[str, str], ...]:
-    """Add the array that makes a stage's sheets, if it is worth one; what the stage then waits for."""
-    kind = f"{stage}-sheets"
-    tasks = sheet_tasks(profile, kind, due.sheets)
-    if tasks < 2:
-        return before
-    script = replace(common, kind=kind, array=compress(range(tasks)), tasks=tasks, stages=(stage,))
-    steps.append(Step(kind, script, before))
-    return (("afterany", kind),)
-
-
-def _unpaired_first(steps: list[Step]) -> list[Step]:
-    """Tasks that wait for nothing are queued first, so that they are not behind those that wait."""
-    return sorted(steps, key=lambda step: step.name != "infer-ready")
+    divided = _divided(profile, Due(1, 1, {}, (), sheets=sheets, parts=parts))
+    return 3 + sum(tasks for _, tasks in divided.values())
 
 
 def cost_lines(profile: Profile, steps: Sequence[Step], due: Due) -> list[str]:
@@ -192,5 +180,5 @@ def cost_lines(profile: Profile, steps: Sequence[Step], due: Due) -> list[str]:
         place = job.partition or "the default partition"
         lines.append(f"  {step.name:<14} {place:<22} {asked}: {what}{expected}")
     if units:
-        lines.append(f"  at most {units:.1f} {profile.billing.unit}")
+        lines.append(f"  billed as at most {units:.1f} {profile.billing.unit}")
     return lines

@@ -22,11 +22,11 @@ from preproc.reader.signing import make_signer
 from preproc.reader.transport import HttpTransport, fetch_bytes
 from preproc.run.checks import Finding, error_text, failed, ok, warning
 from preproc.run.config import Config
-from preproc.run.disk import disk_of
 from preproc.run.profile import Profile
 from preproc.run.resources import CONTAINERS, ENGINE, SITES, SLURM
 from preproc.run.stages import STAGES
 from preproc.run.text import human_bytes
+from preproc.run.waves import disk_of
 
 _LEAKS = ("PYTHONPATH", "PYTHONHOME", "PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_PRELOAD")
 _SETTINGS = ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH", "SBATCH_PARTITION")

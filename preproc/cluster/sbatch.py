@@ -23,14 +23,17 @@ _DIRECTIVES = re.compile(r"(?:^#SBATCH .*\n)+", re.MULTILINE)
 _USAGE = re.compile(r" `smalti submit` fills in the.*?(?=^#SBATCH)", re.DOTALL | re.MULTILINE)
 
 
-OF_SHEETS = {"stitch-sheets": "stitch", "predict-sheets": "classify"}
-"""Arrays that make a stage's sheets -> whose resources they ask for."""
-OF_TRAINING = {"train-networks": "infer", "train-trials": "classify"}
-"""Arrays that train together, before the stage's own job ends it: networks of a head, trials of a study."""
-TRAIN = "train"
-"""What of classify comes before an array of `predict`."""
-SAMPLE = "sample"
-"""What of classify comes before an array that trains."""
+SHARED = {
+    "stitch-sheets": "stitch",
+    "sample-tiles": "classify",
+    "train-networks": "infer",
+    "train-trials": "classify",
+    "predict-sheets": "classify",
+}
+"""Arrays whose tasks share a stage's work before a job ends it: sheets, parts of the tiles, networks of a head, trials
+of a study -> whose resources they ask for. Their names begin with the stage's."""
+FIRST = ("sample", "train")
+"""Stages of classify that end in a job of their own, named after the last in it, where an array comes after them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Script:
     """What a job script is rendered from, besides the profile."""
 
     kind: str
-    """fetch, infer, stitch, classify, or one of OF_SHEETS, OF_TRAINING, SAMPLE and TRAIN: names job and log."""
+    """fetch, infer, stitch, classify, or one of SHARED and FIRST: names job and log."""
     run: Path
     """The run directory, absolute."""
     python: Path
@@ -54,7 +57,7 @@ class Script:
     weights: Path | None = None
     """Folder of fetched checkpoints, for registered models."""
     stages: tuple[str, ...] = ()
-    """classify, sample and train: the stages, in order; of sheets and what trains the one."""
+    """classify, sample and train: the stages, in order; of what is shared the one."""
     command: tuple[str, ...] = ()
     """fetch and infer: what Python runs instead, for a probe that sees exactly what a task sees."""
     scratch: str | None = None
@@ -67,14 +70,14 @@ class Script:
     @property
     def resources(self) -> str:
         """The profile's kind of job whose resources it asks for."""
-        return {**OF_SHEETS, **OF_TRAINING, TRAIN: "classify", SAMPLE: "classify"}.get(self.kind, self.kind)
+        return {**SHARED, **dict.fromkeys(FIRST, "classify")}.get(self.kind, self.kind)
 
     @property
     def template(self) -> str:
         """Name of its template."""
         if self.kind == "train-networks":
             return "segment"
-        return "sheets" if self.kind in OF_SHEETS or self.kind in OF_TRAINING else self.resources
+        return "sheets" if self.kind in SHARED else self.resources
 
 
 def directives(job: Job, profile: Profile, script: Script) -> list[str]:

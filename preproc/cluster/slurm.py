@@ -61,6 +61,8 @@ class Accounted:
     """Largest resident memory of a step; 0 where it was not measured."""
     requested_mb: int
     attempts: int
+    node: str = ""
+    """Where it ran, if it did."""
 
 
 def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -203,6 +205,7 @@ def parse_sacct(text: str) -> dict[TaskId, Accounted]:
             0,
             _megabytes(requested),
             attempts[task],
+            fields[7] if len(fields) > 7 and not fields[7].startswith("None") else "",
         )
     return found
 
@@ -215,7 +218,7 @@ def accounted(jobs: Iterable[int]) -> dict[TaskId, Accounted] | None:
     found: dict[TaskId, Accounted] = {}
     for start in range(0, len(numbers), _ASK):
         chosen = ",".join(str(number) for number in numbers[start : start + _ASK])
-        fields = "JobID,State,ExitCode,ElapsedRaw,Timelimit,MaxRSS,ReqMem"
+        fields = "JobID,State,ExitCode,ElapsedRaw,Timelimit,MaxRSS,ReqMem,NodeList"
         try:
             text = _run(
                 ["sacct", "--noheader", "--parsable2", "--duplicates", f"--jobs={chosen}", f"--format={fields}"]

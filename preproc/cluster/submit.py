@@ -26,8 +26,9 @@ from preproc.cluster.jobs import ARRAYS, Due, Step, build_chain, cost_lines, gat
 from preproc.cluster.sbatch import Script, render_script
 from preproc.cluster.submitted import SubmittedJob, read_submitted, slurm_folder, write_ledger
 from preproc.preflight import preflight, refuse
-from preproc.raster.zones import sheets_of, zone_grids
+from preproc.raster.zones import shares_of, sheets_of, zone_grids
 from preproc.run.chain import run_one
+from preproc.run.checks import Verdict
 from preproc.run.config import Config
 from preproc.run.container import container_of, weights_of
 from preproc.run.engine import engine_options
@@ -77,7 +78,8 @@ def what_is_due(
     if not tiles:
         raise SmaltiError(f"{run.plan}: the plan has no tiles: look at the region in {run.config}")
     sheets = sum(len(sheets_of(grid, config.stitch.sheet)) for grid in zone_grids(tiles))
-    tasks = tasks or _tasks(run, config, profile, tiles, sheets)
+    parts = len(shares_of(tiles, config.stitch.sheet))
+    tasks = tasks or _tasks(run, config, profile, tiles, gathering_jobs(profile, sheets, parts))
     fetch = _missing(survey, "fetch")
     infer = _missing(survey, "infer")  # imported ones are last, and are not fetched
     lacking = [first or second for first, second in zip_longest(fetch, infer, fillvalue=False)]
@@ -94,7 +96,7 @@ def what_is_due(
             gathers.append(name)
     waves = None if budget(config) is None else waves_of(Plan.read(run), config, tasks)
     networks, trials = _trained_together(config) if "train" in gathers else (1, 1)
-    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, networks, trials, waves)
+    return Due(tasks, len(tiles), shards, tuple(gathers), sheets, parts, networks, trials, waves)
 
 
 def _trained_together(config: Config) -> tuple[int, int]:
@@ -105,10 +107,10 @@ def _trained_together(config: Config) -> tuple[int, int]:
     return 1, WAVE if settings.trials > WAVE else 1  # few are not worth the queue
 
 
-def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], sheets: int) -> int:
+def _tasks(run: Run, config: Config, profile: Profile, tiles: Sequence[PlannedTile], gathering: int) -> int:
     """Shards to divide the tiles among: one of them has to fit into the room that tiles may take."""
     jobs = [job for job in map(profile.kind, ARRAYS) if job.where == "batch"]
-    tasks = choose_tasks(len(tiles), tiles[0].size, jobs, profile.limits, gathering_jobs(profile, sheets))
+    tasks = choose_tasks(len(tiles), tiles[0].size, jobs, profile.limits, gathering)
     if budget(config) is None:
         return tasks
     season = Plan.read(run).season
@@ -167,6 +169,16 @@ def _check_inputs(run: Run, config: Config, profile: Profile, due: Due, common: 
         raise SmaltiError(f"{image}: no such container image ([site] container): `smalti container build`")
     if common.container is None and profile.kind("infer").gpus:
         raise SmaltiError(f"{run.config}: [site] container: missing: GPU jobs run the engine in an image")
+
+
+def _check_number(profile: Profile, steps: Sequence[Step], active: int = 0) -> None:
+    tasks = sum(step.length for step in steps)
+    if active + tasks > profile.limits.max_jobs:
+        queued = f" beside the {active} that are queued" if active else ""
+        raise SmaltiError(
+            f"profile {profile.name}: {tasks} tasks{queued} are more than limits.max_jobs "
+            f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
+        )
 
 
 def _select(config: Config, wanted: str | None) -> list[str]:
@@ -290,6 +302,11 @@ def _dry_run(survey: Survey, profile: Profile, stages: Sequence[str]) -> str:
     notes += quality_warnings(run) if due.shards["infer"] else []
     found = preflight(run, config, Plan.read(run), elsewhere=True).items
     notes += [f"{item.verdict}: {item.check}: {item.text}: {item.remedy}" for item in found if item.remedy]
+    try:
+        _check_inputs(run, config, profile, due, common)
+        _check_number(profile, steps)
+    except SmaltiError as error:
+        notes.append(f"{Verdict.FAILED}: `smalti submit` would refuse this: {error}")
     return "\n".join([*parts, *notes] if steps else [*notes, "nothing is missing"])
 
 
@@ -309,11 +326,7 @@ def _submit(
     running = [job for job in queued_gathers if job.id in begun]
     if not steps or (all(step.script.kind not in ARRAYS for step in steps) and (queued_gathers or active)):
         return "nothing is missing" if not active else "nothing to add: what is missing is queued"
-    if len(active) + sum(step.length for step in steps) > profile.limits.max_jobs:
-        raise SmaltiError(
-            f"profile {profile.name}: {sum(step.length for step in steps)} tasks are more than limits.max_jobs "
-            f"({profile.limits.max_jobs}): set [site.limits] tasks lower"
-        )
+    _check_number(profile, steps, len(active))
     warnings = quality_warnings(run) if due.shards["infer"] else []
     scripts = _write_scripts(run, profile, steps, len(jobs))
     for path in scripts.values():

@@ -15,7 +15,7 @@ from pathlib import Path
 from infer.contract import Run, SmaltiError, State
 from preproc.cluster import slurm
 from preproc.cluster.jobs import ARRAYS
-from preproc.cluster.sbatch import OF_SHEETS, OF_TRAINING
+from preproc.cluster.sbatch import SHARED
 from preproc.cluster.slurm import Accounted, Queued, TaskId
 from preproc.cluster.submitted import SubmittedJob, log_path, read_submitted
 from preproc.run.stage import Unit
@@ -54,6 +54,8 @@ class LogRecord:
     peak_mb: int = 0
     last: str = ""
     """Last lines that say something."""
+    host: str = ""
+    """Node of the last attempt."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class TaskStatus:
     seconds: int = 0
     peak_mb: int = 0
     log: str = ""
+    host: str = ""
+    """Node of its last attempt, as far as accounting or its log tells."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +105,21 @@ class QueueView:
 
 
 def parse_log(text: str) -> LogRecord:
-    """RunProvenance of a log's end. A last start without an end: killed, or the node is gone."""
+    """What a log's end tells. A last start without an end: killed, or the node is gone."""
     starts, ends = list(_START.finditer(text)), list(_END.finditer(text))
     attempts = int(starts[-1][1]) + 1 if starts else (int(ends[-1][5]) + 1 if ends else 0)
     said = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
     last = " / ".join(said[-2:])
+    host = starts[-1][2] if starts else ""
     ended = bool(ends) and (not starts or ends[-1].start() > starts[-1].start())
     if not ended:
-        return LogRecord(attempts, None, last=last)
+        return LogRecord(attempts, None, last=last, host=host)
     _, _, seconds, peak, _ = ends[-1].groups()
-    return LogRecord(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last)
+    return LogRecord(attempts, int(ends[-1][1]), int(seconds), int(peak or 0), last, host)
 
 
 def read_log(path: Path) -> LogRecord | None:
-    """RunProvenance of a task's log, or None when there is no log: the task never started."""
+    """What a task's log tells, or None when there is no log: the task never started."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -164,32 +169,28 @@ def _states(survey: Survey, stage: str) -> Sequence[tuple[Unit, State]]:
         return ()  # what it builds on is not there yet
 
 
-def _trained(survey: Survey) -> list[tuple[Unit, State]]:
-    """What the tasks of an array that trains have to do."""
+def shared_units(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
+    """The units that the tasks of an array share; none once the stage is complete, for some are gone then."""
+    if kind not in SHARED:
+        return _states(survey, kind) if kind in ARRAYS else ()
+    stage = kind.partition("-")[0]
+    known = {unit.name: state for unit, state in _states(survey, stage)}
+    if known and all(state.complete for state in known.values()):
+        return ()
     try:
-        return list(stage_named("train").load(shard=True).open(survey.run, survey.config).states())
+        return list(stage_named(stage).load(shard=True).open(survey.run, survey.config).states(known=known))
     except SmaltiError:
-        return []
+        return ()
 
 
-def _shared(survey: Survey, kind: str) -> Sequence[tuple[Unit, State]]:
-    """The units that the tasks of an array share: of sheets all but the last, which joins them."""
-    if kind in ARRAYS:
-        return _states(survey, kind)
-    if kind in OF_TRAINING:
-        return _trained(survey)
-    return _states(survey, kind.removesuffix("-sheets"))[:-1] if kind in OF_SHEETS else []
-
-
-def _done(survey: Survey, kind: str, tasks: Mapping[TaskId, SubmittedJob]) -> set[TaskId]:
+def tasks_done(
+    survey: Survey, tasks: Mapping[TaskId, SubmittedJob], shared: Sequence[tuple[Unit, State]]
+) -> set[TaskId]:
     """Tasks whose outputs all stand."""
-    if kind in OF_TRAINING and all(state.complete for _, state in _states(survey, "train")):
-        return set(tasks)  # and what they made is gone
-    if kind in ARRAYS or kind in OF_SHEETS or kind in OF_TRAINING:
-        states = _shared(survey, kind)
+    if shared:
         count = next(iter(tasks.values())).tasks
-        lacking = {index % count for index, (_, state) in enumerate(states) if not state.complete}
-        return {task for task in tasks if states and task.index not in lacking}
+        lacking = {index % count for index, (_, state) in enumerate(shared) if not state.complete}
+        return {task for task in tasks if task.index not in lacking}
     done = set()
     for task, job in tasks.items():
         states = [pair for stage in job.stages for pair in _states(survey, stage)]
@@ -224,6 +225,7 @@ def _task_status(
     attempts = max(facts.attempts if facts else 0, account.attempts if account else 0)
     seconds = (account.seconds if account else 0) or (facts.seconds if facts else 0)
     peak = max(account.peak_mb if account else 0, facts.peak_mb if facts else 0)
+    host = (account.node if account else "") or (facts.host if facts else "")
     state, why = "done", ""
     if waiting is not None and waiting.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         state, why = ("requeued" if facts and facts.attempts else "pending"), waiting.reason
@@ -234,7 +236,7 @@ def _task_status(
         why = explain(kind, facts, account) if state == "failed" else "as far as is known without the queue"
     elif not done:
         state, why = "failed", explain(kind, facts, account)
-    return TaskStatus(task, kind, state, why, attempts, seconds, peak, str(path))
+    return TaskStatus(task, kind, state, why, attempts, seconds, peak, str(path), host)
 
 
 def _job_status(
@@ -244,8 +246,8 @@ def _job_status(
     queue: Mapping[TaskId, Queued] | None,
     accounts: Mapping[TaskId, Accounted] | None,
 ) -> JobStatus:
-    done = _done(survey, kind, tasks)
-    states = _shared(survey, kind)
+    states = shared_units(survey, kind)
+    done = tasks_done(survey, tasks, states)
     complete = [unit for unit, state in states if state.complete]
     looked_at = set(sorted(done, reverse=True)[:_SAMPLED_LOGS])
     statuses = []

@@ -35,8 +35,7 @@ from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples
 from preproc.classify.training_set import trainable, tuning_rows
 from preproc.compare.contest import Contest, verdict
-from preproc.compare.cost import cost_text
-from preproc.compare.entrants import Entrant, entrants
+from preproc.compare.entrants import Entrant, cost_text, entrants
 from preproc.compare.page import Speed, page_and_table
 from preproc.compare.pixels import Cut, cut, cuts_of, values_of
 from preproc.run.classifier import maps_number

@@ -1,7 +1,8 @@
-"""Who takes part: the models that were named, each with the settings that a run of it would have."""
+"""Who takes part: the models that were named, each with the settings of a run of it, and what that takes."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infer.contract import REGISTRY, Inputs, SmaltiError, sha256_file
+from infer.contract import REGISTRY, Inputs, Plan, Run, SmaltiError, sha256_file
 from infer.contract.registry import cached_checkpoint, joined_sha256, known_model, parts_of
+from preproc.classify.methods import Method
+from preproc.compare.contest import Contest
+from preproc.plan.estimate import SeasonCounts, Work, estimate
+from preproc.plan.stage import parameters_of
 from preproc.run.config import Config, Model
 from preproc.run.embedded import known_inputs
+from preproc.run.text import human_time
+
+_CURVE = 1.4
+"""Fits on few groups cost that much more than those on all alone."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +104,44 @@ def _entrant(config: Config, text: str) -> Entrant:
     if known is None:
         model = model.model_copy(update={"dim": 0})  # all that it gives: a file need not give the usual 128
     return Entrant(name, config.model_copy(update={"model": model}), False)
+
+
+def fit_seconds(method: Method, rows: int, tested: int, dim: int, classes: int) -> float:
+    """Of one fit and what it says, on one core: measured on a plain one in 2026."""
+    return {
+        "catboost": 0.4 + 2e-4 * rows * classes,
+        "linear": 0.05 + 1.5e-8 * rows * dim * classes,
+        "knn": 0.02 + 7e-8 * rows * tested,
+        "mlp": 0.1 + 1e-3 * rows,
+    }[method]
+
+
+def cost_text(run: Run, contest: Contest, taking_part: Sequence[Entrant], *, tiles: int) -> str:
+    """A table for people."""
+    plan, samples = Plan.read(run), contest.samples
+    season = plan.season
+    counts = SeasonCounts(season.s2_days, season.s2_days, season.s1_days, season.s1_days, 0, "")
+    lines = [
+        f"compare on {len(samples):,} labelled pixels of {len(set(samples.group_n)):,} groups and "
+        f"{len(contest.codes_k)} classes, in {tiles} of {len(plan.tiles)} tiles",
+        f"{contest.deals[0].count} folds, {len(contest.deals)} deals, {' and '.join(contest.methods)}; all rough:",
+        "",
+        f"{'model':<24} {'numbers':>8} {'embedding':>12} {'scores':>10}",
+    ]
+    total = 0.0
+    for one in taking_part:
+        config = one.config
+        cores = config.site.workers or len(os.sched_getaffinity(0))
+        work = Work(1, plan.tile_size, len(samples), counts, parameters_of(config), cores)
+        embedding = float(estimate(work, config)["infer"].seconds) + 4  # torch is imported
+        rows = len(samples) * (contest.deals[0].count - 1) // contest.deals[0].count
+        fits = sum(
+            fit_seconds(method, rows, len(samples) - rows, config.model.dim or 128, len(contest.codes_k))
+            for method in contest.methods
+        )
+        scores = fits * _CURVE * len(contest.deals) * contest.deals[0].count / min(cores, contest.deals[0].count)
+        total += embedding + scores
+        lines.append(
+            f"{one.name:<24} {config.model.dim or 'all':>8} {human_time(embedding):>12} {human_time(scores):>10}"
+        )
+    return "\n".join([*lines, "", f"about {human_time(total)} in all on this machine; nothing was read or written"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,20 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.errors import RasterioError
 
-from infer.contract import EXIT_TRY_AGAIN, PIXEL_SIZE, PlannedTile, SmaltiError, sha256_file, sha256_json
-from infer.contract.arrays import open_npy
+from infer.contract import (
+    EXIT_TRY_AGAIN,
+    PIXEL_SIZE,
+    FormatError,
+    PlannedTile,
+    SmaltiError,
+    parse_json,
+    sha256_file,
+    sha256_json,
+)
 from infer.contract.embedding import OBSERVED
+from infer.contract.regular import open_npy, read_regular
 from preproc.exchange.placement import SOUTH, Frame, Patch
-from preproc.exchange.zarr_store import is_icechunk, open_group, store_errors
+from preproc.exchange.zarr_store import bounded, check_array, is_icechunk, open_group, store_errors
 from preproc.reader.buckets import first_line
 from preproc.region.grid import tile_footprint
 
@@ -31,8 +41,12 @@ _MOST = 4096
 """Numbers a pixel that are believed."""
 _FARTHEST = 1e8
 """Metres that a corner's coordinates may have."""
-_MOST_CHUNK = 1 << 30
-"""Bytes of a chunk, which is held as a whole when any pixel of it is read; published are 128 KiB."""
+_MOST_YEARS = 1000
+"""Of a store."""
+_MOST_SIDE = 4096
+"""Pixels along the side of an npy tile."""
+_LONGEST = 200
+"""Characters of what a source calls itself, which go into every output."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class ZarrStore:
     """A store with a group a UTM zone."""
 
     def __init__(self, source: str, year: int) -> None:
-        self._source = source
+        self._source = source.rstrip("/")
         self._root, snapshot = open_group(source)
         attributes = dict(self._root.attrs)
         dim, kind = attributes.get("geoemb:dimensions"), attributes.get("geoemb:data_type")
@@ -106,7 +120,7 @@ class ZarrStore:
         window = told["window"]
         said = [model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]
         self.dataset = Dataset(
-            version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v"),
+            version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v")[:_LONGEST],
             variant="",
             dim=dim,
             fingerprint=sha256_json(said if snapshot is None else [*said, snapshot]),
@@ -136,9 +150,13 @@ class ZarrStore:
     def _open_zone(self, name: str, zone: int) -> Patch:
         where = f"{self._source}/{name}"
         try:
-            group: Any = self._root[name]
-            codes, scales = group["embeddings"], group["scales"]
-            years = np.asarray(group["time"][:]).tolist()
+            with bounded():
+                group: Any = self._root[name]
+                codes, scales, counted = group["embeddings"], group["scales"], group.get("observations")
+                time = group["time"]
+            if not 0 < time.size <= _MOST_YEARS:
+                raise ValueError(f"{time.size} years")
+            years = [int(year) for year in np.asarray(time[:]).tolist()]
             a, b, west, d, e, north = (float(value) for value in group.attrs["spatial:transform"][:6])
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise SmaltiError(f"{where}: not a zone of geotessera's layout ({error!r}): name another store") from error
@@ -146,7 +164,6 @@ class ZarrStore:
             raise SmaltiError(f"{where}: its pixels are {a} x {e} metres, those of runs {PIXEL_SIZE}: name another")
         if not max(abs(west), abs(north)) < _FARTHEST:
             raise SmaltiError(f"{where}: its corner {west}, {north} lies beyond the Earth: name another store")
-        counted: Any = group.get("observations")
         arrays = [one for one in (codes, scales, counted) if one is not None]
         if any(not hasattr(one, "dtype") or one.ndim < 3 for one in arrays):
             raise SmaltiError(
@@ -160,10 +177,9 @@ class ZarrStore:
                 f"{where}: codes {codes.dtype} {codes.shape} and scales {scales.dtype} {scales.shape} do not fit "
                 f"{len(years)} years of {self.dataset.dim} numbers: name another store"
             )
-        if any(math.prod(one.chunks) * one.dtype.itemsize > _MOST_CHUNK for one in arrays):
-            raise SmaltiError(
-                f"{where}: a chunk of its arrays takes more than {_MOST_CHUNK >> 30} GiB: name another store"
-            )
+        for one in arrays:
+            with _named(where):
+                check_array(one)
         if self._year not in years:
             raise SmaltiError(
                 f"{where}: has {', '.join(map(str, years))}, not {self._year}: change [region] start, end"
@@ -171,16 +187,11 @@ class ZarrStore:
         index = years.index(self._year)
 
         def read(rows: slice, columns: slice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-            try:
+            with _named(where):
                 found = np.asarray(scales[index, rows, columns])
                 if not np.isfinite(found).any():  # then the codes are not asked for
                     return np.zeros((*found.shape, self.dataset.dim), np.int8), found
                 return np.moveaxis(np.asarray(codes[index, :, rows, columns]), 0, -1), found
-            except store_errors() as error:
-                raise SmaltiError(
-                    f"{where}: cannot be read ({first_line(error)}): run the same command again",
-                    exit_code=EXIT_TRY_AGAIN,
-                ) from error
 
         known = (
             counted is not None
@@ -192,9 +203,23 @@ class ZarrStore:
         )
 
         def observed(rows: slice, columns: slice) -> NDArray[np.uint8]:
-            return np.moveaxis(np.asarray(counted[index, : len(OBSERVED), rows, columns]), 0, -1)
+            with _named(where):
+                return np.moveaxis(np.asarray(counted[index, : len(OBSERVED), rows, columns]), 0, -1)
 
         return Patch(name, zone, west, north, (height, width), read, observed if known else None)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What goes wrong with a zone of a store becomes one line that names it."""
+    try:
+        yield
+    except SmaltiError as error:
+        raise SmaltiError(f"{where}: {error}", exit_code=error.exit_code) from error
+    except store_errors() as error:
+        raise SmaltiError(
+            f"{where}: cannot be read ({first_line(error)}): run the same command again", exit_code=EXIT_TRY_AGAIN
+        ) from error
 
 
 class NpyTiles:
@@ -204,9 +229,9 @@ class NpyTiles:
         self._folder = folder
         path = folder / METADATA
         try:
-            stated = json.loads(path.read_bytes())
-            version, variant = str(stated["dataset_version"]), str(stated["dataset_variant"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            stated = parse_json(read_regular(path))
+            version, variant = (str(stated[f"dataset_{key}"])[:_LONGEST] for key in ("version", "variant"))
+        except (OSError, ValueError, TypeError, KeyError, FormatError) as error:
             what = '{"dataset_version": "1.1", "dataset_variant": "..."}'
             raise SmaltiError(f"{path}: does not say which dataset this is ({error!r}): write {what} there") from error
         self._years = folder / NPY_FOLDER / str(year)
@@ -239,6 +264,8 @@ class NpyTiles:
         scales = open_npy(stem.with_name(f"{name}_scales.npy"), remedy)
         if codes.dtype != np.int8 or codes.ndim != 3 or codes.shape[2] != self.dataset.dim:
             raise SmaltiError(f"{stem}.npy: {codes.dtype} {codes.shape}, expected int8 (H, W, 128): {remedy}")
+        if max(codes.shape[:2]) > _MOST_SIDE:
+            raise SmaltiError(f"{stem}.npy: {codes.shape}, a tile of 0.1 degree has some 1100 pixels a side: {remedy}")
         if scales.dtype != np.float32 or scales.shape != codes.shape[:2]:
             raise SmaltiError(f"{stem}_scales.npy: {scales.dtype} {scales.shape} does not fit the codes: {remedy}")
         land = self._land(name, (int(scales.shape[0]), int(scales.shape[1])))

@@ -18,6 +18,7 @@ from pyproj import Transformer
 from infer.contract import PIXEL_SIZE, PlannedTile, Run, SmaltiError, read_embedding, sha256_json
 from infer.contract.embedding import OBSERVED, Embedding
 from preproc.raster.provenance import RunProvenance
+from preproc.raster.zones import own_rows
 from preproc.region.vector import read_vector
 from preproc.run.progress import say
 from preproc.survey.looks import pixels_of
@@ -54,6 +55,7 @@ class Chosen:
 def lattice(tile: PlannedTile, every: int) -> Chosen:
     """Every so many-th pixel in both directions, on a lattice that all tiles of a zone share; points are centres."""
     rows = np.arange(-(-tile.north // PIXEL_SIZE) % every, tile.size, every)
+    rows = rows[own_rows(tile, rows)]
     columns = np.arange(-(tile.west // PIXEL_SIZE) % every, tile.size, every)
     row_n, column_n = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
     x, y = tile.west + (column_n + 0.5) * PIXEL_SIZE, tile.north - (row_n + 0.5) * PIXEL_SIZE

@@ -1,4 +1,4 @@
-"""`smalti cluster`: the pixels of a run in groups that are alike, as a class map without labels."""
+"""`smalti groups`: the pixels of a run in groups that are alike, as a class map without labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from infer.contract.embedding import dequantise
 from infer.contract.explored import Group, GroupsManifest
 from infer.contract.mixing import GOLDEN, mix64
 from infer.contract.record import to_json
-from preproc.classify.palette import palette
 from preproc.explore.strips import Strip, squares, strips, write_layer
 from preproc.raster.cog import Layer
-from preproc.raster.figure import class_figure
-from preproc.raster.legend import class_colours, colour_table, gdal_categories, legend_csv, legend_tags, qgis_style
-from preproc.raster.preview import picture
+from preproc.raster.legend import (
+    class_colours,
+    colour_table,
+    gdal_categories,
+    legend_csv,
+    legend_tags,
+    palette,
+    qgis_style,
+)
+from preproc.raster.preview import class_figure, picture
 from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.stac import AssetRecord, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
@@ -38,13 +44,13 @@ _BATCH = 4096
 
 
 @dataclass
-class ClusterStage:
-    """`smalti cluster RUN -k N`."""
+class GroupsStage:
+    """`smalti groups RUN -k N`."""
 
     groups: int
     seed: int
 
-    name: str = "cluster"
+    name: str = "groups"
     noun: str = "maps of groups"
     sharded: bool = False
     apart: bool = False
@@ -73,7 +79,7 @@ class ClusterStage:
             np.add(counts, np.bincount(codes_hw.ravel(), minlength=len(counts)), out=counts)
 
         grids, files = zone_grids(planned_tiles(run)), []
-        with progress("cluster", sum(len(squares(grid)) for grid in grids), "squares") as bar:
+        with progress("groups", sum(len(squares(grid)) for grid in grids), "squares") as bar:
             for grid in grids:
                 tags = {**facts.tags(), "SMALTI_CONTENT": "groups of like embeddings", **legend_tags(legend)}
                 layer = Layer("uint8", 0, ("group",), "nearest", tags, colour_table(legend))
@@ -102,7 +108,7 @@ def draw_sample(run: Run, facts: RunProvenance, seed: int) -> NDArray[np.float32
     share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in facts.present(tiles)))
     parts = [(grid, square) for grid in zone_grids(tiles) for square in squares(grid)]
     found = []
-    with progress("cluster: sample", len(parts), "squares") as bar:
+    with progress("groups: sample", len(parts), "squares") as bar:
         for grid, square in parts:
             for strip in strips(run, grid, square, facts):
                 chosen_hw = _drawn(strip, seed, share) & strip.valid_hw
@@ -180,16 +186,16 @@ def _companions(path: Path, grid: ZoneGrid, layer: Layer, facts: RunProvenance, 
     return [style, categories, figure, item]
 
 
-def cluster(run: Run, config: Config, groups: int, seed: int, *, force: bool = False) -> None:
-    """Write RUN/groups; see `ClusterStage`.
+def find_groups(run: Run, config: Config, groups: int, seed: int, *, force: bool = False) -> None:
+    """Write RUN/groups; see `GroupsStage`.
 
     Raises:
         SmaltiError: if embeddings are missing, or there are fewer pixels than groups.
     """
     if not 2 <= groups <= MOST_GROUPS:
         raise SmaltiError(f"-k {groups}: from 2 to {MOST_GROUPS} groups")
-    run_stage(ClusterStage(groups, seed), run, config, force=force)
+    run_stage(GroupsStage(groups, seed), run, config, force=force)
     made = GroupsManifest.read(run)
     whole = sum(group.pixels for group in made.groups)
     for group in made.groups:
-        say(f"cluster: {group.name}: {group.pixels:,} pixels ({100 * group.pixels / whole:.1f} %)")
+        say(f"groups: {group.name}: {group.pixels:,} pixels ({100 * group.pixels / whole:.1f} %)")

@@ -42,7 +42,6 @@ from preproc.reader.gdal import gdal_settings
 from preproc.reader.hrefs import is_bucket
 from preproc.reader.ranges import RangeClient
 from preproc.reader.read import BACKSCATTER, REFLECTANCE, SCENE_CLASSES, BandKind
-from preproc.reader.read_pool import in_order
 from preproc.reader.signing import make_signer
 from preproc.reader.whereabouts import Whereabouts
 from preproc.run.chain import refuse_stale
@@ -51,6 +50,7 @@ from preproc.run.progress import progress, say
 from preproc.run.stage import Outcome, StageFailedError, failure_table
 from preproc.run.stages import stage_named
 from preproc.run.status import Survey
+from preproc.run.workers import read_ahead
 
 RECORD = "mirror.json"
 """Beside each item: what of it was copied, and from what. At the root: the mirror as a whole, written last."""
@@ -172,10 +172,10 @@ def _copy_all(
         progress("mirror", len(assets), "assets") as bar,
     ):
         groups = [list(group) for _, group in groupby(assets, key=lambda asset: item_folder(asset.item))]
-        before = in_order(pool, partial(_known, store), groups, ahead=2 * workers)
+        before = read_ahead(pool, partial(_known, store), groups, ahead=2 * workers)
         known = {item_folder(group[0].item): record for group, record in before}
         copy = partial(_copy_one, client, store, Path(scratch), known, deep)
-        results = in_order(pool, copy, assets, ahead=2 * workers)
+        results = read_ahead(pool, copy, assets, ahead=2 * workers)
         for folder, of_item in groupby(results, key=lambda result: item_folder(result[0].item)):
             done: dict[str, CopyRecord] = {}
             for asset, result in of_item:

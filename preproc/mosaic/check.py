@@ -17,8 +17,7 @@ from infer.contract.rasters import MosaicManifest
 from preproc.mosaic.sheet import SheetFiles
 from preproc.mosaic.store import OBSERVATIONS, STORE, arrays_of, group_of
 from preproc.raster.provenance import Embeddings, RunProvenance
-from preproc.raster.quantise import without_nodata
-from preproc.raster.strips import Strip, strips
+from preproc.raster.strips import Strip, strips, without_nodata
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid, sheets_of, zone_grids
 from preproc.run.config import Config
 from preproc.run.progress import progress

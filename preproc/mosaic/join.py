@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,9 @@ from preproc.run.config import Stitch
 from preproc.run.progress import progress, say
 from preproc.run.stage import Unit
 
+_DECIDE = 1 << 18
+"""Pixels of the previews, about, that decide on their colours."""
+
 
 @dataclass(frozen=True)
 class ZoneSheets:
@@ -37,6 +40,10 @@ class ZoneSheets:
     grid: ZoneGrid
     sheets: tuple[Sheet, ...]
     step: int
+
+    def place(self, sheet: Sheet) -> tuple[int, int]:
+        """Row and column of the preview where a sheet's pixels begin."""
+        return -(-sheet.top // self.step), -(-sheet.left // self.step)
 
 
 def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequence[ZoneSheets], unit: Unit) -> None:
@@ -52,7 +59,7 @@ def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequenc
         raise SmaltiError(
             f"{run.embeddings}: no pixel of any tile has an embedding: look at `smalti status {run.quoted}`"
         )
-    components = principal_components(partial(_valid, run.mosaic, names))
+    components = principal_components(_deciding(run.mosaic, zones, facts.dim))
     files: list[Path] = []
     described: dict[str, MosaicZone] = {}
     if "zarr" in settings.formats:
@@ -91,17 +98,25 @@ def join_sheets(run: Run, settings: Stitch, facts: RunProvenance, zones: Sequenc
         say(f"stitch: the model is not trained ({facts.label}): these embeddings show that the chain works, no more")
 
 
-def _valid(folder: Path, names: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-    for name in names:
-        for values_hwc in small_values(SheetFiles(folder, name)):
-            yield values_hwc[~np.isnan(values_hwc[..., 0])]
+def _deciding(folder: Path, zones: Sequence[ZoneSheets], dim: int) -> NDArray[np.float32]:
+    """(N, C) of the previews' pixels those that decide on their colours: of many every so many-th."""
+    shown = sum((zone.grid.height // zone.step) * (zone.grid.width // zone.step) for zone in zones)
+    every = math.ceil(math.sqrt(shown / _DECIDE)) or 1
+    found = [np.empty((0, dim), dtype=np.float32)]
+    for zone in zones:
+        for sheet in zone.sheets:
+            row, column = zone.place(sheet)
+            rows, columns = slice(-row % every, None, every), slice(-column % every, None, every)
+            parts = small_values(SheetFiles(folder, sheet.name), rows, columns)
+            found += [values_hwc[~np.isnan(values_hwc[..., 0])] for values_hwc in parts]
+    return np.concatenate(found)
 
 
 def _preview(folder: Path, zone: ZoneSheets, components: Components) -> NDArray[np.uint8]:
     step, grid = zone.step, zone.grid
     rgba_hwc = np.zeros((-(-grid.height // step), -(-grid.width // step), 4), dtype=np.uint8)
     for sheet in zone.sheets:
-        row, column = -(-sheet.top // step), -(-sheet.left // step)
+        row, column = zone.place(sheet)
         for values_hwc in small_values(SheetFiles(folder, sheet.name)):
             height, width, _ = values_hwc.shape
             rgba_hwc[row : row + height, column : column + width] = components.colours(values_hwc)

@@ -1,13 +1,12 @@
 """The first three principal components of a mosaic as colours, computed exactly. Pure.
 
-The pixels that decide are those that the preview shows. Values are rounded to whole multiples of a power of two: sums
+Values are rounded to whole multiples of a power of two: sums
 of products of such numbers are exact in float64 as long as they stay below 2**53, so neither the order of summation nor
 the linear algebra library can change a colour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,10 @@ from numpy.typing import NDArray
 
 _VALUE_BITS, _AXIS_BITS = 13, 20
 """|value| <= 2**13 and |axis entry| <= 2**20, in whole numbers: 2**27 squares of values stay below 2**53."""
+_MOST_EXPONENT = 100
+"""A float32 has to hold the scale, also where all values are next to nothing."""
+_TOGETHER = 1 << 14
+"""Pixels whose products are summed at a time."""
 _STRETCH = (2, 98)
 """Percentiles that become 0 and 255."""
 
@@ -43,26 +46,25 @@ class Components:
         return rgba
 
 
-def principal_components(batches: Callable[[], Iterator[NDArray[np.float32]]]) -> Components:
+def principal_components(values_nc: NDArray[np.float32]) -> Components:
     """The components of some pixels; axes point to where their largest entry is positive.
 
     Args:
-        batches: gives the pixels, (N, C) without NaN at a time, as often as it is called; there may be few, then fewer
-            colours differ. At least one batch, which may be empty.
+        values_nc: (N, C) without NaN; there may be few, then fewer colours differ, or none.
     """
-    largest = max(float(np.abs(values_nc).max(initial=0.0)) for values_nc in batches())
-    scale = 2.0 ** (_VALUE_BITS - 1 - int(np.floor(np.log2(largest)))) if largest > 0 else 1.0
-    count = 0
-    sums_c: NDArray[np.float64] = np.zeros(1)
-    products_cc: NDArray[np.float64] = np.zeros((1, 1))
-    for values_nc in batches():
-        whole_nc = _whole(values_nc, scale)
-        count += len(whole_nc)
-        sums_c = sums_c + whole_nc.sum(axis=0)
-        products_cc = products_cc + whole_nc.T @ whole_nc
+    count, dim = values_nc.shape
+    largest = float(np.abs(values_nc).max(initial=0.0))
+    exponent = _VALUE_BITS - 1 - int(np.floor(np.log2(largest))) if largest > 0 else 0
+    scale = 2.0 ** min(exponent, _MOST_EXPONENT)
+    parts = [slice(start, start + _TOGETHER) for start in range(0, count, _TOGETHER)]
+    sums_c: NDArray[np.float64] = np.zeros(dim)
+    products_cc: NDArray[np.float64] = np.zeros((dim, dim))
+    for part in parts:
+        whole_nc = _whole(values_nc[part], scale)
+        sums_c += whole_nc.sum(axis=0)
+        products_cc += whole_nc.T @ whole_nc
     mean_c = sums_c / max(count, 1)
     covariance = products_cc / max(count, 1) - np.outer(mean_c, mean_c)
-    dim = len(covariance)
     variances, vectors = np.linalg.eigh(covariance)
     axes = np.zeros((dim, 3))
     share = np.zeros(3)
@@ -72,12 +74,13 @@ def principal_components(batches: Callable[[], Iterator[NDArray[np.float32]]]) -
         axes[:, index] = axis * np.sign(axis[np.argmax(np.abs(axis))])
         share[index] = max(float(variances[-1 - index]), 0.0) / total if total > 0 else 0.0
     axes = np.rint(axes * 2.0**_AXIS_BITS)
-    projected = np.concatenate([_whole(values_nc, scale) @ axes for values_nc in batches()])
-    low, high = np.percentile(projected if count else np.zeros((1, 3)), _STRETCH, axis=0, method="lower")
+    projected = [_whole(values_nc[part], scale) @ axes for part in parts] or [np.zeros((1, 3))]
+    low, high = np.percentile(np.concatenate(projected), _STRETCH, axis=0, method="lower")
     flat = high <= low
     return Components(scale, axes, np.where(flat, low - 1, low), np.where(flat, low + 1, high), share)
 
 
 def _whole(values: NDArray[np.float32], scale: float) -> NDArray[np.float64]:
     limit = 2.0**_VALUE_BITS
-    return np.clip(np.rint(values.astype(np.float64) * scale), -limit, limit)
+    rounded: NDArray[np.float64] = np.clip(np.rint(values * np.float32(scale)), -limit, limit).astype(np.float64)
+    return rounded

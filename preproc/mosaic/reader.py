@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
@@ -39,6 +39,9 @@ from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid, sheets_of, zon
 if TYPE_CHECKING:
     import zarr
 
+Source = Literal["store first", "tiles first", "tiles"]
+_OPENED = 64
+"""Tiles that are kept open: who asks for one place after the other comes back to them."""
 _POINTS = 4096
 """That are read of the store at a time: zarr takes an index of four whole numbers for each number of each of them."""
 
@@ -46,19 +49,22 @@ _POINTS = 4096
 class EmbeddingReader:
     """Reads pixels and windows of a run. What is there is looked at once: make a reader for each question."""
 
-    def __init__(self, run: Run, plan: Plan, *, gaps: bool) -> None:
+    def __init__(self, run: Run, plan: Plan, *, gaps: bool, source: Source = "store first") -> None:
         """A reader.
 
         Args:
             run: the run directory.
             plan: of it.
             gaps: tiles of which nothing is there are nodata ([stitch] missing = "nodata"); otherwise an error.
+            source: "tiles first" leaves the store to tiles that are not there, for many single pixels, which are far
+                quicker to read of tiles; "tiles" are read by whoever says that he was made of them.
         """
-        self.run = run
+        self.run, self._source = run, source
         self.grids = zone_grids(plan.tiles)
         self._gaps = gaps
         self._embeddings = Embeddings.of_run(run, plan, gaps=True)
         self._stores: dict[int, _ZoneStore | None] = {}
+        self._open = lru_cache(_OPENED)(self._read_tile)
 
     @cached_property
     def dim(self) -> int:
@@ -152,7 +158,7 @@ class EmbeddingReader:
                 np.copyto(place_hwc, read_hwc, where=np.isnan(place_hwc).all(axis=2, keepdims=True))
         return values_hwc
 
-    def _open(self, tile: PlannedTile) -> Embedding | None:
+    def _read_tile(self, tile: PlannedTile) -> Embedding | None:
         """A tile's embedding; None where it lacks one and may."""
         if self._gaps and self._embeddings.lacks(tile):
             return None
@@ -177,7 +183,7 @@ class EmbeddingReader:
         """A zone's group of the store, if it has what the plan says now."""
         if grid.epsg not in self._stores:
             self._stores[grid.epsg] = None
-            made = self._mosaic
+            made = None if self._source == "tiles" else self._mosaic
             zone = None if made is None else made.zones.get(grid.label)
             if made is None or zone is None or made.store is None or zone.group is None:
                 return None
@@ -196,7 +202,7 @@ class EmbeddingReader:
             return tile.name not in sheet.tiles
         if self._embeddings.lacks(tile):
             return True
-        return store.exact and self._embeddings.digest(tile) == made_of
+        return self._source == "store first" and store.exact and self._embeddings.digest(tile) == made_of
 
 
 def same_zone(epsg: int, grid: ZoneGrid) -> bool:

@@ -19,8 +19,7 @@ from preproc.mosaic.store import STORE, arrays_of, shard_writers
 from preproc.raster.cog import Layer, cog_writer
 from preproc.raster.observations import BANDS, observation_layer, tally
 from preproc.raster.provenance import Embeddings, RunProvenance
-from preproc.raster.quantise import CODES_NODATA, without_nodata
-from preproc.raster.strips import ROWS, Strip, strips
+from preproc.raster.strips import CODES_NODATA, ROWS, Strip, strips, without_nodata
 from preproc.raster.vrt import INDEX
 from preproc.raster.zones import Sheet
 from preproc.run.config import Stitch
@@ -231,9 +230,13 @@ class _Small:
                 write_npy(temporary, np.concatenate(parts))
 
 
-def small_values(files: SheetFiles) -> Iterator[NDArray[np.float32]]:
-    """(h, w, C) values of a sheet's pixels in the preview, NaN = nodata, some rows at a time."""
-    codes_hwc, scales_hw = (np.load(path, mmap_mode="r") for path in (files.small_codes, files.small_scales))
+def small_values(
+    files: SheetFiles, rows: slice = slice(None), columns: slice = slice(None)
+) -> Iterator[NDArray[np.float32]]:
+    """(h, w, C) values of a sheet's pixels in the preview, or of some, NaN = nodata, a few rows at a time."""
+    codes_hwc, scales_hw = (
+        np.load(path, mmap_mode="r")[rows, columns] for path in (files.small_codes, files.small_scales)
+    )
     for top in range(0, codes_hwc.shape[0], ROWS):
         rows_hw = np.asarray(scales_hw[top : top + ROWS])
         yield dequantise(np.asarray(codes_hwc[top : top + ROWS]), np.where(np.isfinite(rows_hw), rows_hw, np.nan))

@@ -19,9 +19,9 @@ from preproc.raster.preview import picture_step
 from preproc.raster.provenance import Embeddings, RunProvenance, missing_lines
 from preproc.raster.zones import sheets_of, zone_grids
 from preproc.run.config import Config
-from preproc.run.disk import mosaic_bytes
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
 from preproc.run.text import human_bytes
+from preproc.run.waves import mosaic_bytes
 from preproc.run.workers import side_by_side, worker_count
 
 

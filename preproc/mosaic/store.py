@@ -324,7 +324,7 @@ def _root_attributes(facts: RunProvenance) -> dict[str, Any]:
             "quantized_dtype": "int8",
             "scale": {"type": "array", "array_name": "scales", "nodata": "+inf"},
         },
-        "smalti:model": {"name": encoder.name, "label": encoder.label, "trained": encoder.trained},
+        "smalti:model": {key: getattr(encoder, key) for key in ("name", "label", "trained", "licence", "citation")},
         "smalti:checkpoint": facts.checkpoint,
         "smalti:window": list(facts.window),
         "smalti:data_sources": list(facts.data_sources),

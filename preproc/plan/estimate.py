@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from infer.contract.plan import Cost
 from preproc.catalogue.scene import Scene
 from preproc.run.config import Config
-from preproc.run.disk import mosaic_bytes
+from preproc.run.waves import mosaic_bytes
 
 CLEAR_SHARE = 0.6
 """Share of Sentinel-2 dates that pass `min_clear` on a tile; the others cost their SCL only."""
@@ -55,6 +55,10 @@ class SeasonCounts:
     least_s2_days: int
     """Of the tile with the fewest."""
     least_tile: str
+    tiles: int = 0
+    """Looked at."""
+    unseen: int = 0
+    """Of them those without any Sentinel-2 scene."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def count_season(scenes_by_tile: Mapping[str, Sequence[Scene]]) -> SeasonCounts:
         rows.append((len(set(s2)), len(s2), len(set(s1)), len(s1)))
     days, least = min((row[0], name) for name, row in zip(scenes_by_tile, rows, strict=True))
     means = [sum(row[k] for row in rows) / len(rows) for k in range(4)]
-    return SeasonCounts(means[0], means[1], means[2], means[3], days, least)
+    unseen = sum(row[0] == 0 for row in rows)
+    return SeasonCounts(means[0], means[1], means[2], means[3], days, least, len(rows), unseen)
 
 
 def estimate(work: Work, config: Config) -> dict[str, Cost]:

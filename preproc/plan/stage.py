@@ -38,16 +38,15 @@ from preproc.catalogue.offset import contradicts_date
 from preproc.catalogue.sources import Item
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.text import render_plan
-from preproc.plan.tile_order import by_neighbourhood, interleaved
 from preproc.reader.hrefs import is_url, portable
-from preproc.region.grid import plan_tiles, utm_zones, zone_part
+from preproc.region.grid import by_neighbourhood, interleaved, plan_tiles, utm_zones, zone_part
 from preproc.region.region import Region, load_region, outline_fingerprint
 from preproc.run.config import Config
-from preproc.run.disk import disk_of
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
 from preproc.run.stage import Session, Unit, one_by_one
 from preproc.run.task_count import choose_tasks
+from preproc.run.waves import disk_of
 
 SAMPLED_TILES = 400
 """Tiles, evenly spread over the plan, whose scenes are counted for the estimate and the warnings."""
@@ -277,10 +276,15 @@ def _warnings(found: ParsedItems, season: SeasonCounts, config: Config) -> list[
     orbits = {scene.orbit for scene in found.scenes if scene.modality == "s1"}
     if not orbits:
         texts.append("no Sentinel-1 scene was found: embeddings from Sentinel-2 alone are poorer and not comparable")
-    if season.least_s2_days < FEW_S2_DAYS:
+    if season.unseen:
         texts.append(
-            f"tile {season.least_tile} has {season.least_s2_days} Sentinel-2 dates before clouds are counted: expect "
-            "gaps, or widen the window"
+            f"{season.unseen} of {season.tiles} tiles looked at have no Sentinel-2 scene at all, for example "
+            f"{season.least_tile}: the archive does not reach as far as the region"
+        )
+    elif season.least_s2_days < FEW_S2_DAYS:
+        dates = "1 Sentinel-2 date" if season.least_s2_days == 1 else f"{season.least_s2_days} Sentinel-2 dates"
+        texts.append(
+            f"tile {season.least_tile} has {dates} before clouds are counted: expect gaps, or widen the window"
         )
     start, end = config.region.start, config.region.end
     if (end.year, end.month, end.day) >= (start.year + 1, start.month, start.day):

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from infer.contract.plan import Plan
-from preproc.run.disk import StageDisk
 from preproc.run.progress import plain_console
 from preproc.run.text import human_bytes, human_time
-from preproc.run.waves import Space
+from preproc.run.waves import Space, StageDisk
 
 WIDTH = 110
 

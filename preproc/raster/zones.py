@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,10 @@ class ZoneGrid:
 
     def places(self) -> NDArray[np.int64]:
         """(T, 2) `place` of all its tiles."""
+        return self._places
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
         tiles = PlannedTiles.of(self.tiles)
         corner_t2 = np.column_stack([self.north - _northings(tiles, self.epsg), tiles.column("west") - self.west])
         return np.asarray(corner_t2 // PIXEL_SIZE)
@@ -215,3 +220,25 @@ def sheets_of(grid: ZoneGrid, side: int) -> list[Sheet]:
         name = grid.label if alone else f"{grid.label}_r{row:0{digits}d}_c{column:0{digits}d}"
         sheets.append(Sheet(name, grid.label, row, column, top, left, part))
     return sheets
+
+
+def own_rows(tile: PlannedTile, row_n: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows of a tile lie in its own hemisphere. The first row beyond the equator has embeddings in both.
+
+    Args:
+        tile: which.
+        row_n: (N,) rows.
+    """
+    northing_n = tile.north - (row_n + 0.5) * PIXEL_SIZE
+    return np.asarray(northing_n >= 0 if tile.epsg < _SOUTH else northing_n < FALSE_NORTHING)
+
+
+def shares_of(tiles: Sequence[PlannedTile], side: int) -> list[range]:
+    """Tiles of a plan in its order, by their index, as many together as a sheet has: of what is divided by tiles.
+
+    Args:
+        tiles: of the plan.
+        side: of a sheet in pixels.
+    """
+    step = max(1, side // tiles[0].size) ** 2 if tiles else 1
+    return [range(start, min(start + step, len(tiles))) for start in range(0, len(tiles), step)]

@@ -1,16 +1,22 @@
-"""Region -> tiles on a fixed UTM grid. Pure.
+"""Region -> tiles on a fixed UTM grid, and the order that they are worked through in. Pure.
 
 The grid does not depend on the region: tile corners are multiples of the tile's ground size in each UTM zone, and each
 place belongs to one zone, that of its longitude and hemisphere (without the exceptions for Norway and Svalbard). So
 two runs whose regions overlap share the tiles of the overlap. A region that crosses a zone's edge or the equator is cut
 there; each part has its own sub-grid. Within a zone every pixel belongs to one tile; along a cut, the pixels that the
 cut passes through are in both sub-grids (at most one pixel of overlap, never a gap).
+
+The order is such that shard I of N, every N-th tile, is a patch of neighbours: they share scenes and compressed blocks,
+and made in one task, what they share is fetched once. Tiles are put in the order of squares of 4 x 4 (within those of
+2 x 2), cut into N runs of one length, and dealt out so that the positions I, I + N, I + 2N ... hold run I. With another
+N than was planned for, shards are as good, and less by_neighbourhood.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import shapely
@@ -31,6 +37,8 @@ _BLOCK = 32
 """Tiles along the side of the squares with which the search for tiles begins."""
 _EDGE = 1e-6
 """Metres by which a tile is narrowed before it is compared with the region: what only shares its edge is no overlap."""
+_SQUARES = (4, 2, 1)
+"""Sides of the squares, in tiles, from the outermost: fetch makes at most 4 x 4 tiles together."""
 
 
 def zone_epsg(longitude: float, latitude: float) -> int:
@@ -200,3 +208,33 @@ def _children(corners: NDArray[np.int64], step: int, child: int) -> NDArray[np.i
     rows, columns = np.meshgrid(offsets, offsets, indexing="ij")
     inner = np.stack([rows, columns], axis=-1).reshape(1, -1, 2)
     return (corners[:, None, :] + inner).reshape(-1, 2)
+
+
+T = TypeVar("T")
+
+
+def by_neighbourhood(tiles: Sequence[PlannedTile]) -> list[int]:
+    """Indices of the tiles, zone by zone, square by square, each from north to south and from west to east."""
+    if not tiles:
+        return []
+    rows = np.fromiter((value for tile in tiles for value in (tile.epsg, tile.west, tile.north)), np.int64)
+    epsg, west, north = rows.reshape(-1, 3).T
+    extent = tiles[0].size * 10
+    column, row = west // extent, north // extent - 1  # of the lower edge: as fetch forms its squares
+    keys = [epsg]
+    for side in _SQUARES:
+        keys += [-(row // side), column // side]
+    order: list[int] = np.lexsort(keys[::-1]).tolist()
+    return order
+
+
+def interleaved(units: Sequence[T], shards: int) -> list[T]:
+    """Units reordered so that every `shards`-th of them, from the I-th on, are the I-th run of the given order.
+
+    Runs are as long as the shards are: the first ones are longer by one where it does not come out even.
+    """
+    count = len(units)
+    shards = max(1, min(shards, count))
+    short, longer = divmod(count, shards)
+    starts = [index * short + min(index, longer) for index in range(shards)]
+    return [units[starts[place % shards] + place // shards] for place in range(count)]

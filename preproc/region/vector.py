@@ -53,6 +53,8 @@ _FAMILIES = (
 """Files of one name that are one data set; the first is the one that is opened."""
 JOURNALS = ("-wal", "-journal")
 """Endings of what SQLite keeps beside a GeoPackage: edits that are not in it yet."""
+_SQLITE = b"SQLite format 3\0"
+"""How a GeoPackage begins."""
 _LONGITUDE, _LATITUDE = ("longitude", "lon", "lng", "long"), ("latitude", "lat")
 _WKT = ("wkt", "geometry", "geom", "the_geom")
 _CSV_FIELD = 1 << 26
@@ -220,7 +222,7 @@ def _ogr_errors() -> tuple[type[Exception], ...]:
 
 
 def _flat(error: object) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).partition("; It might help to specify the correct driver")[0]
     return text if len(text) <= 300 else text[:300] + "..."
 
 
@@ -275,6 +277,8 @@ def _open_ogr(path: Path, source: Path, section: str, layer: str | None, encodin
             else f"{path}: has no layer: {section} must name a file with features"
         )
     layer = drawn[0] if layer is None else layer
+    if _is_sqlite(where):
+        _refuse_queries(path, where, layer)
     info = pyogrio.read_info(where, layer=layer, **options)
     guess = shapefile and not encoding and info["encoding"] != "UTF-8"
     if not info["geometry_type"] and info["driver"] not in ("GeoJSON", "GeoJSONSeq", "GML"):
@@ -306,6 +310,39 @@ def _open_ogr(path: Path, source: Path, section: str, layer: str | None, encodin
     return _Opened(
         _crs(path, info["crs"]), [str(name) for name in info["fields"]], read, info["total_bounds"], shapefile
     )
+
+
+def _is_sqlite(where: str | bytes) -> bool:
+    """Whether GDAL will find a database there, whatever it is called."""
+    if isinstance(where, bytes):
+        return where.startswith(_SQLITE)
+    if where.startswith("/vsizip/{"):
+        outer, _, member = where.removeprefix("/vsizip/{").partition("}/")
+        with zipfile.ZipFile(outer) as archive, archive.open(member) as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    if Path(where).is_dir():
+        return False
+    with Path(where).open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def _refuse_queries(path: Path, where: str | bytes, layer: str) -> None:
+    """A layer of a GeoPackage may be a view, a query of its author's that may never end: rows of tables alone are read.
+
+    Raises:
+        SmaltiError: if the layer is not a table.
+    """
+    import pyogrio
+
+    name = layer.replace("'", "''")
+    made = pyogrio.raw.read(
+        where, sql=f"SELECT sql FROM sqlite_master WHERE name = '{name}' COLLATE NOCASE", read_geometry=False
+    )[3][0]
+    kinds = {str(text).upper().split()[1] for text in made if text is not None}
+    if "TABLE" not in kinds or not kinds <= {"TABLE", "INDEX", "TRIGGER"}:
+        raise SmaltiError(
+            f"{path}: layer {layer!r} is no table but a query, which smalti does not run: save it as a table"
+        )
 
 
 def _decoded(column: pa.ChunkedArray, codec: str | None, guess: bool) -> pa.ChunkedArray:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preproc.report.inputs import Sources
-from preproc.report.observations import Observations
+from preproc.report.inputs import Observations, Sources
 from preproc.run.quality import FEW_CLEAR, blind_spots
 
 FEW_GROUPS = 10

@@ -9,7 +9,7 @@ from typing import Any
 
 from infer.contract.classification import Distances, Figure
 from infer.contract.rasters import MappedClass
-from preproc.report.observations import Observations
+from preproc.report.inputs import Observations
 
 CHART_WIDTH, CHART_HEIGHT = 760, 230
 """Of the chart of dates, in the units of its own coordinates."""

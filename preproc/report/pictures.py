@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from infer.contract import Run, child, planned_tiles
 from infer.contract.rasters import MapManifest, MosaicManifest, ValueMapManifest
-from preproc.raster.figure import length_text, scale_length
 from preproc.raster.legend import class_colours
-from preproc.raster.preview import Picture, picture, png_bytes, preview_level, read_strips
+from preproc.raster.preview import Picture, length_text, picture, png_bytes, preview_level, read_strips, scale_length
 from preproc.raster.zones import ZoneGrid, zone_grids
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, sha256_file, w
 from infer.contract.rasters import CleanedMap
 from preproc.report import figures, numbers
 from preproc.report.cautions import cautions
-from preproc.report.inputs import Sources, fingerprint, read_sources
-from preproc.report.observations import observe
+from preproc.report.inputs import Sources, fingerprint, observe, read_sources
 from preproc.report.pictures import class_pictures, confidence_gradient, confidence_pictures, embedding_pictures
 from preproc.report.truth import compare, truth_fingerprint
 from preproc.run.classifier import maps_number

@@ -91,7 +91,7 @@ def embed_folder(run: Run, config: Config, tiles: Path, out: Path, timings: Path
     """
     model = config.model
     arguments = ["--tiles", str(tiles.absolute()), "--out", str(out.absolute()), "--timings", str(timings.absolute())]
-    arguments += ["--checkpoint", str(model.name or model.checkpoint), "--output", model.output]
+    arguments += ["--checkpoint", str(model.name or model.checkpoint), "--dtype", model.output]
     arguments += ["--dim", str(model.dim), "--precision", model.precision, "--min-clear-s2", str(model.min_clear_s2)]
     arguments += ["--allow-source-mismatch"] if model.allow_source_mismatch else []
     return _execute(run, config, _command(run, config, arguments))

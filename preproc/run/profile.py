@@ -195,7 +195,7 @@ class Limits(Section):
     requeues: Annotated[int, Field(ge=0, le=100)] = 5
     """How often a task puts itself back into the queue at its time limit."""
     signal_seconds: Annotated[int, Field(ge=10, le=3600)] = 180
-    """How long before its limit a task is told to finish its tile. Slurm may be up to 60 s early."""
+    """How long before its limit a task is told to stop, and leaves the tile at hand. Slurm may be up to 60 s early."""
 
 
 class Storage(Section):

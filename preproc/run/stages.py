@@ -58,6 +58,7 @@ STAGES = (
         needs=("infer",),
         gathers=True,
         makes="samples",
+        in_shards="preproc.classify.sample:SampleTilesStage",
     ),
     StageEntry(
         "train",

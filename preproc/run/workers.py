@@ -1,4 +1,4 @@
-"""Units built in several processes ([site] workers), so that a node's cores are used by stages of one thread.
+"""Units built in several processes ([site] workers), so that a node's cores are used; items in threads, in order.
 
 Each process takes a unit, builds it and says how that went; the parent gives it the next one. A unit that fails does
 not stop the others, nor does a process that is killed: its unit has failed, and another process takes its place. When
@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -106,30 +107,44 @@ def side_by_side(units: Sequence[Unit], make: Make, workers: int) -> Generator[B
         _end(crew)
 
 
-def in_order(items: Iterable[_Item], work: Callable[[_Item], _Result], workers: int) -> Iterator[tuple[_Item, _Result]]:
-    """Work on items in threads, a few ahead, for work that waits for disks or computes outside of Python.
+def read_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int
+) -> Iterator[tuple[_Item, _Result]]:
+    """Work on items in the threads of a pool, a few ahead, and give the results in the order of the items.
 
     Args:
-        items: taken as they are needed.
-        work: done in a thread.
-        workers: threads.
+        pool: the threads.
+        work: done in a thread; an exception is raised here when that item's turn comes.
+        items: taken only as fast as results are used (back-pressure).
+        ahead: items begun or done whose results have not been taken; bounds the memory.
+    """
+    waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+    remaining = iter(items)
+    try:
+        for item in islice(remaining, ahead):
+            waiting.append((item, pool.submit(work, item)))
+        while waiting:
+            item, future = waiting.popleft()
+            result = future.result()
+            for following in islice(remaining, 1):
+                waiting.append((following, pool.submit(work, following)))
+            yield item, result
+    finally:
+        for _, future in waiting:
+            future.cancel()
+        for _, future in waiting:
+            if not future.cancelled():
+                future.exception()  # wait: nothing may run on after the tile was given up
+
+
+def in_order(items: Iterable[_Item], work: Callable[[_Item], _Result], workers: int) -> Iterator[tuple[_Item, _Result]]:
+    """The same in threads of its own, for work that waits for disks or computes outside of Python.
 
     Yields:
         Each item with what came of it, in their order; the first error ends it.
     """
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[_Item, Future[_Result]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        yield from read_ahead(pool, work, items, ahead=2 * workers + 1)
 
 
 @dataclass

@@ -27,8 +27,7 @@ from infer.contract import (
 )
 from infer.contract.atomic import json_bytes
 from preproc.simulate import stac
-from preproc.simulate.cog import write_cog
-from preproc.simulate.grid import Grid
+from preproc.simulate.grid import Grid, write_cog
 from preproc.simulate.labels import degrees, write_labels
 from preproc.simulate.options import SimulationOptions
 from preproc.simulate.schedule import S1Pass, S2Pass, s1_passes, s2_passes

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from infer.contract import BANDS
 from preproc.simulate.noise import fractal, hash_cells, seed_of
-from preproc.simulate.optics import CLOUD
 from preproc.simulate.schedule import S2Pass
+from preproc.simulate.sensors import CLOUD
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]

@@ -15,8 +15,8 @@ from shapely.geometry import mapping, shape
 
 from infer.contract import write_json, writing
 from preproc.region.geopackage import geopackage
-from preproc.simulate.cog import write_cog
 from preproc.simulate.crops import CROPS
+from preproc.simulate.grid import write_cog
 from preproc.simulate.noise import seed_of
 from preproc.simulate.world import World
 

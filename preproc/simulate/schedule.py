@@ -15,7 +15,7 @@ import numpy as np
 
 from preproc.simulate.noise import seed_of
 from preproc.simulate.options import Climate, SimulationOptions
-from preproc.simulate.radar import ORBITS, Orbit
+from preproc.simulate.sensors import ORBITS, Orbit
 
 OFFSET_DAY = date(2022, 1, 25)
 """Acquisitions after this day carry 1000 added to every DN (processing baseline 04.00)."""

@@ -36,11 +36,10 @@ from infer.contract import (
 from infer.contract.tile import TileManifest
 from preproc.simulate.crops import CROPS, Crop, Growth, Leaf, Radar
 from preproc.simulate.noise import fractal, seed_of
-from preproc.simulate.optics import CLOUD, reflectance
 from preproc.simulate.options import Climate
 from preproc.simulate.phenology import Fields, canopy, draw_fields
-from preproc.simulate.radar import Orbit, backscatter, speckle
 from preproc.simulate.schedule import cloud_fraction
+from preproc.simulate.sensors import CLOUD, Orbit, backscatter, reflectance, speckle
 from preproc.simulate.weather import Weather, weather
 
 Floats = NDArray[np.float32]

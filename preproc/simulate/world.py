@@ -21,12 +21,10 @@ from preproc.simulate.crops import CROPS
 from preproc.simulate.grid import Grid, mgrs_square, neighbour_epsg, reproject, snapped, utm_epsg
 from preproc.simulate.landscape import Landscape, build
 from preproc.simulate.noise import fractal, seed_of, white
-from preproc.simulate.optics import reflectance
 from preproc.simulate.options import SimulationOptions
 from preproc.simulate.phenology import Canopy, Fields
-from preproc.simulate.radar import backscatter, speckle
 from preproc.simulate.schedule import S1Pass, S2Pass
-from preproc.simulate.series import delivered, grow
+from preproc.simulate.sensors import backscatter, delivered, grow, reflectance, speckle
 from preproc.simulate.weather import Weather, weather
 
 Floats = NDArray[np.float32]

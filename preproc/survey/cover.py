@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from infer.contract import PIXEL_SIZE
 
-_ROWS = 128
-"""Rows of pixels looked at a time, so that memory does not grow with a polygon's height."""
+_SIDE = 256
+"""Rows and columns of pixels looked at at a time, so that memory does not grow with a polygon."""
 
 
 def covered(
@@ -35,9 +36,11 @@ def covered(
     top, bottom = (
         int(np.clip(edge, 0, height)) for edge in (np.floor((north - y1) / size), np.ceil((north - y0) / size))
     )
-    for first in range(top, bottom if right > left else top, _ROWS):
-        rows = np.arange(first, min(bottom, first + _ROWS))
-        x, y = np.meshgrid(west + np.arange(left, right) * size, north - rows * size)
+    for first, start in product(range(top, bottom, _SIDE), range(left, right, _SIDE)):
+        rows, columns = slice(first, min(bottom, first + _SIDE)), slice(start, min(right, start + _SIDE))
+        x, y = np.meshgrid(
+            west + np.arange(columns.start, columns.stop) * size, north - np.arange(rows.start, rows.stop) * size
+        )
         boxes_hw = shapely.box(x, y - size, x + size, y)
         share_hw = np.zeros(boxes_hw.shape)
         touched_hw = shapely.intersects(polygon, boxes_hw)
@@ -45,4 +48,4 @@ def covered(
         share_hw[whole_hw] = 1.0
         edge_hw = touched_hw & ~whole_hw
         share_hw[edge_hw] = shapely.area(shapely.intersection(boxes_hw[edge_hw], polygon)) / size**2
-        yield slice(first, first + len(rows)), slice(left, right), share_hw
+        yield rows, columns, share_hw

@@ -25,14 +25,12 @@ from infer.contract import (
 from infer.contract.classification import AccuracyManifest
 from infer.contract.survey import DesignManifest, Stratum
 from preproc.classify.class_raster import ClassMap, open_map, read_map
-from preproc.classify.palette import palette
+from preproc.raster.legend import palette
 from preproc.run.progress import say, show
 from preproc.survey.assess import pairs
-from preproc.survey.draw import Units, draw_rounds
+from preproc.survey.draw import ALLOCATIONS, LEAST, Units, allocate, draw_rounds, total
 from preproc.survey.looks import NOTHING, look
-from preproc.survey.page import LabellingPage, render
-from preproc.survey.points import write_points
-from preproc.survey.sizes import ALLOCATIONS, LEAST, allocate, total
+from preproc.survey.points import LabellingPage, render, write_points
 
 MANIFEST = "design.json"
 UNITS = "strata.csv"

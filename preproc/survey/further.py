@@ -19,7 +19,7 @@ from preproc.classify.reference import map_accuracy, read_reference
 from preproc.run.progress import say, show
 from preproc.survey.assess import Assessment, settings_of
 from preproc.survey.design import MANIFEST, Wishes, map_of, output_folder, read_design, write_sample
-from preproc.survey.sizes import more, smoothed
+from preproc.survey.draw import more, smoothed
 
 OF = ("overall", "users", "areas")
 

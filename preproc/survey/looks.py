@@ -16,7 +16,6 @@ from pyproj import Transformer
 
 from infer.contract import (
     PIXEL_SIZE,
-    Embedding,
     FormatError,
     Plan,
     PlannedTile,
@@ -24,22 +23,24 @@ from infer.contract import (
     Run,
     SmaltiError,
     Tile,
-    embedding_paths,
-    read_embedding,
+    embedding_manifest,
     read_tile,
 )
-from preproc.mosaic.pca import principal_components
+from infer.contract.glance import lacks_embedding
+from preproc.mosaic.pca import Components, principal_components
+from preproc.mosaic.reader import EmbeddingReader, same_zone
 from preproc.raster.preview import png_bytes
 from preproc.run.progress import Bar, progress, say
 
 AROUND = 16
 """Pixels of the picture on each side of the place: 330 m in all."""
+_SIDE = 2 * AROUND + 1
 _DECIDE = 256
 """Pictures whose pixels decide on the colours of all."""
 _Pixel = tuple[PlannedTile, int, int] | None
 """Tile, row and column; None outside all tiles."""
-_Grid = Mapping[tuple[int, int, int], PlannedTile]
-"""Tiles by zone, west and north."""
+_Member = tuple[int, int, int]
+"""A place of a tile: which, row and column."""
 
 
 @dataclass(frozen=True)
@@ -68,40 +69,54 @@ def look(run: Run, plan: Plan, place_n2: NDArray[np.float64]) -> list[Look]:
     Returns:
         (N,) in their order. A tile that is not there or damaged leaves its places without; the latter is said.
     """
-    pixels = pixels_of(plan.tiles, place_n2)
-    by_tile: dict[PlannedTile, list[int]] = {}
-    for at, found in enumerate(pixels):
+    by_tile: dict[PlannedTile, list[_Member]] = {}
+    for at, found in enumerate(pixels_of(plan.tiles, place_n2)):
         if found is not None:
-            by_tile.setdefault(found[0], []).append(at)
-    grid = {(tile.epsg, tile.west, tile.north): tile for tile in plan.tiles}
+            by_tile.setdefault(found[0], []).append((at, *found[1:]))
+    reader = EmbeddingReader(run, plan, gaps=True, source="tiles first")
     looks = [NOTHING] * len(place_n2)
     with progress("look", 2 * len(by_tile), "tiles") as bar:
-        colours = _colours(run, grid, by_tile, pixels, bar)
+        colours = _colours(reader, by_tile, len(place_n2), bar)
         for tile, members in by_tile.items():
-            pictures = dict.fromkeys(members, "")
+            pictures = {}
             if colours is not None:
-                for at, values in _windows(run, grid, tile, members, pixels):
+                for at, values in _windows(reader, tile, members):
                     pictures[at] = _uri(png_bytes(colours.colours(values)))
+            if embedding_manifest(run.embeddings, tile.name).exists() and lacks_embedding(run.embeddings, tile.name):
+                path = embedding_manifest(run.embeddings, tile.name)
+                say(f"Warning: {path}: damaged, or its files are: places in it have no picture: run `smalti infer`")
             arrays = series(run, tile)
-            for at in members:
-                _, row, column = pixels[at] or (tile, 0, 0)
+            for at, row, column in members:
                 curves = ([], []) if arrays is None else _curves(arrays, row, column, plan.window[0])
-                looks[at] = Look(pictures[at], *curves)
+                looks[at] = Look(pictures.get(at, ""), *curves)
             bar.advance(note=tile.name)
     return looks
 
 
 def _colours(
-    run: Run, grid: _Grid, by_tile: Mapping[PlannedTile, list[int]], pixels: Sequence[_Pixel], bar: Bar
-) -> Any:
+    reader: EmbeddingReader, by_tile: Mapping[PlannedTile, Sequence[_Member]], places: int, bar: Bar
+) -> Components | None:
     """How to colour all pictures alike, from some of them; None where there are no embeddings."""
-    decide = {int(at) for at in np.linspace(0, len(pixels) - 1, min(_DECIDE, len(pixels)))}
-    values_nc: list[NDArray[np.float32]] = []
+    decide = {int(at) for at in np.linspace(0, places - 1, min(_DECIDE, places))}
+    found = [np.empty((0, reader.dim), dtype=np.float32)]
     for tile, members in by_tile.items():
-        for _, values in _windows(run, grid, tile, [at for at in members if at in decide], pixels):
-            values_nc.append(values[~np.isnan(values[..., 0])])
+        windows = _windows(reader, tile, [member for member in members if member[0] in decide])
+        found += [values[~np.isnan(values[..., 0])] for _, values in windows]
         bar.advance(note=tile.name)
-    return principal_components(lambda: iter(values_nc)) if any(len(part) for part in values_nc) else None
+    values_nc = np.concatenate(found)
+    return principal_components(values_nc) if len(values_nc) else None
+
+
+def _windows(
+    reader: EmbeddingReader, tile: PlannedTile, members: Sequence[_Member]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The embeddings around each place of a tile, from its neighbours as well; places without any are left out."""
+    grid = next(grid for grid in reader.grids if same_zone(tile.epsg, grid))
+    top, left = grid.place(tile)
+    for at, row, column in members:
+        values = reader.window(grid, top + row - AROUND, left + column - AROUND, _SIDE, _SIDE)
+        if not np.isnan(values).all():
+            yield at, values
 
 
 def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> list[_Pixel]:
@@ -128,48 +143,6 @@ def pixels_of(tiles: Sequence[PlannedTile], place_n2: NDArray[np.float64]) -> li
             if found[place] is None or own_n[place] == epsg:
                 found[place] = here[int(tile[index])], int(row[index]), int(column[index])
     return found
-
-
-def _windows(
-    run: Run, grid: _Grid, tile: PlannedTile, members: Sequence[int], pixels: Sequence[_Pixel]
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The embeddings around each place of a tile, from its neighbours as well; NaN where there are none."""
-    own = _embedding(run, tile, tell=True) if members else None
-    if own is None:
-        return
-    size, side, dim = tile.size, 2 * AROUND + 1, own.shape_hwc[2]
-    opened: dict[tuple[int, int], Embedding | None] = {(0, 0): own}
-    for at in members:
-        _, row, column = pixels[at] or (tile, 0, 0)
-        values = np.full((side, side, dim), np.nan, dtype=np.float32)
-        top, left = row - AROUND, column - AROUND
-        for down in range(top // size, (top + side - 1) // size + 1):
-            for across in range(left // size, (left + side - 1) // size + 1):
-                if (down, across) not in opened:
-                    step = size * PIXEL_SIZE
-                    beside = grid.get((tile.epsg, tile.west + across * step, tile.north - down * step))
-                    opened[down, across] = None if beside is None else _embedding(run, beside, tell=False)
-                embedding = opened[down, across]
-                if embedding is None or embedding.shape_hwc != (size, size, dim):
-                    continue
-                rows = slice(max(0, top - down * size), min(size, top + side - down * size))
-                columns = slice(max(0, left - across * size), min(size, left + side - across * size))
-                first, start = rows.start + down * size - top, columns.start + across * size - left
-                part = embedding.window(rows, columns)
-                values[first : first + part.shape[0], start : start + part.shape[1]] = part
-        yield at, values
-
-
-def _embedding(run: Run, tile: PlannedTile, *, tell: bool) -> Embedding | None:
-    """A tile's embedding, if it is there and whole; of one that is damaged it may be told."""
-    if not embedding_paths(run.embeddings, tile.name)[2].exists():
-        return None
-    try:
-        return read_embedding(run.embeddings, tile.name, checksums=False)
-    except FormatError as error:
-        if tell:
-            say(f"Warning: {error}: places in it have no picture")
-        return None
 
 
 def series(run: Run, tile: PlannedTile) -> Tile | None:

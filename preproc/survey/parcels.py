@@ -7,7 +7,8 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from rasterio.windows import Window
 from rich.table import Table
 
 from infer.contract import (
+    PIXEL_SIZE,
     Plan,
     Run,
     SmaltiError,
     atomic_file,
-    read_embedding,
     read_json,
     sha256_file,
     write_bytes,
@@ -39,7 +40,9 @@ from preproc.classify.folds import assign_folds
 from preproc.classify.labels import class_values
 from preproc.classify.methods import fit_any, out_of_fold, parameters, probabilities
 from preproc.classify.model import load_classifier
-from preproc.raster.provenance import Embeddings, embeddings_fingerprint, missing_lines
+from preproc.mosaic.reader import EmbeddingReader
+from preproc.raster.provenance import Embeddings, embeddings_fingerprint, missing_lines, read_provenance
+from preproc.raster.zones import ZoneGrid, zone_grids
 from preproc.region.grid import zone_epsg
 from preproc.region.vector import fingerprint, read_vector
 from preproc.run.classifier import model_folder
@@ -76,17 +79,51 @@ class _Parcels:
     """Polygons (N)."""
 
     id_n: NDArray[Any]
-    degrees_n: NDArray[Any]
-    """In WGS 84."""
-    metres_n: NDArray[Any]
-    """In metres of `epsg_n`."""
-    epsg_n: NDArray[np.int32]
-    """The run's zone that the parcel is looked at in."""
+    outline_n: NDArray[Any]
+    """As in their file."""
+    crs: CRS
+    """Of the file."""
     declared_n: NDArray[Any] | None
     """Declared class as text, None where there is none."""
+    _known: dict[CRS, NDArray[Any]] = field(default_factory=dict)
+    """What was asked for of `in_crs`."""
 
     def __len__(self) -> int:
         return len(self.id_n)
+
+    def in_crs(self, crs: CRS) -> NDArray[Any]:
+        """(N,) outlines in a CRS, that of a UTM zone, empty where that cannot express them."""
+        if crs not in self._known:
+            moved_n = _moved(self.outline_n, self.crs, crs)
+            moved_n[~np.isfinite(shapely.bounds(moved_n)).all(axis=1)] = shapely.Polygon()
+            shapely.prepare(moved_n)
+            self._known[crs] = moved_n
+        return self._known[crs]
+
+    def on(self, grid: ZoneGrid) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(M,) parcels near tiles of a zone, and the tiles, by their index, in pairs in the order of the tiles."""
+        row_t, column_t = grid.places().T * PIXEL_SIZE
+        west_t, north_t, side = grid.west + column_t, grid.north - row_t, grid.tiles[0].size * PIXEL_SIZE
+        boxes = shapely.box(west_t, north_t - side, west_t + side, north_t)
+        tile_m, parcel_m = shapely.STRtree(self.in_crs(CRS.from_epsg(grid.epsg))).query(boxes)
+        order = np.lexsort((parcel_m, tile_m))
+        return parcel_m[order], tile_m[order]
+
+    @cached_property
+    def degrees_n(self) -> NDArray[Any]:
+        """In WGS 84."""
+        return _moved(self.outline_n, self.crs, CRS.from_epsg(4326))
+
+    @cached_property
+    def area_n(self) -> NDArray[np.float64]:
+        """Square metres, in the zone of each one's middle."""
+        middles = shapely.get_coordinates(shapely.centroid(self.degrees_n))
+        epsg_n = np.array([zone_epsg(float(np.clip(x, -180, 179.999)), float(y)) for x, y in middles])
+        area_n = np.zeros(len(self))
+        for epsg in np.unique(epsg_n).tolist():
+            here = epsg_n == epsg
+            area_n[here] = shapely.area(_moved(self.outline_n[here], self.crs, CRS.from_epsg(epsg)))
+        return area_n
 
 
 @dataclass
@@ -105,7 +142,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         SmaltiError: if the polygons, the embeddings or, for a check, the map are not what they should be.
     """
     if not (0 <= asked.share <= 1) or not asked.pixels >= 0:
-        raise SmaltiError("--share, --pixels: a share between 0 and 1, and 0 pixels or more")
+        raise SmaltiError("--share, --min-pixels: a share between 0 and 1, and 0 pixels or more")
     if asked.train and asked.class_ is None:
         raise SmaltiError("--train: learns the class of parcels: say which attribute has it, --class ATTRIBUTE")
     stem = asked.polygons.name.partition(".")[0] or "parcels"
@@ -151,7 +188,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         columns["check"] = _verdicts(asked, columns)
         check = _check_table(columns)
     files = [table_path]
-    _write_table(table_path, found, columns)
+    _write_table(table_path, found, columns, read_provenance(run, gaps=gaps).tags())
     if check is not None:
         files.append(table_path.with_name(f"{stem}_check.csv"))
         write_bytes(files[-1], check.encode())
@@ -212,25 +249,16 @@ def _read(asked: ParcelWishes, plan: Plan) -> _Parcels:
 def _placed(
     path: Path, plan: Plan, crs: CRS, geometries: NDArray[Any], ids: NDArray[Any], declared: NDArray[Any] | None
 ) -> _Parcels:
-    """The parcels near the run, each in the zone of its middle, or the run's only one."""
-    degrees = _moved(geometries, crs, CRS.from_epsg(4326))
-    middles = shapely.get_coordinates(shapely.centroid(degrees))
-    zones = sorted({tile.epsg for tile in plan.tiles})
-    epsg = np.array([zone_epsg(float(np.clip(x, -180, 179.999)), float(y)) for x, y in middles], dtype=np.int32)
-    epsg = np.where(np.isin(epsg, zones), epsg, zones[0]).astype(np.int32)
-    metres = degrees.copy()
-    near = np.zeros(len(degrees), dtype=bool)
-    for zone in zones:
-        here = np.flatnonzero(epsg == zone)
-        metres[here] = _moved(geometries[here], crs, CRS.from_epsg(zone))
-        tiles = shapely.STRtree([shapely.box(*tile.bounds) for tile in plan.tiles if tile.epsg == zone])
-        finite = here[np.isfinite(shapely.bounds(metres[here])).all(axis=1)] if len(here) else here
-        near[finite[np.unique(tiles.query(metres[finite])[0])]] = True
+    """The parcels near the run's tiles."""
+    found = _Parcels(ids, geometries, crs, declared)
+    near = np.zeros(len(found), dtype=bool)
+    for grid in zone_grids(plan.tiles):
+        near[found.on(grid)[0]] = True
     if not near.any():
         raise SmaltiError(f"{path}: no parcel lies in the run's region")
     if not near.all():
         say(f"{path}: {int((~near).sum())} of {len(near)} parcels lie outside the run's tiles and are left out")
-    return _Parcels(ids[near], degrees[near], metres[near], epsg[near], None if declared is None else declared[near])
+    return _Parcels(ids[near], geometries[near], crs, None if declared is None else declared[near])
 
 
 def _moved(geometries: NDArray[Any], source: CRS, target: CRS) -> NDArray[Any]:
@@ -240,36 +268,32 @@ def _moved(geometries: NDArray[Any], source: CRS, target: CRS) -> NDArray[Any]:
 
 
 def _embedded(run: Run, plan: Plan, found: _Parcels, *, gaps: bool) -> tuple[_Sums, list[str]]:
-    """Sums over the embeddings of each parcel's pixels; tiles that parcels touch and that lack one, where they may."""
-    sums: _Sums | None = None
+    """Sums over the embeddings of each parcel's pixels; tiles that parcels touch and that lack one, where they may.
+
+    A parcel is looked at in every zone: of a pixel near their seam only its own zone's tile has an embedding.
+    """
+    reader = EmbeddingReader(run, plan, gaps=gaps, source="tiles")
+    if not reader.dim:
+        raise SmaltiError(f"{run.embeddings}: no tile has an embedding: run `smalti infer {run.quoted}`")
+    sums = _Sums(np.zeros(len(found)), np.zeros((len(found), reader.dim)), np.zeros((len(found), reader.dim)))
     embeddings, missing = Embeddings.of_run(run, plan, gaps=gaps), list[str]()
-    shapely.prepare(found.metres_n)
-    with progress("parcels", len(plan.tiles), "tiles") as bar:
-        for tile in plan.tiles:
-            bar.advance(note=tile.name)
-            here = np.flatnonzero(found.epsg_n == tile.epsg)
-            tree = shapely.STRtree(found.metres_n[here])
-            members = here[np.sort(tree.query(shapely.box(*tile.bounds)))]
-            if not len(members):
-                continue
-            if gaps and embeddings.lacks(tile):
-                missing.append(tile.name)
-                continue
-            embedding = read_embedding(run.embeddings, tile.name, checksums=False)
-            if sums is None:
-                dim = embedding.shape_hwc[2]
-                sums = _Sums(np.zeros(len(found)), np.zeros((len(found), dim)), np.zeros((len(found), dim)))
-            for at in members:
-                for rows, columns, share_hw in covered(found.metres_n[at], tile.west, tile.north, tile.size, tile.size):
-                    values_mc = embedding.window(rows, columns)[share_hw > 0].astype(np.float64)
-                    weight_m = share_hw[share_hw > 0]
-                    seen = np.isfinite(values_mc).all(axis=1)
-                    values_mc, weight_m = values_mc[seen], weight_m[seen]
+    pairs = {grid.epsg: found.on(grid) for grid in reader.grids}
+    with progress("parcels", sum(len(np.unique(parcel_m)) for parcel_m, _ in pairs.values()), "parcels") as bar:
+        for grid in reader.grids:
+            parcel_m, tile_m = pairs[grid.epsg]
+            if gaps:
+                tiles = [grid.tiles[index] for index in np.unique(tile_m).tolist()]
+                missing += [tile.name for tile in tiles if embeddings.lacks(tile)]
+            outline_n = found.in_crs(CRS.from_epsg(grid.epsg))
+            for at in dict.fromkeys(parcel_m.tolist()):  # those of a tile together
+                for rows, columns, share_hw in covered(outline_n[at], grid.west, grid.north, grid.width, grid.height):
+                    values_hwc = reader.window(grid, rows.start, columns.start, *share_hw.shape)
+                    inside = (share_hw > 0) & np.isfinite(values_hwc).all(axis=2)
+                    values_mc, weight_m = values_hwc[inside].astype(np.float64), share_hw[inside]
                     sums.weight_n[at] += weight_m.sum()
                     sums.sum_nc[at] += weight_m @ values_mc
                     sums.square_nc[at] += weight_m @ values_mc**2
-    if sums is None:
-        raise SmaltiError(f"{run.embeddings}: no tile under a parcel has an embedding: run `smalti infer {run.quoted}`")
+                bar.advance()
     return sums, sorted(missing)
 
 
@@ -277,7 +301,7 @@ def _columns(found: _Parcels, sums: _Sums) -> dict[str, Any]:
     weight_n1 = np.where(sums.weight_n > 0, sums.weight_n, np.nan)[:, None]
     mean_nc = sums.sum_nc / weight_n1
     spread_nc = np.sqrt(np.maximum(sums.square_nc / weight_n1 - mean_nc**2, 0))
-    area_n = shapely.area(found.metres_n)
+    area_n = found.area_n
     return {
         "hectares": area_n / 10_000,
         "pixels": sums.weight_n,
@@ -296,8 +320,8 @@ def _mapped(class_map: ClassMap, found: _Parcels) -> tuple[NDArray[np.float64], 
     for path, system in zip(class_map.files, class_map.systems, strict=True):
         with rasterio.open(path, driver="GTiff") as raster:
             west, north = raster.transform.c, raster.transform.f
-            for at in np.flatnonzero(found.epsg_n == system.to_epsg()):
-                for rows, columns, share_hw in covered(found.metres_n[at], west, north, raster.width, raster.height):
+            for at, outline in enumerate(found.in_crs(system)):
+                for rows, columns, share_hw in covered(outline, west, north, raster.width, raster.height):
                     window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
                     codes_hw = raster.read(1, window=window)
                     valid_hw = (codes_hw != class_map.nodata) & (share_hw > 0)
@@ -404,7 +428,7 @@ def _check_table(columns: Mapping[str, NDArray[Any]]) -> str:
     return stream.getvalue()
 
 
-def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]]) -> None:
+def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]], tags: Mapping[str, str]) -> None:
     arrays: dict[str, Any] = {"id": pa.array(found.id_n.tolist(), pa.string())}
     for name, values in columns.items():
         if name in ("mean", "spread"):
@@ -421,7 +445,7 @@ def _write_table(path: Path, found: _Parcels, columns: Mapping[str, NDArray[Any]
     west, south, east, north = shapely.total_bounds(found.degrees_n).tolist()
     column = {"encoding": "WKB", "geometry_types": ["MultiPolygon", "Polygon"], "bbox": [west, south, east, north]}
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    table = pa.table(arrays).replace_schema_metadata({"geo": json.dumps(geo, sort_keys=True)})
+    table = pa.table(arrays).replace_schema_metadata({"geo": json.dumps(geo, sort_keys=True), **tags})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic_file(path) as temporary:

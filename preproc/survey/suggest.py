@@ -24,7 +24,6 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_dir,
-    read_embedding,
     read_manifest,
     sha256_file,
     sha256_json,
@@ -34,16 +33,15 @@ from infer.contract import (
 from infer.contract.rasters import MapManifest
 from preproc.classify.class_raster import ClassMap, read_map
 from preproc.classify.model import Classifier, load_classifier
-from preproc.classify.palette import palette
 from preproc.classify.table import Samples, read_samples
+from preproc.mosaic.reader import EmbeddingReader
+from preproc.raster.legend import palette
 from preproc.run.classifier import about_classifier, model_folder
 from preproc.run.config import Config
-from preproc.run.progress import progress, say
-from preproc.survey.draw import Units, draw
-from preproc.survey.looks import look, pixels_of
-from preproc.survey.page import LabellingPage, render
-from preproc.survey.points import write_points
-from preproc.survey.sizes import allocate
+from preproc.run.progress import say
+from preproc.survey.draw import Units, allocate, draw
+from preproc.survey.looks import look
+from preproc.survey.points import LabellingPage, render, write_points
 
 KIND = "suggestions"
 MANIFEST, PAGE, SAVED, WHY = "suggestions.json", "label.html", "labelled.geojson", "why.csv"
@@ -153,7 +151,7 @@ def suggest(run: Run, config: Config, asked: SuggestWishes) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise SmaltiError(f"{folder}: is there and holds no suggestions of smalti: name another folder with --output")
     classifier = load_classifier(model_folder(run, config))
-    units, values_mc = _candidates(run, class_map, asked, classifier.dim)
+    units, values_mc = _candidates(run, config, class_map, asked, classifier.dim)
     shares_mk = classifier.predict_proba(values_mc).astype(np.float64)
     entropy_m = -(shares_mk * np.log(np.maximum(shares_mk, 1e-12))).sum(axis=1) / np.log(max(2, shares_mk.shape[1]))
     found = choose(
@@ -176,7 +174,9 @@ def _known(samples: Samples, seed: int) -> NDArray[np.float32]:
     return samples.values_nc[order]
 
 
-def _candidates(run: Run, class_map: ClassMap, asked: SuggestWishes, dim: int) -> tuple[Units, NDArray[np.float32]]:
+def _candidates(
+    run: Run, config: Config, class_map: ClassMap, asked: SuggestWishes, dim: int
+) -> tuple[Units, NDArray[np.float32]]:
     """Places drawn from the map, in proportion but for rare classes, and their embeddings (M, C)."""
     codes = list(class_map.pixels)
     units_h = np.array([max(1, class_map.pixels[code] // 2) for code in codes])
@@ -185,22 +185,13 @@ def _candidates(run: Run, class_map: ClassMap, asked: SuggestWishes, dim: int) -
         min(asked.candidates, int(units_h.sum())), share_h, share_h, units_h, how="proportional", minimum=_LEAST_EACH
     )
     units = draw(class_map, dict(zip(codes, sizes_h.tolist(), strict=True)), asked.seed)
-    values_mc = np.full((len(units), dim), np.nan, dtype=np.float32)
-    by_tile: dict[str, list[tuple[int, int, int]]] = {}
-    for at, pixel in enumerate(pixels_of(Plan.read(run).tiles, units.place_n2)):
-        if pixel is not None:
-            by_tile.setdefault(pixel[0].name, []).append((at, pixel[1], pixel[2]))
-    with progress("suggest", len(by_tile), "tiles") as bar:
-        for name, members in by_tile.items():
-            embedding = read_embedding(run.embeddings, name, checksums=False)
-            if embedding.shape_hwc[2] != dim:
-                raise SmaltiError(
-                    f"{run.embeddings / name}.npy: {embedding.shape_hwc[2]} numbers a pixel, the classifier was "
-                    f"trained on {dim}: run `smalti run {run.quoted}` to bring the run up to date"
-                )
-            for at, row, column in members:
-                values_mc[at] = embedding.window(slice(row, row + 1), slice(column, column + 1))[0, 0]
-            bar.advance(note=name)
+    reader = EmbeddingReader(run, Plan.read(run), gaps=config.stitch.missing == "nodata", source="tiles first")
+    if reader.dim != dim:
+        raise SmaltiError(
+            f"{run.embeddings}: {reader.dim} numbers a pixel, the classifier was trained on {dim}: run "
+            f"`smalti run {run.quoted}` to bring the run up to date"
+        )
+    values_mc = reader.at(units.place_n2, 4326)
     seen = np.isfinite(values_mc).all(axis=1)
     if not seen.any():
         raise SmaltiError(f"{run.map_manifest}: no mapped pixel has an embedding now: run `smalti run {run.quoted}`")

@@ -13,9 +13,8 @@ from preproc.catalogue.scene import Scene
 from preproc.reader.placement import Target
 from preproc.reader.read import BandKind, Placed
 from preproc.reader.whereabouts import Whereabouts
-from preproc.tile.date_record import FailedRead, StackName
 from preproc.tile.open_tile import OpenTile
-from preproc.tile.same_day import Observation, scene_order
+from preproc.tile.same_day import FailedRead, Observation, StackName, scene_order
 
 
 class ReadsRasters(Protocol):

@@ -26,10 +26,18 @@ from infer.contract.tile import LeftOutItem, TileManifest
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.reader.placement import Target
 from preproc.reader.ranges import MissingDataError
-from preproc.tile.date_record import STACKS, FailedRead, StackName, StackRecord
 from preproc.tile.quality import QualityCounter, write_quality
 from preproc.tile.recipe import TileJob, data_source
-from preproc.tile.same_day import Observation, bounding_box, missing_assets, observations
+from preproc.tile.same_day import (
+    STACKS,
+    FailedRead,
+    Observation,
+    StackName,
+    StackRecord,
+    bounding_box,
+    missing_assets,
+    observations,
+)
 from preproc.tile.writer import StackWriter, write_doys, write_roi
 
 _Pixel = TypeVar("_Pixel", bound=np.generic)

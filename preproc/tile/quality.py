@@ -14,7 +14,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from infer.contract import QUALITY_FILE, write_json
-from preproc.tile.date_record import STACKS, StackName, StackRecord
+from preproc.tile.same_day import STACKS, StackName, StackRecord
 
 PICTURE_FILE = "quality.png"
 FULL_SCALE = 60

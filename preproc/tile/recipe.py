@@ -15,7 +15,7 @@ from preproc.catalogue.scene import Scene
 from preproc.reader.hrefs import is_url, portable
 
 if TYPE_CHECKING:
-    from preproc.tile.date_record import OnMissing
+    from preproc.tile.same_day import OnMissing
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,35 @@
-"""Which scenes make an observation, in which order, and which scene gives a pixel (pure).
+"""Which scenes make an observation, in which order, which scene gives a pixel, and what became of each date. Pure.
 
 Scenes of one UTC date (Sentinel-1: and one orbit direction) form one observation. For each pixel the first scene in
 order that has a value there gives all its bands. The order: scenes in the tile's own UTM zone first, because they need
-no warp; then by time of acquisition; of copies of one granule the newest processing first; then by id.
+no warp; then by time of acquisition; of copies of one granule the newest processing first; then by id. Which dates were
+kept, dropped and why becomes part of tile.json and quality.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import BANDS, SAR_BANDS
+from infer.contract import BANDS, SAR_BANDS, SmaltiError
+from infer.contract.tile import DroppedDate, FailedFile
 from preproc.catalogue.scene import Scene
+from preproc.reader.ranges import MissingDataError
 
 _Pixel = TypeVar("_Pixel", bound=np.generic)
 
 S2_ASSETS = ("SCL", *BANDS)
 MAX_SCENES = 254
 """Scenes of one observation: their numbers are kept in one byte a pixel."""
+StackName = Literal["s2", "s1_ascending", "s1_descending"]
+STACKS: tuple[StackName, ...] = ("s2", "s1_ascending", "s1_descending")
+
+OnMissing = Literal["fail", "drop-date"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,6 @@ class Observation:
 
     day: date
     scenes: tuple[Scene, ...]
-
-    @property
-    def day_of_year(self) -> int:
-        """1..366."""
-        return self.day.timetuple().tm_yday
 
 
 def missing_assets(scene: Scene) -> list[str]:
@@ -110,3 +112,55 @@ def sources_used(source_hw: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[
     """Numbers (from 1) of the scenes that give at least one pixel, in order."""
     counts = np.bincount(source_hw.ravel(), minlength=len(scenes) + 1)
     return [number for number in range(1, len(scenes) + 1) if counts[number]]
+
+
+@dataclass(frozen=True)
+class FailedRead:
+    """A read that failed."""
+
+    item: str
+    asset: str
+    error: SmaltiError
+
+
+@dataclass
+class StackRecord:
+    """The dates of one stack (Sentinel-2, or one orbit direction of Sentinel-1)."""
+
+    name: StackName
+    kept: list[date] = field(default_factory=list)
+    """Ascending."""
+    items: dict[date, list[str]] = field(default_factory=dict)
+    """Kept date -> ids of the scenes that give pixels, in order."""
+    _dropped: list[DroppedDate] = field(default_factory=list)
+    failed: list[FailedFile] = field(default_factory=list)
+    """Reads that failed for good."""
+
+    @property
+    def dropped(self) -> list[DroppedDate]:
+        """Dates that were looked at and left out, each with its reason; dates ascending."""
+        return sorted(self._dropped, key=lambda dropped: dropped.date)
+
+    def keep(self, observation: Observation, numbers: list[int]) -> None:
+        """A date is in the stack; `numbers` count its scenes from 1."""
+        self.kept.append(observation.day)
+        self.items[observation.day] = [observation.scenes[number - 1].id for number in numbers]
+
+    def drop(self, observation: Observation, reason: str, clear_share: float | None = None) -> None:
+        """A date is left out."""
+        items = tuple(scene.id for scene in observation.scenes)
+        self._dropped.append(DroppedDate(observation.day, reason, items, clear_share))
+
+    def fail(self, observation: Observation, failure: FailedRead, policy: OnMissing) -> None:
+        """A read failed: leave the date out and say so if the file is missing for good and the policy is "drop-date".
+
+        Raises:
+            SmaltiError: otherwise; one line with date, item, asset and reason.
+        """
+        place = f"{observation.day}, item {failure.item}, asset {failure.asset}: {failure.error}"
+        if not isinstance(failure.error, MissingDataError):
+            raise type(failure.error)(place)
+        if policy == "fail":
+            raise MissingDataError(f'{place} ([archive] on_missing = "drop-date" would leave the date out)')
+        self.failed.append(FailedFile(observation.day, failure.item, failure.asset, str(failure.error)))
+        self.drop(observation, f"asset {failure.asset} of {failure.item} cannot be read")

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from infer.contract import SAR_BANDS
 from preproc.catalogue.scene import Scene
 from preproc.reader.read import BACKSCATTER
-from preproc.reader.read_pool import in_order
-from preproc.tile.date_record import FailedRead
+from preproc.run.workers import read_ahead
 from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import scaled_db
-from preproc.tile.same_day import add_source, copy_where, sources_used
+from preproc.tile.same_day import FailedRead, add_source, copy_where, sources_used
 
 
 @dataclass
@@ -45,7 +44,7 @@ def add_sentinel1(
 ) -> None:
     """Fill one orbit's stack of a group of tiles; dates ascend, those without a value inside the region are dropped."""
     days = stack_dates(tiles, stack)
-    results = in_order(context.pool, lambda day: _read_day(context, day), days, ahead=context.ahead)
+    results = read_ahead(context.pool, lambda day: _read_day(context, day), days, ahead=context.ahead)
     for done, (_, dates) in enumerate(results, start=1):
         context.tell(f"Sentinel-1, {stack.removeprefix('s1_')}", done, len(days))
         for date in dates:

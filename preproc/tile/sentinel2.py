@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from infer.contract import BANDS
 from preproc.catalogue.scene import OffsetPolicy, Scene
 from preproc.reader.read import REFLECTANCE, SCENE_CLASSES
-from preproc.reader.read_pool import in_order
-from preproc.tile.date_record import FailedRead
+from preproc.run.workers import read_ahead
 from preproc.tile.dates import ReadContext, StackDate, TileDate, read_for, stack_dates
 from preproc.tile.open_tile import OpenTile
 from preproc.tile.radiometry import clear, offset_is_gone, remove_offset
-from preproc.tile.same_day import add_source, copy_where, keeps_date, sources_used
+from preproc.tile.same_day import FailedRead, add_source, copy_where, keeps_date, sources_used
 
 
 @dataclass
@@ -97,7 +96,7 @@ def _read_covers(tiles: Sequence[OpenTile], context: ReadContext) -> list[list[_
     """First pass: for each date the covers of the tiles that keep it."""
     kept = []
     days = stack_dates(tiles, "s2")
-    results = in_order(context.pool, lambda day: _clear_masks(context, day), days, ahead=context.ahead)
+    results = read_ahead(context.pool, lambda day: _clear_masks(context, day), days, ahead=context.ahead)
     for done, (_, covers) in enumerate(results, start=1):
         context.tell("Sentinel-2, clouds", done, len(days))
         kept.append([cover for cover in covers if cover.part.tile.alive and _keep(cover)])
@@ -143,7 +142,7 @@ def _read_band(context: ReadContext, task: _BandTask) -> _BandResult:
 
 def _read_bands(kept: Sequence[Sequence[_ClearMask]], context: ReadContext) -> None:
     """Second pass: the bands and the mask of each kept date."""
-    results = in_order(context.pool, lambda task: _read_band(context, task), _tasks(kept), ahead=context.ahead)
+    results = read_ahead(context.pool, lambda task: _read_band(context, task), _tasks(kept), ahead=context.ahead)
     days = sum(1 for covers in kept if covers)
     by_day = groupby(results, key=lambda result: result[0].covers[0].part.observation.day)
     for done, (_, of_day) in enumerate(by_day, start=1):

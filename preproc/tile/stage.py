@@ -30,9 +30,9 @@ from preproc.catalogue.scene import Scene
 from preproc.reader.gdal import check_coordinates, gdal_settings
 from preproc.region.grid import region_mask
 from preproc.region.region import Region, load_region, outline_fingerprint
+from preproc.run.clean import leftover_lines, leftovers
 from preproc.run.config import Config
 from preproc.run.embedded import EmbeddingUnits, embedding_units
-from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.progress import say
 from preproc.run.quality import summarise_quality
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one

@@ -15,9 +15,8 @@ from infer.contract import read_tile
 from infer.device import accelerator_count, choose_device
 from infer.engine import Engine
 from infer.families import make_engine
-from infer.model.attention import attend, kernel_for
-from infer.model.batch import Segment
-from infer.model.student import random_student
+from infer.model.attention import Segment, attend, kernel_for
+from infer.model.network import random_student
 from infer.selftest import deviation
 from infer.weights import Checkpoint, load_checkpoint
 

@@ -76,6 +76,8 @@ def test_resharding_gives_the_same_bytes(
     for stage in ("fetch", "infer"):
         for index in reversed(range(shards)):
             smalti(stage, root, "--shard", f"{index}/{shards}")
+    for index in range(shards):
+        smalti("sample", root, "--shard", f"{index}/{shards}")
     for stage in ("stitch", "sample", "train"):
         smalti(stage, root)
     for index in range(shards):

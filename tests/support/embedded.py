@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyproj import Transformer
 from infer.contract import Plan, PlannedTile, Run, planned_tiles, write_embedding
 from infer.contract.embedding import EmbeddingManifest, EmbeddingModel
 from infer.contract.plan import Cost, FoundScenes, PlannedRegion, SampledTiles, SceneCount
-from infer.contract.rasters import Encoder, MapManifest, MosaicManifest, MosaicZone, PreviewColours, Window
+from infer.contract.rasters import Encoder, MapManifest, MapZone, MosaicManifest, MosaicZone, PreviewColours, Window
 
 TOML = """\
 [region]
@@ -83,9 +84,9 @@ def mosaic_of(zones: Mapping[str, MosaicZone]) -> MosaicManifest:
     return MosaicManifest(**_MADE, codes_clipped=0, dtype="float32", zones=zones, preview=PreviewColours(()))
 
 
-def map_of() -> MapManifest:
+def map_of(zones: Mapping[str, MapZone] = MappingProxyType({})) -> MapManifest:
     """map.json of a map whose files tell everything."""
-    return MapManifest(**_MADE, classes=(), hectares=0.0, areas_are="", confidence_is="", zones={})
+    return MapManifest(**_MADE, classes=(), hectares=0.0, areas_are="", confidence_is="", zones=zones)
 
 
 def truth(x: NDArray[Any], y: NDArray[Any], *, parcel: int = 8, classes: int = 3) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from infer.model.student import random_student
+from infer.model.network import random_student
 from infer.selftest import SETTINGS
 from preproc.simulate.seasons import write_tile
 

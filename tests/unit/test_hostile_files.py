@@ -38,7 +38,7 @@ from infer.contract import (
     write_npy,
 )
 from infer.model import build_network
-from infer.model.student import random_student
+from infer.model.network import random_student
 from infer.selftest import SETTINGS
 from infer.weights import load_checkpoint
 from preproc.catalogue.items import parse_items, save_items, search_scenes

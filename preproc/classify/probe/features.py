@@ -1,20 +1,38 @@
-"""The labelled pixels of a run and what classifiers may see of them: raw monthly features, or embeddings."""
+"""The labelled pixels of a run and what classifiers may see of them: raw monthly features, or embeddings.
+
+Monthly medians are kept beside a tile's record: its arrays may go, and `validate` still compares.
+tiles/<tile>/medians.npz: pixels (N, 2) int32 rows and columns, values (N, 144) float32, and of which tile and by which
+recipe they are. 576 bytes a pixel.
+"""
 
 from __future__ import annotations
 
+import io
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, SmaltiError, read_embedding
-from preproc.classify.medians import labelled_medians
+from infer.contract import TILE_MANIFEST, Run, SmaltiError, Tile, read_embedding, read_tile, sha256_file, write_bytes
+from infer.contract.monthly import MONTHLY_DIM, monthly_composites, months_go_by_date
+from infer.contract.registry import cached_checkpoint
+from infer.contract.regular import read_regular
+from infer.contract.tile import TileSeason
 from preproc.classify.out_of_fold import Places
 from preproc.classify.table import Samples
 
 Floats = NDArray[np.float32]
+FILE = "medians.npz"
+_AT_ONCE = 4096
+"""Pixels whose season is in memory: 16 MB a hundred dates."""
+_MOST_BYTES = 1 << 30
+MOST_WORK = 400_000
+"""Pixels times classes that `validate` trains on unasked: about a minute."""
+
+Pixels = NDArray[np.int32]
 
 
 def _by_tile(samples: Samples | Places, one: Callable[[str, NDArray[np.int32], NDArray[np.int32]], Floats]) -> Floats:
@@ -71,3 +89,62 @@ def keep_classes(samples: Samples, names: Sequence[str] | None) -> Samples:
     if missing:
         raise SmaltiError(f"--classes: no {missing[0]!r} among the labels; they have {', '.join(by_name)}")
     return samples.take(np.isin(samples.code_n, [by_name[name] for name in names]))
+
+
+def medians_of(tile: Tile, rows: Pixels, cols: Pixels) -> Floats:
+    """(N, 144) monthly medians of some pixels."""
+    parts = (slice(start, start + _AT_ONCE) for start in range(0, len(rows), _AT_ONCE))
+    return np.concatenate([monthly_composites(tile, rows[part], cols[part]) for part in parts])
+
+
+def labelled_medians(folder: Path, rows: Pixels, cols: Pixels) -> Floats:
+    """(N, 144) monthly medians of labelled pixels of a tile: those that were kept, else from its arrays.
+
+    Raises:
+        FormatError: if neither is there; the message says how to get the arrays.
+    """
+    found = kept_medians(folder, rows, cols)
+    return medians_of(read_tile(folder, need_manifest=True), rows, cols) if found is None else found
+
+
+def keep_medians(folder: Path, tile: Tile, rows: Pixels, cols: Pixels, *, values: Floats | None = None) -> None:
+    """Keep the medians of some pixels, in the place of what was kept before.
+
+    Args:
+        folder: of the tile, with its tile.json.
+        tile: its arrays.
+        rows: of the pixels.
+        cols: likewise.
+        values: their medians, if they were reckoned already.
+    """
+    values = medians_of(tile, rows, cols) if values is None else values
+    stream = io.BytesIO()
+    np.savez(stream, pixels=np.column_stack([rows, cols]).astype(np.int32), values=values, of=np.array(_of(folder)))
+    write_bytes(folder / FILE, stream.getvalue())
+
+
+def kept_medians(folder: Path, rows: Pixels, cols: Pixels) -> Floats | None:
+    """What was kept of some pixels; None if that is nothing, of another tile, damaged, or not of all of them."""
+    try:
+        with np.load(io.BytesIO(read_regular(folder / FILE, _MOST_BYTES)), allow_pickle=False) as stored:
+            pixels, values, of = stored["pixels"], stored["values"], str(stored["of"])
+        current = _of(folder)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, SmaltiError):
+        return None
+    whole = pixels.shape == (len(values), 2) and pixels.dtype == np.int32
+    if of != current or not whole or values.dtype != np.float32 or values.shape[1:] != (MONTHLY_DIM,):
+        return None
+    places = {place: index for index, place in enumerate(map(tuple, pixels.tolist()))}
+    try:
+        chosen = [places[place] for place in zip(rows.tolist(), cols.tolist(), strict=True)]
+    except KeyError:
+        return None
+    found: Floats = values[chosen]
+    return found
+
+
+def _of(folder: Path) -> str:
+    """The tile, and how medians are reckoned."""
+    path = folder / TILE_MANIFEST
+    rule = " by date" if months_go_by_date(TileSeason.of_folder(folder)) else ""
+    return f"{sha256_file(path)} {sha256_file(cached_checkpoint('monthly'))}{rule}"

@@ -24,11 +24,9 @@ from bench.made_tile import made_tile
 from infer.contract import SmaltiError, Tile
 from infer.device import Device, choose_device
 from infer.engine import Engine
-from infer.model.network import Network
-from infer.model.pointwise import add_norm, agrees, fused_add_norm
-from infer.model.student import random_student
-from infer.quantise import quantise
-from infer.tilework import InterruptedTileError, Watch
+from infer.model.linear import add_norm, agrees, fused_add_norm
+from infer.model.network import Network, random_student
+from infer.tilework import InterruptedTileError, Watch, quantise
 from infer.weights import Checkpoint, load_checkpoint
 from infer.workers import Workers
 

@@ -34,8 +34,7 @@ from infer.location import degrees, unit_vectors
 from infer.model.months import MonthsNetwork
 from infer.model.presto import presto_network
 from infer.monthly import MonthsEngine
-from infer.quantise import quantise
-from infer.tilework import InterruptedTileError, Watch
+from infer.tilework import InterruptedTileError, Watch, quantise
 from infer.weights import Checkpoint, load_checkpoint
 
 TOLERANCE = 1e-5
@@ -293,7 +292,7 @@ def test_the_command_writes_embeddings_that_say_what_made_them(tmp_path, capsys)
         stated(tmp_path / "tiles" / name, gappy_tile(), manifest)
     checkpoint = saved(tmp_path, random_presto())
     arguments = ["--tiles", str(tmp_path / "tiles"), "--checkpoint", str(checkpoint.path), "--device", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "out"), "--output", "float32"]) == 1
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--dtype", "float32"]) == 1
     assert "unknown: presto needs the season" in capsys.readouterr().err
     embedding = read_embedding(tmp_path / "out", "stated")
     assert embedding.manifest.model.family == "presto"

@@ -156,7 +156,7 @@ def test_an_embedding_of_months_that_went_by_day_of_year_is_made_again_where_tha
         assert "months" not in inputs["b"]
 
 
-def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path):
+def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path, capsys):
     assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0
     before = contents(tmp_path / "out")
     assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0, "all complete"
@@ -172,13 +172,16 @@ def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(t
         there = embedding.embedded(slice(None), slice(None))
         assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
         assert embedding.manifest.nodata_pixels == int((~there).sum())
-    assert infer(tiles, tmp_path / "codes", "--output", "int8", checkpoint="monthly") != 0
+    assert infer(tiles, tmp_path / "codes", "--dtype", "int8", checkpoint="monthly") != 0
+    with pytest.raises(SystemExit):
+        infer(tiles, tmp_path / "codes", "--output", "float32")
+    assert "--output is called --dtype now" in capsys.readouterr().err
     assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
     assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
 
 
 def test_one_tile_folder_alone(tiles, tmp_path):
-    assert infer(tiles / "b", tmp_path / "out", "--output", "int8", "--dim", "32") == 0
+    assert infer(tiles / "b", tmp_path / "out", "--dtype", "int8", "--dim", "32") == 0
     embedding = read_embedding(tmp_path / "out", "b")
     assert embedding.values_hwc.dtype == np.int8
     assert embedding.shape_hwc == (6, 6, 32)
@@ -572,7 +575,7 @@ def test_pixels_taken_from_a_tile_embed_as_they_do_there(tmp_path):
         found = []
         for tiles in (whole, part):
             out = tmp_path / f"{Path(checkpoint).stem}-{tiles.parent.name}"
-            assert infer(tiles, out, "--output", "float32", *options, checkpoint=checkpoint) == 0
+            assert infer(tiles, out, "--dtype", "float32", *options, checkpoint=checkpoint) == 0
             found.append(read_embedding(out, "t").window(slice(None), slice(None), gaps=True))
         np.testing.assert_allclose(found[1][0], found[0][pixels[:, 0], pixels[:, 1]], rtol=0, atol=1e-5)
     manifest = json.loads((part / "tile.json").read_text())
@@ -596,7 +599,7 @@ def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
     tiles = write_tile(tmp_path / "tiles" / "t", seed=4, side=7, manifest=True)
     found = {}
     for name in ("demo", "monthly", "demo+monthly", "monthly+demo"):
-        assert infer(tiles, tmp_path / name, *(("--output", "float32") if name == "demo" else ()), checkpoint=name) == 0
+        assert infer(tiles, tmp_path / name, *(("--dtype", "float32") if name == "demo" else ()), checkpoint=name) == 0
         found[name] = read_embedding(tmp_path / name, "t")
     both, around = found["demo+monthly"], found["monthly+demo"]
     assert both.gappy
@@ -614,7 +617,7 @@ def test_models_side_by_side_give_what_each_gives(tmp_path, capsys):
     assert both.manifest.model.family == "v2-student+monthly"
     assert both.manifest.inputs["checkpoint"] not in (around.manifest.inputs["checkpoint"], "")
     np.testing.assert_array_equal(both.observations_hwm, found["demo"].observations_hwm)
-    for options, message in ((("--output", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
+    for options, message in ((("--dtype", "int8"), "one scale a pixel would crush"), (("--dim", "64"), "gives 272")):
         assert infer(tiles, tmp_path / "refused", *options, checkpoint="demo+monthly") != 0
         assert message in capsys.readouterr().err
     for wrong, message in (("demo+demo", "comes twice"), ("demo+nothing", "'nothing' is not known")):

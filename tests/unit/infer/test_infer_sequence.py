@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.infer_baseline import pad_v2, pad_v11
-from infer import draw
 from infer.contract.provenance import TileGrid
 from infer.sequence import (
     bin_length,
+    draw,
     encoding_table,
     padded_rows,
     sequence,
+    tile_seed,
     unique_form,
     unique_length,
 )
@@ -78,29 +79,29 @@ def test_rows_hold_the_tokens_at_few_sizes(tokens, budget):
 @pytest.mark.parametrize("n", [1, 5, 39, 40, 41, 90])
 def test_draws_depend_on_the_place_only(n):
     rows, columns = np.divmod(np.arange(50), 7)
-    whole = draw.draw(99, 0, rows, columns, n)
+    whole = draw(99, 0, rows, columns, n)
     assert whole.shape == (50, 40)
     assert (np.diff(whole, axis=1) >= (1 if n >= 40 else 0)).all()
     assert whole.min() >= 0
     assert whole.max() < n
-    one_by_one = np.concatenate([draw.draw(99, 0, rows[i : i + 1], columns[i : i + 1], n) for i in range(50)])
+    one_by_one = np.concatenate([draw(99, 0, rows[i : i + 1], columns[i : i + 1], n) for i in range(50)])
     assert np.array_equal(whole, one_by_one)
-    backwards = draw.draw(99, 0, rows[::-1], columns[::-1], n)[::-1]
+    backwards = draw(99, 0, rows[::-1], columns[::-1], n)[::-1]
     assert np.array_equal(whole, backwards)
 
 
 def test_draws_differ_between_pixels_modalities_and_tiles():
     rows, columns = np.divmod(np.arange(40), 8)
-    base = draw.draw(1, 0, rows, columns, 80)
+    base = draw(1, 0, rows, columns, 80)
     assert len({tuple(row) for row in base}) == 40
-    assert not np.array_equal(base, draw.draw(1, 1, rows, columns, 80))
-    assert not np.array_equal(base, draw.draw(2, 0, rows, columns, 80))
+    assert not np.array_equal(base, draw(1, 1, rows, columns, 80))
+    assert not np.array_equal(base, draw(2, 0, rows, columns, 80))
 
 
 def test_every_candidate_is_drawn_about_equally_often():
     rows, columns = np.divmod(np.arange(4000), 100)
     for n in (10, 60):
-        share = np.bincount(draw.draw(7, 0, rows, columns, n).ravel(), minlength=n) / (4000 * 40)
+        share = np.bincount(draw(7, 0, rows, columns, n).ravel(), minlength=n) / (4000 * 40)
         assert np.abs(share * n - 1).max() < 0.1
 
 
@@ -108,5 +109,5 @@ def test_seed_of_a_tile_is_its_grid():
     grid = TileGrid("EPSG:32631", (10, 0, 0, 0, -10, 0), 4, 4)
     text = '{"crs":"EPSG:32631","height":4,"transform":[10,0,0,0,-10,0],"width":4}'  # as it stands in tile.json
     expected = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-    assert draw.tile_seed("a", grid) == draw.tile_seed("b", grid) == expected
-    assert draw.tile_seed("a", None) != draw.tile_seed("b", None)
+    assert tile_seed("a", grid) == tile_seed("b", grid) == expected
+    assert tile_seed("a", None) != tile_seed("b", None)

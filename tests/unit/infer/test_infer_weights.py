@@ -25,7 +25,7 @@ from infer.contract import (
     write_manifest,
 )
 from infer.model import build_network, read_architecture
-from infer.model.student import random_student
+from infer.model.network import random_student
 from infer.selftest import SETTINGS, formula_checkpoint
 from infer.weights import check_source, load_checkpoint, resolve_checkpoint
 

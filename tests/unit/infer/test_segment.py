@@ -25,9 +25,10 @@ from infer.contract.classification import AccuracyManifest, ClassifierManifest
 from infer.contract.rasters import MapManifest
 from infer.contract.segment import Ground, lattice, network_files, shapes, standardised, tile_corner
 from infer.pretrain.batches import Place
+from infer.pretrain.processes import Execution
 from infer.segment.__main__ import main, read_job
 from infer.segment.chips import Labels
-from infer.segment.loop import Habits, Training
+from infer.segment.loop import Training
 from infer.segment.network import UNet as Network
 from infer.segment.network import arrays
 from preproc.classify.model import load_classifier
@@ -39,7 +40,7 @@ from preproc.classify.unet import Blended, UNet
 from preproc.classify.validate import ValidateStage
 from preproc.cluster.slurm import TaskId
 from preproc.cluster.submitted import SubmittedJob
-from preproc.cluster.tasks import _done as tasks_done
+from preproc.cluster.tasks import shared_units, tasks_done
 from preproc.run.config import Config
 from preproc.run.stage import run_stage
 from preproc.run.status import Survey
@@ -396,9 +397,9 @@ def test_an_engine_that_fails_leaves_the_model_as_it_was(
     assert (run.model / "model.json").read_bytes() == before
     assert asked[0][:2] == ["-m", "infer.segment"]
     assert asked[-1][:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m"]
-    habits = Habits(torch.device("cpu"), Place(0, 3))
+    execution = Execution(torch.device("cpu"), Place(0, 3))
     with pytest.raises(SmaltiError, match="batch = 4: must be a multiple of the 3 processes"):
-        Training(job_of(prepared), read_job(job_of(prepared)), "final", habits)
+        Training(job_of(prepared), read_job(job_of(prepared)), "final", execution)
 
 
 def test_jobs_that_cannot_be_trained_end_with_one_line(
@@ -471,8 +472,13 @@ def test_tasks_of_an_array_are_done_when_their_networks_are(prepared: Run, tmp_p
     settings = config(run, EXTRA)
     job = SubmittedJob(9, "train-networks", ("train",), "0-2", 3)
     tasks = dict.fromkeys((TaskId(9, 0), TaskId(9, 1), TaskId(9, 2)), job)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == set(tasks), "the classifier is there"
+
+    def done() -> set[TaskId]:
+        survey = Survey(run, settings)
+        return tasks_done(survey, tasks, shared_units(survey, job.kind))
+
+    assert done() == set(tasks), "the classifier is there"
     shutil.rmtree(run.model)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == set()
+    assert done() == set()
     shutil.copytree(job_of(prepared), run.logs / "study" / job_of(prepared).name)
-    assert tasks_done(Survey(run, settings), job.kind, tasks) == {TaskId(9, 0), TaskId(9, 2)}
+    assert done() == {TaskId(9, 0), TaskId(9, 2)}

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from numpy.typing import NDArray
 from pyproj import Transformer
-from support.embedded import embed, plan_of, tiled_run
+from rasterio.transform import Affine
+from support.embedded import embed, map_of, plan_of, tiled_run
 from support.mosaicked import TOML, config, embed_places, place_values, planned_run, write_tile
 
 from infer.contract import FormatError, Plan, PlannedTile, Run, SmaltiError, planned_tiles
+from infer.contract.rasters import MapZone
 from preproc import open_run
+from preproc.mosaic.reader import EmbeddingReader
 from preproc.mosaic.stage import StitchStage
 from preproc.run.stage import run_stage
 
@@ -58,6 +62,29 @@ def test_a_window_is_joined_from_its_tiles_and_nodata_beyond(run: Run) -> None:
         np.testing.assert_array_equal(shown, whole)
     with pytest.raises(SmaltiError, match="no tile lies in"):
         opened.embeddings_in((10, 10, 11, 11))
+
+
+def test_a_box_of_the_map_has_every_pixel_that_it_touches(run: Run) -> None:
+    numbers = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    run.map.mkdir()
+    where = {"crs": "EPSG:32631", "transform": Affine(10, 0, 500_000, 0, -10, 5_600_000)}
+    with rasterio.open(
+        run.map / "c.tif", "w", "GTiff", width=64, height=64, count=1, dtype="uint16", **where
+    ) as raster:
+        raster.write(numbers, 1)
+    zone = MapZone(32631, 64, 64, (500_000, 5_599_360, 500_640, 5_600_000), "c.tif", "c.tif", "", "", "")
+    map_of({"31N": zone}).write(run.map_manifest, inputs={}, files=[run.map / "c.tif"])
+    lonlat = Transformer.from_crs(32631, 4326, always_xy=True)
+    for first, last in ((20, 25), (0, 3), (60, 63), (40, 40)):  # from a pixel's middle to another's
+        west, north = lonlat.transform(500_005 + 10 * first, 5_599_995 - 10 * first)
+        east, south = lonlat.transform(500_006 + 10 * last, 5_599_994 - 10 * last)
+        found = open_run(run.root).map(bbox=(west, south, east, north))
+        assert {numbers[first, first], numbers[last, last]} <= set(found.values.ravel().tolist())
+        column, row = ~where["transform"] * (found.transform.c, found.transform.f)
+        assert found.values[0, 0] == numbers[round(row), round(column)]
+    np.testing.assert_array_equal(open_run(run.root).map(bbox=(-10, 40, 20, 60)).values, numbers)
+    with pytest.raises(SmaltiError, match=r"c.tif: does not reach \[10, 10, 11, 11\]"):
+        open_run(run.root).map(bbox=(10, 10, 11, 11))
 
 
 def test_what_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
@@ -131,6 +158,26 @@ def test_the_store_gives_the_engines_numbers_and_is_read_where_it_has_them(
     later = asked(run)
     monkeypatch.setattr("preproc.mosaic.reader._ZoneStore.opened", lambda *_: None)
     same(asked(run), later)
+
+
+def test_whoever_reads_many_pixels_reads_the_store_only_where_tiles_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tmp_path / "run", CELLS, size=48)
+    expected = embed_places(run, int8=True)
+    stitched(run)
+    tile = planned_tiles(run)[2]
+    points = np.array([(tile.west + 10.0 * column + 5, tile.north - 245.0) for column in range(48)])
+
+    def found() -> NDArray[Any]:
+        return EmbeddingReader(run, Plan.read(run), gaps=False, source="tiles first").at(points, tile.epsg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preproc.mosaic.reader._ZoneStore._read", unread)
+        np.testing.assert_array_equal(found(), expected[tile.name][24])
+    (run.embeddings / f"{tile.name}.json").unlink()
+    monkeypatch.setattr("preproc.mosaic.reader.read_embedding", unread)
+    np.testing.assert_array_equal(found(), expected[tile.name][24])
 
 
 def test_a_store_of_another_plan_or_cut_short_is_not_read(tmp_path: Path) -> None:

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from infer.contract import FormatError, SmaltiError
-from infer.pretrain.check import correlation_with_count
-from infer.pretrain.curve import curve_svg
+from infer.pretrain.check import correlation_with_count, health, steadiness
 from infer.pretrain.ema import Average
 from infer.pretrain.frame import months_frame, moved_seasons, random_turn
 from infer.pretrain.loop import FRAME_PIXELS, FRAME_STEP, FRAME_TILES, learning_rate, parameter_groups
-from infer.pretrain.loss import barlow_twins, cosine_distance, missed
+from infer.pretrain.objective import barlow_twins, cosine_distance, missed
 from infer.pretrain.options import Recipe, Shape
+from infer.pretrain.state import curve_svg
 from infer.pretrain.turn_back import axes, back, turned_back
-from infer.pretrain.watch import health, steadiness
 
 
 def plain_barlow(one: np.ndarray, two: np.ndarray, weight: float) -> float:

@@ -13,7 +13,7 @@ from infer.contract import read_tile
 from infer.device import Device
 from infer.engine import Engine
 from infer.model import Network
-from infer.model.student import student_architecture
+from infer.model.network import student_architecture
 from infer.normalisation import NORMALISATIONS
 from infer.pretrain.options import Recipe, Shape
 from infer.pretrain.state import saved_bytes

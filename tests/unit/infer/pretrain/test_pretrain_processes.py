@@ -17,7 +17,7 @@ from support.recorded import GOLDEN
 
 from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, read_tile
 from infer.model import Network
-from infer.model.student import student_architecture
+from infer.model.network import student_architecture
 from infer.pretrain.tiles import gather
 from infer.pretrain.views import NO_NOISE, Chance, draw_view
 

@@ -22,20 +22,20 @@ import rasterio
 import shapely
 from pyproj import Transformer
 from support.browser import Browser, chromium
-from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, planned_run
+from support.mosaicked import NAMES, classified_run, config, crops, embed_crops, far_run, planned_run
 
 from infer.contract import Plan, PlannedTile, PlannedTiles, Run, SmaltiError, Tile, planned_tiles, read_embedding
 from infer.contract.rasters import MapManifest
 from preproc.atlas.atlas import write_atlas
 from preproc.atlas.curves import step_of
 from preproc.atlas.drawn import drawn_from, read_drawn
-from preproc.atlas.pyramid import grid_of, read_tile, tile_metres
+from preproc.atlas.pyramid import grid_of, read_tile, region_box, tile_metres
 from preproc.atlas.serve import serving
 from preproc.atlas.vectors import MIDDLE, learn_axes
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage
-from preproc.explore.groups import cluster
+from preproc.explore.groups import find_groups
 from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
@@ -45,7 +45,7 @@ from preproc.survey.looks import curves_at
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run, settings = classified_run(tmp_path_factory.mktemp("atlas") / "run")
-    cluster(run, settings, 3, 0)
+    find_groups(run, settings, 3, 0)
     write_atlas(run, None)
     return run
 
@@ -92,6 +92,38 @@ def test_every_pixel_of_the_finest_level_has_the_class_of_its_place(made: Run) -
     assert compared > 3000
 
 
+def test_at_equator_and_antimeridian_every_pixel_has_the_group_of_its_place(tmp_path: Path) -> None:
+    run, _ = far_run(tmp_path / "run", dim=6)
+    settings = config(run, '[stitch]\nmissing = "nodata"')
+    find_groups(run, settings, 3, 0)
+    write_atlas(run, None)
+    finest = max(int(path.name) for path in (run.root / "atlas" / "groups").iterdir())
+    sides = []
+    for label in ("60N", "01N"):
+        with rasterio.open(run.root / "groups" / f"groups_{label}.tif") as source:
+            codes, transform, epsg = source.read(1), source.transform, source.crs.to_epsg()
+        sides.append((codes, transform, Transformer.from_crs(3857, epsg, always_xy=True)))
+    compared = np.zeros(2, int)
+    for path in (run.root / "atlas" / "groups" / str(finest)).rglob("*.png"):
+        with rasterio.open(path) as picture:
+            found = picture.read(1)
+        side, column, row = tile_metres(finest), int(path.parent.name), int(path.stem)
+        steps = (np.arange(256) + 0.5) * side / 256
+        x, y = np.meshgrid(column * side - math.pi * 6378137 + steps, math.pi * 6378137 - row * side - steps)
+        wanted = np.zeros((2, 256, 256), np.uint8)
+        certain = np.ones((256, 256), bool)
+        for index, (codes, transform, back) in enumerate(sides):
+            east, north = back.transform(x, y)
+            across, down = (east - transform.c) / 10, (transform.f - north) / 10
+            inside = (across >= 0) & (across < codes.shape[1]) & (down >= 0) & (down < codes.shape[0])
+            certain &= ~inside | ((np.abs(across % 1 - 0.5) < 0.4) & (np.abs(down % 1 - 0.5) < 0.4))
+            wanted[index, inside] = codes[down[inside].astype(int), across[inside].astype(int)]
+        certain &= (wanted > 0).sum(axis=0) < 2
+        np.testing.assert_array_equal(found[certain], wanted.max(axis=0)[certain])
+        compared += (wanted[:, certain] > 0).sum(axis=1)
+    assert (compared > 3000).all()
+
+
 def test_levels_end_where_two_tiles_hold_the_region() -> None:
     far = [
         PlannedTile(f"t{c}{r}", 32631, 500_000 + c * 81_920, 5_600_000 - r * 81_920, 512)
@@ -118,6 +150,15 @@ def test_a_region_across_the_antimeridian_has_tiles_on_both_sides() -> None:
     columns = {column for column, _ in grid.places[-1]}
     assert min(columns) < 100
     assert max(columns) > 2**grid.finest - 100
+    over, east = (region_box(grid, (west, 62.1, -179.2, 62.15)) for west in (179.9, -179.3))
+    assert over[::2] == pytest.approx(((179.9 + 180) / 360, 1 + 0.8 / 360))
+    assert east[::2] == pytest.approx((1 + 0.7 / 360, 1 + 0.8 / 360))
+    move = Transformer.from_crs(4326, 3857, always_xy=True)
+    half = 20037508.342789244
+    assert over[1::2] == pytest.approx(
+        [(half - move.transform(0, latitude)[1]) / 2 / half for latitude in (62.15, 62.1)]
+    )
+    assert region_box(grid, (3, 50, 4, 51)) == grid.box, "of another place"
 
 
 def test_coarse_levels_come_from_overviews(made: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +207,16 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         browser.evaluate("(() => { const r = document.getElementById('right'); r.value = 'groups'; r.onchange() })()")
         assert browser.evaluate("document.getElementById('swipebox').hidden") is False
         wait(browser, "[...cache].some(([name, t]) => name.startsWith('groups/') && t.picture)")
+        before = browser.evaluate("view.x")
+        width, top = browser.evaluate("[canvas.clientWidth, canvas.getBoundingClientRect().top]")
+        for kind, x in (("mousePressed", width / 2), ("mouseMoved", width / 4), ("mouseReleased", width / 4)):
+            where = {"x": x, "y": top + 300, "button": "left", "buttons": 1, "clickCount": 1}
+            browser.call("Input.dispatchMouseEvent", type=kind, **where)
+        assert browser.evaluate("[Number($('swipe').value), view.x]") == [25, before], "the line moves, not the map"
+        scale, wide = browser.evaluate("[$('scale').textContent, $('scale').clientWidth * metres()]")
+        assert abs(wide - float(scale.removesuffix(" m"))) < 0.2 * wide
+        west, _, east, _ = browser.evaluate("data.region")
+        assert browser.evaluate("view.x") == pytest.approx((west + east) / 2, abs=1e-9)
         before = browser.evaluate("view.zoom")
         browser.press("+")
         assert browser.evaluate("view.zoom") > before
@@ -224,7 +275,9 @@ def test_a_click_finds_like_places_and_labels_that_are_drawn_teach_a_map(made: R
         step = 2e-7
         for dx, dy in ((-step, -step), (step, -step), (step, step), (-step, step)):
             browser.evaluate(f"act({x + dx}, {y + dy})")
-        browser.evaluate("finish()")
+        browser.evaluate("finish(); corners = [[.999, .5], [.001, .5], [.001, .51]]; finish()")
+        assert browser.evaluate("$('said').textContent") == "An area ends at 180 degrees: draw one on each side"
+        browser.evaluate("corners = []")
         wait(browser, "labels.length === 5 && labels.every(one => one.vectors && one.vectors.length)")
         browser.evaluate("show('nearest')")
         wait(
@@ -557,7 +610,7 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SmaltiError, match=r"has no mosaic and no map yet: run `smalti run"):
         write_atlas(run, None)
     embed_crops(run)
-    cluster(run, config(run), 3, 0)
+    find_groups(run, config(run), 3, 0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for content in ("{}", '{"format": "texture"}', "nothing"):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,6 +37,7 @@ from preproc.region.grid import plan_tiles
 from preproc.region.region import load_region, make_region
 from preproc.run.config import Config
 
+ROOT = Path(__file__).parents[4]
 BBOX = (4.05, 50.74, 4.07, 50.75)
 
 
@@ -387,10 +392,35 @@ def test_parquet_that_is_not_stac(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_other_schemes(tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match=r"is a folder without catalog.json, items .\*.json. or OPERA RTC-S1 files"):
+    with pytest.raises(
+        SmaltiError,
+        match=r"is a folder without catalog.json, items .\*.json. or OPERA RTC-S1 files: .*own. writes items",
+    ):
         found(config_for(source="static", href=str(tmp_path)))
     with pytest.raises(SmaltiError, match="can be a path, or an address of http"):
         read_static("ftp://server/items.json")
+
+
+def test_the_recipe_for_bare_files_makes_an_archive_of_them(archive: Path, tmp_path: Path) -> None:
+    """The script of docs/recipes.md, as it stands there, on granules that lost all their JSON."""
+    bare = tmp_path / "bare"
+    shutil.copytree(archive / "sentinel-2-l2a", bare / "2021", ignore=shutil.ignore_patterns("*.json"))
+    page = (ROOT / "docs" / "recipes.md").read_text().partition("## An archive of your own")[2]
+    subprocess.run([sys.executable, "-c", re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], bare], check=True)
+    (bare / "2021" / "notes.json").write_text('{"type": "of no concern"}')
+    region = {"geometry": archive / "region.geojson", "start": "2021-10-01", "end": "2022-09-30"}
+    scenes = []
+    for href in (bare, archive / "items.json"):
+        config = Config.model_validate({"region": region, "archive": {"source": "static", "href": str(href)}})
+        items = search_scenes(config, load_region(config.region))
+        scenes.append([scene for scene in parse_items(items, config).scenes if scene.modality == "s2"])
+    mine, theirs = scenes
+    assert len(mine) > 8
+    assert [(one.id, f"{one.acquired:%F %T}", one.epsg) for one in mine] == [
+        (one.id, f"{one.acquired:%F %T}", one.epsg) for one in theirs
+    ]
+    assert set(mine[0].assets) == set(theirs[0].assets)
+    assert all(Path(href).is_file() for href in mine[0].assets.values())
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, SmaltiError), (503, ServiceError)])
@@ -407,6 +437,13 @@ def test_nothing_found_says_what_the_archive_holds(tmp_path: Path) -> None:
     assert "it holds 3 items from 2021-05-31 to 2021-07-01, between 4.00, 50.00 and 9.00, 51.00 degrees" in str(
         caught.value
     )
+    assert "swapped" not in str(caught.value)
+    south_first = config_for(source="static", href=str(path)).model_dump()
+    south_first["region"]["bbox"] = (50.2, 5.0, 50.3, 5.1)
+    with pytest.raises(
+        SmaltiError, match=r"lies in 50.20, 5.00, 50.30, 5.10: longitude comes first, are they swapped\?"
+    ):
+        found(Config.model_validate(south_first))
 
 
 def test_a_remote_catalogue_reads_no_file_of_this_machine(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import rasterio.features
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj import Transformer
 from rasterio.transform import Affine
 from support.embedded import (
     EPSG,
@@ -27,13 +28,19 @@ from support.embedded import (
     truth,
     write_vector,
 )
+from support.mosaicked import far_run, put_together
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest
+from infer.contract import PlannedTile, Run, Shard, SmaltiError, planned_tiles, read_embedding, read_manifest
+from preproc.classify.picked import LabelledTiles, SamplesPart
 from preproc.classify.pixels import claim_pixels, holds_centre, prepare_shapes
-from preproc.classify.sample import SampleStage
+from preproc.classify.sample import SampleStage, SampleTilesStage
 from preproc.classify.table import keep_per_group, pixel_hash, read_samples
+from preproc.cluster.submitted import SubmittedJob, slurm_folder, write_ledger
+from preproc.cluster.tasks import look_at_queue
+from preproc.raster.zones import own_rows, shares_of, zone_grids
 from preproc.run.config import Config, parse_config
-from preproc.run.stage import run_stage
+from preproc.run.stage import StageFailedError, run_stage
+from preproc.run.status import Survey
 
 TILE = PlannedTile("t", EPSG, WEST, NORTH, 32)
 
@@ -343,12 +350,202 @@ def test_tiles_without_labels_are_not_read_and_any_number_of_threads_gives_the_s
     fields = {"crop": np.array(names, dtype=object)[inside], "parcel": np.arange(len(inside))}
     write_vector(run.root / "labels.gpkg", [shapes[index] for index in inside], fields, to=4326)
     opened: list[str] = []
-    monkeypatch.setattr(
-        "preproc.classify.sample.read_embedding",
-        lambda folder, name, **how: opened.append(name) or read_embedding(folder, name, **how),
-    )
+    for module in ("picked", "sample"):
+        monkeypatch.setattr(
+            f"preproc.classify.{module}.read_embedding",
+            lambda folder, name, **how: opened.append(name) or read_embedding(folder, name, **how),
+        )
     sample(run, "[site]\nworkers = 1")
     first = run.samples.read_bytes()
     assert set(opened) == {tile.name for tile in planned_tiles(run) if tile.west == WEST}
     sample(run, "[site]\nworkers = 3", force=True)
     assert run.samples.read_bytes() == first
+
+
+# tasks that share the tiles
+
+CAP = "max_pixels = 60\n"
+
+
+def across_tiles(run: Run) -> None:
+    """Labels of which groups and features reach over several tiles, some too small to shrink, some on no tile."""
+    shapes, names = parcels(run)
+    wide = [shapely.box(WEST + 30, NORTH - 630, WEST + 600, NORTH - 590), shapely.box(WEST, NORTH - 9, WEST + 9, NORTH)]
+    more = ["crop b", "crop a", "crop c"]
+    shapes = [*shapes, *wide, shapely.box(WEST - 90, NORTH, WEST, NORTH + 90)]
+    (run.root / "labels.gpkg").unlink()
+    fields = {"crop": np.array([*names, *more], dtype=object), "parcel": np.arange(len(shapes)) % 9}
+    write_vector(run.root / "labels.gpkg", shapes, fields, to=4326)
+
+
+def shards(run: Run, order: list[int], count: int, extra: str = CAP) -> None:
+    for index in order:
+        run_stage(SampleTilesStage(), run, settings(run, extra), shard=Shard(index, count))
+
+
+def made(run: Run) -> tuple[bytes, bytes]:
+    return run.samples.read_bytes(), run.samples_manifest.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part a tile: sheets have 128 pixels or more."""
+    monkeypatch.setattr("preproc.classify.picked.shares_of", lambda tiles, _: shares_of(tiles, tiles[0].size))
+
+
+@pytest.fixture
+def alone(run: Run) -> tuple[bytes, bytes]:
+    """What one process makes."""
+    across_tiles(run)
+    sample(run, CAP)
+    return made(run)
+
+
+@pytest.fixture
+def no_picking(monkeypatch: pytest.MonkeyPatch) -> list[range]:
+    """Which tiles are looked at from now on."""
+    seen: list[range] = []
+    pick = LabelledTiles.pick
+    monkeypatch.setattr(LabelledTiles, "pick", lambda self, tiles: seen.append(tiles) or pick(self, tiles))
+    return seen
+
+
+@pytest.mark.parametrize("order", [[0], [1, 0], [3, 1, 4, 0, 2]])
+def test_tasks_pick_what_one_process_does(
+    run: Run, alone: tuple[bytes, bytes], no_picking: list[range], order: list[int]
+) -> None:
+    shards(run, order, len(order))
+    assert sorted(no_picking, key=lambda tiles: tiles.start) == [range(index, index + 1) for index in range(4)]
+    shards(run, order, len(order))
+    assert len(no_picking) == 4, "nothing is picked twice"
+    sample(run, CAP, force=True)
+    assert len(no_picking) == 4, "nor when the table is made"
+    assert made(run) == alone
+    assert not (run.logs / "samples").exists()
+
+
+def test_a_killed_task_and_one_that_never_ran_change_no_byte(
+    run: Run, alone: tuple[bytes, bytes], no_picking: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killing:
+        killing.setattr(SamplesPart, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shards(run, [1], 4)
+    shards(run, [2], 4)
+    assert [path.name for path in sorted((run.logs / "samples").iterdir())] == [
+        "part-00001.npz", "part-00002.json", "part-00002.npz"
+    ]  # fmt: skip
+    sample(run, CAP, force=True)
+    assert no_picking == [range(1, 2), range(2, 3), range(2), range(3, 4)], "neighbours are picked together"
+    assert made(run) == alone
+    shards(run, [0, 1, 2, 3], 4)
+    sample(run, CAP, force=True)
+    assert made(run) == alone
+
+
+def test_a_part_that_is_stale_or_damaged_is_picked_again(run: Run, no_picking: list[range]) -> None:
+    across_tiles(run)
+    shards(run, [0], 1)
+    one = run.logs / "samples" / "part-00002.npz"
+    one.write_bytes(one.read_bytes()[:-1] + b"x")
+    del no_picking[:]
+    sample(run, CAP)
+    assert no_picking == [range(2, 3)]
+    shards(run, [0], 1)
+    embed(run, seed=5)
+    del no_picking[:]
+    sample(run, CAP, force=True)
+    assert no_picking == [range(4)]
+    shards(run, [0], 1, "max_pixels = 61")
+    sample(run, CAP, force=True)
+    assert no_picking[-1] == range(4), "picked with other settings"
+
+
+def test_a_task_whose_tile_has_no_embedding_says_so_and_picks_the_others(
+    run: Run, alone: tuple[bytes, bytes], no_picking: list[range]
+) -> None:
+    gone = planned_tiles(run)[1].name
+    aside = (run.embeddings / f"{gone}.json").rename(run.root / "aside.json")
+    with pytest.raises(StageFailedError, match=rf"part-00001: .*1 of 1 tiles have no valid embedding: {gone}"):
+        shards(run, [0], 1)
+    assert len(list((run.logs / "samples").glob("*.json"))) == 3
+    with pytest.raises(SmaltiError, match="1 of 4 tiles have no embedding yet"):
+        sample(run, CAP, force=True)
+    gaps = CAP + '[stitch]\nmissing = "nodata"'
+    shards(run, [0, 1], 2, gaps)
+    sample(run, gaps)
+    divided = made(run)
+    sample(run, gaps, force=True)
+    assert made(run) == divided
+    assert divided[0] != alone[0]
+    aside.rename(run.embeddings / f"{gone}.json")
+    shards(run, [0, 1], 2)
+    sample(run, CAP, force=True)
+    assert made(run) == alone
+
+
+def test_status_counts_tasks_by_the_parts_that_are_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preproc.cluster.slurm.queued", lambda _: {})
+    monkeypatch.setattr("preproc.cluster.slurm.accounted", lambda _: None)
+    slurm_folder(run).mkdir(parents=True)
+    write_ledger(run, [SubmittedJob(7, "sample-tiles", ("sample",), "0-2", 3)])
+
+    def done() -> list[int | None]:
+        view = look_at_queue(Survey(run, settings(run, CAP)))
+        assert view is not None
+        return [task.task.index for task in view.jobs[0].tasks if task.state == "done"]
+
+    across_tiles(run)
+    assert done() == []
+    shards(run, [1], 3)
+    assert done() == [1]
+    shards(run, [0], 3)
+    assert done() == [0, 1]
+    sample(run, CAP)
+    assert done() == [0, 1, 2], "and what they picked is gone"
+
+
+def test_at_equator_and_antimeridian_every_sample_is_in_its_place_whatever_the_division(tmp_path: Path) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    shapes, names = [], []
+    for west in (832_900, 166_400):
+        for row in range(-2, 2):  # half of them south of the equator, in the northern zone's metres
+            shapes.append(shapely.box(west, row * 100, west + 700, row * 100 + 80))
+            names.append(f"crop {'ab'[row % 2]}")
+    degrees = [
+        shapely.transform(shape, lambda xy, epsg=epsg: np.column_stack(back(epsg, *xy.T)))
+        for shape, epsg in zip(shapes, [32660] * 4 + [32601] * 4, strict=True)
+    ]
+    write_vector(run.root / "labels.gpkg", degrees, {"crop": np.array(names), "parcel": np.arange(8)}, epsg=4326)
+    extra = 'shrink = 0\nmax_pixels = 1000\n[stitch]\nsheet = 128\nmissing = "nodata"'
+    sample(run, extra)
+    alone = made(run)
+    shards(run, [1, 0], 2, extra)
+    sample(run, extra, force=True)
+    assert made(run) == alone
+    samples = read_samples(run)
+    places = {tile.name: tile for tile in planned_tiles(run)}
+    for at in range(len(samples)):
+        tile, row, col = places[str(samples.tile_n[at])], int(samples.row_n[at]), int(samples.col_n[at])
+        assert (samples.x_n[at], samples.y_n[at]) == (tile.west + col * 10 + 5, tile.north - row * 10 - 5)
+        np.testing.assert_array_equal(samples.values_nc[at], tiles[tile.name][row, col])
+        north = samples.y_n[at] - (10_000_000 if tile.epsg > 32700 else 0)
+        shape = shapes[int(str(samples.group_n[at]))]
+        assert shapely.distance(shape, shapely.Point(samples.x_n[at], north)) < 0.01
+    for number, shape in enumerate(shapes):
+        west, _, east, north = shape.bounds
+        here = samples.group_n == str(number)
+        label = "60N" if number < 4 else "01N"
+        [grid] = [grid for grid in zone_grids(planned_tiles(run)) if grid.label == label]
+        own = {name: values.copy() for name, values in tiles.items()}
+        for name, values in own.items():
+            values[~own_rows(places[name], np.arange(48))] = np.nan
+        values = put_together(run, own, label)
+        top, left = round((grid.north - north) / 10), round((west - grid.west) / 10)
+        window = values[top : top + 8, left : left + round((east - west) / 10)]
+        wanted = int(np.isfinite(window[..., 0]).sum())
+        assert here.sum() == wanted > 100, "each pixel once, though the row below 0 is in tiles of both hemispheres"
+
+
+def back(epsg: int, x: np.ndarray, y: np.ndarray) -> Any:
+    return Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)

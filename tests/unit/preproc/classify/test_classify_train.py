@@ -32,7 +32,6 @@ from preproc.classify.learning import told
 from preproc.classify.methods import Method, fit_any, out_of_fold, parameters
 from preproc.classify.model import CLASSIFIER, load_classifier
 from preproc.classify.out_of_fold import read_out_of_fold
-from preproc.classify.palette import palette
 from preproc.classify.questions import ClassQuestion
 from preproc.classify.sample import SampleStage
 from preproc.classify.table import Samples, Source, read_samples
@@ -40,6 +39,7 @@ from preproc.classify.train import TrainStage, TrainTrialsStage
 from preproc.classify.training_set import trainable, tuning_rows
 from preproc.classify.trials import Study, Trial
 from preproc.classify.tune import best, propose, tuning_optimism
+from preproc.raster.legend import palette
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
 
@@ -70,8 +70,8 @@ def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from optuna.distributions import IntDistribution
 
-    monkeypatch.setitem(questions._SPACES["catboost"], "iterations", IntDistribution(20, 160, step=20))
-    monkeypatch.setitem(questions._SPACES["catboost"], "depth", IntDistribution(2, 5))
+    monkeypatch.setitem(questions._spaces()["catboost"], "iterations", IntDistribution(20, 160, step=20))
+    monkeypatch.setitem(questions._spaces()["catboost"], "depth", IntDistribution(2, 5))
 
 
 @pytest.fixture(scope="module")

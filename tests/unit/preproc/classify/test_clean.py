@@ -16,7 +16,7 @@ from support.mosaicked import CHAIN, EPSG, NAMES, NORTH, WEST, classified_run, c
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest
 from preproc.classify import cleaned
-from preproc.classify.clean import majority, minimum_unit, smoothed, unit_margin
+from preproc.classify.cleaned import majority, minimum_unit, smoothed, unit_margin
 from preproc.classify.predict import PredictStage
 from preproc.classify.validate import ValidateStage
 from preproc.report.stage import ReportStage

@@ -22,9 +22,8 @@ from infer.contract.manifest import describe_file
 from preproc.classify.out_of_fold import HELD_OUT, read_out_of_fold
 from preproc.classify.performance import summary
 from preproc.classify.pool import pooled_samples, same_ground
-from preproc.classify.reach import label_reach
 from preproc.classify.sample import SampleStage
-from preproc.classify.split import divide, hold_out, split_of
+from preproc.classify.split import divide, hold_out, label_reach, split_of
 from preproc.classify.table import Samples, read_samples
 from preproc.classify.train import TrainStage
 from preproc.classify.validate import ValidateStage

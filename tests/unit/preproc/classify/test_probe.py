@@ -14,10 +14,8 @@ from infer.contract import EXIT_BAD_INPUT, Run, SmaltiError, read_tile, release_
 from infer.contract.monthly import month_index, monthly_composites, months_go_by_date, season_start, without_gaps
 from infer.contract.provenance import Window
 from infer.contract.tile import TileManifest, TileSeason
-from preproc.classify.medians import keep_medians, kept_medians, labelled_medians
-from preproc.classify.probe.__main__ import build_parser, feature_tables, main, probe
-from preproc.classify.probe.features import filled, keep_classes
-from preproc.classify.probe.figure import curves_png, table
+from preproc.classify.probe.__main__ import build_parser, curves_png, feature_tables, main, probe, table
+from preproc.classify.probe.features import filled, keep_classes, keep_medians, kept_medians, labelled_medians
 from preproc.classify.probe.score import cross_validated, draw_groups, efficiency
 from preproc.classify.table import Samples, Source
 from preproc.simulate.seasons import write_tile

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from preproc.cluster.queue_table import duration, memory
+from preproc.cluster.run_overview import duration, memory, problem_lines
 from preproc.cluster.slurm import Accounted, TaskId, parse_duration, parse_sacct, parse_squeue
 from preproc.cluster.submitted import SubmittedJob
-from preproc.cluster.tasks import LogRecord, current_tasks, explain, parse_log
+from preproc.cluster.tasks import JobStatus, LogRecord, QueueView, TaskStatus, current_tasks, explain, parse_log
 
 SACCT = """\
 66_0|CANCELLED by 0|0:0|0|00:30:00||1G
@@ -17,7 +17,7 @@ SACCT = """\
 66_2|COMPLETED|0:0|4|1-00:30:00||1500M
 66_2.batch|COMPLETED|0:0|4||250720K|
 66_[4-7]|PENDING|0:0|0|00:30:00||1G
-67|OUT_OF_MEMORY|0:125|61|00:30:00||4Gn
+67|OUT_OF_MEMORY|0:125|61|00:30:00||4Gn|n7
 67.batch|OUT_OF_MEMORY|0:125|61||1.50G|
 67.extern|COMPLETED|0:0|61||0|
 """
@@ -31,7 +31,13 @@ def test_accounting_tells_the_last_attempt_and_how_many_there_were() -> None:
     assert (again.state, again.attempts, again.seconds, again.limit_seconds) == ("COMPLETED", 2, 4, 88200)
     assert (again.peak_mb, again.requested_mb) == (245, 1500)
     full = found[TaskId(67)]
-    assert (full.state, full.signal, full.peak_mb, full.requested_mb) == ("OUT_OF_MEMORY", 125, 1536, 4096)
+    assert (full.state, full.signal, full.peak_mb, full.requested_mb, full.node) == (
+        "OUT_OF_MEMORY",
+        125,
+        1536,
+        4096,
+        "n7",
+    )
     assert found[TaskId(66, 0)].state == "CANCELLED"
 
 
@@ -57,7 +63,7 @@ END = "smalti-task: end code={} stopped=no seconds=12 peak_mb=340 attempt={} at=
 
 def test_a_log_tells_the_last_attempt() -> None:
     text = START.format(0) + "infer: x\n" + END.format(75, 0) + "smalti-task: back into the queue\n"
-    assert parse_log(text) == LogRecord(1, 75, 12, 340, "infer: x")
+    assert parse_log(text) == LogRecord(1, 75, 12, 340, "infer: x", "n1")
     assert parse_log(text + START.format(1)).code is None  # it began again and has not ended
     assert parse_log(text + START.format(1) + END.format(0, 1)).code == 0
     assert parse_log(text + START.format(1) + END.format(0, 1)).attempts == 2
@@ -105,3 +111,18 @@ def test_of_each_shard_the_task_submitted_last_counts() -> None:
     assert set(tasks["stitch"]) == {TaskId(6)}
     anew = SubmittedJob(9, "infer", ("infer",), "0-1", 2)
     assert set(current_tasks([first, anew])["infer"]) == {TaskId(9, 0), TaskId(9, 1)}  # the tiles were divided anew
+
+
+def test_failures_name_the_nodes_they_happened_on() -> None:
+    """Of a node that lost a GPU the operator has to know the name: the reason alone sounds like wrong settings."""
+    why = "wrong input: running again cannot help: infer: --device cuda: torch sees no such device here"
+    hosts = ["n1", "n7", "n7", "n7", "n2", "n3", "n4", ""]
+    tasks = [
+        TaskStatus(TaskId(1, i), "infer", "failed", why, log=f"{i}.log", host=host) for i, host in enumerate(hosts)
+    ]
+    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 8}, tasks)]))
+    assert line == f"infer: 8 failed: {why} (on n7 3, n1 1, n2 1 and 2 other nodes; 0.log)"
+    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 2}, tasks[1:3])]))
+    assert line.endswith("(on n7; 1.log)")
+    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 1}, tasks[-1:])]))
+    assert line.endswith("(7.log)")

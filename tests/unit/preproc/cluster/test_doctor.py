@@ -27,10 +27,9 @@ from preproc.cluster.slurm import parse_associations
 from preproc.run.checks import Finding, Findings, Verdict, error_text, failed, finding_from, ok, warning
 from preproc.run.config import parse_config
 from preproc.run.container import Container
-from preproc.run.disk import disk_of
 from preproc.run.profile import Profile, load_profile, merge
 from preproc.run.resources import ENGINE
-from preproc.run.waves import Space
+from preproc.run.waves import Space, disk_of
 
 RUN_TOML = """
 [region]

@@ -72,10 +72,12 @@ def test_templates_and_scripts_are_valid_shell(kind: str, tmp_path: Path) -> Non
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-@pytest.mark.parametrize(("kind", "memory"), [("stitch-sheets", "32G"), ("predict-sheets", "64G")])
+@pytest.mark.parametrize(
+    ("kind", "memory"), [("stitch-sheets", "32G"), ("sample-tiles", "64G"), ("predict-sheets", "64G")]
+)
 def test_tasks_of_sheets_run_a_shard_of_their_stage_with_its_resources(kind: str, memory: str, tmp_path: Path) -> None:
     site = profile("betzy")
-    stage = kind.removesuffix("-sheets")
+    stage = kind.partition("-")[0]
     text = render_script(site, replace(script(kind, site), array="0-3", tasks=4, stages=(stage,)))
     assert f"STAGE={stage}\n" in text
     assert '"$STAGE" "$RUN" --shard "$INDEX/$TASKS"' in text

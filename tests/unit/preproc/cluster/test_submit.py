@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.embedded import TOML, tiled_run
 
 from infer.contract import Shard, SmaltiError
+from preproc.cluster.interactive import cluster_options
 from preproc.cluster.jobs import Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
-from preproc.cluster.submit import dependency_of, tasks_in_use, without_active
+from preproc.cluster.submit import Request, dependency_of, submit, tasks_in_use, without_active
 from preproc.cluster.submitted import SubmittedJob
+from preproc.run.config import parse_config
 from preproc.run.profile import Job, Limits, Profile, load_profile, merge
 from preproc.run.task_count import choose_tasks
 from preproc.run.waves import Space, Waves
@@ -47,25 +50,31 @@ def test_everything_is_due() -> None:
 
 def test_many_sheets_are_arrays_between_what_comes_before_and_what_joins_them() -> None:
     site = Profile.model_validate(merge(LOCAL.model_dump(exclude_unset=True), {"job": {"cpus": 2}}))
-    wanted = replace(due((0, 1, 2, 3), (0, 1, 2, 3)), sheets=5)
-    steps = build_chain(site, COMMON, wanted, 512)
-    assert [step.name for step in steps] == [
-        "fetch", "infer", "stitch-sheets", "stitch", "train", "predict-sheets", "classify"
-    ]  # fmt: skip
-    chain = by_name(steps)
-    assert [chain[name].after for name in ("stitch-sheets", "stitch", "train", "predict-sheets", "classify")] == [
-        (("afterany", name),) for name in ("infer", "stitch-sheets", "stitch", "train", "predict-sheets")
-    ]
-    sheets = chain["predict-sheets"].script
+    wanted = replace(due((0, 1, 2, 3), (0, 1, 2, 3)), sheets=5, parts=3)
+    chain = by_name(build_chain(site, COMMON, wanted, 512))
+    assert {name: [other for _, other in step.after] for name, step in chain.items()} == {
+        "fetch": [],
+        "infer": ["fetch"],
+        "stitch-sheets": ["infer"],
+        "stitch": ["stitch-sheets"],
+        "sample-tiles": ["infer"],
+        "train": ["sample-tiles"],
+        "predict-sheets": ["train"],
+        "classify": ["predict-sheets", "stitch"],
+    }
+    sheets, parts = chain["predict-sheets"].script, chain["sample-tiles"].script
     assert (sheets.array, sheets.tasks, sheets.stages, sheets.resources) == ("0-2", 3, ("predict",), "classify")
+    assert (parts.array, parts.tasks, parts.stages, parts.resources) == ("0-1", 2, ("sample",), "classify")
     assert chain["train"].script.stages == ("sample", "train")
     assert chain["classify"].script.stages == ("predict", "validate", "report")
+    few = by_name(build_chain(site, COMMON, replace(wanted, sheets=2, parts=2), 512))
+    assert list(few) == ["fetch", "infer", "stitch", "classify"], "as many as the job has CPUs are no array"
     only_map = build_chain(site, COMMON, replace(due((), (), ("predict", "report")), sheets=5), 512)
     assert [step.name for step in only_map] == ["predict-sheets", "classify"]
     narrow = site.model_copy(update={"limits": Limits(max_array=2)})
     assert by_name(build_chain(narrow, COMMON, wanted, 512))["stitch-sheets"].script.array == "0-1"
-    assert gathering_jobs(site, 5) == 3 + 3 + 3
-    assert gathering_jobs(site, 1) == 3
+    assert gathering_jobs(site, 5, 3) == 3 + 3 + 2 + 3
+    assert gathering_jobs(site, 1, 1) == 3
 
 
 def test_what_can_be_trained_side_by_side_is_an_array_before_the_job_that_ends_it() -> None:
@@ -87,8 +96,9 @@ def test_what_can_be_trained_side_by_side_is_an_array_before_the_job_that_ends_i
     assert list(heads) == ["train-networks", "classify"]
     networks = heads["train-networks"].script
     assert (networks.array, networks.tasks, networks.resources) == ("0-4", 5, "infer")
-    many = by_name(build_chain(site, COMMON, replace(wanted, sheets=7), 512))
-    assert list(many) == ["sample", "train-trials", "train", "predict-sheets", "classify"]
+    many = by_name(build_chain(site, COMMON, replace(wanted, sheets=7, parts=4), 512))
+    assert list(many) == ["sample-tiles", "sample", "train-trials", "train", "predict-sheets", "classify"]
+    assert many["sample"].script.stages == ("sample",)
     assert many["train"].script.stages == ("train",)
 
 
@@ -209,4 +219,31 @@ def test_cost_is_said_in_the_sites_units() -> None:
     lines = cost_lines(lumi, build_chain(lumi, COMMON, due((0, 1, 2, 3), (0, 1, 2, 3)), 512), due((), ()))
     text = "\n".join(lines)
     assert "at most 32.0 GPU-hours, about 2.0 expected" in text  # 4 tasks x 8 h; 40 tiles x 3 min
-    assert "at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD
+    assert "billed as at most 16.0 GPU-hours" in lines[-1]  # LUMI bills half an hour for an hour of a GCD
+
+
+def test_workers_of_a_notebook_ask_for_memory_in_the_sites_way(tmp_path: Path) -> None:
+    """dask-jobqueue asks by --mem unless told to skip it, which Slurm refuses beside --mem-per-cpu."""
+    run = tiled_run(tmp_path / "run", across=1, down=1)
+    site = '[site]\nprofile = "{}"\njob.account = "nn1"\njob.modules = ["load Python/3.11"]\n'
+    run.config.write_text(TOML + site.format("saga"))
+    saga = cluster_options(run.root)
+    assert (saga["memory"], saga["job_directives_skip"]) == ("65536MiB", ["--mem="])  # 16 CPUs of 4 GB
+    assert saga["job_extra_directives"] == ["--mem-per-cpu=4G"]
+    assert "module load Python/3.11" in saga["job_script_prologue"]
+    run.config.write_text(TOML + site.format("lumi"))
+    lumi = cluster_options(run.root)
+    assert (lumi["memory"], lumi["job_directives_skip"], lumi["job_extra_directives"]) == ("65536MiB", [], [])
+
+
+def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:
+    run = tiled_run(tmp_path / "run", across=2, down=1)
+    site = f'[site]\nprofile = "lumi"\ncontainer = "{tmp_path}/none.sif"\njob.account = "project_1"\n'
+    config = parse_config(TOML + site, run.config)
+    told = submit(run, config, Request(dry_run=True)).splitlines()
+    assert "#SBATCH --partition=small-g" in told
+    assert f"would refuse this: {tmp_path}/none.sif: no such container image" in told[-1]
+    (tmp_path / "none.sif").write_bytes(b"")
+    assert not any("would refuse" in line for line in submit(run, config, Request(dry_run=True)).splitlines())
+    few = parse_config(f"{TOML}{site}limits.max_jobs = 2\n", run.config)
+    assert "3 tasks are more than limits.max_jobs (2)" in submit(run, few, Request(dry_run=True)).splitlines()[-1]

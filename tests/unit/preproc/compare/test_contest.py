@@ -18,8 +18,7 @@ from preproc.classify.split import Split, hold_out, split_of
 from preproc.classify.table import Samples, Source
 from preproc.compare.compare import Wishes, _settings, compare, dry_run
 from preproc.compare.contest import Contest, verdict
-from preproc.compare.cost import fit_seconds
-from preproc.compare.entrants import entrants
+from preproc.compare.entrants import entrants, fit_seconds
 from preproc.compare.page import Speed, as_text, page_and_table, panel, signed, table_csv
 from preproc.compare.pixels import cut, cuts_of
 from preproc.run.config import Classify, parse_config

@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 from pyproj import Transformer
 from support.embedded import write_vector
-from support.mosaicked import MODEL, config, embed_places, looks, planned_run, write_tile
+from support.mosaicked import MODEL, TOML, config, embed_places, far_run, looks, planned_run, put_together, write_tile
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.imported import imported_tiles
@@ -26,6 +26,7 @@ from preproc.exchange.importing import import_embeddings
 from preproc.exchange.placement import Frame, take
 from preproc.exchange.points import hilbert
 from preproc.mosaic.stage import StitchStage
+from preproc.raster.zones import own_rows, zone_grids
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
 
@@ -53,6 +54,7 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
     stated = json.loads((target / "tessera_metadata.json").read_text())
     assert stated["dataset_version"] == "2.0"
     assert stated["dataset_variant"].startswith("smalti-abab")
+    assert {"smalti_licence", "smalti_citation"} <= set(stated)
     published = open_published(str(target), 2019)
     for tile in planned_tiles(run):
         whole = np.ones((tile.size, tile.size), dtype=bool)
@@ -127,6 +129,42 @@ def test_points_have_the_embeddings_of_their_places(run: Run, tmp_path: Path) ->
         assert row["embedding"] == made.values_hwc[r, c].tolist()
         assert row["observations_s2"] == looks(32)[r, c, 0]
     assert len(seen) == 1, "one lattice for all tiles"
+
+
+def test_at_equator_and_antimeridian_points_and_geotiffs_are_in_their_place(tmp_path: Path) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=8)
+    extra = '[stitch]\nsheet = 128\nformats = ["cog"]\nmissing = "nodata"\n'
+    run.config.write_text(TOML.format(extra=extra))
+    run_stage(StitchStage(), run, config(run, extra))
+    for kind in ("cog", "geoparquet"):
+        export(run, str(tmp_path / kind), kind, points=PointsWanted(every=4), gaps=True)
+    grids = {grid.label: grid for grid in zone_grids(planned_tiles(run))}
+    whole = {label: put_together(run, tiles, label) for label in grids}
+    for label, values in whole.items():
+        with (
+            rasterio.open(tmp_path / "cog" / f"embeddings_{label}.vrt") as codes,
+            rasterio.open(tmp_path / "cog" / f"embeddings_{label}_scales.vrt") as scales,
+        ):
+            found = np.moveaxis(codes.read(), 0, 2) * scales.read(1)[..., None]
+        np.testing.assert_allclose(np.nan_to_num(found), np.nan_to_num(values), atol=1e-6)
+    seen: dict[str, list[tuple[int, int]]] = {label: [] for label in grids}
+    for tile in planned_tiles(run):
+        path = tmp_path / "geoparquet" / f"{tile.name}.parquet"
+        label = next(label for label, grid in grids.items() if grid.epsg % 100 == tile.epsg % 100)
+        move = Transformer.from_crs(4326, grids[label].epsg, always_xy=True)
+        for row in pq.read_table(path).to_pylist() if path.exists() else []:
+            point = shapely.from_wkb(row["geometry"])
+            x, y = move.transform(point.x, point.y)
+            place = int((grids[label].north - y) // 10), int((x - grids[label].west) // 10)
+            np.testing.assert_allclose(np.multiply(row["embedding"], row["scale"]), whole[label][place], atol=1e-6)
+            seen[label].append(place)
+    for label, places in seen.items():
+        rows, columns = np.array(sorted(set(places))).T
+        own = {tile.name: tiles[tile.name].copy() for tile in planned_tiles(run)}
+        for tile in planned_tiles(run):
+            own[tile.name][~own_rows(tile, np.arange(48))] = np.nan
+        every = put_together(run, own, label)[rows[0] % 4 :: 4, columns[0] % 4 :: 4, 0]
+        assert len(places) == len(set(places)) == np.isfinite(every).sum(), "each pixel is one point"
 
 
 def test_given_points_have_the_pixels_they_lie_in_and_the_names_of_their_file(

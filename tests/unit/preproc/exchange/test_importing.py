@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
+import threading
 from datetime import date
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import rasterio
 import zarr
@@ -271,6 +277,11 @@ def test_a_store_behind_an_address(tmp_path: Path) -> None:
     codes, scales = expected(run, config, tile)
     found = read_embedding(run.embeddings, tile.name)
     np.testing.assert_array_equal(found.values_hwc, codes.astype(np.float32) * scales[..., None])
+    plain = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))  # no ranges
+    threading.Thread(target=plain.serve_forever, args=(0.05,), daemon=True).start()
+    with plain, pytest.raises(SmaltiError, match=r"/store/utm31: its server sends no parts of files \(HTTP Range\)"):
+        import_embeddings(run, config, f"http://127.0.0.1:{plain.server_port}/store/", force=True)
+    plain.shutdown()
     with pytest.raises(SmaltiError, match=r"127.0.0.1:9/store: not a Zarr v3 store that can be read"):
         import_embeddings(run, config, "http://127.0.0.1:9/store")
 
@@ -318,10 +329,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
         ("embeddings", (2, 1, 144, 151), r"utm31: codes int8 \(2, 1, 144, 151\) .* do not fit 2 years of 128 numbers"),
         ("embeddings", (1, 128, 144, 151), r"utm31: codes int8 \(1, 128, 144, 151\) .* do not fit 2 years"),
         ("scales", (151,), "utm31: embeddings and scales are no arrays of geotessera's layout"),
-        ("embeddings", (2, 128, 144, 151), "utm31: a chunk of its arrays takes more than 1 GiB"),
+        ("embeddings", (2, 128, 144, 151), "utm31: a chunk of its arrays takes more than 256 MiB"),
         (None, (), "utm31: its corner nan, .* lies beyond the Earth"),
+        ("time", (10**9,), r"utm31: not a zone of geotessera's layout .*1000000000 years"),
+        ("embeddings", (2, 128, 144, 151), r"utm31: its chunks, \(1, 1, 1, 1\), are too small"),
+        ("observations", (2, 3, 144, 151), "utm31: its arrays are packed by 'numcodecs.bz2', which may unpack to any"),
     ],
-    ids=["one number", "a year short", "flat", "bomb", "nowhere"],
+    ids=["one number", "a year short", "flat", "large chunks", "nowhere", "years", "small chunks", "codec"],
 )
 def test_a_store_that_is_built_otherwise_is_refused_in_a_line(
     tmp_path: Path, array: str | None, shape: tuple[int, ...], message: str
@@ -332,13 +346,60 @@ def test_a_store_that_is_built_otherwise_is_refused_in_a_line(
     root = made_store(tmp_path / "store", {zone: (float("nan") if array is None else west, north, shape_hw)})
     group: Any = root["utm31"]
     if array is not None:
-        del group[array]
-        chunks = (1, 128, 4096, 4096) if "GiB" in message else shape
+        if array in group:
+            del group[array]
+        chunks = (1, 128, 4096, 4096) if "MiB" in message else (1, 1, 1, 1) if "small" in message else shape
         kind = "int8" if array == "embeddings" else "float32"
-        group.create_array(array, shape=shape, chunks=chunks, dtype=kind, fill_value=0)
+        codec = zarr.codecs.numcodecs.BZ2() if array == "observations" else "auto"
+        group.create_array(array, shape=shape, chunks=chunks, dtype=kind, fill_value=0, compressors=codec)
     zarr.consolidate_metadata(tmp_path / "store", zarr_format=3)
     with pytest.raises(SmaltiError, match=message):
         import_embeddings(run, config, str(tmp_path / "store"))
+
+
+def _packed(kind: str) -> bytes:
+    """Four megabytes of zeros, where a chunk has 87 kB; the last is a header that says so, of nothing."""
+    if kind == "blosc":
+        return struct.pack("<BBBBIII", 2, 1, 0x15, 4, 1 << 22, 1 << 20, 2000) + bytes(1984)
+    stream = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(stream, kind) as packer:
+        packer.write(bytes(1 << 22))
+    return stream.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("kind", ["zstd", "gzip", "blosc"])
+def test_a_chunk_unpacks_to_what_its_shape_has_room_for_and_no_more(tmp_path: Path, kind: str) -> None:
+    run, config = planned(tmp_path / "run", 3.01, 50.5)
+    zone, *where = around(run)
+    group: Any = made_store(tmp_path / "store", {zone: where})["utm31"]
+    del group["scales"]
+    codec = {"zstd": zarr.codecs.ZstdCodec, "gzip": zarr.codecs.GzipCodec, "blosc": zarr.codecs.BloscCodec}[kind]()
+    options = {"dtype": "float32", "fill_value": np.inf, "compressors": codec}
+    scales = group.create_array("scales", shape=(2, *where[2]), chunks=(1, *where[2]), **options)
+    scales[:] = 0.01
+    zarr.consolidate_metadata(tmp_path / "store", zarr_format=3)
+    import_embeddings(run, config, str(tmp_path / "store"))
+    (tmp_path / "store/utm31/scales/c/1/0/0").write_bytes(_packed(kind))
+    for source in (str(tmp_path / "store"), None):
+        refused = pytest.raises(SmaltiError, match=r"utm31: a chunk unpacks to more than the \d+ bytes of its numbers")
+        with RangeServer(serve_folder(tmp_path)).running() as server, refused:
+            import_embeddings(run, config, source or f"{server.url}/store", force=True)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_no_more_is_read_of_an_object_than_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
+    run, config = planned(tmp_path / "run", 3.01, 50.5)
+    zone, *where = around(run)
+    made_store(tmp_path / "store", {zone: where})
+    monkeypatch.setattr("preproc.exchange.zarr_store._MOST_CHUNK", 200_000)
+    monkeypatch.setattr("preproc.exchange.zarr_store.check_array", lambda _: None)
+    for shard in (tmp_path / "store/utm31/scales/c/1").rglob("[0-9]"):
+        if shard.is_file():
+            os.truncate(shard, 1 << 32)  # a hole takes no room
+    refused = pytest.raises(SmaltiError, match=r"utm31: .*has more than 200000 bytes|utm31: cannot be read")
+    with RangeServer(serve_folder(tmp_path)).running() as server, refused:
+        import_embeddings(run, config, f"{server.url}/store" if remote else str(tmp_path / "store"))
+    assert not list(run.embeddings.glob("*.npy"))
 
 
 def test_a_damaged_shard_fails_its_tiles_and_no_others(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from support.mosaicked import config, crops, embed_crops, far_run, planned_run, 
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.explored import GroupsManifest, SimilarManifest
-from preproc.explore.groups import cluster, draw_sample
+from preproc.explore.groups import draw_sample, find_groups
 from preproc.explore.similar import SAME, cosines, find_similar, parse_places
 from preproc.raster.provenance import read_provenance
 
@@ -46,7 +46,7 @@ def degrees(x: float, y: float, epsg: int = 32631) -> tuple[float, float]:
 
 
 def test_groups_are_the_crops_that_nobody_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    cluster(run, config(run), 3, 0)
+    find_groups(run, config(run), 3, 0)
     tile = planned_tiles(run)[3]
     codes, truth = read(run.root / "groups" / "groups_32N.tif"), crops(tile)
     assert (codes[:3, :3] == 0).all()
@@ -61,13 +61,13 @@ def test_groups_are_the_crops_that_nobody_named(run: Run, capsys: pytest.Capture
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_may_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster(run, config(run), 5, 3)
+    find_groups(run, config(run), 5, 3)
     first = digest(run.root / "groups")
     monkeypatch.setattr("preproc.explore.strips._PIXELS", 200)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2})
-    cluster(run, config(run), 5, 3, force=True)
+    find_groups(run, config(run), 5, 3, force=True)
     assert digest(run.root / "groups") == first, "neither strips nor threads change a byte"
-    cluster(run, config(run), 4, 3)
+    find_groups(run, config(run), 4, 3)
     assert digest(run.root / "groups") != first
 
 
@@ -84,11 +84,11 @@ def test_the_sample_is_drawn_by_place(run: Run, monkeypatch: pytest.MonkeyPatch)
 def test_too_many_groups_are_refused(run: Run, tmp_path: Path) -> None:
     for number in (1, 255):
         with pytest.raises(SmaltiError, match=r"from 2 to 254 groups"):
-            cluster(run, config(run), number, 0)
+            find_groups(run, config(run), number, 0)
     flat = planned_run(tmp_path / "flat", CELLS[:1])
     write_tile(flat, planned_tiles(flat)[0], np.ones((32, 32, 6), np.float32))
     with pytest.raises(SmaltiError, match=r"ask for fewer groups"):
-        cluster(flat, config(flat), 3, 0)
+        find_groups(flat, config(flat), 3, 0)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
@@ -187,7 +187,7 @@ def test_at_equator_and_antimeridian_a_pixel_of_both_hemispheres_is_one(
     monkeypatch.setattr("preproc.explore.strips._SIDE", 96)
     example = next(tile for tile in planned_tiles(run) if tile.name == "s60_1_0")
     find_similar(run, settings, (degrees(example.west + 55, example.north - 205, 32760),), (), 500)
-    cluster(run, settings, 3, 0)
+    find_groups(run, settings, 3, 0)
     mapped = 0
     for label in ("60N", "01N"):
         found = read(run.root / "similar" / f"similarity_{label}.tif")
@@ -207,7 +207,7 @@ def test_without_tiles_that_are_missing_where_that_is_wished(run: Run, capsys: p
     (run.embeddings / f"{gone.name}.json").unlink()
     tile = planned_tiles(run)[0]
     place = degrees(tile.west + 155, tile.north - 205)
-    for explore in (lambda c: cluster(run, c, 3, 0), lambda c: find_similar(run, c, (place,), (), 5)):
+    for explore in (lambda c: find_groups(run, c, 3, 0), lambda c: find_similar(run, c, (place,), (), 5)):
         with pytest.raises(SmaltiError, match=rf"1 of 4 tiles have no valid embedding: {gone.name}"):
             explore(config(run))
         explore(config(run, '[stitch]\nmissing = "nodata"'))

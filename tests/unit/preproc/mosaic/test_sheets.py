@@ -8,6 +8,7 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,9 @@ def test_the_store_is_laid_out_as_published_ones_are(tmp_path: Path) -> None:
         {"dimensions": 16, "array": "embeddings_d16"},
         {"dimensions": 128, "array": "embeddings"},
     ]
+    own: Any = attributes["smalti:model"]
+    assert own["licence"], "of the weights"
+    assert own["citation"]
     assert attributes["geoemb:quantization"]["scale"]["nodata"] == "+inf"  # type: ignore[index, call-overload]
     zone = dict(root["utm31"].attrs)
     assert zone["proj:code"] == "EPSG:32631"

@@ -22,8 +22,9 @@ from support.mosaicked import MODEL, config, embed_crops, embed_places, looks, p
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_manifest, write_manifest
 from infer.contract.record import to_json
+from preproc.mosaic.pca import principal_components
 from preproc.mosaic.stage import StitchStage
-from preproc.raster.quantise import to_codes, without_nodata
+from preproc.raster.strips import to_codes, without_nodata
 from preproc.raster.zones import zone_grids
 from preproc.run.stage import run_stage
 
@@ -168,7 +169,11 @@ def test_another_type_or_embedding_makes_the_mosaic_anew(run: Run) -> None:
     np.testing.assert_allclose(mosaic(run, "31N", int8=True)[:32, :32], 1, rtol=1e-6)
 
 
-def test_the_preview_shows_all_zones_in_the_same_colours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decide", [1 << 18, 70])
+def test_the_preview_shows_all_zones_in_the_same_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decide: int
+) -> None:
+    monkeypatch.setattr("preproc.mosaic.join._DECIDE", decide)
     run = planned_run(tmp_path / "run", [(32631, 0, 0), (32632, 0, 0)])
     generator = np.random.default_rng(0)
     for tile in planned_tiles(run):
@@ -183,6 +188,26 @@ def test_the_preview_shows_all_zones_in_the_same_colours(tmp_path: Path) -> None
         np.testing.assert_array_less(0.9, picture[320:, :, 0])
     shares = read_manifest(run.mosaic_manifest, "mosaic", remedy="")["preview"]["variance_explained"]
     assert shares[0] > 0.99
+
+
+def test_the_same_pixels_decide_on_colours_however_a_zone_is_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preproc.mosaic.join._DECIDE", 500)
+    decided = []
+    monkeypatch.setattr(
+        "preproc.mosaic.join.principal_components",
+        lambda values: decided.append(np.unique(values, axis=0)) or principal_components(values),
+    )
+    run = planned_run(tmp_path / "run", [(32631, column, row) for row in range(4) for column in range(5)], size=48)
+    embed_places(run, dim=4)
+    pictures = []
+    for side in (128, 256):
+        run_stage(StitchStage(), run, config(run, f"[stitch]\nsheet = {side}"))
+        pictures.append((run.mosaic / "preview_31N.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    np.testing.assert_array_equal(*decided)
+    assert 300 < len(decided[0]) <= 500
 
 
 # --- what can be wrong --------------------------------------------------------------------------------------------

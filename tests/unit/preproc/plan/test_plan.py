@@ -226,6 +226,19 @@ def test_warnings(run: Run, tmp_path: Path) -> None:
     assert "Warning: 1 Sentinel-2 items lack a band and will be left out, for example S2_01" in text
     assert "left out   1 items (such as S1_28): lacks VV or VH" in text
     assert "longer than a year" not in text
+    assert "at all" not in text
+
+
+def test_a_region_beyond_the_archive_is_warned_of(run: Run) -> None:
+    """Most of it would be empty, and one tile with few dates does not sound like that."""
+    edit(run, "4.07, 50.75]", "6.0, 50.75]")
+    text = dry_run(run, load_config(run))[0]
+    found = re.search(
+        r"Warning: (\d+) of (\d+) tiles looked at have no Sentinel-2 scene at all, for example 31N_E", text
+    )
+    assert found
+    assert 0 < int(found[1]) < int(found[2])
+    assert "before clouds are counted" not in text
 
 
 @pytest.mark.parametrize(

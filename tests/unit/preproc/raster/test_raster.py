@@ -35,7 +35,6 @@ from infer.contract.classification import ClassEntry
 from preproc.mosaic.pca import principal_components
 from preproc.raster import cog
 from preproc.raster.cog import Layer, cog_writer
-from preproc.raster.figure import class_figure, length_text, scale_length
 from preproc.raster.legend import (
     class_colours,
     colour_table,
@@ -45,7 +44,7 @@ from preproc.raster.legend import (
     slugs,
 )
 from preproc.raster.overviews import halve_average, halve_mean, halve_mode, halve_nearest
-from preproc.raster.preview import Picture, picture, png_bytes, preview_level
+from preproc.raster.preview import Picture, class_figure, length_text, picture, png_bytes, preview_level, scale_length
 from preproc.raster.stac import AssetRecord, footprint, write_item
 from preproc.raster.zones import ZoneGrid, zone_grids
 
@@ -343,7 +342,7 @@ def test_coarser_classes_are_the_commonest_and_coarser_confidence_the_mean(seed:
 def test_components_are_those_of_a_singular_value_decomposition(seed: int) -> None:
     generator = np.random.default_rng(seed)
     values = (generator.normal(size=(5000, 3)) * [5, 3, 1] @ generator.normal(size=(3, 10))).astype(np.float32)
-    found = principal_components(lambda: iter([values]))
+    found = principal_components(values)
     centred = values.astype(np.float64) - values.mean(axis=0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     ours = found.axes_c3 / np.linalg.norm(found.axes_c3, axis=0)
@@ -357,19 +356,20 @@ def test_components_are_those_of_a_singular_value_decomposition(seed: int) -> No
     assert 0.94 < inside.mean() < 0.97, "2 % are cut off at either end"
 
 
-def test_sums_are_exact_so_that_no_order_can_change_a_colour() -> None:
+def test_sums_are_exact_so_that_no_order_can_change_a_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(1)
     values = (generator.normal(size=(3000, 128)) * 3).astype(np.float32)
-    first = principal_components(lambda: iter([values]))
+    first = principal_components(values)
     shuffled = values[generator.permutation(3000)]
-    again = principal_components(lambda: iter([shuffled[:100], shuffled[100:]]))
+    monkeypatch.setattr("preproc.mosaic.pca._TOGETHER", 100)
+    again = principal_components(shuffled)
     np.testing.assert_array_equal(first.axes_c3, again.axes_c3)
     np.testing.assert_array_equal(first.low_3, again.low_3)
 
 
 @pytest.mark.parametrize("values", [np.zeros((1, 4)), np.full((7, 2), 3.0), np.zeros((0, 4)), np.eye(1)])
 def test_few_or_equal_pixels_still_give_a_picture(values: NDArray[Any]) -> None:
-    found = principal_components(lambda: iter([values.astype(np.float32)]))
+    found = principal_components(values.astype(np.float32))
     window = np.concatenate([values, np.full((1, values.shape[1]), np.nan)])[None].astype(np.float32)
     rgba = found.colours(window)
     assert rgba[0, -1].tolist() == [0, 0, 0, 0]

@@ -208,6 +208,26 @@ def test_no_file_leads_to_another_one(tmp_path: Path) -> None:
     assert set(pyogrio.list_drivers()) <= DRIVERS
 
 
+def test_a_query_is_not_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", "GPKG")
+    (table,) = (str(name) for name, _ in pyogrio.list_layers(path))
+    with sqlite3.connect(path) as base:
+        rows = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT 9)"  # without one it never ends
+        base.execute(f"CREATE VIEW trap AS {rows} SELECT n AS fid, geom, crop FROM r, {table}")
+        for of in ("gpkg_contents", "gpkg_geometry_columns"):
+            names = [row[1] for row in base.execute(f"PRAGMA table_info({of})") if row[1] != "identifier"]
+            rest = ", ".join(names[1:])
+            base.execute(f"INSERT INTO {of} ({names[0]}, {rest}) SELECT 'trap', {rest} FROM {of}")
+    base.close()
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.write(path, "a.gpkg")
+    renamed = shutil.copy(path, tmp_path / "a.dat")
+    for one in (path, tmp_path / "z.zip", renamed):
+        assert len(read_vector(one, key="[labels] path", layer=table)) == 3
+        with refused("layer 'trap' is no table but a query, which smalti does not run"):
+            read_vector(one, key="[labels] path", layer="trap")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.gpkg")
     with refused("is no regular file"):

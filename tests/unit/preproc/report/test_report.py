@@ -33,8 +33,7 @@ from preproc.report.figures import (
     study_chart,
     worst_mix_ups,
 )
-from preproc.report.inputs import read_sources
-from preproc.report.observations import observe
+from preproc.report.inputs import observe, read_sources
 from preproc.report.stage import ReportStage, render, shown_settings
 from preproc.run.config import Config
 from preproc.run.stage import run_stage

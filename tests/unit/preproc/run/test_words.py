@@ -16,8 +16,8 @@ from infer.contract import Plan, Run, SmaltiError, planned_tiles
 from preproc.cli import app
 from preproc.cluster.run_overview import Watcher, show
 from preproc.run import progress
+from preproc.run.clean import leftover_lines, leftovers
 from preproc.run.config import load_config
-from preproc.run.leftovers import leftover_lines, leftovers
 from preproc.run.status import StageStatus, as_table
 
 

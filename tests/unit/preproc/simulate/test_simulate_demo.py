@@ -14,8 +14,7 @@ from infer.contract import Run, SmaltiError
 from preproc.report.truth import truth_fingerprint
 from preproc.run.config import load_config
 from preproc.simulate import SimulationOptions
-from preproc.simulate.demo import write_demo_run
-from preproc.simulate.quicklook import write_quicklook
+from preproc.simulate.demo import write_demo_run, write_quicklook
 
 SMALL = SimulationOptions(extent_km=0.5, s2_dates=4, s1_dates=2, neighbour_dates=1, parcel_ha=0.7)
 

@@ -19,9 +19,8 @@ from preproc.simulate.crops import CROPS, crop_index
 from preproc.simulate.grid import Grid, mgrs_square, neighbour_epsg, snapped, utm_epsg
 from preproc.simulate.noise import fractal, white
 from preproc.simulate.phenology import Fields, draw_fields
-from preproc.simulate.radar import decibels, speckle
 from preproc.simulate.schedule import s1_passes, s2_passes
-from preproc.simulate.series import s1_series, s2_series
+from preproc.simulate.sensors import decibels, s1_series, s2_series, speckle
 from preproc.simulate.weather import weather
 
 YEAR = np.arange(np.datetime64("2022-01-01"), np.datetime64("2023-01-01"), 5)

@@ -17,8 +17,7 @@ from infer.contract import SmaltiError
 from preproc.classify import class_raster
 from preproc.classify.class_raster import open_map
 from preproc.cli import app
-from preproc.survey.draw import draw, ranks
-from preproc.survey.sizes import allocate, more, total
+from preproc.survey.draw import allocate, draw, more, ranks, total
 
 SHARES = np.array([0.02, 0.015, 0.32, 0.645])
 USERS = np.array([0.70, 0.60, 0.90, 0.95])

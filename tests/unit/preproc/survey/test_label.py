@@ -25,7 +25,7 @@ from preproc.classify.validate import ValidateStage
 from preproc.cli import app
 from preproc.run.stage import run_stage
 from preproc.survey.looks import AROUND, NOTHING, _curves, curves_at, look, pixels_of
-from preproc.survey.page import LabellingPage, render
+from preproc.survey.points import LabellingPage, render
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,35 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
-from support.embedded import write_vector
-from support.mosaicked import EPSG, NAMES, NORTH, WEST, classified_run, crops
+from pyproj import CRS, Transformer
+from support.embedded import plan_of, write_vector
+from support.mosaicked import (
+    EPSG,
+    NAMES,
+    NORTH,
+    WEST,
+    classified_run,
+    crops,
+    far_run,
+    planned_run,
+    put_together,
+    write_tile,
+)
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
-from preproc.classify.class_raster import read_map
+from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, write_manifest
+from preproc.classify.class_raster import ClassMap, read_map
 from preproc.cli import app
+from preproc.raster.zones import zone_grids
 from preproc.region.vector import read_vector
 from preproc.survey.cover import covered
 
@@ -57,7 +73,9 @@ def write(run: Run, shapes: list[Any], **fields: Any) -> Path:
 
 def parcels(run: Run, path: Path, *more: object) -> Any:
     app(["parcels", str(run.root), str(path), *map(str, more)], standalone_mode=False)
-    return pq.read_table(run.root / "parcels" / "fields.parquet").to_pylist()
+    table = pq.read_table(run.root / "parcels" / "fields.parquet")
+    assert b"SMALTI_MODEL_LICENCE" in table.schema.metadata
+    return table.to_pylist()
 
 
 def mosaic(run: Run) -> np.ndarray:
@@ -194,3 +212,62 @@ def test_parcels_that_are_none_end_with_one_line(run: Run) -> None:
     run.map_manifest.unlink()
     refuse(write(run, shapes, crop=["a", "b"]), ["--class", "crop"], "what is declared is checked by a map")
     assert not (run.root / "parcels").exists()
+
+
+def on_ground(run: Run, epsg: int, shapes: list[Any]) -> list[dict[str, Any]]:
+    """The table of parcels that are given in metres of a zone."""
+    path = write_vector(run.root / "fields.gpkg", shapes, {"name": np.arange(len(shapes))}, epsg=epsg, to=4326)
+    rows: list[dict[str, Any]] = parcels(run, path, "--id", "name")
+    return rows
+
+
+def test_parcels_across_the_equator_have_the_pixels_of_both_hemispheres_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tiles = far_run(tmp_path / "run", dim=6)
+    run.config.write_text(run.config.read_text() + '[stitch]\nmissing = "nodata"\n')
+    [grid] = [grid for grid in zone_grids(planned_tiles(run)) if grid.label == "60N"]
+    codes = np.full((grid.height, grid.width), 2, np.uint8)
+    codes[:176] = 1
+    run.map.mkdir()
+    profile = {"height": grid.height, "width": grid.width, "count": 1, "dtype": "uint8", "transform": grid.transform}
+    with rasterio.open(run.map / "c.tif", "w", driver="GTiff", crs=f"EPSG:{grid.epsg}", **profile) as raster:
+        raster.write(codes, 1)
+    of_map = {"nodata": 0, "names": {1: "north", 2: "south"}, "pixels": {1: 1, 2: 1}, "hectares": {}, "even": True}
+    mapped = ClassMap((run.map / "c.tif",), (CRS.from_epsg(grid.epsg),), (grid.bounds,), **of_map)
+    monkeypatch.setattr("preproc.survey.parcels.read_map", lambda _: mapped)
+    write_manifest(run.map_manifest, "map", inputs={}, files=[])
+    values = put_together(run, tiles, "60N")
+    shapes, wanted = [], []
+    for row, column in ((164, 150), (170, 180), (173, 200), (185, 214)):  # the equator passes above row 176
+        window = values[row : row + 20, column : column + 20]
+        west, north = grid.west + column * 10, grid.north - row * 10
+        shapes.append(shapely.box(west, north - 200, west + 200, north))
+        wanted.append(window[np.isfinite(window[..., 0])])
+    rows = on_ground(run, grid.epsg, shapes)
+    assert len(rows) == len(shapes)
+    assert [row["mapped"] for row in rows] == ["north", "south", "south", "south"]
+    assert [row["mapped_share"] for row in rows] == pytest.approx([0.6, 0.7, 0.85, 1], abs=0.01)
+    for row, pixels in zip(rows, wanted, strict=True):
+        assert row["pixels"] == pytest.approx(len(pixels), rel=2e-3)
+        assert row["mean"] == pytest.approx(pixels.mean(axis=0).tolist(), abs=0.02)
+
+
+def test_parcels_across_the_seam_of_zones_have_the_pixels_of_both(tmp_path: Path) -> None:
+    plan_tiles = []
+    for epsg in (32631, 32632):
+        x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(6.0, 50.0)
+        west, north = round(x / 10) * 10 - 320, round(y / 10) * 10 + 320
+        plan_tiles.append(PlannedTile(f"t{epsg}", epsg, west, north, 64))
+    run = planned_run(tmp_path / "run", [(32631, 0, 0)])
+    replace(plan_of(plan_tiles), window=(date(2018, 12, 1), date(2019, 11, 30))).write(run.plan, inputs={}, files=[])
+    for value, tile in enumerate(plan_tiles, start=1):
+        x, y = np.meshgrid(tile.west + np.arange(64) * 10 + 5, tile.north - np.arange(64) * 10 - 5)
+        longitude, _ = Transformer.from_crs(tile.epsg, 4326, always_xy=True).transform(x, y)
+        own = (longitude < 6) if tile.epsg == 32631 else (longitude >= 6)
+        write_tile(run, tile, np.where(own[..., None], np.float32(value), np.float32(np.nan)).repeat(6, axis=2))
+    tile = plan_tiles[0]
+    shape = shapely.box(tile.west + 200, tile.north - 400, tile.west + 400, tile.north - 200)  # the seam is at 320
+    (row,) = on_ground(run, 32631, [shape])
+    assert row["observed"] == pytest.approx(1, abs=0.05)
+    assert row["mean"] == pytest.approx([1.4] * 6, abs=0.05)

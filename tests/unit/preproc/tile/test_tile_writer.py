@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer.contract import PlannedTile
-from preproc.reader.read_pool import in_order
+from preproc.run.workers import read_ahead
 from preproc.tile.writer import StackWriter, write_roi
 
 
@@ -69,7 +69,7 @@ def test_results_come_in_order_and_no_more_than_allowed_are_waiting() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         taken = 0
-        for task, result in in_order(pool, work, range(40), ahead=6):
+        for task, result in read_ahead(pool, work, range(40), ahead=6):
             assert (task, result) == (taken, taken * taken)
             assert max(begun) <= taken + 6
             taken += 1
@@ -89,7 +89,7 @@ def test_a_failure_comes_in_its_turn_and_stops_what_has_not_begun() -> None:
     seen = []
     with ThreadPoolExecutor(2) as pool:
         with pytest.raises(KeyError):
-            for task, _ in in_order(pool, work, range(1000), ahead=4):
+            for task, _ in read_ahead(pool, work, range(1000), ahead=4):
                 seen.append(task)
         count = len(begun)
         time.sleep(0.05)

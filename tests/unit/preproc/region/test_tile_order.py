@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer.contract import PlannedTile, Shard
-from preproc.plan.tile_order import by_neighbourhood, interleaved
+from preproc.region.grid import by_neighbourhood, interleaved
 from preproc.tile.stage import group_key
 
 
