@@ -51,13 +51,6 @@ _EXAMPLES = """examples:
 """
 
 
-class _Renamed(argparse.Action):
-    """Refuses the option that --dtype was called: everywhere else --output is a place."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error("--output is called --dtype now; where embeddings go is --out")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(
@@ -81,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("int8", "float32"),
         help="codes with a scale a pixel, as in runs, or floats (default: int8; of monthly, alone or not: float32)",
     )
-    folder.add_argument("--output", action=_Renamed, help=argparse.SUPPRESS)
+    folder.add_argument("--output", dest="dtype", choices=("int8", "float32"), help=argparse.SUPPRESS)  # its old name
     folder.add_argument("--dim", type=int, default=0, help="leading dimensions to keep (0 = all that the family saves)")
     folder.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     folder.add_argument(

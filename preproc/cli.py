@@ -596,13 +596,16 @@ def clean(
 
 
 @app.command(rich_help_panel=_EXPLORE)
-def groups(
+def cluster(
     run: RunArgument,
     count: Annotated[int, typer.Option("--groups", "-k", help="How many groups, 2 to 254.")] = 12,
     seed: Annotated[int, typer.Option(help="Another seed is another start of the search.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels."""
+    """Divide the pixels into groups whose embeddings are alike: RUN/groups, a class map without labels.
+
+    It has nothing to do with a computing cluster: see `smalti submit` for that.
+    """
     from preproc.explore.groups import find_groups
     from preproc.run.config import load_config
 

@@ -23,7 +23,7 @@ class GroupsManifest(Provenance):
     """groups.json: a map of groups."""
 
     kind = "groups"
-    stage = "groups"
+    stage = "cluster"
 
     groups: tuple[Group, ...]
     centres: tuple[tuple[float, ...], ...]

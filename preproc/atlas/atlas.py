@@ -38,7 +38,7 @@ from preproc.run.text import human_bytes
 
 _VIRIDIS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 _GREYS = ("#5b2a86", "#c9b6d9", "#f4efe6")
-_REASONS = ("#2e7d32", "#cfcfcf", "#b9b3a9")
+_REASONS = ("#2e7d32", "#cfcfcf", "#ef6c00")
 _ORIGINS = ("#2e7d32", "#1565c0")
 _STATES = {
     "embedded": "#2e7d32",

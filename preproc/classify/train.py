@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator
-from dataclasses import asdict
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from infer.contract.classification import (
     Transfer,
 )
 from infer.contract.record import from_json, to_json
+from infer.contract.segment import SegmentRecipe
 from preproc.classify.card import CARD, CARD_TEXT, card, card_text
 from preproc.classify.folds import Folds, folds_of
 from preproc.classify.learning import figures_of, learning_curve
@@ -202,6 +203,66 @@ def build_number_model(run: Run, config: Config, inputs: Inputs) -> None:
     shutil.rmtree(run.logs / "study", ignore_errors=True)
 
 
+class _Learner(Protocol):
+    """What a classifier is learned by: one method's parameters on the table of samples, or networks on the ground."""
+
+    def out_of_fold(self, by: str, folds: Folds) -> NDArray[np.float32]:
+        """(N, K) what each sample is by a model that has not seen its fold; `by` names the division."""
+
+    def final(self) -> Model:
+        """Trained on all samples."""
+
+    def shares(self, model: Model, tested: Samples) -> NDArray[np.float32]:
+        """(M, K) what the final one makes of other samples."""
+
+    def stated(self) -> dict[str, Any]:
+        """Its parameters, as the manifest has them."""
+
+
+@dataclass(frozen=True)
+class _OfTable:
+    samples: Samples
+    codes_k: NDArray[Any]
+    chosen: Chosen
+    settings: Classify
+    workers: int
+
+    def out_of_fold(self, _by: str, folds: Folds) -> NDArray[np.float32]:
+        values = self.samples.values_nc, self.samples.code_n, self.codes_k, folds, self.chosen
+        return out_of_fold(*values, seed=self.settings.seed, workers=self.workers)
+
+    def final(self) -> Model:
+        return fit_any(
+            self.samples.values_nc, self.samples.code_n, self.chosen, self.settings.seed,
+            threads=self.settings.threads, task_type=self.settings.task_type,
+        )  # fmt: skip
+
+    def shares(self, model: Model, tested: Samples) -> NDArray[np.float32]:
+        return probabilities(model, tested.values_nc, threads=self.workers)
+
+    def stated(self) -> dict[str, Any]:
+        return asdict(self.chosen)
+
+
+@dataclass(frozen=True)
+class _OfGround:
+    heads: Heads
+    recipe: SegmentRecipe
+    workers: int
+
+    def out_of_fold(self, by: str, _folds: Folds) -> NDArray[np.float32]:
+        return self.heads.out_of_fold(by, self.workers)
+
+    def final(self) -> Model:
+        return self.heads.network(FINAL)
+
+    def shares(self, _model: Model, tested: Samples) -> NDArray[np.float32]:
+        return self.heads.say(FINAL, tested, self.workers)
+
+    def stated(self) -> dict[str, Any]:
+        return asdict(self.recipe)
+
+
 def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
     """Tune, cross-validate and train; write RUN/model.
 
@@ -215,72 +276,51 @@ def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
     """
     settings = config.classify
     taught = training_set(run, config)
-    pooled, samples = taught.pooled, taught.samples
+    samples, codes_k = taught.samples, np.unique(taught.samples.code_n)
     workers = config.site.workers or len(os.sched_getaffinity(0))
     tuned = _tuned(taught, run, config, inputs)
-    trials = {method: made for method, (_, made) in tuned.items()}
-    tops = {method: best(question, made) if made else None for method, (question, made) in tuned.items()}
-    choices: dict[Method, Chosen]
-    choices = {method: parameters(method, None if top is None else top.values) for method, top in tops.items()}
+    tops = {method: best(question, trials) if trials else None for method, (question, trials) in tuned.items()}
+    tabular = {
+        method: _OfTable(samples, codes_k, parameters(method, None if top is None else top.values), settings, workers)
+        for method, top in tops.items()
+    }
     winner = max(tops, key=lambda method: top.score if (top := tops[method]) else 0.0)  # the earlier of equals
-    chosen = choices[winner]
     folds = _folds(taught, settings)
     _tell_folds(folds, taught.split, samples, settings)
-    codes_k = np.unique(samples.code_n)
-
-    def predicted(by: Folds, chosen: Chosen = chosen) -> NDArray[np.float32]:
-        values = samples.values_nc, samples.code_n, codes_k, by, chosen
-        return out_of_fold(*values, seed=settings.seed, workers=workers)
-
-    heads = _heads(taught, run, config, inputs) if settings.method == "segment" else None
-    if heads is not None:
+    learners: dict[MethodName, _Learner] = {method: one for method, one in tabular.items()}  # noqa: C416  # other types
+    trained: MethodName = winner
+    if settings.method == "segment":
+        heads = _heads(taught, run, config, inputs)
         heads.train(heads.units())
+        trained, learners["segment"] = "segment", _OfGround(heads, recipe_of(config), workers)
+    learner = learners[trained]
     with progress("train: final", 4, "steps") as bar:
-        shares: dict[MethodName, NDArray[np.float32]]
-        shares = {method: predicted(folds, choices[method]) for method in choices}
-        if heads is not None:
-            shares["segment"] = heads.out_of_fold("fold", workers)
-        trained: MethodName = winner if heads is None else "segment"
-        values_nk = shares[trained]
+        shares = {method: one.out_of_fold("fold", folds) for method, one in learners.items()}
         scores = {
-            method: figures_of(codes_k[values.argmax(axis=1)], samples, codes_k, settings.seed)
-            for method, values in shares.items()
+            method: figures_of(codes_k[values_nk.argmax(axis=1)], samples, codes_k, settings.seed)
+            for method, values_nk in shares.items()
         }
         bar.advance(note="cross-validated")
-        rows = [
+        transfers = [
             row
             for by, part_n in _elsewhere(samples).items()
-            for row in _transfers(
-                by,
-                part_n,
-                samples,
-                codes_k,
-                predicted if heads is None else lambda _, by=by: heads.out_of_fold(by, workers),  # type: ignore[misc]
-                settings.seed,
-            )
+            for row in _transfers(by, part_n, samples, codes_k, learner, settings.seed)
         ]
         bar.advance(note="tried in other years and regions")
         learning: list[LearningPoint] = []
-        if settings.learning_curve and heads is None:
+        if settings.learning_curve and trained == winner:
             learning = learning_curve(
-                samples, codes_k, folds, chosen, scores[trained], seed=settings.seed, workers=workers
+                samples, codes_k, folds, tabular[winner].chosen, scores[winner], seed=settings.seed, workers=workers
             )
         bar.advance(note="tried with fewer groups")
-        if heads is not None:
-            model: Model = heads.network(FINAL)
-        else:
-            model = fit_any(
-                samples.values_nc, samples.code_n, chosen, settings.seed,
-                threads=settings.threads, task_type=settings.task_type,
-            )  # fmt: skip
+        model = learner.final()
         bar.advance(note="trained on all samples")
-    known = taught.held_n & np.isin(pooled.code_n, codes_k)
-    tested = pooled.take(known)
+    question, trials = tuned[winner]
     about = ClassifierManifest(
         classes=tuple(_legend(samples, codes_k)),
         dim=samples.values_nc.shape[1],
-        parameters=asdict(chosen) if heads is None else asdict(recipe_of(config)),
-        tuning=summary(tuned[winner][0], trials[winner] if heads is None else [], settings.seed),
+        parameters=learner.stated(),
+        tuning=summary(question, trials if trained == winner else [], settings.seed),
         folds=FoldsUsed(
             folds.count, settings.folds, _absent(folds), taught.split.by, folds.names, taught.split.block_m
         ),
@@ -289,32 +329,47 @@ def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
         trained_on=samples.trained_on,
         method=trained,
         methods=(
-            *([MethodScore("segment", True, 0, None, **scores["segment"])] if heads is not None else []),
+            *([] if trained == winner else [MethodScore(trained, True, 0, None, **scores[trained])]),
             *(
                 MethodScore(
-                    method, method == trained, len(trials[method]), top.score if top else None, **scores[method]
+                    method, method == trained, len(tuned[method][1]), top.score if top else None, **scores[method]
                 )
                 for method, top in tops.items()
             ),
         ),
         learning=tuple(learning),
         rows_beyond=taught.beyond,
-        transfers=tuple(rows),
+        transfers=tuple(transfers),
         held_out=taught.held_out,
         inputs=inputs,
     )
-    with atomic_dir(run.model) as folder:
-        written = pooled.take(np.concatenate([np.flatnonzero(taught.used_n), np.flatnonzero(known)]))
-        fold_n = np.concatenate([folds.fold_n, np.full(len(tested), HELD_OUT, dtype=np.int32)])
-        if heads is not None:
-            once_nk = heads.say(FINAL, tested, workers)
-        else:
-            once_nk = probabilities(model, tested.values_nc, threads=workers)
-        write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, codes_k, np.concatenate([values_nk, once_nk]))
-        (folder / TRIALS).write_bytes(published(trials))
-        files = [folder / OUT_OF_FOLD, folder / TRIALS, *_companions(folder, about)]
-        save_classifier(folder, model, about, inputs=inputs, files=files)
+    published_trials = published({method: made for method, (_, made) in tuned.items()})
+    _write_model(run, taught, folds, shares[trained], learner, model, about, published_trials)
     shutil.rmtree(run.logs / "study", ignore_errors=True)
+
+
+def _write_model(
+    run: Run,
+    taught: TrainingSet,
+    folds: Folds,
+    shares_nk: NDArray[np.float32],
+    learner: _Learner,
+    model: Model,
+    about: ClassifierManifest,
+    trials: bytes,
+) -> None:
+    """Write RUN/model: the classifier, what it says of each sample unseen, and those that were held out, once."""
+    pooled, codes_k = taught.pooled, np.unique(taught.samples.code_n)
+    known = taught.held_n & np.isin(pooled.code_n, codes_k)
+    tested = pooled.take(known)
+    written = pooled.take(np.concatenate([np.flatnonzero(taught.used_n), np.flatnonzero(known)]))
+    fold_n = np.concatenate([folds.fold_n, np.full(len(tested), HELD_OUT, dtype=np.int32)])
+    all_nk = np.concatenate([shares_nk, learner.shares(model, tested)])
+    with atomic_dir(run.model) as folder:
+        write_out_of_fold(folder / OUT_OF_FOLD, written, fold_n, codes_k, all_nk)
+        (folder / TRIALS).write_bytes(trials)
+        files = [folder / OUT_OF_FOLD, folder / TRIALS, *_companions(folder, about)]
+        save_classifier(folder, model, about, inputs=about.inputs, files=files)
 
 
 def _transfers(
@@ -322,12 +377,12 @@ def _transfers(
     part_n: NDArray[np.str_],
     samples: Samples,
     codes_k: NDArray[Any],
-    predicted: Callable[[Folds], NDArray[np.float32]],
+    learner: _Learner,
     seed: int,
 ) -> list[Transfer]:
     """How a classifier of the same parameters, trained on all other years (or regions), does in each."""
     parts = folds_of(samples.code_n, part_n)
-    best_n = codes_k[predicted(parts).argmax(axis=1)]
+    best_n = codes_k[learner.out_of_fold(by, parts).argmax(axis=1)]
     return [
         from_json(Transfer, row, Path("transfers"), "this is a fault of smalti")
         for row in transfer_rows(by, samples, parts, best_n, codes_k, seed)

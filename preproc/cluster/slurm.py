@@ -74,10 +74,16 @@ def _call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise SlurmError(f"{command[0]} did not answer in {TIMEOUT_S} s", exit_code=EXIT_TRY_AGAIN) from error
 
 
+def _said(text: str) -> str:
+    """What a program of Slurm said, in one line, each line without "sbatch: error: " and the like before it. Pure."""
+    lines = (re.sub(r"^\w+: (?:(?:error|fatal): )?", "", line.strip()) for line in text.splitlines())
+    return "; ".join(line for line in lines if line)
+
+
 def _run(command: Sequence[str]) -> str:
     done = _call(command)
     if done.returncode != 0:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        reason = _said(done.stderr) or f"exit code {done.returncode}"
         away = re.search(r"Unable to contact slurm controller|Connection refused|Socket timed out", reason)
         raise SlurmError(f"{command[0]}: {reason}", exit_code=EXIT_TRY_AGAIN if away else None)
     return done.stdout
@@ -93,10 +99,10 @@ def test_only(script: Path) -> str:
         SlurmError: with Slurm's reason.
     """
     done = _call(["sbatch", "--test-only", str(script)])
-    text = " ".join((done.stdout + done.stderr).split())
+    text = _said(done.stdout + done.stderr)
     if done.returncode != 0:
         raise SlurmError(f"{script}: sbatch refuses it: {text}")
-    return text.removeprefix("sbatch: ")
+    return text
 
 
 def sbatch(script: Path, options: Sequence[str] = ()) -> int:

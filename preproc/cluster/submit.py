@@ -339,17 +339,36 @@ def _submit(
     for step in steps:
         dependency = dependency_of(step, ids, unfinished)
         options = ["--kill-on-invalid-dep=yes", f"--dependency={dependency}"] if dependency else []
-        ids[step.name] = slurm.sbatch(scripts[step.name], options)
+        try:
+            ids[step.name] = slurm.sbatch(scripts[step.name], options)
+        except slurm.SlurmError as error:
+            raise _cut_short(run, step, ids, error) from error
         stages = step.script.stages or (step.script.kind,)
         jobs = [
             *jobs,
             SubmittedJob(ids[step.name], step.script.kind, stages, step.script.array, step.script.tasks, dependency),
         ]
-        write_ledger(run, jobs)
+        try:
+            write_ledger(run, jobs)
+        except BaseException:
+            slurm.scancel([ids[step.name]])  # a job that nobody knows of could be neither watched nor cancelled
+            raise
         number = f" [{step.script.array}]" if step.script.array is not None else ""
         lines.append(f"{step.name:<14} job {ids[step.name]}{number}{f'  {dependency}' if dependency else ''}")
     lines += [*cost_lines(profile, steps, due), *warnings, f"look with `smalti status {run.quoted}`"]
     return "\n".join(lines)
+
+
+def _cut_short(run: Run, step: Step, ids: Mapping[str, int], error: slurm.SlurmError) -> SmaltiError:
+    """What to say when Slurm takes some jobs of a chain and not the next, as at a limit of jobs."""
+    if not ids:
+        return error
+    queued = ", ".join(f"{name} {number}" for name, number in ids.items())
+    return SmaltiError(
+        f"{step.name} was not queued: {error}; queued are {queued}: `smalti resubmit {run.quoted}` adds the rest once "
+        f"the cause is mended, `smalti cancel {run.quoted}` ends these",
+        exit_code=error.exit_code,
+    )
 
 
 def dependency_of(step: Step, ids: Mapping[str, int], unfinished: Sequence[int]) -> str:

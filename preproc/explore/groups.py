@@ -1,4 +1,4 @@
-"""`smalti groups`: the pixels of a run in groups that are alike, as a class map without labels."""
+"""`smalti cluster`: the pixels of a run in groups that are alike, as a class map without labels."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _BATCH = 4096
 
 @dataclass
 class GroupsStage:
-    """`smalti groups RUN -k N`."""
+    """`smalti cluster RUN -k N`."""
 
     groups: int
     seed: int
 
-    name: str = "groups"
+    name: str = "cluster"
     noun: str = "maps of groups"
     sharded: bool = False
     apart: bool = False
@@ -79,7 +79,7 @@ class GroupsStage:
             np.add(counts, np.bincount(codes_hw.ravel(), minlength=len(counts)), out=counts)
 
         grids, files = zone_grids(planned_tiles(run)), []
-        with progress("groups", sum(len(squares(grid)) for grid in grids), "squares") as bar:
+        with progress("cluster", sum(len(squares(grid)) for grid in grids), "squares") as bar:
             for grid in grids:
                 tags = {**facts.tags(), "SMALTI_CONTENT": "groups of like embeddings", **legend_tags(legend)}
                 layer = Layer("uint8", 0, ("group",), "nearest", tags, colour_table(legend))
@@ -108,7 +108,7 @@ def draw_sample(run: Run, facts: RunProvenance, seed: int) -> NDArray[np.float32
     share = min(1.0, _SAMPLE / sum(tile.size**2 for tile in facts.present(tiles)))
     parts = [(grid, square) for grid in zone_grids(tiles) for square in squares(grid)]
     found = []
-    with progress("groups: sample", len(parts), "squares") as bar:
+    with progress("cluster: sample", len(parts), "squares") as bar:
         for grid, square in parts:
             for strip in strips(run, grid, square, facts):
                 chosen_hw = _drawn(strip, seed, share) & strip.valid_hw
@@ -198,4 +198,4 @@ def find_groups(run: Run, config: Config, groups: int, seed: int, *, force: bool
     made = GroupsManifest.read(run)
     whole = sum(group.pixels for group in made.groups)
     for group in made.groups:
-        say(f"groups: {group.name}: {group.pixels:,} pixels ({100 * group.pixels / whole:.1f} %)")
+        say(f"cluster: {group.name}: {group.pixels:,} pixels ({100 * group.pixels / whole:.1f} %)")

@@ -28,7 +28,7 @@ GDAL_OPTIONS: dict[str, str | int] = {
 
 
 # WGS 84 longitude, latitude -> UTM 31N easting, northing (the Atomium in Brussels), by the
-# series of Krueger (1912), as tests/unit/test_gdal.py computes them.
+# series of Krueger (1912), as tests/unit/preproc/reader/test_gdal.py computes them.
 _KNOWN_LONLAT = (4.341556, 50.894941)
 _KNOWN_UTM31 = (594347.1225, 5638999.2263)
 _TOLERANCE_M = 0.01

@@ -115,10 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
         content = server.files.get(path)
         if content is None:
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d+)", self.headers.get("Range", ""))
         if wanted is None:
             return self._answer(200, content)
-        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(content))
+        start, end = int(wanted[1] or 0), min(int(wanted[2]) + 1, len(content))
+        if not wanted[1]:  # the last ones
+            start, end = max(0, len(content) - int(wanted[2])), len(content)
         return self._answer(206, content[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"})
 
     def _answer(self, status: int, content: bytes, more: dict[str, str] | None = None) -> None:

@@ -156,7 +156,7 @@ def test_an_embedding_of_months_that_went_by_day_of_year_is_made_again_where_tha
         assert "months" not in inputs["b"]
 
 
-def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path, capsys):
+def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(tiles, tmp_path):
     assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0
     before = contents(tmp_path / "out")
     assert infer(tiles, tmp_path / "out", checkpoint="monthly") == 0, "all complete"
@@ -173,15 +173,12 @@ def test_monthly_medians_come_by_the_same_way_and_leave_missing_months_missing(t
         assert np.isfinite(embedding.window(slice(None), slice(None))[there]).all(), "filled for those who ask no gaps"
         assert embedding.manifest.nodata_pixels == int((~there).sum())
     assert infer(tiles, tmp_path / "codes", "--dtype", "int8", checkpoint="monthly") != 0
-    with pytest.raises(SystemExit):
-        infer(tiles, tmp_path / "codes", "--output", "float32")
-    assert "--output is called --dtype now" in capsys.readouterr().err
     assert infer(tiles, tmp_path / "least", "--min-clear-s2", "200", checkpoint="monthly") == 0
     assert not read_embedding(tmp_path / "least", "a").embedded(slice(None), slice(None)).any()
 
 
 def test_one_tile_folder_alone(tiles, tmp_path):
-    assert infer(tiles / "b", tmp_path / "out", "--dtype", "int8", "--dim", "32") == 0
+    assert infer(tiles / "b", tmp_path / "out", "--output", "int8", "--dim", "32") == 0, "the old name of --dtype"
     embedding = read_embedding(tmp_path / "out", "b")
     assert embedding.values_hwc.dtype == np.int8
     assert embedding.shape_hwc == (6, 6, 32)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from preproc.cluster.run_overview import duration, memory, problem_lines
-from preproc.cluster.slurm import Accounted, TaskId, parse_duration, parse_sacct, parse_squeue
+from preproc.cluster.slurm import Accounted, SlurmError, TaskId, parse_duration, parse_sacct, parse_squeue
+from preproc.cluster.slurm import test_only as try_script
 from preproc.cluster.submitted import SubmittedJob
 from preproc.cluster.tasks import JobStatus, LogRecord, QueueView, TaskStatus, current_tasks, explain, parse_log
 
@@ -49,6 +53,20 @@ def test_the_queue_lists_waiting_tasks_in_one_line() -> None:
     assert all(found[task].state == "PENDING" for task in waiting)
     assert found[TaskId(12, 1)].seconds == 93784
     assert found[TaskId(13)].reason == "Dependency"
+
+
+def test_what_slurm_refuses_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\necho 'sbatch: fatal: no' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SlurmError) as caught:
+        try_script(Path("/r/a.sbatch"))
+    assert str(caught.value) == "/r/a.sbatch: sbatch refuses it: invalid partition specified: x; no"
+    program.write_text("#!/bin/sh\necho 'sbatch: Job 7 to start at noon' >&2\n")
+    assert try_script(Path("/r/a.sbatch")) == "Job 7 to start at noon"
 
 
 def test_durations() -> None:

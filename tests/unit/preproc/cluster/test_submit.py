@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.embedded import TOML, tiled_run
+from support.runs import make_run
 
-from infer.contract import Shard, SmaltiError
+from infer.contract import Run, Shard, SmaltiError
 from preproc.cluster.interactive import cluster_options
 from preproc.cluster.jobs import Due, Step, build_chain, cost_lines, gathering_jobs
 from preproc.cluster.sbatch import Script
 from preproc.cluster.slurm import Queued, TaskId, compress, expand
 from preproc.cluster.submit import Request, dependency_of, submit, tasks_in_use, without_active
-from preproc.cluster.submitted import SubmittedJob
-from preproc.run.config import parse_config
+from preproc.cluster.submitted import SubmittedJob, read_submitted
+from preproc.plan.stage import PlanStage
+from preproc.run.config import load_config, parse_config
 from preproc.run.profile import Job, Limits, Profile, load_profile, merge
+from preproc.run.stage import run_stage
 from preproc.run.task_count import choose_tasks
 from preproc.run.waves import Space, Waves
 
@@ -234,6 +238,56 @@ def test_workers_of_a_notebook_ask_for_memory_in_the_sites_way(tmp_path: Path) -
     run.config.write_text(TOML + site.format("lumi"))
     lumi = cluster_options(run.root)
     assert (lumi["memory"], lumi["job_directives_skip"], lumi["job_extra_directives"]) == ("65536MiB", [], [])
+
+
+SBATCH = """#!/bin/sh
+case "$1" in --test-only) exit 0 ;; esac
+echo x >>{folder}/count
+number=$(wc -l <{folder}/count)
+if [ "$number" = {refused} ]; then echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1; fi
+if [ "$number" = {last} ]; then rm -r {jobs}; mkdir {jobs}; fi
+echo $((100 + number))
+"""
+
+
+@pytest.fixture
+def planned(archive: Path, tmp_path: Path) -> Run:
+    run = Run(make_run(tmp_path / "run", archive))
+    run_stage(PlanStage(), run, load_config(run))
+    return run
+
+
+def slurm_here(folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run, *, refused: int = 0, last: int = 0) -> None:
+    """Programs of Slurm that take jobs 101, 102 ..., refuse one, or lose the place where jobs are written down."""
+    folder.mkdir()
+    jobs = run.logs / "slurm" / "jobs.json"
+    programs = {
+        "sbatch": SBATCH.format(folder=folder, refused=refused, last=last, jobs=jobs),
+        "squeue": "#!/bin/sh\n",
+        "scancel": f'#!/bin/sh\necho "$@" >>{folder}/cancelled\n',
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_chain_that_slurm_takes_in_part_is_told(
+    planned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm_here(tmp_path / "bin", monkeypatch, planned, refused=3)
+    with pytest.raises(SmaltiError) as caught:
+        submit(planned, load_config(planned), Request())
+    assert "stitch was not queued: sbatch: AssocMaxSubmitJobLimit; queued are fetch 101, infer 102" in str(caught.value)
+    assert "`smalti resubmit" in str(caught.value)
+    assert [job.id for job in read_submitted(planned)] == [101, 102]
+
+
+def test_no_job_is_left_that_nobody_knows_of(planned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm_here(tmp_path / "bin", monkeypatch, planned, last=2)
+    with pytest.raises((SmaltiError, OSError), match=r"jobs\.json"):
+        submit(planned, load_config(planned), Request())
+    assert (tmp_path / "bin" / "cancelled").read_text().split() == ["--quiet", "102"]
 
 
 def test_a_dry_run_says_what_would_be_refused(tmp_path: Path) -> None:

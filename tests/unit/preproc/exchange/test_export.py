@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from support.embedded import write_vector
 from support.mosaicked import MODEL, TOML, config, embed_places, far_run, looks, planned_run, put_together, write_tile
+from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.imported import imported_tiles
@@ -25,6 +26,7 @@ from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
 from preproc.exchange.placement import Frame, take
 from preproc.exchange.points import hilbert
+from preproc.mirror.store import ObjectStore
 from preproc.mosaic.stage import StitchStage
 from preproc.raster.zones import own_rows, zone_grids
 from preproc.run.config import parse_config
@@ -235,6 +237,39 @@ def test_the_store_goes_out_and_in_again(run: Run, tmp_path: Path) -> None:
         import_embeddings(
             other, parse_config(text.replace('"demo"', '"tessera-v2-small"'), other.config), str(tmp_path / "store")
         )
+
+
+def test_a_bucket_takes_an_export_that_was_killed_and_is_imported_from(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(StitchStage(), run, config(run))
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_ALLOW_HTTP": "true"}
+    server = S3Server()
+    for name, value in {**keys, "AWS_ENDPOINT_URL": server.url, "AWS_REGION": "test"}.items():
+        monkeypatch.setenv(name, value)
+    made, other = [], planned_run(tmp_path / "other", CELLS)
+
+    def killed(store: ObjectStore, key: str, path: Path) -> None:
+        made.append(key)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        put(store, key, path)
+
+    put = ObjectStore.put
+    with server.running():
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(ObjectStore, "put", killed)
+            export(run, "s3://maps/out", "zarr")
+        assert re.search(r"s3://maps/out, 3 were there$", export(run, "s3://maps/out", "zarr"))
+        files = {name.removeprefix("/maps/out/"): content for name, content in server.files.items()}
+        own = {path.relative_to(run.mosaic / "embeddings.zarr") for path in run.mosaic.rglob("embeddings.zarr/**/*")}
+        assert {str(path) for path in own if (run.mosaic / "embeddings.zarr" / path).is_file()} <= set(files)
+        text = other.config.read_text().replace("[4.0, 50.7, 4.1, 50.8]", "[3.9, 50.6, 4.4, 51.0]")
+        text += '[model]\nname = "demo"\n'
+        import_embeddings(other, parse_config(text, other.config), "s3://maps/out")
+    for tile in planned_tiles(run):
+        mine, theirs = (read_embedding(r.embeddings, tile.name) for r in (run, other))
+        np.testing.assert_array_equal(theirs.scales_hw, mine.scales_hw)
 
 
 def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp_path: Path) -> None:
