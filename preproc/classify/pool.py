@@ -78,6 +78,7 @@ def _check_alike(tables: Sequence[Samples]) -> None:
                 "they are: run `smalti sample --force` there"
             )
         _check_embedded(first, tables[0].values_nc.shape[1], source, source.embedded, table.values_nc.shape[1])
+    _check_numbers([table.sources[0] for table in tables])
     known = [set(table.legend.values()) for table in tables]
     for table, names in zip(tables, known, strict=True):
         others = set().union(*(other for other in known if other is not names))
@@ -90,6 +91,21 @@ def _check_alike(tables: Sequence[Samples]) -> None:
         having = [table.sources[0].name for table, names in zip(tables, known, strict=True) if name in names]
         if len(having) < len(tables):
             say(f"train: {name} is labelled in {', '.join(having)} only")
+
+
+def _check_numbers(sources: Sequence[Source]) -> None:
+    """Make sure that all learn classes, or all the same number."""
+    first = sources[0]
+    for source in sources:
+        if source.value == first.value:
+            continue
+        if source.value is None:
+            hold = f"classes, and not {first.value}: leave it out, or sample {first.value} there"
+        elif first.value is None:
+            hold = f"numbers ({source.value}), and not classes: leave it out, or learn numbers here as well"
+        else:
+            hold = f"{source.value}, and not {first.value}: if they are the same in the same unit, name them alike"
+        raise SmaltiError(f"[train] runs: the samples of {source.name} hold {hold}")
 
 
 def _check_embedded(first: Source, dim: int, source: Source, embedded: Embedded, other_dim: int) -> None:

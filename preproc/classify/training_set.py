@@ -55,14 +55,12 @@ def training_set(run: Run, config: Config) -> TrainingSet:
         refuse_missing_gpu()
     pooled = pooled_samples(run, config)
     learns_number = maps_number(config)
-    odd = [source.name for source in pooled.sources if (source.value is not None) != learns_number]
-    if odd:
-        if learns_number:
-            hold = f"classes, and not {pooled.legend[1]}: leave out those runs, or sample {pooled.legend[1]} there"
-        else:
-            hold = "numbers, and not classes: leave out those runs, or learn numbers here as well ([labels] value)"
-        raise SmaltiError(f"[train] runs: the samples of {', '.join(odd)} hold {hold}")
     if learns_number:
+        if settings.method not in ("catboost", "best") or settings.task_type == "GPU":  # known late without [labels]
+            raise SmaltiError(
+                f"[classify] method: numbers (the labels of [train] runs hold {pooled.legend[1]}) are learned by "
+                "CatBoost, on the CPU"
+            )
         pooled = replace(pooled, code_n=_parts(pooled, settings.folds))
     whole = split_of(pooled, settings)
     held, held_out = hold_out(pooled, whole, settings)

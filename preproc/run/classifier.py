@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infer.contract import FormatError, Run, SmaltiError, read_json, read_manifest, verify_files
-from infer.contract.classification import ClassifierManifest, RegressorManifest
+from infer.contract.classification import ClassifierManifest, RegressorManifest, SamplesManifest
 from infer.contract.record import from_json
 from preproc.run.config import Config
 
@@ -37,10 +37,20 @@ def learns_number(folder: Path) -> bool:
 
 
 def maps_number(config: Config) -> bool:
-    """Whether a run maps a number ([labels] value, or a model of one), not classes."""
+    """Whether a run maps a number ([labels] value, a model of one, or other runs' labels with one), not classes."""
     if config.labels is not None:
         return config.labels.value is not None
-    return config.predict.model is not None and learns_number(config.predict.model)
+    if config.predict.model is not None:
+        return learns_number(config.predict.model)
+    return bool(config.train.runs) and _sampled_number(Run(config.train.runs[0]))
+
+
+def _sampled_number(run: Run) -> bool:
+    """Whether the samples of a run are numbers; False where there are none, which `train` says."""
+    try:
+        return SamplesManifest.read(run).value is not None
+    except (SmaltiError, OSError):
+        return False
 
 
 def refuse_settings_of_classes(run: Run, config: Config) -> None:

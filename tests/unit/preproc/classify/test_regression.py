@@ -409,11 +409,36 @@ def test_numbers_and_classes_are_not_mixed(run: Run, tmp_path: Path) -> None:
     by_class = settings(other, 'class = "crop"\n')
     run_stage(SampleStage(), other, by_class)
     both = settings(run, extra=f'[train]\nruns = ["{other.root}"]\n{BRIEF}')
-    with pytest.raises(SmaltiError, match=r"no class of this run \(yield\) is in another run"):
+    with pytest.raises(SmaltiError, match="samples of classes hold classes, and not yield: leave it out"):
         run_stage(TrainStage(), run, both)
-    alone = parse_config(f'{TOML}[train]\nruns = ["{run.root}"]\n', other.config)
-    with pytest.raises(SmaltiError, match="hold numbers, and not classes"):
-        run_stage(TrainStage(), other, alone)
+    with pytest.raises(SmaltiError, match=r"hold numbers \(yield\), and not classes"):
+        run_stage(TrainStage(), other, settings(other, 'class = "crop"\n', f'[train]\nruns = ["{run.root}"]\n'))
+
+
+def test_numbers_of_other_runs_alone_are_learned_and_mapped(run: Run, tmp_path: Path) -> None:
+    third = tiled_run(tmp_path / "2023")
+    embed(third, noise=0.5, seed=8)
+    there = f'{TOML}[train]\nruns = ["{run.root}"]\n'
+    config = parse_config(f"{there}{BRIEF}", third.config)
+    for stage in (TrainStage(), PredictStage(), ValidateStage()):
+        run_stage(stage, third, config)
+    assert RegressorManifest.read(third).value == "yield"
+    assert ValueMapManifest.read(third).mean == pytest.approx(6, abs=1)
+    with pytest.raises(SmaltiError, match=r"numbers \(the labels of \[train\] runs hold yield\) are learned by"):
+        run_stage(TrainStage(), third, parse_config(f'{there}{BRIEF}method = "knn"\n', third.config))
+    with pytest.raises(SmaltiError, match=r"\[validate\] measures a map of classes"):
+        asked = '[validate]\nreference = "points.gpkg"\nclass = "crop"\ndesign = "random"\n'
+        run_stage(PredictStage(), third, parse_config(there + asked, third.config))
+
+
+def test_numbers_that_are_called_otherwise_are_not_taken_for_the_same(run: Run, tmp_path: Path) -> None:
+    other = tiled_run(tmp_path / "other")
+    embed(other, noise=0.5, seed=8)
+    shapes, names = square_parcels(other)
+    write_vector(other.root / "labels.gpkg", shapes, {"ertrag": np.arange(len(names)), "parcel": np.arange(len(names))})
+    run_stage(SampleStage(), other, settings(other, 'value = "ertrag"\n'))
+    with pytest.raises(SmaltiError, match="the samples of other hold ertrag, and not yield: if they"):
+        run_stage(TrainStage(), run, settings(run, extra=f'[train]\nruns = ["{other.root}"]\n{BRIEF}'))
 
 
 def test_numbers_that_are_damaged_are_refused(run: Run) -> None:
