@@ -149,6 +149,8 @@ class PlannedRegion:
     """West, south, east, north in degrees; west may exceed east across the antimeridian."""
     pixels: int
     """Inside the region."""
+    read_from: str | None = None
+    """SHA-256 of the file that its outline was read from and of which layer; None if run.toml states the outline."""
 
 
 @dataclass(frozen=True)

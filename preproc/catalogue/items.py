@@ -39,11 +39,10 @@ from infer.contract import (
     write_bytes,
 )
 from preproc.catalogue.duplicates import Candidate, dedupe
-from preproc.catalogue.header import with_headers
 from preproc.catalogue.scene import Copy, Scene
-from preproc.catalogue.search import MARGIN_DEGREES, search_api
 from preproc.catalogue.sources import (
     CATALOGUES,
+    MARGIN_DEGREES,
     PRODUCTS,
     Item,
     Rejected,
@@ -52,10 +51,7 @@ from preproc.catalogue.sources import (
     footprint,
     parse_item,
 )
-from preproc.catalogue.static import read_static
-from preproc.reader.buckets import BucketSigner
 from preproc.reader.hrefs import absolute, is_bucket, is_url, portable
-from preproc.reader.ranges import RangeClient
 from preproc.region.grid import tile_footprints
 from preproc.region.region import Region
 from preproc.run.config import Config
@@ -102,6 +98,13 @@ def search_scenes(config: Config, region: Region) -> list[Item]:
     Raises:
         SmaltiError: if the archive cannot be searched, or nothing is found.
     """
+    # here: only who searches talks to services, and what does that takes long to import
+    from preproc.catalogue.header import with_headers
+    from preproc.catalogue.search import search_api
+    from preproc.catalogue.static import read_static
+    from preproc.reader.buckets import BucketSigner
+    from preproc.reader.ranges import RangeClient
+
     archive, window = config.archive, config.region
     if archive.source == "static":
         assert archive.href is not None  # the settings are validated

@@ -19,7 +19,7 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from infer.contract import SmaltiError
-from preproc.catalogue.sources import Catalogue, Item
+from preproc.catalogue.sources import MARGIN_DEGREES, Catalogue, Item
 from preproc.reader.transport import (
     ATTEMPTS,
     THINKING_S,
@@ -32,8 +32,6 @@ from preproc.reader.transport import (
 from preproc.region.region import Region, polygons_of
 from preproc.run.progress import progress
 
-MARGIN_DEGREES = 0.01
-"""Footprints are drawn with few vertices: what lies this near is asked for too."""
 WIDEST_SCENE = 300_000.0
 """Metres: no slice of Sentinel-1 is wider, no granule of Sentinel-2 nearly as wide."""
 MAX_VERTICES = 400

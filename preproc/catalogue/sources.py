@@ -25,6 +25,8 @@ from preproc.region.region import TURNS, polygons_of, split_antimeridian
 from preproc.run.config import Archive
 from preproc.run.text import parse_time
 
+MARGIN_DEGREES = 0.01
+"""Footprints are drawn with few vertices: what lies this near a region is asked for too."""
 _MAX_ID = 1000
 """Characters of an item's id, which messages and records of tiles repeat."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from catboost import CatBoostClassifier, CatBoostError
-from catboost.utils import get_gpu_device_count
 from numpy.typing import NDArray
 
 from infer.contract import SmaltiError
+
+if TYPE_CHECKING:
+    from catboost import CatBoostClassifier
 
 _COLUMNS = 24
 """Embedding numbers looked at for a split, drawn anew each time: far faster than all, and no less accurate."""
@@ -40,6 +41,8 @@ def refuse_missing_gpu() -> None:
     Raises:
         SmaltiError: if there is none that it can use.
     """
+    from catboost.utils import get_gpu_device_count  # as below
+
     count = get_gpu_device_count()
     if count < 1:
         raise SmaltiError(
@@ -65,6 +68,8 @@ def fit(
     Raises:
         SmaltiError: if CatBoost refuses the rows, for example because all of them are equal.
     """
+    from catboost import CatBoostClassifier, CatBoostError  # here: it takes long, and whoever looks at a run fits none
+
     settings = asdict(chosen)
     if len(x_nc) >= _FEW_ROWS:
         settings.update(bootstrap_type="Bernoulli", subsample=0.8)

@@ -12,10 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from catboost import CatBoostClassifier, CatBoostError
 from numpy.typing import NDArray
 
 from infer.contract import FormatError, Inputs, writing
@@ -23,6 +22,9 @@ from infer.contract.classification import ClassEntry, ClassifierManifest
 from preproc.classify.methods import SAVED, Linear, Model, probabilities
 from preproc.classify.unet import UNet
 from preproc.run.classifier import MANIFEST, file_of, verified
+
+if TYPE_CHECKING:
+    from catboost import CatBoostClassifier
 
 CLASSIFIER = "classifier.cbm"
 ARRAYS = "classifier.npz"
@@ -80,18 +82,20 @@ def save_classifier(
         files: what else stands in `folder` and belongs to it.
     """
     path = folder / _file(about)
-    if isinstance(model, CatBoostClassifier):
-        # CatBoost notes when a model was trained, and a random identity: both would make equal models differ.
-        metadata = model.get_metadata()
-        metadata["train_finish_time"] = ""
-        metadata["model_guid"] = ""
-        _save(path, model)
+    if about.method == "catboost":
+        _save(path, cast("CatBoostClassifier", model))
     else:
         cast(Linear | UNet, model).save(path)
     about.write(folder / MANIFEST, inputs=inputs, files=[path, *files])
 
 
 def _save(path: Path, model: CatBoostClassifier) -> None:
+    from catboost import CatBoostError  # as in preproc.classify.boost
+
+    # CatBoost notes when a model was trained, and a random identity: both would make equal models differ.
+    metadata = model.get_metadata()
+    metadata["train_finish_time"] = ""
+    metadata["model_guid"] = ""
     try:
         model.save_model(str(path), format="cbm")
     except CatBoostError as error:  # "(Error 28: No space left on device) ...": say it as the operating system does
@@ -130,6 +134,8 @@ def _file(about: ClassifierManifest) -> str:
 
 
 def _catboost(path: Path) -> CatBoostClassifier:
+    from catboost import CatBoostClassifier, CatBoostError  # as above
+
     model = CatBoostClassifier()
     try:
         model.load_model(str(path), format="cbm")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from infer.contract import JsonObject
 from preproc.classify import regression
@@ -19,31 +18,41 @@ from preproc.classify.methods import Method, fold_probabilities, parameters
 from preproc.classify.regression import NumberParameters
 from preproc.classify.table import Samples
 
-Space = dict[str, BaseDistribution]
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
-_EVEN = CategoricalDistribution(["None", "Balanced"])
-_SPACES: Mapping[Method, Space] = {
-    "catboost": {
-        "iterations": IntDistribution(60, 300, step=20),
-        "depth": IntDistribution(3, 6),
-        "learning_rate": FloatDistribution(0.03, 0.3, log=True),
-        "l2_leaf_reg": FloatDistribution(1.0, 30.0, log=True),
-        "class_weights": CategoricalDistribution(["None", "SqrtBalanced", "Balanced"]),
-    },
-    "linear": {"c": FloatDistribution(1e-4, 10.0, log=True), "class_weights": _EVEN},
-    "knn": {"neighbours": IntDistribution(1, 31, step=2), "class_weights": _EVEN},
-    "mlp": {
-        "hidden": IntDistribution(16, 128, step=16),
-        "alpha": FloatDistribution(1e-4, 1.0, log=True),
-        "iterations": IntDistribution(20, 100, step=20),
-    },
-}
-_OF_NUMBERS: Space = {
-    "iterations": IntDistribution(60, 400, step=20),
-    "depth": IntDistribution(2, 6),
-    "learning_rate": FloatDistribution(0.02, 0.3, log=True),
-    "l2_leaf_reg": FloatDistribution(1.0, 30.0, log=True),
-}
+Space: TypeAlias = "dict[str, BaseDistribution]"
+
+
+@cache
+def _spaces() -> Mapping[Method | None, Space]:
+    """Method, or None of a number -> where its parameters are looked for."""
+    # here: whoever looks at a run tunes nothing
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    even = CategoricalDistribution(["None", "Balanced"])
+    return {
+        "catboost": {
+            "iterations": IntDistribution(60, 300, step=20),
+            "depth": IntDistribution(3, 6),
+            "learning_rate": FloatDistribution(0.03, 0.3, log=True),
+            "l2_leaf_reg": FloatDistribution(1.0, 30.0, log=True),
+            "class_weights": CategoricalDistribution(["None", "SqrtBalanced", "Balanced"]),
+        },
+        "linear": {"c": FloatDistribution(1e-4, 10.0, log=True), "class_weights": even},
+        "knn": {"neighbours": IntDistribution(1, 31, step=2), "class_weights": even},
+        "mlp": {
+            "hidden": IntDistribution(16, 128, step=16),
+            "alpha": FloatDistribution(1e-4, 1.0, log=True),
+            "iterations": IntDistribution(20, 100, step=20),
+        },
+        None: {
+            "iterations": IntDistribution(60, 400, step=20),
+            "depth": IntDistribution(2, 6),
+            "learning_rate": FloatDistribution(0.02, 0.3, log=True),
+            "l2_leaf_reg": FloatDistribution(1.0, 30.0, log=True),
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class ClassQuestion(Question):
     @property
     def space(self) -> Space:
         """Of the method."""
-        return _SPACES[self.method]
+        return _spaces()[self.method]
 
     def parameters(self, values: JsonObject | None = None) -> Any:
         """Of the method."""
@@ -130,7 +139,7 @@ class NumberQuestion(Question):
     @property
     def space(self) -> Space:
         """Of CatBoost's quantiles."""
-        return _OF_NUMBERS
+        return _spaces()[None]
 
     def parameters(self, values: JsonObject | None = None) -> NumberParameters:
         """Of CatBoost's quantiles."""

@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from catboost import CatBoostError, CatBoostRegressor
 from numpy.typing import NDArray
 
 from infer.contract import FormatError, Inputs, Run, SmaltiError, atomic_dir, verify_files, write_bytes
@@ -45,6 +44,9 @@ from preproc.classify.training_set import TrainingSet
 from preproc.run.classifier import MANIFEST, file_of, read_regressor
 from preproc.run.config import Config
 from preproc.run.progress import progress, say
+
+if TYPE_CHECKING:
+    from catboost import CatBoostRegressor
 
 REGRESSOR, CARD_TEXT, SCATTER = "regressor.cbm", "card.md", "scatter.png"
 INTERVAL = (0.05, 0.95)
@@ -144,6 +146,8 @@ def fit(
     Raises:
         SmaltiError: if CatBoost refuses the rows.
     """
+    from catboost import CatBoostError, CatBoostRegressor  # as in preproc.classify.boost
+
     levels = ",".join(map(str, _LEVELS))
     model = CatBoostRegressor(
         loss_function=f"MultiQuantile:alpha={levels}",
@@ -257,6 +261,8 @@ def load_regressor(folder: Path) -> Regressor:
     about = read_regressor(folder)
     verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     path = file_of(folder, REGRESSOR)
+    from catboost import CatBoostError, CatBoostRegressor  # as above
+
     model = CatBoostRegressor()
     try:
         model.load_model(str(path), format="cbm")

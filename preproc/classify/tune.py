@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 
 from infer.contract.classification import Tuning
@@ -17,6 +16,9 @@ from preproc.classify.folds import Folds
 from preproc.classify.questions import Question, Space
 from preproc.classify.trials import WAVE, Study, Trial
 from preproc.run.progress import progress, say
+
+if TYPE_CHECKING:
+    import optuna
 
 _PATIENCE = 0.2
 """Seconds between looks at what other processes are doing."""
@@ -30,6 +32,8 @@ def propose(question: Question, history: Sequence[Trial], number: int, seed: int
     """
     if number == 0:
         return question.parameters()
+    import optuna  # as in preproc.classify.questions
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed + number, n_startup_trials=6)
     study = optuna.create_study(direction="maximize" if question.better > 0 else "minimize", sampler=sampler)
@@ -38,6 +42,8 @@ def propose(question: Question, history: Sequence[Trial], number: int, seed: int
 
 
 def _told(trial: Trial, space: Space) -> optuna.trial.FrozenTrial:
+    import optuna
+
     common: dict[str, Any] = {"params": dict(trial.values), "distributions": space}
     if not trial.pruned:
         return optuna.trial.create_trial(value=trial.score, **common)

@@ -40,7 +40,7 @@ from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.text import render_plan
 from preproc.reader.hrefs import is_url, portable
 from preproc.region.grid import by_neighbourhood, interleaved, plan_tiles, utm_zones, zone_part
-from preproc.region.region import Region, load_region
+from preproc.region.region import Region, load_region, outline_fingerprint
 from preproc.run.config import Config
 from preproc.run.profile import load_profile
 from preproc.run.progress import say
@@ -88,9 +88,9 @@ class PlanStage:
         Raises:
             SmaltiError: if the region cannot be read.
         """
-        region = load_region(config.region)
+        outline = outline_fingerprint(run, config.region)
         units = [
-            Unit("plan.json", run.plan, "plan", plan_inputs(run, config, region)),
+            Unit("plan.json", run.plan, "plan", plan_inputs(run, config, outline)),
             _ModelUnit("model.json", run.model_job, "model-job", {}, in_passing=True, run=run, config=config),
         ]
 
@@ -99,12 +99,12 @@ class PlanStage:
                 run.model_job.unlink(missing_ok=True)  # one that cannot be read must not be compared
                 write_model_job(run, config.model.job())
             else:
-                _write_plan(run, config, region, unit)
+                _write_plan(run, config, unit)
 
         return Session(units, lambda due: one_by_one(due.units, make))
 
 
-def plan_inputs(run: Run, config: Config, region: Region) -> Inputs:
+def plan_inputs(run: Run, config: Config, outline: str) -> Inputs:
     """What the plan depends on. The items found are not part of it: a search is repeated when it is asked for.
 
     A local item collection counts with its contents, so that a changed archive is searched again, and a copy of the run
@@ -113,7 +113,7 @@ def plan_inputs(run: Run, config: Config, region: Region) -> Inputs:
     archive = config.archive
     href = None if archive.href is None else portable(archive.href, run.root, run.root)
     inputs: dict[str, Any] = {
-        "region": region.fingerprint,
+        "region": outline,
         "window": [config.region.start.isoformat(), config.region.end.isoformat()],
         "archive": {"source": archive.source, "href": href, "url": archive.url, "as": archive.data_source},
         "tile_size": config.tiles.size,
@@ -177,7 +177,7 @@ def make_plan(config: Config, region: Region, folder: Path) -> tuple[list[Item],
         tile_size=config.tiles.size,
         tiles=planned,
         zones=dict(sorted(Counter(str(tile.epsg) for tile in planned).items())),
-        region=PlannedRegion(region.name, region.fingerprint, _rounded(region.bounds), pixels),
+        region=PlannedRegion(region.name, region.fingerprint, _rounded(region.bounds), pixels, region.read_from),
         window=(config.region.start, config.region.end),
         source=config.archive.source,
         scenes=_found_scenes(yielded),
@@ -215,11 +215,13 @@ def dry_run(run: Run, config: Config) -> tuple[str, Plan]:
     return render_plan(plan, disk_of(plan, config)), plan
 
 
-def _write_plan(run: Run, config: Config, region: Region, unit: Unit) -> None:
+def _write_plan(run: Run, config: Config, unit: Unit) -> None:
+    region = load_region(config.region)
     items, found, plan = make_plan(config, region, run.root)
     run.plan.unlink(missing_ok=True)  # from here on the old plan no longer fits its items
     files = save_items(run, items)
-    plan.write(run.plan, inputs=unit.inputs, files=[*files, *index_scenes(run, items, found)])
+    inputs = {**unit.inputs, "region": region.fingerprint}
+    plan.write(run.plan, inputs=inputs, files=[*files, *index_scenes(run, items, found)])
     say(render_plan(plan))
 
 

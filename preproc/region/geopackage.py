@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 
@@ -32,6 +31,8 @@ def geopackage(
         epsg: of their CRS.
         about: the layer's metadata.
     """
+    import pyogrio  # here: pandas comes with it, and tasks that make sheets write none
+
     content = io.BytesIO()
     with _fixed_clock():
         pyogrio.raw.write(
@@ -56,6 +57,8 @@ def _field(values: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
 @contextmanager
 def _fixed_clock() -> Iterator[None]:
     """GeoPackages carry the time of their last change: equal content is to have equal bytes."""
+    import pyogrio
+
     before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2021-01-01T00:00:00.000Z"})
     try:

@@ -7,7 +7,7 @@ are densified before they are reprojected, and again when `region_in` takes them
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from pyproj.exceptions import ProjError
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from infer.contract import SmaltiError
+from infer.contract import Plan, Run, SmaltiError, sha256_json
 from preproc.region.military_grid import mgrs_bounds, mgrs_cell, no_such_square
-from preproc.region.vector import read_vector
+from preproc.region.vector import fingerprint, read_vector
 from preproc.run.config import RegionSettings
 from preproc.run.progress import say
 
@@ -49,6 +49,8 @@ class Region:
     """SHA-256 of the vertices, rounded to a tenth of a millimetre."""
     name: str
     """File name without its ending, or "bbox"."""
+    read_from: str | None = None
+    """See `infer.contract.plan.PlannedRegion`."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and other.fingerprint == self.fingerprint
@@ -117,12 +119,42 @@ def load_region(settings: RegionSettings) -> Region:
         box = shapely.box(west, south, east if east > west else east + 360, north)
         # Short edges: one of more than 180 degrees would be taken for one that goes the other way around the Earth.
         return make_region(shapely.segmentize(box, 90), "bbox", source="run.toml: bbox")
-    path = settings.geometry
+    path, read_from = settings.geometry, _read_from(settings)  # before it is read: what changes then is read again
     vector = read_vector(path, key="[region] geometry", layer=settings.layer)
     polygons = _check(path, vector.geometries_n)
     if not vector.crs.equals(WGS84, ignore_axis_order=True):
         polygons = _to_wgs84(path, polygons, vector.crs)
-    return make_region(MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], path.stem, source=str(path))
+    outline = MultiPolygon(polygons) if len(polygons) > 1 else polygons[0]
+    return replace(make_region(outline, path.stem, source=str(path)), read_from=read_from)
+
+
+def outline_fingerprint(run: Run, settings: RegionSettings) -> str:
+    """`load_region(settings).fingerprint`: of a file that has not changed since the plan it is what that says.
+
+    To read a file takes a second and pandas, and a coast of a million vertices more: a task with nothing to do, or
+    `status`, need nothing of it but this.
+
+    Raises:
+        SmaltiError: as `load_region`.
+    """
+    read_from = _read_from(settings)
+    if read_from is not None:
+        try:
+            planned = Plan.read(run).region
+        except SmaltiError:
+            planned = None  # the region is read, and whoever needs the plan says what is wrong with it
+        if planned is not None and planned.read_from == read_from:
+            return planned.fingerprint
+    return load_region(settings).fingerprint
+
+
+def _read_from(settings: RegionSettings) -> str | None:
+    if settings.geometry is None:
+        return None
+    try:
+        return sha256_json([fingerprint(settings.geometry, section="region"), settings.layer])
+    except SmaltiError:
+        return None  # whoever reads it says what is wrong
 
 
 def mgrs_square(name: str) -> BaseGeometry:

@@ -24,11 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.core import _register_drivers
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
@@ -43,7 +40,6 @@ DRIVERS = frozenset(
     | {"MapInfo File", "OpenFileGDB", "GPX", "MEM"}
 )
 """What GDAL may open (MEM is its own memory)."""
-_OGR_ERRORS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ValueError, pa.ArrowException)
 _SLIPS = (UnboundLocalError, RecursionError, OverflowError, MemoryError)
 """How libraries fail on absurd files: pyogrio by an unset variable, of a .prj that is not UTF-8."""
 _PARQUET, _CSV, _JSON = (".parquet", ".geoparquet"), (".csv", ".tsv"), (".geojson", ".json", ".geojsonl", ".geojsons")
@@ -198,6 +194,7 @@ def _settled(path: Path) -> Iterator[Path]:
 @contextmanager
 def _one_line(path: Path, section: str, encoding: str | None) -> Iterator[None]:
     """Libraries' errors and warnings become one line each that names the file."""
+    ogr_errors = _ogr_errors()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -209,12 +206,19 @@ def _one_line(path: Path, section: str, encoding: str | None) -> Iterator[None]:
             raise SmaltiError(
                 f'{path}: its text is not {stated} ({_flat(error)}): set {section} encoding, for example to "cp1252"'
             ) from error
-        except (*_OGR_ERRORS, *_SLIPS, OSError, zipfile.BadZipFile) as error:
+        except (*ogr_errors, *_SLIPS, ValueError, pa.ArrowException, OSError, zipfile.BadZipFile) as error:
             raise SmaltiError(
                 f"{path}: cannot be read as a vector file ({_flat(error)}): smalti reads {_FORMATS}"
             ) from error
     for message in list(dict.fromkeys(_flat(warning.message) for warning in caught))[:3]:
         say(f"Warning: {path}: {message}")
+
+
+def _ogr_errors() -> tuple[type[Exception], ...]:
+    # here and below: pandas comes with it, and most commands open no vector file
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
+
+    return DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 
 
 def _flat(error: object) -> str:
@@ -233,6 +237,9 @@ def _no_attribute(path: Path, section: str, name: str, opened: _Opened) -> str:
 @lru_cache(maxsize=1)
 def _restrict_drivers() -> None:
     """Take all other drivers for vectors out of this process's GDAL."""
+    import pyogrio
+    from pyogrio.core import _register_drivers
+
     others = [name for name in pyogrio.list_drivers() if name not in DRIVERS]
     before = pyogrio.get_gdal_config_option("GDAL_SKIP")
     pyogrio.set_gdal_config_options({"GDAL_SKIP": ",".join(others)})
@@ -246,6 +253,8 @@ def _restrict_drivers() -> None:
 
 
 def _open_ogr(path: Path, source: Path, section: str, layer: str | None, encoding: str | None, text: bool) -> _Opened:
+    import pyogrio
+
     _restrict_drivers()
     where, layer = _gdal_path(source, section, layer)
     shapefile = (isinstance(where, str) and where.lower().endswith(".shp")) or (
@@ -323,6 +332,8 @@ def _refuse_queries(path: Path, where: str | bytes, layer: str) -> None:
     Raises:
         SmaltiError: if the layer is not a table.
     """
+    import pyogrio
+
     name = layer.replace("'", "''")
     made = pyogrio.raw.read(
         where, sql=f"SELECT sql FROM sqlite_master WHERE name = '{name}' COLLATE NOCASE", read_geometry=False

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from infer.contract import Run, child, planned_tiles
@@ -16,11 +15,20 @@ from preproc.raster.legend import class_colours
 from preproc.raster.preview import Picture, length_text, picture, png_bytes, preview_level, read_strips, scale_length
 from preproc.raster.zones import ZoneGrid, zone_grids
 
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
 CONFIDENCE_COLOURS = "cividis"
 """Even in lightness, and the same to people who do not tell red from green."""
 
 
 VALUE_COLOURS = "viridis"
+
+
+def _colours(name: str) -> Colormap:
+    from matplotlib import colormaps  # here: whoever looks at a run draws nothing
+
+    return colormaps[name]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def class_pictures(run: Run, made: MapManifest) -> list[Shown]:
 
 def confidence_pictures(run: Run, made: MapManifest) -> list[Shown]:
     """The confidence of each zone: dark 0 %, bright 100 %."""
-    table = (colormaps[CONFIDENCE_COLOURS](np.arange(256) / 100, bytes=True)).astype(np.uint8)
+    table = (_colours(CONFIDENCE_COLOURS)(np.arange(256) / 100, bytes=True)).astype(np.uint8)
     table[0] = 0
 
     def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
@@ -65,7 +73,7 @@ def confidence_pictures(run: Run, made: MapManifest) -> list[Shown]:
 
 def confidence_gradient(steps: int = 11) -> str:
     """The colours of the confidence picture as a CSS gradient."""
-    rgba = colormaps[CONFIDENCE_COLOURS](np.linspace(0, 1, steps), bytes=True)
+    rgba = _colours(CONFIDENCE_COLOURS)(np.linspace(0, 1, steps), bytes=True)
     return ", ".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue, _ in rgba)
 
 
@@ -83,7 +91,7 @@ def value_pictures(run: Run, made: ValueMapManifest) -> tuple[list[Shown], float
 
     def colours(strips: list[NDArray[Any]]) -> NDArray[np.uint8]:
         shade = (strips[0][..., 0] - low) / ((high - low) or 1.0)
-        rgba: NDArray[np.uint8] = colormaps[VALUE_COLOURS](np.nan_to_num(shade, nan=0.0), bytes=True)
+        rgba: NDArray[np.uint8] = _colours(VALUE_COLOURS)(np.nan_to_num(shade, nan=0.0), bytes=True)
         rgba[np.isnan(shade)] = 0
         return rgba
 

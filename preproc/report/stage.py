@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING, Any
 
 from infer.contract import SOFTWARE, Run, SmaltiError, read_toml, sha256_file, write_bytes, write_manifest
 from infer.contract.rasters import CleanedMap
@@ -18,6 +16,9 @@ from preproc.report.truth import compare, truth_fingerprint
 from preproc.run.classifier import maps_number
 from preproc.run.config import Config
 from preproc.run.stage import Session, Unit, one_by_one
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 KIND = "report"
 LAYOUT = 3
@@ -81,6 +82,8 @@ def render(values: Mapping[str, object]) -> str:
 
 def page_template(package: str, name: str) -> Template:
     """A template of a package that may use the report's style, with the report's ways to show figures."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined  # here: whoever looks lays out no page
+
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("preproc.report", ".")]),
         autoescape=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from infer.contract import Inputs, PlannedTile, sha256_json
 from preproc.catalogue.scene import Scene
 from preproc.reader.hrefs import is_url, portable
-from preproc.tile.same_day import OnMissing
+
+if TYPE_CHECKING:
+    from preproc.tile.same_day import OnMissing
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from infer.contract import (
@@ -28,11 +28,8 @@ from infer.contract.imported import imported_tiles
 from preproc.catalogue.items import TileScenes, archive_moved
 from preproc.catalogue.scene import Scene
 from preproc.reader.gdal import check_coordinates, gdal_settings
-from preproc.reader.ranges import RangeClient
-from preproc.reader.read import Reader
-from preproc.reader.signing import make_signer
 from preproc.region.grid import region_mask
-from preproc.region.region import Region, load_region
+from preproc.region.region import Region, load_region, outline_fingerprint
 from preproc.run.clean import leftover_lines, leftovers
 from preproc.run.config import Config
 from preproc.run.embedded import EmbeddingUnits, embedding_units
@@ -41,7 +38,6 @@ from preproc.run.quality import summarise_quality
 from preproc.run.stage import Built, Due, LateInputs, Session, Unit, one_by_one
 from preproc.run.stages import Keep, keeper
 from preproc.run.waves import NOTHING, Room, budget, room_of, tile_space
-from preproc.tile.build import build_tiles
 from preproc.tile.recipe import Fingerprints, TileJob
 
 GROUP_PIXELS = 2048
@@ -94,7 +90,8 @@ class _RunScenes:
     """What all tiles of a run share."""
 
     config: Config
-    region: Region
+    outline: str
+    """Fingerprint of the region."""
     index: TileScenes
     tiles: Sequence[PlannedTile]
     """That are to be fetched, in plan order: none of those whose embeddings were imported, nobody will read their
@@ -115,6 +112,14 @@ class _RunScenes:
                 known[id(scenes)] = scenes, self.fingerprints.of(scenes)
             self.looked_up[tile.name] = known[id(scenes)][1]
 
+    @cached_property
+    def region(self) -> Region:
+        """Read when a tile is made."""
+        found = load_region(self.config.region)
+        if found.fingerprint != self.outline:
+            raise SmaltiError(f"{self.config.region.geometry}: it changed since this command began: run it again")
+        return found
+
     @property
     def window(self) -> tuple[str, str]:
         """First and last day, ISO."""
@@ -134,7 +139,7 @@ class _RunScenes:
     def _inputs(self, tile: PlannedTile) -> Inputs:
         return {
             "grid": [tile.epsg, tile.west, tile.north, tile.size],
-            "region": self.region.fingerprint,
+            "region": self.outline,
             "window": list(self.window),
             "min_clear": self.config.tiles.min_clear,
             "on_missing": self.config.archive.on_missing,
@@ -168,8 +173,8 @@ def _season(run: Run, config: Config) -> _RunScenes:
     imported = imported_tiles(run)
     if imported:
         tiles = [tile for tile in tiles if tile.name not in imported]
-    region = load_region(config.region)
-    return _RunScenes(config, region, index, tiles, fingerprints, run.tiles, embedding_units(run, config))
+    outline = outline_fingerprint(run, config.region)
+    return _RunScenes(config, outline, index, tiles, fingerprints, run.tiles, embedding_units(run, config))
 
 
 def tile_of(unit: Unit) -> PlannedTile:
@@ -246,6 +251,12 @@ def _said_afterwards(run: Run) -> list[str]:
 
 def _build(run: Run, season: _RunScenes, due: Due) -> Generator[Built]:
     """Fetch tiles, each together with those of its neighbours that are due as well."""
+    # here: what talks to services takes long to import, and often no tile is due
+    from preproc.reader.ranges import RangeClient
+    from preproc.reader.read import Reader
+    from preproc.reader.signing import make_signer
+    from preproc.tile.build import build_tiles
+
     archive = season.config.archive
     scratch = scratch_folder(season.config.site.scratch)
     keep = None

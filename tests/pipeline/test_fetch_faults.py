@@ -18,8 +18,9 @@ from support.range_server import Faults, RangeServer, serve_folder
 from support.runs import digest
 from support.tiny import SIZE, WEST, TinyArchive
 
+import preproc.reader.ranges
 import preproc.reader.read
-import preproc.tile.stage
+import preproc.reader.signing
 from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_tile
 from preproc.reader.ranges import RangeClient
 from preproc.reader.sparse_file import RemoteFile
@@ -92,7 +93,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, an early verdict on stalls, and so short a header that every file takes several requests."""
     monkeypatch.setattr(preproc.reader.read, "RemoteFile", functools.partial(RemoteFile, header_bytes=512))
     client = functools.partial(RangeClient, wait=lambda _: 0.0, stall_s=1.0)
-    monkeypatch.setattr(preproc.tile.stage, "RangeClient", client)
+    monkeypatch.setattr(preproc.reader.ranges, "RangeClient", client)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -132,7 +133,7 @@ def test_tokens_that_expire_in_the_middle_are_renewed(
     server = RangeServer(lambda path: files(path.removeprefix("/season/archive")), latency_s=0.005, faults=faults)
     with server.running():
         signer = Signer(server)
-        monkeypatch.setattr(preproc.tile.stage, "make_signer", lambda *_: signer)
+        monkeypatch.setattr(preproc.reader.signing, "make_signer", lambda *_: signer)
         run, config = prepared(season, tmp_path / "run", f"{server.url}/season/archive")
         stage(run, config)
     assert signer.renewals >= 1

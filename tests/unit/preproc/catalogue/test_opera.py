@@ -111,7 +111,7 @@ def test_remote_items_of_opera_get_their_orbit_from_the_tag(
             content = (tmp_path / href.rpartition("/")[2]).read_bytes()
             return content[start:end], len(content)
 
-    monkeypatch.setattr("preproc.catalogue.items.RangeClient", Client)
+    monkeypatch.setattr("preproc.reader.ranges.RangeClient", Client)
     item = {
         "type": "Feature",
         "id": name,

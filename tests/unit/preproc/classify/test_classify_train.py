@@ -70,8 +70,8 @@ def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from optuna.distributions import IntDistribution
 
-    monkeypatch.setitem(questions._SPACES["catboost"], "iterations", IntDistribution(20, 160, step=20))
-    monkeypatch.setitem(questions._SPACES["catboost"], "depth", IntDistribution(2, 5))
+    monkeypatch.setitem(questions._spaces()["catboost"], "iterations", IntDistribution(20, 160, step=20))
+    monkeypatch.setitem(questions._spaces()["catboost"], "depth", IntDistribution(2, 5))
 
 
 @pytest.fixture(scope="module")
@@ -633,8 +633,8 @@ def test_with_a_gpu_the_final_fit_runs_there_and_folds_do_not(run: Run, monkeypa
             asked.append(dict(options))
             super().__init__(**{**options, "task_type": "CPU"})
 
-    monkeypatch.setattr(boost, "get_gpu_device_count", lambda: 1)
-    monkeypatch.setattr(boost, "CatBoostClassifier", Recorded)
+    monkeypatch.setattr("catboost.utils.get_gpu_device_count", lambda: 1)
+    monkeypatch.setattr("catboost.CatBoostClassifier", Recorded)
     config = settings(run, f'{TRAINING}task_type = "GPU"\n'.replace("trials = 3", "trials = 0"))
     run_stage(TrainStage(), run, config)
     on_gpu = [options for options in asked if options["task_type"] == "GPU"]
@@ -647,7 +647,7 @@ def test_with_a_gpu_the_final_fit_runs_there_and_folds_do_not(run: Run, monkeypa
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boost, "get_gpu_device_count", lambda: 0)
+    monkeypatch.setattr("catboost.utils.get_gpu_device_count", lambda: 0)
     with pytest.raises(SmaltiError, match='task_type = "GPU": CatBoost finds no GPU here'):
         run_stage(TrainStage(), run, settings(run, f'{TRAINING}task_type = "GPU"\n'))
     assert not run.model.exists()

@@ -167,8 +167,8 @@ def test_a_model_of_yields_maps_a_run_without_labels(run: Run, tmp_path: Path) -
 @pytest.fixture
 def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search space in which a trial takes a fraction of a second."""
-    monkeypatch.setitem(questions._OF_NUMBERS, "iterations", IntDistribution(20, 60, step=20))
-    monkeypatch.setitem(questions._OF_NUMBERS, "depth", IntDistribution(2, 3))
+    monkeypatch.setitem(questions._spaces()[None], "iterations", IntDistribution(20, 60, step=20))
+    monkeypatch.setitem(questions._spaces()[None], "depth", IntDistribution(2, 3))
     monkeypatch.setattr(regression.NumberParameters, "__init__", few_trees(regression.NumberParameters.__init__))
 
 

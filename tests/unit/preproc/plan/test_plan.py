@@ -25,6 +25,8 @@ from preproc.catalogue.items import SCENES_FILE, SceneIndex, TileScenes, load_sc
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
 from preproc.plan.stage import PlanStage, describe_plan, dry_run
+from preproc.region import region as region_module
+from preproc.region.vector import read_vector
 from preproc.run.config import Config, load_config
 from preproc.run.stage import run_stage
 from preproc.run.text import human_bytes, human_time
@@ -361,6 +363,38 @@ def test_a_region_without_crs_fails_before_the_search(run: Run, tmp_path: Path) 
     with pytest.raises(SmaltiError, match=r"r.gpkg: has no CRS"):
         plan(run)
     assert not run.plan.exists()
+
+
+def test_a_region_file_is_read_again_when_its_bytes_are_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(east: float, **more: object) -> None:
+        ring = [[4.05, 50.74], [east, 50.74], [east, 50.75], [4.05, 50.75], [4.05, 50.74]]
+        drawn = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+        write(tmp_path / "region.geojson", {"type": "FeatureCollection", "features": [drawn], **more})
+
+    draw(4.07)
+    edit(run, "bbox = [4.05, 50.74, 4.07, 50.75]", 'geometry = "../region.geojson"')
+    config = plan(run)
+    assert Plan.read(run).region.read_from is not None
+    reads: list[Path] = []
+    monkeypatch.setattr(
+        region_module, "read_vector", lambda path, **how: reads.append(path) or read_vector(path, **how)
+    )
+
+    def state() -> str:
+        return PlanStage().open(run, config).units[0].state().kind
+
+    assert (state(), len(reads)) == ("complete", 0)
+    draw(4.07, name="written anew")
+    assert (state(), len(reads)) == ("complete", 1), "other bytes, the same outline"
+    draw(4.0701)
+    assert (state(), len(reads)) == ("stale", 2)
+    plan(run)
+    assert (state(), len(reads)) == ("complete", 4), "to see that it is due, and to make it"
+    (tmp_path / "region.geojson").unlink()
+    with pytest.raises(SmaltiError, match="no such file"):
+        state()
 
 
 def test_the_plan_is_json_without_times_or_hosts(run: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +106,40 @@ def test_a_plan_that_was_replaced_is_read_again(fetched: tuple[Run, Config]) -> 
     content["tiles"] = content["tiles"][:1]
     run.plan.write_text(json.dumps(content))
     assert len(planned_tiles(run)) == 1
+
+
+_HEAVY = (
+    "PIL catboost jinja2 matplotlib obstore optuna pandas planetary_computer pyogrio pystac_client requests scipy "
+    "sklearn torch xarray zarr"
+)
+_OF_STAGES = "pyarrow pydantic pyproj rasterio shapely"
+_MAIN = """
+import sys
+from preproc.cli import main
+try:
+    main()
+finally:
+    print("imported:", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [(["--help"], f"{_HEAVY} {_OF_STAGES}"), (["--version"], f"{_HEAVY} {_OF_STAGES}"), (["status", "RUN"], _HEAVY)],
+    ids=["help", "version", "status"],
+)
+def test_whoever_looks_does_not_wait_for_what_only_work_needs(
+    fetched: tuple[Run, Config], arguments: list[str], heavy: str
+) -> None:
+    run, config = fetched
+    embed(run, config, planned_tiles(run)[1].name)
+    label = {"type": "Feature", "properties": {"crop": "a"}, "geometry": {"type": "Point", "coordinates": [3.0, 51.0]}}
+    (run.root / "labels.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [label]}))
+    with run.config.open("a") as stream:
+        stream.write('[labels]\npath = "labels.geojson"\nclass = "crop"\n')
+    command = [sys.executable, "-c", _MAIN, *(str(run.root) if part == "RUN" else part for part in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout
+    imported = done.stderr.rpartition("imported: ")[2].split()
+    assert "typer" in imported
+    assert set(heavy.split()).isdisjoint(imported)
