@@ -29,8 +29,6 @@ from infer.contract import (
     PlannedTiles,
     Run,
     SmaltiError,
-    embedding_paths,
-    read_embedding,
     write_bytes,
 )
 from infer.contract.classification import SamplesPart
@@ -40,6 +38,7 @@ from preproc.classify.labels import LabelSet, read_labels, to_zone
 from preproc.classify.pixels import Claims, Shapes, claim_pixels, prepare_shapes
 from preproc.classify.table import keep_per_group, pixel_hash
 from preproc.raster.provenance import Embeddings
+from preproc.raster.strips import open_embedding
 from preproc.raster.zones import shares_of
 from preproc.region.vector import fingerprint
 from preproc.run.config import Config, Labels
@@ -263,7 +262,7 @@ class LabelledTiles:
         def look(item: tuple[int, Claims]) -> tuple[int, NDArray[np.bool_]]:
             if not embedded_only:
                 return 0, np.ones(len(item[1].rows_m), dtype=bool)
-            embedding = _open(self.run, self.tiles[item[0]])
+            embedding = open_embedding(self.run, self.tiles[item[0]])
             return embedding.shape_hwc[2], _valid(embedding, item[1].rows_m, item[1].cols_m)
 
         with progress("sample: pixels", len(labelled), "tiles") as bar:
@@ -299,17 +298,6 @@ def _zone_bounds(tiles: PlannedTiles) -> dict[int, tuple[float, float, float, fl
         west, north = tiles.column("west")[epsg_n == epsg], tiles.column("north")[epsg_n == epsg]
         found[epsg] = float(west.min()), float(north.min() - extent), float(west.max() + extent), float(north.max())
     return found
-
-
-def _open(run: Run, tile: PlannedTile) -> Embedding:
-    embedding = read_embedding(run.embeddings, tile.name)
-    height, width, _ = embedding.shape_hwc
-    if (height, width) != (tile.size, tile.size):
-        raise FormatError(
-            f"{embedding_paths(run.embeddings, tile.name)[0]}: {height} x {width} pixels, the plan says "
-            f"{tile.size} x {tile.size}: run `smalti infer` again"
-        )
-    return embedding
 
 
 def _valid(embedding: Embedding, rows: Pixels, cols: Pixels) -> NDArray[np.bool_]:

@@ -27,13 +27,13 @@ from infer.contract import (
     PlannedTile,
     Run,
     SmaltiError,
-    read_embedding,
     verify_files,
 )
 from infer.contract.embedding import dequantise
 from infer.contract.rasters import MosaicManifest, MosaicSheet
 from preproc.mosaic.sheet import SheetFiles
 from preproc.raster.provenance import Embeddings
+from preproc.raster.strips import open_embedding
 from preproc.raster.zones import FALSE_NORTHING, Sheet, ZoneGrid, sheets_of, zone_grids
 
 if TYPE_CHECKING:
@@ -162,14 +162,7 @@ class EmbeddingReader:
         """A tile's embedding; None where it lacks one and may."""
         if self._gaps and self._embeddings.lacks(tile):
             return None
-        embedding = read_embedding(self.run.embeddings, tile.name, checksums=False)
-        if embedding.shape_hwc != (tile.size, tile.size, self.dim):
-            found, wanted = (" x ".join(map(str, s)) for s in (embedding.shape_hwc, (tile.size, tile.size, self.dim)))
-            raise FormatError(
-                f"{self.run.embeddings / tile.name}.npy: {found}, and not {wanted} as the plan and the other tiles "
-                f"say: run `smalti infer {self.run.quoted}`"
-            )
-        return embedding
+        return open_embedding(self.run, tile, dim=self.dim, checksums=False)
 
     @cached_property
     def _mosaic(self) -> MosaicManifest | None:

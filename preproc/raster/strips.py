@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Embedding, PlannedTile, Run, SmaltiError, read_embedding
+from infer.contract import Embedding, FormatError, PlannedTile, Run, read_embedding
 from infer.contract.embedding import dequantise
 from preproc.raster.observations import BANDS, NODATA, observation_values
 from preproc.raster.provenance import RunProvenance
@@ -145,18 +145,25 @@ def _within(part: Overlap | None, top: int, height: int) -> Overlap | None:
     return Overlap(slice(start, start + last - first), part.columns, first - top, part.left)
 
 
-def open_embedding(run: Run, tile: PlannedTile) -> Embedding:
+def open_embedding(run: Run, tile: PlannedTile, *, dim: int | None = None, checksums: bool = True) -> Embedding:
     """The embedding of a planned tile, verified.
 
+    Args:
+        run: the run directory.
+        tile: which.
+        dim: numbers a pixel, where those of the other tiles are known.
+        checksums: whether every byte of it is read, or its files are looked at only.
+
     Raises:
-        SmaltiError: if it is damaged, or of another size.
+        FormatError: if it is damaged, or of another size.
     """
-    embedding = read_embedding(run.embeddings, tile.name)
-    if embedding.shape_hwc[:2] != (tile.size, tile.size):
-        height, width, _ = embedding.shape_hwc
-        raise SmaltiError(
-            f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}: "
-            f"run `smalti infer {run.quoted}` again"
+    embedding = read_embedding(run.embeddings, tile.name, checksums=checksums)
+    height, width, numbers = embedding.shape_hwc
+    if (height, width, numbers) != (tile.size, tile.size, numbers if dim is None else dim):
+        other = "" if dim is None else f", the other tiles have {dim} numbers a pixel and not {numbers}"
+        raise FormatError(
+            f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}"
+            f"{other}: run `smalti infer {run.quoted}` again"
         )
     return embedding
 

@@ -143,7 +143,7 @@ def test_the_store_gives_the_engines_numbers_and_is_read_where_it_has_them(
     assert np.isfinite(wanted[0]).all(axis=1).mean() > 0.5
     stitched(run)
     with monkeypatch.context() as patch:
-        patch.setattr("preproc.mosaic.reader.read_embedding", unread)
+        patch.setattr("preproc.mosaic.reader.open_embedding", unread)
         patch.setattr("preproc.mosaic.reader._POINTS", 7)
         same(asked(run), wanted)
         run.embeddings.rename(tmp_path / "elsewhere")
@@ -176,7 +176,7 @@ def test_whoever_reads_many_pixels_reads_the_store_only_where_tiles_are_not_ther
         patch.setattr("preproc.mosaic.reader._ZoneStore._read", unread)
         np.testing.assert_array_equal(found(), expected[tile.name][24])
     (run.embeddings / f"{tile.name}.json").unlink()
-    monkeypatch.setattr("preproc.mosaic.reader.read_embedding", unread)
+    monkeypatch.setattr("preproc.mosaic.reader.open_embedding", unread)
     np.testing.assert_array_equal(found(), expected[tile.name][24])
 
 
@@ -225,7 +225,7 @@ def test_at_the_equator_both_hemispheres_are_one_grid(tmp_path: Path, monkeypatc
     points = [(500_165.0, 10_000_005.0), (500_165.0, 9_999_995.0)]
     np.testing.assert_array_equal(opened.embeddings_at(points, epsg=32731), s0[31:33, 0])
     stitched(run)
-    monkeypatch.setattr("preproc.mosaic.reader.read_embedding", unread)
+    monkeypatch.setattr("preproc.mosaic.reader.open_embedding", unread)
     same(asked(run), wanted)
 
 

@@ -350,9 +350,9 @@ def test_tiles_without_labels_are_not_read_and_any_number_of_threads_gives_the_s
     fields = {"crop": np.array(names, dtype=object)[inside], "parcel": np.arange(len(inside))}
     write_vector(run.root / "labels.gpkg", [shapes[index] for index in inside], fields, to=4326)
     opened: list[str] = []
-    for module in ("picked", "sample"):
+    for module in ("raster.strips", "classify.sample"):
         monkeypatch.setattr(
-            f"preproc.classify.{module}.read_embedding",
+            f"preproc.{module}.read_embedding",
             lambda folder, name, **how: opened.append(name) or read_embedding(folder, name, **how),
         )
     sample(run, "[site]\nworkers = 1")
