@@ -160,7 +160,7 @@ def open_embedding(run: Run, tile: PlannedTile, *, dim: int | None = None, check
     embedding = read_embedding(run.embeddings, tile.name, checksums=checksums)
     height, width, numbers = embedding.shape_hwc
     if (height, width, numbers) != (tile.size, tile.size, numbers if dim is None else dim):
-        other = "" if dim is None else f", the other tiles have {dim} numbers a pixel and not {numbers}"
+        other = "" if dim in (None, numbers) else f", the other tiles have {dim} numbers a pixel and not {numbers}"
         raise FormatError(
             f"{run.embeddings / tile.name}.npy: {height} x {width} pixels, the plan says {tile.size} x {tile.size}"
             f"{other}: run `smalti infer {run.quoted}` again"
