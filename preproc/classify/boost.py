@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import SmaltiError
+from infer.contract import JsonObject, SmaltiError
+from preproc.run.workers import OneAtATime
 
 if TYPE_CHECKING:
-    from catboost import CatBoostClassifier
+    from catboost import CatBoostClassifier, CatBoostRegressor
 
 _COLUMNS = 24
 """Embedding numbers looked at for a split, drawn anew each time: far faster than all, and no less accurate."""
@@ -68,8 +69,6 @@ def fit(
     Raises:
         SmaltiError: if CatBoost refuses the rows, for example because all of them are equal.
     """
-    from catboost import CatBoostClassifier, CatBoostError  # here: it takes long, and whoever looks at a run fits none
-
     settings = asdict(chosen)
     if len(x_nc) >= _FEW_ROWS:
         settings.update(bootstrap_type="Bernoulli", subsample=0.8)
@@ -78,7 +77,7 @@ def fit(
     if task_type == "CPU":  # on a GPU CatBoost looks at all columns
         settings.update(rsm=min(1.0, _COLUMNS / x_nc.shape[1]))
     weights = settings.pop("class_weights")
-    model = CatBoostClassifier(
+    settings.update(
         loss_function="MultiClass",
         auto_class_weights=None if weights == "None" else weights,
         border_count=32,
@@ -86,13 +85,42 @@ def fit(
         random_seed=seed,
         thread_count=threads,
         task_type=task_type,
-        allow_writing_files=False,
-        verbose=False,
-        **settings,
     )
+    return cast("CatBoostClassifier", fit_catboost("CatBoostClassifier", settings, x_nc, code_n))
+
+
+FITS = OneAtATime()
+"""A fit sets CatBoost's handler of Ctrl-C when it begins and clears it when it ends, and another one in a thread beside
+it may call it just then: the process ends with a segmentation fault (1.2.10; seen once in some ten thousand fits)."""
+
+
+def fit_catboost(
+    kind: Literal["CatBoostClassifier", "CatBoostRegressor"],
+    settings: JsonObject,
+    x_nc: NDArray[np.float32],
+    target_n: NDArray[Any],
+) -> CatBoostClassifier | CatBoostRegressor:
+    """Fit a model of CatBoost; threads may do so side by side.
+
+    Args:
+        kind: of model.
+        settings: its arguments.
+        x_nc: (N, C) rows.
+        target_n: (N,) what is learned.
+
+    Raises:
+        SmaltiError: if CatBoost refuses the rows.
+    """
+    from catboost import CatBoostError  # here: it takes long, and whoever looks at a run fits none
+
     try:
-        model.fit(np.ascontiguousarray(x_nc), code_n)
+        return FITS.call(_fit, kind, settings, np.ascontiguousarray(x_nc), target_n)
     except CatBoostError as error:
         reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
         raise SmaltiError(f"CatBoost cannot be trained on these {len(x_nc)} samples: {reason}: add labels") from error
-    return model
+
+
+def _fit(kind: str, settings: JsonObject, x_nc: NDArray[np.float32], target_n: NDArray[Any]) -> Any:
+    import catboost  # as above
+
+    return getattr(catboost, kind)(allow_writing_files=False, verbose=False, **settings).fit(x_nc, target_n)

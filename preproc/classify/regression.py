@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infer.contract import FormatError, Inputs, Run, SmaltiError, atomic_dir, verify_files, write_bytes
+from infer.contract import FormatError, Inputs, Run, atomic_dir, verify_files, write_bytes
 from infer.contract.classification import (
     Distances,
     Figure,
@@ -34,6 +34,7 @@ from infer.contract.classification import (
     ValueHeldOut,
 )
 from infer.contract.record import from_json
+from preproc.classify.boost import fit_catboost
 from preproc.classify.elsewhere import described
 from preproc.classify.folds import Folds
 from preproc.classify.model import OUT_OF_FOLD, TRIALS
@@ -146,27 +147,18 @@ def fit(
     Raises:
         SmaltiError: if CatBoost refuses the rows.
     """
-    from catboost import CatBoostError, CatBoostRegressor  # as in preproc.classify.boost
-
     levels = ",".join(map(str, _LEVELS))
-    model = CatBoostRegressor(
-        loss_function=f"MultiQuantile:alpha={levels}",
-        border_count=32,
-        rsm=min(1.0, _COLUMNS / x_nc.shape[1]),
-        boosting_type="Plain",
-        bootstrap_type="No",
-        random_seed=seed,
-        thread_count=threads,
-        allow_writing_files=False,
-        verbose=False,
+    settings = {
+        "loss_function": f"MultiQuantile:alpha={levels}",
+        "border_count": 32,
+        "rsm": min(1.0, _COLUMNS / x_nc.shape[1]),
+        "boosting_type": "Plain",
+        "bootstrap_type": "No",
+        "random_seed": seed,
+        "thread_count": threads,
         **asdict(chosen),
-    )
-    try:
-        model.fit(np.ascontiguousarray(x_nc), value_n)
-    except CatBoostError as error:
-        reason = str(error).strip().splitlines()[0].rpartition(": ")[2]
-        raise SmaltiError(f"CatBoost cannot be trained on these {len(x_nc)} samples: {reason}: add labels") from error
-    return model
+    }
+    return cast("CatBoostRegressor", fit_catboost("CatBoostRegressor", settings, x_nc, value_n))
 
 
 @dataclass(frozen=True)
@@ -261,7 +253,7 @@ def load_regressor(folder: Path) -> Regressor:
     about = read_regressor(folder)
     verify_files(file_of(folder, MANIFEST), about.files, remedy=_REMEDY)
     path = file_of(folder, REGRESSOR)
-    from catboost import CatBoostError, CatBoostRegressor  # as above
+    from catboost import CatBoostError, CatBoostRegressor  # as in preproc.classify.boost
 
     model = CatBoostRegressor()
     try:

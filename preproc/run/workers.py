@@ -11,10 +11,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -147,6 +149,58 @@ def in_order(items: Iterable[_Item], work: Callable[[_Item], _Result], workers: 
         yield from read_ahead(pool, work, items, ahead=2 * workers + 1)
 
 
+class OneAtATime:
+    """Calls from several threads, one at a time in each process: for libraries that two threads cannot use at once.
+
+    The first caller works in this process, and those that would wait for it work in others, which are started when
+    callers have waited for as long as starting takes.
+    """
+
+    def __init__(self, worthwhile_s: float = 2.0) -> None:
+        """With seconds that callers wait, all together, before other processes are started."""
+        self._here = threading.Lock()
+        self._starting = threading.Lock()
+        self._left_s = worthwhile_s
+        self._others: ProcessPoolExecutor | None = None
+
+    def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """What `work` returns; all that is sent to and fro is picklable.
+
+        Raises:
+            SmaltiError: if the process that worked was ended.
+        """
+        if self._mine():
+            try:
+                return work(*arguments)
+            finally:
+                self._here.release()
+        others = self._crew()
+        try:
+            return others.submit(work, *arguments).result()
+        except BrokenProcessPool as error:
+            self._others = None
+            raise SmaltiError(
+                "a process that worked on the side was ended, perhaps for want of memory: set [site] workers lower"
+            ) from error
+
+    def _mine(self) -> bool:
+        """Whether this process is the caller's now."""
+        if multiprocessing.current_process().daemon:  # which has no processes of its own
+            return self._here.acquire()
+        began = time.monotonic()
+        mine = self._here.acquire(timeout=max(0.0, self._left_s))
+        self._left_s -= time.monotonic() - began
+        return mine
+
+    def _crew(self) -> ProcessPoolExecutor:
+        with self._starting:
+            if self._others is None:
+                many = max(1, len(os.sched_getaffinity(0)) - 1)
+                context = multiprocessing.get_context("spawn")
+                self._others = ProcessPoolExecutor(many, context, initializer=_follow_parent)
+            return self._others
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -215,9 +269,8 @@ def _end(crew: Sequence[_Worker]) -> None:
 
 def _work(theirs: Connection, make: Make) -> None:
     """The process: build what comes, until nothing more does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says when to end
+    _follow_parent()
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             unit = theirs.recv()
@@ -231,6 +284,11 @@ def _work(theirs: Connection, make: Make) -> None:
         except Exception:  # noqa: BLE001  # raised by the parent
             bug = traceback.format_exc()
         theirs.send((error, bug))
+
+
+def _follow_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says when to end
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _leave(_signal: int, _frame: object) -> None:

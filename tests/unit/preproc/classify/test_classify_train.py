@@ -42,6 +42,7 @@ from preproc.classify.tune import best, propose, tuning_optimism
 from preproc.raster.legend import palette
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import run_stage
+from preproc.run.workers import OneAtATime
 
 TRAINING = "folds = 3\ntrials = 3\nmax_pixels = 12\nlearning_curve = false\n"
 
@@ -148,13 +149,16 @@ def test_no_model_has_seen_the_group_it_is_asked_about(monkeypatch: pytest.Monke
     assert (flattering.argmax(1) + 1 == code_n).mean() > 0.95
 
 
-def test_a_class_that_training_lacks_has_probability_zero_and_workers_do_not_matter() -> None:
+def test_a_class_that_training_lacks_has_probability_zero_and_workers_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
     code_n = np.repeat([1, 2, 3], 20)
     x = rng.normal(size=(60, 4)).astype(np.float32)
     fold_n = np.where(code_n == 2, 0, np.arange(60) % 2).astype(np.int32)
     folds = Folds(fold_n, 2, {1: [2]})
     one = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=1)
+    monkeypatch.setattr(boost, "FITS", OneAtATime(0.0))  # a second fit is made in another process at once
     two = out_of_fold(x, code_n, np.array([1, 2, 3]), folds, Parameters(iterations=20), seed=0, workers=2)
     assert (one == two).all()
     assert (one[fold_n == 0, 1] == 0).all()
@@ -635,6 +639,7 @@ def test_with_a_gpu_the_final_fit_runs_there_and_folds_do_not(run: Run, monkeypa
 
     monkeypatch.setattr("catboost.utils.get_gpu_device_count", lambda: 1)
     monkeypatch.setattr("catboost.CatBoostClassifier", Recorded)
+    monkeypatch.setattr(boost, "FITS", OneAtATime(600.0))  # all fits in this process
     config = settings(run, f'{TRAINING}task_type = "GPU"\n'.replace("trials = 3", "trials = 0"))
     run_stage(TrainStage(), run, config)
     on_gpu = [options for options in asked if options["task_type"] == "GPU"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from infer.contract import Run, SmaltiError, write_bytes, write_manifest
 from preproc.run.config import Config, parse_config
 from preproc.run.stage import Session, StageFailedError, Unit, run_stage
-from preproc.run.workers import in_order, side_by_side, worker_count
+from preproc.run.workers import OneAtATime, in_order, side_by_side, worker_count
 
 TOML = '[region]\nmgrs = ["31UES"]\nstart = "2021-01-01"\nend = "2021-12-31"\n[archive]\nsource = "mpc"\n'
 
@@ -136,3 +138,27 @@ def test_threads_keep_the_order_and_work_a_few_items_ahead_only() -> None:
             assert len(taken) <= number + 6
             found.append((number, square))
     assert found == [(number, number * number) for number in range(30)]
+
+
+def alone(folder: Path, end: int = 0) -> int:
+    """Which process this is, where no other call is under way in it."""
+    mark = folder / str(os.getpid())
+    mark.touch(exist_ok=False)
+    time.sleep(0.05)
+    mark.unlink()
+    if end and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), end)
+    return os.getpid()
+
+
+def test_calls_of_threads_have_a_process_to_themselves(tmp_path: Path) -> None:
+    patient, impatient = OneAtATime(60.0), OneAtATime(0.0)
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda _: patient.call(alone, tmp_path), range(6))) == {os.getpid()}
+        found = list(pool.map(lambda _: impatient.call(alone, tmp_path), range(12)))
+        assert len(set(found)) > 1, "while one is at work here, others go elsewhere"
+        ended = [pool.submit(impatient.call, alone, tmp_path, signal.SIGKILL) for _ in range(3)]
+        errors = [call.exception() for call in ended]
+        assert any(isinstance(error, SmaltiError) and "was ended" in str(error) for error in errors)
+        assert all(error is None or isinstance(error, SmaltiError) for error in errors)
+        assert len(set(pool.map(lambda _: impatient.call(alone, tmp_path), range(12)))) > 1, "others take their place"
