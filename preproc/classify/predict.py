@@ -34,7 +34,6 @@ from preproc.run.classifier import (
     model_folder,
     read_regressor,
     refuse_settings_of_classes,
-    verified,
 )
 from preproc.run.config import Config
 from preproc.run.progress import say
@@ -176,7 +175,7 @@ def _build(opened: _Opened, facts: RunProvenance, due: Due) -> Generator[Built]:
     sheets = [unit for unit in due.units if unit.kind == MapSheet.kind]
     if sheets:
         folder = model_folder(run, config)  # said once, not for every sheet
-        dim = load_regressor(folder).dim if opened.numbers else verified(folder).dim  # whoever makes sheets loads it
+        dim = (load_regressor if opened.numbers else load_classifier)(folder).dim
         _refuse_misfit(run, config, facts, dim)
         if config.labels is None:
             for line in remarks(_about(run, config), facts):

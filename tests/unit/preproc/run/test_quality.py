@@ -75,7 +75,7 @@ def test_before_the_fetch_the_plan_warns(tmp_path: Path) -> None:
     run, config = archive.run(tmp_path / "run")
     said = "\n".join(quality_warnings(run))
     assert "no Sentinel-1 scene was found" in said
-    assert "1 Sentinel-2 dates" in said
+    assert "1 Sentinel-2 date before clouds" in said
     assert summarise_quality(run).lines() == []
     assert Watcher(run, config).look().quality == summarise_quality(run)
 
