@@ -161,7 +161,8 @@ class OneAtATime:
         self._here = threading.Lock()
         self._starting = threading.Lock()
         self._left_s = worthwhile_s
-        self._others: ProcessPoolExecutor | None = None
+        self._others: tuple[int, ProcessPoolExecutor] | None = None
+        """With the process that they belong to: a fork of it has none."""
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """What `work` returns; all that is sent to and fro is picklable.
@@ -194,11 +195,11 @@ class OneAtATime:
 
     def _crew(self) -> ProcessPoolExecutor:
         with self._starting:
-            if self._others is None:
+            if self._others is None or self._others[0] != os.getpid():
                 many = max(1, len(os.sched_getaffinity(0)) - 1)
                 context = multiprocessing.get_context("spawn")
-                self._others = ProcessPoolExecutor(many, context, initializer=_follow_parent)
-            return self._others
+                self._others = os.getpid(), ProcessPoolExecutor(many, context, initializer=_follow_parent)
+            return self._others[1]
 
 
 @dataclass
