@@ -161,8 +161,8 @@ class OneAtATime:
         self._here = threading.Lock()
         self._starting = threading.Lock()
         self._left_s = worthwhile_s
-        self._others: tuple[int, ProcessPoolExecutor] | None = None
-        """With the process that they belong to: a fork of it has none."""
+        self._others: ProcessPoolExecutor | None = None
+        self._owner = os.getpid()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """What `work` returns; all that is sent to and fro is picklable.
@@ -186,7 +186,7 @@ class OneAtATime:
 
     def _mine(self) -> bool:
         """Whether this process is the caller's now."""
-        if multiprocessing.current_process().daemon:  # which has no processes of its own
+        if multiprocessing.current_process().daemon or os.getpid() != self._owner:  # a daemon or a fork starts none
             return self._here.acquire()
         began = time.monotonic()
         mine = self._here.acquire(timeout=max(0.0, self._left_s))
@@ -195,11 +195,11 @@ class OneAtATime:
 
     def _crew(self) -> ProcessPoolExecutor:
         with self._starting:
-            if self._others is None or self._others[0] != os.getpid():
+            if self._others is None:
                 many = max(1, len(os.sched_getaffinity(0)) - 1)
                 context = multiprocessing.get_context("spawn")
-                self._others = os.getpid(), ProcessPoolExecutor(many, context, initializer=_follow_parent)
-            return self._others[1]
+                self._others = ProcessPoolExecutor(many, context, initializer=_follow_parent)
+            return self._others
 
 
 @dataclass
