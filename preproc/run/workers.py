@@ -162,7 +162,6 @@ class OneAtATime:
         self._starting = threading.Lock()
         self._left_s = worthwhile_s
         self._others: ProcessPoolExecutor | None = None
-        self._owner = os.getpid()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """What `work` returns; all that is sent to and fro is picklable.
@@ -186,7 +185,7 @@ class OneAtATime:
 
     def _mine(self) -> bool:
         """Whether this process is the caller's now."""
-        if multiprocessing.current_process().daemon or os.getpid() != self._owner:  # a daemon or a fork starts none
+        if multiprocessing.current_process().daemon:  # which has no processes of its own
             return self._here.acquire()
         began = time.monotonic()
         mine = self._here.acquire(timeout=max(0.0, self._left_s))

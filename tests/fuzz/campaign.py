@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
-import sys
+import subprocess
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.mutations import mutated_bytes, mutated_json
-from support.runs import RUN_TOML, make_archive, make_run, smalti
+from support.runs import RUN_TOML, command, environment, make_archive, make_run, smalti
 from support.simulated import tree
-
-from preproc.cli import main
 
 LONGEST_S = 20.0
 """Of computing, or six times that of waiting: a busy machine is no fault."""
@@ -94,11 +90,11 @@ class Campaign:
         kind = rng.choice(sorted({path.suffix for path in self._files}))  # each as often, however many there are
         changed = rng.choice([path for path in self._files if path.suffix == kind])
         how = change(place / changed, rng, self._canary)
-        command = rng.choice(COMMANDS)
-        arguments = [command[0], str(place / "run"), *command[1:]]
+        words = rng.choice(COMMANDS)
+        arguments = [words[0], str(place / "run"), *words[1:]]
         code, seconds, computed, peak, said = ask(arguments, self._work / "said.txt")
         fault = self._fault(code, seconds, computed, peak, said)
-        return Result(" ".join(command), str(changed), how, code, seconds, peak, said, fault)
+        return Result(" ".join(words), str(changed), how, code, seconds, peak, said, fault)
 
     def _fault(self, code: int, seconds: float, computed: float, peak: int, said: str) -> str:
         if "Traceback" in said:
@@ -158,46 +154,22 @@ def change(path: Path, rng: random.Random, canary: Path) -> str:
 
 
 def ask(arguments: list[str], spoken: Path) -> tuple[int, float, float, int, str]:
-    """Run the command line in a child of this process, where everything is imported already.
+    """Run the command line in a process of its own: a fork of this one would copy the locks of its libraries' threads.
 
     Returns:
-        Exit code, seconds, of those computing, peak memory above this process's own in bytes, what it said.
+        Exit code, seconds, of those computing, peak memory in bytes, what it said.
     """
     before = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _be_smalti(arguments, spoken)
+    with spoken.open("w") as out:
+        asked = subprocess.Popen(command(*arguments), env=environment(), stdout=out, stderr=out, start_new_session=True)
     while time.monotonic() - before <= 6 * LONGEST_S:
-        done, status, usage = os.wait4(child, os.WNOHANG)
+        done, status, usage = os.wait4(asked.pid, os.WNOHANG)
         if done:
             break
         time.sleep(0.01)
     else:
-        os.killpg(child, signal.SIGKILL)
-        _, status, usage = os.wait4(child, 0)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = max(0, usage.ru_maxrss - own) * 1024
-    said = spoken.read_text(errors="replace") if spoken.exists() else ""
-    return os.waitstatus_to_exitcode(status), time.monotonic() - before, usage.ru_utime + usage.ru_stime, peak, said
-
-
-def _be_smalti(arguments: list[str], spoken: Path) -> None:
-    """Never returns."""
-    os.setpgid(0, 0)
-    code = 99
-    try:
-        out = os.open(spoken, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)  # not pytest's
-        sys.argv = ["smalti", *arguments]
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
-    except BaseException:  # noqa: BLE001  # what a user would see as a traceback
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        os.killpg(asked.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(asked.pid, 0)
+    asked.returncode = os.waitstatus_to_exitcode(status)
+    said = spoken.read_text(errors="replace")
+    return asked.returncode, time.monotonic() - before, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, said

@@ -162,21 +162,3 @@ def test_calls_of_threads_have_a_process_to_themselves(tmp_path: Path) -> None:
         assert any(isinstance(error, SmaltiError) and "was ended" in str(error) for error in errors)
         assert all(error is None or isinstance(error, SmaltiError) for error in errors)
         assert len(set(pool.map(lambda _: impatient.call(alone, tmp_path), range(12)))) > 1, "others take their place"
-
-
-def test_a_fork_makes_its_calls_itself(tmp_path: Path) -> None:
-    calls = OneAtATime(0.0)
-    with ThreadPoolExecutor(3) as pool:
-        assert len(set(pool.map(lambda _: calls.call(alone, tmp_path), range(6)))) > 1
-    child = os.fork()
-    if not child:
-        with ThreadPoolExecutor(3) as pool:
-            found = set(pool.map(lambda _: calls.call(alone, tmp_path), range(6)))
-        os._exit(0 if found == {os.getpid()} else 1)
-    ends = time.monotonic() + 60
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < ends:
-        time.sleep(0.1)
-    if ended == (0, 0):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert ended == (child, 0)
