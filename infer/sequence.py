@@ -128,11 +128,6 @@ def unique_form(rule: Rule, n: int) -> UniqueForm:
     return UniqueForm(select, counts.astype(np.int64), inverse.astype(np.int64).reshape(-1))
 
 
-def unique_length(n: int) -> int:
-    """Number of distinct tokens for n observations, the same for v2 and v1.1."""
-    return min(max(n, 1), MAX_BIN)
-
-
 def encoding_table(width: int, days: int = 367) -> NDArray[np.float32]:
     """Sinusoidal encodings of the raw day of year, one row a day (0 = the zero token).
 

@@ -137,12 +137,6 @@ def lattice(epsg: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArr
     return np.floor(-y / PIXEL_SIZE).astype(np.int64), np.floor(x / PIXEL_SIZE).astype(np.int64)
 
 
-def tile_corner(tile: PlannedTile) -> tuple[int, int]:
-    """Row and column of a tile's upper left pixel."""
-    rows, columns = lattice(np.array([tile.epsg]), np.array([tile.west + 5]), np.array([tile.north - 5]))
-    return int(rows[0]), int(columns[0])
-
-
 class Ground:
     """The embeddings of a run as one plane a zone: windows of it are read across the edges of tiles."""
 

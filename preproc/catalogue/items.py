@@ -421,11 +421,6 @@ class SceneIndex:
         return which, hits
 
 
-def scenes_for_tile(scenes: Sequence[Scene], tile: PlannedTile) -> list[Scene]:
-    """The scenes of one tile; for many tiles build a SceneIndex."""
-    return SceneIndex(scenes).for_tile(tile)
-
-
 def count_reasons(reasons: Mapping[str, str]) -> list[tuple[str, int]]:
     """Reasons with the number of items each holds for, most frequent first."""
     return sorted(Counter(reasons.values()).items(), key=lambda pair: (-pair[1], pair[0]))

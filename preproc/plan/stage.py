@@ -200,15 +200,6 @@ def _rounded(box: tuple[float, float, float, float]) -> tuple[float, float, floa
     return west, south, east, north
 
 
-def describe_plan(run: Run) -> str:
-    """RUN/plan.json for people.
-
-    Raises:
-        FormatError: if there is none, or it cannot be read.
-    """
-    return render_plan(Plan.read(run))
-
-
 def dry_run(run: Run, config: Config) -> tuple[str, Plan]:
     """What `smalti plan` would find and what the run would cost, as text and as a plan; writes nothing."""
     _, _, plan = make_plan(config, load_region(config.region), run.root)

@@ -34,12 +34,6 @@ def _absolute(value: Any, info: ValidationInfo) -> Any:
     return (folder / Path(value).expanduser()).absolute()
 
 
-def _no_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("is empty")
-    return value
-
-
 def _codec(value: str | None) -> str | None:
     if value is not None:
         try:

@@ -1,4 +1,4 @@
-"""From canopies and soils to what the sensors see: reflectance, gamma nought, and time series of both.
+"""From canopies and soils to what the sensors see: reflectance and gamma nought.
 
 A closed canopy's reflectance is approached exponentially with leaf area from the ground's (Baret & Guyot 1991,
 doi:10.1016/0034-4257(91)90009-U, band by band): R = R_canopy + (R_ground - R_canopy) exp(-k LAI). End members are
@@ -6,8 +6,6 @@ typical field spectra averaged over the bands of Sentinel-2. Arrays end in (...,
 
 Backscatter at C band is a water-cloud model (Attema & Ulaby 1978, doi:10.1029/RS013i002p00357): the canopy attenuates
 the soil's signal and adds its own, in linear power. Arrays end in (..., 2): VV, VH.
-
-Time series of parcels need no raster: they are the core of the simulation, for archives and made-up training data.
 """
 
 from __future__ import annotations
@@ -181,42 +179,6 @@ def grow(fields: Fields, weather: Weather) -> Canopy:
     return canopy(replace(fields, vigour=fields.vigour * weather.lushness), weather.day)
 
 
-def s2_series(fields: Fields, weather: Weather) -> Floats:
-    """Sentinel-2 surface reflectance of parcels under a clear sky, as it would be delivered but for sensor noise.
-
-    Args:
-        fields: N parcels (or any shape S).
-        weather: T days.
-
-    Returns:
-        (N, T, 10) float32 in the order of `infer.contract.BANDS`.
-    """
-    wide = fields.expand()
-    return delivered(reflectance(wide, grow(wide, weather), weather.moisture, weather.snow), weather)
-
-
 def delivered(surface: Floats, weather: Weather) -> Floats:
     """What atmospheric correction leaves behind: each day's factor and addition, on (..., T, 10)."""
     return surface * weather.gain + weather.haze
-
-
-def s1_series(
-    fields: Fields, weather: Weather, orbit: Orbit, *, looks: float = 0.0, rng: np.random.Generator | None = None
-) -> Floats:
-    """Sentinel-1 gamma nought of parcels.
-
-    Args:
-        fields: N parcels (or any shape S).
-        weather: T days.
-        orbit: look direction.
-        looks: equivalent number of looks of the speckle; 0 gives the mean signal.
-        rng: draws the speckle; needed when `looks` is not 0.
-
-    Returns:
-        (N, T, 2) float32 linear power, VV and VH.
-    """
-    wide = fields.expand()
-    power = backscatter(wide, grow(wide, weather), weather.moisture, weather.snow, orbit)
-    if looks == 0 or rng is None:
-        return power
-    return power * speckle(power.shape, looks, rng)

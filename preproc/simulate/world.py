@@ -224,10 +224,6 @@ class World:
             valid &= (y >= border) if granule.part == "north" else (y < border)
         return valid
 
-    def clear_dn(self, item: S2Pass, grid: Grid) -> dict[str, NDArray[np.uint16]]:
-        """Stored numbers (offset included) by band at native resolution if there were no clouds."""
-        return quantised(self.clear_reflectance(item, grid), item.offset)
-
     def s2_product(self, item: S2Pass, granule: Granule) -> tuple[dict[str, NDArray[np.uint16]], NDArray[np.uint8]]:
         """What a granule stores: numbers by band at native resolution (0 where nothing was seen) and its SCL."""
         grid = granule.grid

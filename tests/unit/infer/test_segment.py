@@ -20,10 +20,20 @@ import torch
 from numpy.typing import NDArray
 from support.mosaicked import EPSG, config, embed_crops, parcel_labels, planned_run
 
-from infer.contract import EXIT_BAD_INPUT, EXIT_OK, EXIT_TRY_AGAIN, FormatError, Plan, Run, Shard, SmaltiError
+from infer.contract import (
+    EXIT_BAD_INPUT,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    FormatError,
+    Plan,
+    PlannedTile,
+    Run,
+    Shard,
+    SmaltiError,
+)
 from infer.contract.classification import AccuracyManifest, ClassifierManifest
 from infer.contract.rasters import MapManifest
-from infer.contract.segment import Ground, lattice, network_files, shapes, standardised, tile_corner
+from infer.contract.segment import Ground, lattice, network_files, shapes, standardised
 from infer.pretrain.batches import Place
 from infer.pretrain.processes import Execution
 from infer.segment.__main__ import main, read_job
@@ -59,6 +69,12 @@ batch = 4
 chip = 16
 width = 8
 """
+
+
+def tile_corner(tile: PlannedTile) -> tuple[int, int]:
+    """Row and column of a tile's upper left pixel."""
+    rows, columns = lattice(np.array([tile.epsg]), np.array([tile.west + 5]), np.array([tile.north - 5]))
+    return int(rows[0]), int(columns[0])
 
 
 def environment(**more: str) -> dict[str, str]:

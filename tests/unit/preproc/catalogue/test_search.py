@@ -26,7 +26,7 @@ from support.service import Answer, Request, json_answer, serve, serve_folder, s
 from support.stac import ELSEWHERE, SEASON, Api, collection, item, page, write
 
 from infer.contract import EXIT_TRY_AGAIN, Run, SmaltiError
-from preproc.catalogue.items import SceneIndex, parse_items, save_items, scenes_for_tile, search_scenes
+from preproc.catalogue.items import SceneIndex, parse_items, save_items, search_scenes
 from preproc.catalogue.scene import Scene
 from preproc.catalogue.search import MAX_VERTICES, search_geometry
 from preproc.catalogue.sources import MPC_S1, MPC_S2, footprint
@@ -546,7 +546,6 @@ def test_the_index_finds_what_touches_a_tile(boxes: list[tuple[float, float, flo
     assert list(index.for_tiles(many)) == [index.for_tile(tile) for tile in many]
     for tile in many[:4]:
         given_scenes = index.for_tile(tile)
-        assert given_scenes == scenes_for_tile(scenes, tile)
         ids = {scene.id for scene in given_scenes}
         west, south, east, north = tile.bounds
         corners = _degrees(tile.epsg, [(west, south), (west, north), (east, north), (east, south)])
@@ -569,7 +568,7 @@ def _degrees(epsg: int, corners: list[tuple[int, int]]) -> list[tuple[float, flo
 def test_no_scenes_no_hits() -> None:
     scenes: list[Scene] = []
     (tile,) = plan_tiles(make_region(shapely.box(4.058, 50.743, 4.067, 50.748), "x", source="x"), 512)
-    assert scenes_for_tile(scenes, tile) == []
+    assert SceneIndex(scenes).for_tile(tile) == []
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from preproc.catalogue import items as items_module
 from preproc.catalogue.items import SCENES_FILE, SceneIndex, TileScenes, load_scenes, scenes_near
 from preproc.catalogue.scene import OffsetPolicy
 from preproc.plan.estimate import SeasonCounts, Work, count_season, estimate
-from preproc.plan.stage import PlanStage, describe_plan, dry_run
+from preproc.plan.stage import PlanStage, dry_run
+from preproc.plan.text import render_plan
 from preproc.region import region as region_module
 from preproc.region.vector import read_vector
 from preproc.run.config import Config, load_config
@@ -192,7 +193,7 @@ def test_a_dry_run_writes_nothing_and_says_what_it_will_cost(run: Run) -> None:
     ):
         assert words in text
     plan(run)
-    shown = describe_plan(run).splitlines()
+    shown = render_plan(Plan.read(run)).splitlines()
     assert [line for line in text.splitlines() if line in shown] == shown
     assert "What lies on disk" in text, "and what that comes to with the run's settings"
 

@@ -20,8 +20,8 @@ from preproc.simulate.grid import Grid, mgrs_square, neighbour_epsg, snapped, ut
 from preproc.simulate.noise import fractal, white
 from preproc.simulate.phenology import Fields, draw_fields
 from preproc.simulate.schedule import s1_passes, s2_passes
-from preproc.simulate.sensors import decibels, s1_series, s2_series, speckle
-from preproc.simulate.weather import weather
+from preproc.simulate.sensors import Orbit, backscatter, decibels, delivered, grow, reflectance, speckle
+from preproc.simulate.weather import Weather, weather
 
 YEAR = np.arange(np.datetime64("2022-01-01"), np.datetime64("2023-01-01"), 5)
 CALM = Climate(snow=0.0)
@@ -29,6 +29,18 @@ CALM = Climate(snow=0.0)
 
 def parcels(name: str, count: int = 40) -> Fields:
     return draw_fields(np.full(count, crop_index(name), np.int16), np.random.default_rng(5))
+
+
+def s2_series(fields: Fields, sky: Weather) -> Any:
+    """(N, T, 10) reflectance of parcels under a clear sky, as it would be delivered but for sensor noise."""
+    wide = fields.expand()
+    return delivered(reflectance(wide, grow(wide, sky), sky.moisture, sky.snow), sky)
+
+
+def s1_series(fields: Fields, sky: Weather, orbit: Orbit) -> Any:
+    """(N, T, 2) linear power of parcels without speckle."""
+    wide = fields.expand()
+    return backscatter(wide, grow(wide, sky), sky.moisture, sky.snow, orbit)
 
 
 def band(values: Any, name: str) -> Any:
