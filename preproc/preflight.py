@@ -26,11 +26,11 @@ from preproc.run.classifier import learns_number, read_regressor, verified
 from preproc.run.config import Archive, Config
 from preproc.run.engine import engine_command
 from preproc.run.profile import load_profile
+from preproc.run.text import some
 from preproc.run.waves import disk_of
 
 _LOW_SHARE = 1.2
 """Free space below so many times of what is needed is too little."""
-_NAMED = 5
 
 
 def preflight(
@@ -94,12 +94,12 @@ def check_labels(config: Config) -> list[Finding]:
     found = [ok("labels", f"{int(inside.sum())} in the region; class (labels in groups): {table}")]
     few = [name for name, n in zip(names.tolist(), per_class, strict=True) if n < config.classify.min_groups]
     if few:
-        text = f"{_some(few)}: fewer than {config.classify.min_groups} groups, left out of training"
+        text = f"{some(few)}: fewer than {config.classify.min_groups} groups, left out of training"
         found.append(warning("labels", text, "add labels, or lower [classify] min_groups"))
     for what, values in (("classes", names.tolist()), ("groups", np.unique(groups).tolist())):
         alike = names_alike(values)
         if alike:
-            shown = _some([" / ".join(map(repr, one)) for one in alike])
+            shown = some([" / ".join(map(repr, one)) for one in alike])
             text = f"{what} that differ only in case, blanks or the form of accents: {shown}"
             found.append(warning("labels", text, "make them one, if they are meant to be"))
     return found
@@ -240,7 +240,3 @@ def _inside(labels: LabelSet, region: Region) -> np.ndarray[Any, np.dtype[np.boo
         shapely.prepare(area)
         inside |= shapely.intersects(area, shapes) & ~shapely.is_missing(shapes)
     return inside
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

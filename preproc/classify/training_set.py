@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,12 @@ from preproc.classify.table import Samples, counted, keep_per_group
 from preproc.run.classifier import maps_number
 from preproc.run.config import Classify, Config
 from preproc.run.progress import say
+from preproc.run.text import some
 
 TUNING_ROWS = 4000
 """Rows that trials are run on: as many of each group as fit. The final model is trained on all."""
+_NAMED = 12
+"""Classes that are named in a line."""
 _STRATA = 5
 """Where a number is learned, folds share the groups out by fifths of their means, or fewer parts of few groups."""
 
@@ -120,11 +124,8 @@ def trainable(
         LeftOutClass(code, samples.legend[code], groups[code], int((free_n & (samples.code_n == code)).sum()))
         for code in few
     ]
-    for entry in left_out:
-        say(
-            f"{command}: {entry.name} is left out: it has {counted(entry.groups, 'group')}, [classify] min_groups "
-            f"asks for {min_groups}"
-        )
+    if left_out:
+        say(f"{command}: left out, for [classify] min_groups asks for {min_groups}: {named_classes(left_out)}")
     if len(groups) - len(few) < 2:
         counts = ", ".join(f"{samples.legend[code]}: {count}" for code, count in groups.items())
         raise SmaltiError(
@@ -132,6 +133,11 @@ def trainable(
             f"trained; groups are {counts}: add labels, or give a finer group in [labels]"
         )
     return free_n & ~np.isin(samples.code_n, few), left_out
+
+
+def named_classes(left_out: Sequence[LeftOutClass]) -> str:
+    """Classes in a line, with the groups that they have."""
+    return some([f"{entry.name} ({counted(entry.groups, 'group')})" for entry in left_out], _NAMED)
 
 
 def tuning_rows(samples: Samples, seed: int, limit: int = TUNING_ROWS) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from preproc.classify.performance import held_out_figures, performance
 from preproc.classify.reference import WHAT, cleaned_accuracy, map_accuracy, read_reference, unmatched
 from preproc.classify.regression import tell, value_accuracy
 from preproc.classify.table import counted
+from preproc.classify.training_set import named_classes
 from preproc.region.vector import fingerprint
 from preproc.run.classifier import (
     about_classifier,
@@ -182,6 +183,6 @@ def _tell(made: AccuracyManifest) -> None:
         )
     if made.cleaned_accuracy is not None:
         say(f"validate: the cleaned map: overall {_shown(made.cleaned_accuracy.overall_accuracy)}")
-    for entry in made.performance.left_out:
-        groups = counted(entry.groups, "group")
-        say(f"validate: {entry.name} was left out of training ({groups}): the map never shows it")
+    if made.performance.left_out:
+        left_out = named_classes(made.performance.left_out)
+        say(f"validate: left out of training, so that the map never shows them: {left_out}")

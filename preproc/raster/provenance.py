@@ -25,6 +25,7 @@ from infer.contract import (
 from infer.contract.glance import Stated, glance_at
 from infer.contract.provenance import Embedded, Encoder, Window
 from infer.contract.registry import known_model
+from preproc.run.text import some
 
 _NAMED = 3
 """Tiles named in a message about many."""
@@ -316,7 +317,7 @@ def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
     """What to tell people of tiles that are nodata."""
     if not missing:
         return []
-    shown = ", ".join(missing[:_LISTED]) + (f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
+    shown = some(missing, _LISTED)
     many = f"{len(missing)} tiles have no embedding and are" if len(missing) > 1 else "1 tile has no embedding and is"
     return [
         f"{stage}: {many} nodata ([stitch] missing): {shown}: `smalti run {run.quoted}` or "
@@ -325,10 +326,9 @@ def missing_lines(stage: str, run: Run, missing: Sequence[str]) -> list[str]:
 
 
 def _incomplete(run: Run, lacking: Mapping[str, str], tiles: int) -> SmaltiError:
-    shown = ", ".join(f"{name} ({kind})" for name, kind in list(lacking.items())[:_NAMED])
-    more = ", ..." if len(lacking) > _NAMED else ""
+    shown = some([f"{name} ({kind})" for name, kind in lacking.items()], _NAMED)
     return SmaltiError(
-        f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}{more}: "
+        f"{run.embeddings}: {len(lacking)} of {tiles} tiles have no valid embedding: {shown}: "
         f'run `smalti infer {run.quoted}`; this can do without: [stitch] missing = "nodata"'
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from preproc.report.inputs import Observations, Sources
 from preproc.run.quality import FEW_CLEAR, blind_spots
+from preproc.run.text import some
+
+_CLASSES = 12
+"""That are named in a line."""
 
 FEW_GROUPS = 10
 """Below so many parcels the figures of a class are anecdotes."""
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _about_the_labels(sources: Sources) -> list[Caution]:
         found.append(Caution("No labels of this place and season", text, True))
     left_out = performance.left_out
     if left_out:
-        names = ", ".join(f"{entry.name} ({entry.groups})" for entry in left_out)
+        names = some([f"{entry.name} ({entry.groups})" for entry in left_out], _CLASSES)
         text = (
             f"Too few groups of labels to learn from: {names}. Where these grow, the map shows another class. "
             "The figures below know nothing of them."
@@ -87,7 +89,7 @@ def _about_the_labels(sources: Sources) -> list[Caution]:
         found.append(Caution("Classes left out", text, True))
     few = [entry for entry in performance.pixels.per_class if entry.n_groups < FEW_GROUPS]
     if few:
-        names = ", ".join(f"{entry.name} ({entry.n_groups})" for entry in few)
+        names = some([f"{entry.name} ({entry.n_groups})" for entry in few], _CLASSES)
         text = f"Classes with fewer than {FEW_GROUPS} groups of labels: {names}. Read their figures with care."
         found.append(Caution("Little evidence for some classes", text, False))
     return found
@@ -103,7 +105,7 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
     if seen.poor_tiles:
         text = (
             f"{len(seen.poor_tiles)} of {seen.planned} tiles have fewer than {FEW_CLEAR} clear Sentinel-2 observations "
-            f"for half of their pixels: {_some(seen.poor_tiles)}."
+            f"for half of their pixels: {some(seen.poor_tiles)}."
         )
         found.append(Caution("Tiles with few observations", text, False))
     if seen.tiles and not (seen.stacks["s1_ascending"].most_dates or seen.stacks["s1_descending"].most_dates):
@@ -116,7 +118,3 @@ def _about_the_scenes(sources: Sources, seen: Observations) -> list[Caution]:
         found.append(Caution("Time series removed", text, False))
     found += [Caution("From the plan", text, False) for text in sources.plan.warnings]
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")

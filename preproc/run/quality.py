@@ -17,7 +17,7 @@ from infer.contract import (
     planned_tiles,
     read_json,
 )
-from preproc.run.text import percent
+from preproc.run.text import percent, some
 
 STACKS = {
     "s2": "Sentinel-2, clear",
@@ -27,8 +27,6 @@ STACKS = {
 """Stack -> what it counts, for people."""
 FEW_CLEAR = 10
 """A tile half of whose pixels have fewer clear Sentinel-2 observations is pointed out."""
-_NAMED = 5
-"""Tiles that a warning names."""
 _REMEDY = "fetch this tile again"
 
 
@@ -131,10 +129,9 @@ class QualitySummary:
         """What speaks against embedding these tiles as they are."""
         texts = []
         if self.poor:
-            names = ", ".join(self.poor[:_NAMED]) + (", ..." if len(self.poor) > _NAMED else "")
             texts.append(
                 f"{len(self.poor):,} of {self.tiles:,} tiles have fewer than {FEW_CLEAR} clear Sentinel-2 observations "
-                f"on half of their pixels ({names}): widen the window, or expect poor embeddings there"
+                f"on half of their pixels ({some(self.poor)}): widen the window, or expect poor embeddings there"
             )
         if self.s2_without:
             share = percent(self.s2_without, self.pixels)

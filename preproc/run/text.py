@@ -1,8 +1,8 @@
-"""Bytes, shares, times and lists of problems as people read them, and times as services write them. Pure."""
+"""Bytes, shares, times, names and lists of problems as people read them, and times as services write them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ def parse_time(text: Any) -> datetime | None:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (AttributeError, TypeError, ValueError, OverflowError):  # no time, or one beyond the years
         return None
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Names in a line, no more of them than people read."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 _LINE, _LINES = 600, 20

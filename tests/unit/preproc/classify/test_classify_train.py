@@ -364,7 +364,7 @@ def test_classes_with_too_few_groups_are_left_out_and_said(tmp_path: Path, capsy
     assert [e.code for e in classifier.classes] == [1, 2, 3, 4]
     assert manifest["folds"]["absent"][0]["codes"] == [4]
     said = capsys.readouterr().err
-    assert "hops is left out: it has 1 group, [classify] min_groups asks for 2" in said
+    assert "left out, for [classify] min_groups asks for 2: hops (1 group)" in said
     assert "tests no flax" in said
 
 

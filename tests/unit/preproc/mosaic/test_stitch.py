@@ -215,7 +215,7 @@ def test_the_same_pixels_decide_on_colours_however_a_zone_is_divided(
 
 def test_missing_embeddings_are_counted_and_named(run: Run) -> None:
     with pytest.raises(
-        SmaltiError, match=r"4 of 4 tiles have no valid embedding: t32631_0_0 \(missing\).*, \.\.\.: run"
+        SmaltiError, match=r"4 of 4 tiles have no valid embedding: t32631_0_0 \(missing\).* and 1 more: run"
     ):
         run_stage(StitchStage(), run, config(run))
     embed_places(run)
