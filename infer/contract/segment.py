@@ -6,6 +6,7 @@ A job's folder has job.json, labels.npz (the labelled pixels) and, for each netw
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -150,6 +151,7 @@ class Ground:
         self._tiles, self._zone_n = table.chosen(order_n), zone_of(epsg_n)[order_n]
         self._row_n, self._column_n = row_n[order_n], column_n[order_n]
         self._open: OrderedDict[str, Embedding] = OrderedDict()
+        self._opening = threading.Lock()
         self._gone: set[str] = set()
         self._dim = 0
 
@@ -176,7 +178,8 @@ class Ground:
         for tile, row, column in self.tiles(zone, top, left, height, width):
             if self._lacks(tile.name):
                 continue
-            embedding = self._embedding(tile)
+            with self._opening:
+                embedding = self._embedding(tile)
             if result is None:
                 result = np.full((height, width, embedding.shape_hwc[2]), np.nan, dtype=np.float32)
             rows = slice(max(0, top - row), min(tile.size, top + height - row))
@@ -215,9 +218,11 @@ def standardised(
 ) -> NDArray[np.float32]:
     """(h, w, C + 1): what a network sees: standardised embeddings, 0 where one is missing; last, whether one is."""
     result = np.empty((*values_hwc.shape[:2], values_hwc.shape[2] + 1), dtype=np.float32)
-    result[..., :-1] = (values_hwc - mean_c) / scale_c
+    numbers = result[..., :-1]
+    np.divide(np.subtract(values_hwc, mean_c, out=numbers), scale_c, out=numbers)
     result[..., -1] = np.isfinite(values_hwc).any(axis=-1)
-    np.nan_to_num(result, copy=False, nan=0.0)
+    if not np.isfinite(result).all():
+        np.nan_to_num(result, copy=False, nan=0.0)
     return result
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from infer.pretrain.batches import Place
 _NOISE = 0.1
 """Standard deviation of what is added to standardised embeddings: sensors and skies differ from season to season."""
 _REMEDY = "run `smalti train` again"
+_Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]
+_Each = Callable[[Callable[[int], _Drawn], range], Iterable[_Drawn]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Labels:
             self._ground[about.run] = Ground(run, Plan.read(run).tiles, checksums=False)  # `sample` has verified them
         return self._ground[about.run], about.zone
 
-    def draw(self, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def draw(self, step: int, place: int) -> _Drawn:
         """One chip (C + 1, h, w), (K, h, w): a class, one of its groups and one of its pixels, each as likely as any
         other; somewhere in a chip, turned and mirrored."""
         rng = np.random.default_rng([self.recipe.seed, step, place])
@@ -111,21 +115,28 @@ class Labels:
         )
         return result
 
-    def chips(self, step: int, place: Place) -> Chips:
-        """One process's share of a step."""
+    def chips(self, step: int, place: Place, each: _Each = map) -> Chips:
+        """One process's share of a step; `each` draws its chips, in their order."""
         mine = self.recipe.batch // place.world
-        drawn = [self.draw(step, number) for number in range(place.rank * mine, (place.rank + 1) * mine)]
+        drawn = each(partial(self.draw, step), range(place.rank * mine, (place.rank + 1) * mine))
         return Chips(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
 
     def stream(self, first: int, place: Place) -> Iterator[Chips]:
-        """Steps from `first` to the end; the next is drawn while one is trained on."""
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.chips, first, place)
+        """Steps from `first` to the end; the next is drawn on all cores while one is trained on: one core draws some
+        300 chips of 64 x 64 pixels a second, and a GPU waits for more."""
+        with ThreadPoolExecutor(_cores()) as cores, ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.chips, first, place, cores.map)
             for step in range(first, self.recipe.steps):
                 chips = coming.result()
                 if step + 1 < self.recipe.steps:
-                    coming = ahead.submit(self.chips, step + 1, place)
+                    coming = ahead.submit(self.chips, step + 1, place, cores.map)
                 yield chips
+
+
+def _cores() -> int:
+    """Cores of this process, one of those that torchrun started on this node (it sets their OMP_NUM_THREADS to 1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _turned(values_hwc: NDArray[Any], turns: int, mirror: bool) -> NDArray[np.float32]:

@@ -240,6 +240,16 @@ def test_chips_are_a_function_of_step_and_place_and_hide_what_is_tested(prepared
         assert not {(top + down + r, left + c) for r, c in shown} & tested
 
 
+def test_many_threads_draw_what_one_draws(prepared: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = read_job(job_of(prepared))
+    monkeypatch.setattr("infer.segment.chips._cores", lambda: 8)
+    monkeypatch.setattr("infer.contract.segment._OPEN", 1)  # so that threads close each other's embeddings
+    alone = Labels(job_of(prepared), job, "final")
+    for step, chips in enumerate(Labels(job_of(prepared), job, "final").stream(0, Place())):
+        wanted = alone.chips(step, Place())
+        assert torch.equal(chips.x_bchw, wanted.x_bchw) and torch.equal(chips.share_bkhw, wanted.share_bkhw)
+
+
 def test_a_stopped_training_resumes_bit_for_bit(prepared: Run, tmp_path: Path) -> None:
     job = shutil.copytree(job_of(prepared), tmp_path / "job")
     manifest, path, state = network_files(job, "fold-1")
