@@ -247,7 +247,8 @@ def test_many_threads_draw_what_one_draws(prepared: Run, monkeypatch: pytest.Mon
     alone = Labels(job_of(prepared), job, "final")
     for step, chips in enumerate(Labels(job_of(prepared), job, "final").stream(0, Place())):
         wanted = alone.chips(step, Place())
-        assert torch.equal(chips.x_bchw, wanted.x_bchw) and torch.equal(chips.share_bkhw, wanted.share_bkhw)
+        assert torch.equal(chips.x_bchw, wanted.x_bchw)
+        assert torch.equal(chips.share_bkhw, wanted.share_bkhw)
 
 
 def test_a_stopped_training_resumes_bit_for_bit(prepared: Run, tmp_path: Path) -> None:
