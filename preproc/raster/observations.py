@@ -39,13 +39,17 @@ def reason_codes(embedding: Embedding) -> NDArray[np.uint8]:
 
 
 def observation_values(embedding: Embedding) -> NDArray[np.uint8]:
-    """(H, W, 4) in the order of BANDS; counts are NODATA where they were not kept (embeddings of older versions)."""
+    """(H, W, 4) in the order of BANDS.
+
+    Counts are NODATA where they were not kept (embeddings of older versions), the origin where there is no embedding.
+    """
     codes_hw = reason_codes(embedding)
     values_hwc = np.full((*codes_hw.shape, len(BANDS)), NODATA, dtype=np.uint8)
     if embedding.observations_hwm is not None:
         values_hwc[..., : len(OBSERVED)] = embedding.observations_hwm
     values_hwc[..., BANDS.index("reason")] = codes_hw
-    values_hwc[..., BANDS.index("origin")] = COMPUTED if embedding.manifest.origin is None else IMPORTED
+    origin = COMPUTED if embedding.manifest.origin is None else IMPORTED
+    values_hwc[..., BANDS.index("origin")] = np.where(codes_hw == EMBEDDED, origin, NODATA)
     return values_hwc
 
 

@@ -360,6 +360,7 @@ def test_counts_of_observations_and_reasons_lie_beside_the_mosaic(run: Run) -> N
     assert stored.attrs["smalti:layers"] == ["clear_s2", "s1", "reason", "origin"]
     np.testing.assert_array_equal(np.moveaxis(stored[0], 0, 2), values)
     np.testing.assert_array_equal(values[..., 2] == 0, ~np.isnan(mosaic(run, "31N", int8=True)[..., 0]))
+    np.testing.assert_array_equal(values[..., 3], np.where(values[..., 2] == 0, 0, 255), "no embedding, no origin")
     assert cog_validate(run.mosaic / "observations_31N.tif", strict=True) == (True, [], [])
     item = pystac.Item.from_file(run.mosaic / "embeddings_31N.json")
     reason = item.assets["observations"].extra_fields["bands"][2]
