@@ -185,12 +185,16 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
     count = grid.tiles * len(layers) + (0 if short is None else own.tiles) + (0 if step is None else len(plan.tiles))
     curves: dict[str, Any] | None = None
     with rasterio.Env(GDAL_PAM_ENABLED="NO"), progress("atlas", count, "tiles") as bar:
+        shown: list[AtlasLayer] = []
         for layer in layers:
 
             def done(layer: AtlasLayer = layer) -> None:
                 bar.advance(note=layer.title)
 
-            total += write_pyramid(folder / layer.key, layer.rasters, [layer.band], layer.nodata, grid, done)
+            size = write_pyramid(folder / layer.key, layer.rasters, [layer.band], layer.nodata, grid, done)
+            if size:  # of embeddings that came without counts there are none to show
+                shown.append(layer)
+            total += size
         if short is not None:
             bands = list(range(1, NUMBERS + 1))
             total += write_pyramid(folder / "short", short[1], bands, 0, own, lambda: bar.advance(note="embeddings"))
@@ -200,10 +204,10 @@ def write_atlas(run: Run, out: Path | None, *, beside: Run | None = None) -> str
             curves = {"step": step, "size": plan.tiles[0].size, "tiles": names} if names else None
             total += size
     vectors = None if short is None else {**short[0].described(), "levels": [own.coarsest, own.finest]}
-    page = _page(run, plan, layers, grid, {"short": vectors, "curves": curves})
+    page = _page(run, plan, shown or layers[:1], grid, {"short": vectors, "curves": curves})
     write_bytes(folder / "index.html", page)
     whole = human_bytes(total + len(page))
-    seen = len(layers) + (short is not None)
+    seen = len(shown) + (short is not None)
     return f"{folder}: {seen} layers, {whole}: look at it with `smalti view {folder}`, or from any web server"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -36,6 +38,7 @@ from preproc.classify.sample import SampleStage
 from preproc.classify.table import read_samples
 from preproc.classify.train import TrainStage
 from preproc.explore.groups import find_groups
+from preproc.mosaic.stage import StitchStage
 from preproc.region.geopackage import geopackage
 from preproc.run.config import parse_config
 from preproc.run.stage import run_stage
@@ -189,7 +192,7 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         open_page(browser, url)
         wait(browser, "[...cache.values()].some(t => t.picture)")
         assert time.monotonic() - start < 30  # a busy machine; the figure is in the docs
-        assert browser.evaluate("document.querySelectorAll('#left option').length") == 9
+        assert browser.evaluate("document.querySelectorAll('#left option').length") == 7, "no counts: none"
         legend = browser.evaluate("document.getElementById('legend').textContent")
         assert all(name in legend for name in NAMES), "as text, markup or not"
         drawn = browser.evaluate(
@@ -227,7 +230,7 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         browser.screenshot(tmp_path / "desk.png")
         assert (tmp_path / "desk.png").stat().st_size > 5000
     assert "/" in asked
-    shown = {"classes", "groups", "confidence", "clear_s2", "s1", "reason", "short"}
+    shown = {"classes", "groups", "confidence", "reason", "short"}
     assert {path.split("/")[1] for path in asked} <= {"", *shown}
     assert len({path.partition("/")[2].partition("/")[2] for path in asked}) < 10, "only where the run's tiles are"
 
@@ -575,6 +578,51 @@ def test_a_second_run_is_shown_beside_the_first(made: Run, tmp_path: Path) -> No
         assert (tmp_path / "both" / "other-classes" / path.relative_to(tmp_path / "both" / "classes")).exists()
 
 
+def test_the_page_fits_a_phone_and_a_long_name_and_follows_the_dark(made: Run, tmp_path: Path) -> None:
+    long = shutil.copytree(made.root, tmp_path / ("Überschwemmung 2019, " + "x" * 150))
+    write_atlas(made, tmp_path / "both", beside=Run(long))
+    with served(made, folder=tmp_path / "both") as (url, _), chromium(tmp_path / "profile") as browser:
+        for width, scheme in ((1100, "light"), (360, "dark")):
+            browser.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=1, mobile=False
+            )
+            browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            open_page(browser, url)
+            browser.evaluate(
+                "(() => { $('right').value = 'other-classes'; $('right').onchange(); $('legend').open = true })()"
+            )
+            assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+            assert browser.evaluate("$('legend').scrollWidth <= $('legend').clientWidth")
+            dark = browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 27)"
+            assert dark == (scheme == "dark")
+        assert browser.errors == []
+
+
+def test_a_tile_that_does_not_come_is_asked_for_again_and_is_not_called_empty(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(made) as (url, asked), chromium(tmp_path / "profile") as browser:
+        answer, refused = SimpleHTTPRequestHandler.do_GET, set[str]()
+
+        def forgetful(handler: SimpleHTTPRequestHandler) -> None:
+            if handler.path.endswith(".png") and handler.path not in refused:
+                refused.add(handler.path)
+                handler.close_connection = True
+            else:
+                answer(handler)
+
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "do_GET", forgetful)
+        open_page(browser, url)
+        browser.evaluate("tell(view.x, view.y)")
+        wait(browser, "$('said').textContent.startsWith('The server does not answer')")
+        assert browser.evaluate("$('here').hidden"), "nothing is told before it is known"
+        wait(browser, "!$('here').hidden")
+        assert any(name in browser.evaluate("$('here').textContent") for name in NAMES)
+        wait(browser, "$('said').textContent === ''")
+        assert browser.errors == []
+    assert refused <= set(asked)
+
+
 def test_short_embeddings_keep_their_cosines() -> None:
     random = np.random.default_rng(0)
     bases = random.normal(size=(5, 64))
@@ -627,6 +675,22 @@ def test_a_run_without_a_map_shows_what_it_has(tmp_path: Path, capsys: pytest.Ca
     embed_crops(run)
     write_atlas(run, tmp_path / "atlas")
     assert {path: path.read_bytes() for path in (tmp_path / "atlas").rglob("*") if path.is_file()} == first
+
+
+def test_a_mosaic_alone_begins_with_its_preview_and_has_no_layer_without_values(tmp_path: Path) -> None:
+    counted, uncounted = (planned_run(tmp_path / name, [(32631, 0, 0)]) for name in ("counted", "uncounted"))
+    embed_crops(counted, min_clear_s2=12)
+    embed_crops(uncounted)
+    keys = []
+    for run in (counted, uncounted):
+        run_stage(StitchStage(), run, config(run))
+        write_atlas(run, None)
+        text = (run.root / "atlas" / "index.html").read_text()
+        keys.append(re.findall('"key":"([a-z0-9_]+)","title"', text))
+    assert keys == [["clear_s2", "s1", "reason"], ["reason"]]
+    with served(uncounted) as (url, _), chromium(tmp_path / "profile") as browser:
+        open_page(browser, url)
+        assert browser.evaluate("$('left').value") == "preview"
 
 
 def test_what_a_killed_process_left_is_no_atlas_and_is_written_again(
