@@ -82,8 +82,8 @@ def _nodes(tasks: Sequence[TaskStatus]) -> str:
     return f"on {named}{f' and {len(hosts) - _NODES} other nodes' if len(hosts) > _NODES else ''}; "
 
 
-def problem_lines(view: QueueView) -> list[str]:
-    """Why tasks failed, equal reasons together."""
+def problem_lines(run: Run, view: QueueView) -> list[str]:
+    """Why tasks of a run failed, equal reasons together."""
     lines = [view.note] if view.note else []
     for job in view.jobs:
         failed = [task for task in job.tasks if task.state == "failed"]
@@ -99,7 +99,7 @@ def problem_lines(view: QueueView) -> list[str]:
                 f"{job.kind}: {len(retried)} started more than once, {max(t.attempts for t in retried)} times at most"
             )
     if any(job.counts.get("failed") for job in view.jobs):
-        lines.append("after the cause is mended: `smalti resubmit RUN`")
+        lines.append(f"after the cause is mended: `smalti resubmit {run.quoted}`")
     return lines
 
 
@@ -110,9 +110,9 @@ def as_json(view: QueueView) -> list[dict[str, Any]]:
     ]
 
 
-def renderable(view: QueueView) -> RenderableType:
+def renderable(run: Run, view: QueueView) -> RenderableType:
     """Table and problems together."""
-    return Group(as_table(view), *(Text(line) for line in problem_lines(view)))
+    return Group(as_table(view), *(Text(line) for line in problem_lines(run, view)))
 
 
 def watch(draw: Callable[[], tuple[RenderableType, bool]], seconds: float) -> None:
@@ -176,11 +176,14 @@ class Overview:
         for entry in self.stages:
             problems = list(entry.problems.items())[:_PROBLEMS]
             parts += [Text(f"{entry.stage}: {name}: {reason}") for name, reason in problems]
+            if len(entry.problems) > _PROBLEMS:
+                more = f"and {len(entry.problems) - _PROBLEMS:,} more"
+                parts.append(Text(f"{entry.stage}: {more}; all are listed by `smalti status {self.run.quoted} --json`"))
         if self.quality is not None:
             parts += [Text(line) for line in self.quality.lines()]
         parts += [Text(line) for line in leftover_lines(self.run, self.left)]
         if self.queue is not None:
-            parts += [Text(), renderable(self.queue)]
+            parts += [Text(), renderable(self.run, self.queue)]
         return Group(*parts)
 
 

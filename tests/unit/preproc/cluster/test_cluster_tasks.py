@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from preproc.cluster.run_overview import duration, memory, problem_lines
+from infer.contract import Run
+from preproc.cluster.run_overview import Overview, duration, memory, problem_lines
 from preproc.cluster.slurm import Accounted, SlurmError, TaskId, parse_duration, parse_sacct, parse_squeue
 from preproc.cluster.slurm import test_only as try_script
 from preproc.cluster.submitted import SubmittedJob
 from preproc.cluster.tasks import JobStatus, LogRecord, QueueView, TaskStatus, current_tasks, explain, parse_log
+from preproc.run import progress
+from preproc.run.status import StageStatus
 
 SACCT = """\
 66_0|CANCELLED by 0|0:0|0|00:30:00||1G
@@ -138,9 +141,21 @@ def test_failures_name_the_nodes_they_happened_on() -> None:
     tasks = [
         TaskStatus(TaskId(1, i), "infer", "failed", why, log=f"{i}.log", host=host) for i, host in enumerate(hosts)
     ]
-    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 8}, tasks)]))
+    run = Run(Path("my run"))
+    line, advice = problem_lines(run, QueueView([JobStatus("infer", {"failed": 8}, tasks)]))
+    assert advice == "after the cause is mended: `smalti resubmit 'my run'`"
     assert line == f"infer: 8 failed: {why} (on n7 3, n1 1, n2 1 and 2 other nodes; 0.log)"
-    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 2}, tasks[1:3])]))
+    (line, _) = problem_lines(run, QueueView([JobStatus("infer", {"failed": 2}, tasks[1:3])]))
     assert line.endswith("(on n7; 1.log)")
-    (line, _) = problem_lines(QueueView([JobStatus("infer", {"failed": 1}, tasks[-1:])]))
+    (line, _) = problem_lines(run, QueueView([JobStatus("infer", {"failed": 1}, tasks[-1:])]))
     assert line.endswith("(7.log)")
+
+
+def test_what_is_not_listed_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = {f"31N_E{n}_N1": "broken: cut short" for n in range(1023)}
+    stages = [StageStatus("fetch", "tiles", problems=problems), StageStatus("infer", "tiles", problems={"a": "b"})]
+    progress.show(Overview(Run(Path("my run")), stages, None).picture())
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("fetch: 31N_")]) == 20
+    assert "fetch: and 1,003 more; all are listed by `smalti status 'my run' --json`" in lines
+    assert lines[-1] == "infer: a: b"
