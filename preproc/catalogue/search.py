@@ -37,6 +37,7 @@ WIDEST_SCENE = 300_000.0
 MAX_VERTICES = 400
 """Of the geometry that is sent; a finer region is simplified outwards."""
 
+_LATER = "try again later, or plan where there is internet (a login node; behind a proxy, with https_proxy set)"
 
 _NOT_STAC = (
     ParametersError,
@@ -78,11 +79,11 @@ def search_api(catalogue: Catalogue, url: str | None, region: Region, start: dat
             return _collect(Client.open(address, stac_io=_CompletePages(transport)), query)
     except TransientError as error:
         said = f"{error}, {ATTEMPTS} times"
-        raise ServiceError(f"{address}: the catalogue cannot be searched: {said}: try again later") from error
+        raise ServiceError(f"{address}: the catalogue cannot be searched: {said}: {_LATER}") from error
     except APIError as error:
         status = getattr(error, "status_code", None)  # absent where the answer is not what it should be
         if status is None:
-            raise ServiceError(f"{address}: the catalogue cannot be searched: {error}: try again later") from error
+            raise ServiceError(f"{address}: the catalogue cannot be searched: {error}: {_LATER}") from error
         hint = "is it the address of a STAC API?" if status == 404 else _first_line(error)
         raise SmaltiError(f"{address}: the catalogue refuses the search ({status}): {hint}") from error
     except _NOT_STAC as error:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer.contract import SmaltiError
 from preproc.run.container import Container, device_arguments
 from preproc.run.profile import Job, Profile
 from preproc.run.resources import SLURM
@@ -113,9 +114,18 @@ def directives(job: Job, profile: Profile, script: Script) -> list[str]:
 
 
 def _output(folder: Path, pattern: str) -> str:
-    """A log's path as Slurm reads it: a per cent sign of the folder is doubled, blanks need quotes."""
-    path = f"{str(folder).replace('%', '%%')}/{pattern}"
-    return f'"{path}"' if re.search(r"\s", path) else path
+    """A log's path as Slurm reads it: a per cent sign of the folder is doubled, blanks need quotes, and quotes and `#`
+    a backslash; one of the folder's own would leave the numbers of jobs out of the name.
+
+    Raises:
+        SmaltiError: if no option of `sbatch` can name it.
+    """
+    if "\\" in str(folder) or not str(folder).isprintable():
+        raise SmaltiError(
+            f"{str(folder)!r}: Slurm writes no logs where the path has a backslash or a line break: rename the folder"
+        )
+    path = re.sub(r"([\"'#])", r"\\\1", f"{str(folder).replace('%', '%%')}/{pattern}")
+    return f'"{path}"' if " " in path else path
 
 
 def _array(name: str, values: Sequence[str]) -> str:

@@ -32,7 +32,8 @@ def render_plan(plan: Plan, disk: Sequence[StageDisk] = ()) -> str:
     out.print(_cost_table(plan))
     if disk:
         out.print(_disk_table(disk))
-    out.print(f"`smalti submit` will choose {plan.neighbours_in_shards_of} shards. All rough: see docs/plan.md.")
+    shards = plan.neighbours_in_shards_of
+    out.print(f"`smalti submit` will choose {shards} shard{'s' * (shards > 1)}. All rough: see docs/plan.md.")
     for warning in plan.warnings:
         out.print(f"Warning: {warning}")
     assert isinstance(out.file, io.StringIO)

@@ -657,7 +657,7 @@ class Config(_Section):
 
 def _message(error: Any) -> str:
     place = [str(part) for part in error["loc"]]
-    where = f"[{place[0]}]" + (f" {'.'.join(place[1:])}" if place[1:] else "") if place else "the file"
+    where = f"[{place[0]}]" + (f" {'.'.join(place[1:])}" if place[1:] else "") if place else ""
     kind = error["type"]
     if kind == "extra_forbidden":
         return f"{where}: unknown {'key' if len(place) > 1 else 'section'}"
@@ -665,7 +665,7 @@ def _message(error: Any) -> str:
         return f"{where}: missing"
     text = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if kind == "value_error" else f" (it is {error['input']!r})"
-    return f"{where}: {text[0].lower()}{text[1:]}{shown}"
+    return f"{where}: {text[0].lower()}{text[1:]}{shown}" if where else text  # which names its sections
 
 
 def parse_config(text: str, path: Path) -> Config:

@@ -81,6 +81,9 @@ def container_of(run: Run, config: Config, profile: Profile) -> Container | None
         run: its folder is bound.
         config: its image, and the folder of its checkpoint.
         profile: the site's program, paths and GPU option; `auto` is told from this machine.
+
+    Raises:
+        SmaltiError: if a folder's path means something else to `--bind`.
     """
     image = config.site.container or (Path(profile.runtime.image).expanduser() if profile.runtime.image else None)
     if image is None:
@@ -91,10 +94,14 @@ def container_of(run: Run, config: Config, profile: Profile) -> Container | None
     flag: str = profile.runtime.gpu_flag
     if flag == "auto":
         flag = next((option for device, option in _DEVICES.items() if Path(device).exists()), "")
-    binds = {str(run.root.absolute()), *profile.runtime.binds}
     checkpoint, weights = config.model.checkpoint, weights_of(config)
+    binds = {str(run.root.absolute())}
     binds |= {str(checkpoint.parent)} if checkpoint is not None else set()
     binds |= {str(weights)} if weights is not None else set()
+    for folder in sorted(binds):
+        if {":", ","} & set(folder):
+            raise SmaltiError(f"{folder}: {program} takes ':' and ',' in a path for the end of it: rename or move it")
+    binds |= {*profile.runtime.binds}  # which may name another place inside
     own = ENGINE if profile.runtime.engine == "checkout" else None
     return Container(image, program, flag, tuple(sorted(binds)), own)
 

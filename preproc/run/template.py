@@ -35,8 +35,8 @@ min_clear = 0.0                  # every clear pixel counts; 0.05 drops dates th
 [model]
 name = "tessera-v2-small"        # get it with `smalti weights fetch tessera-v2-small`; others: `smalti weights list`
 # checkpoint = "student_small.pt"   # instead of name: a file
-output = "int8"                  # or "float32" (four times the disk)
-dim = 128                        # v2 students also 64, 32, 16
+# output = "float32"             # instead of int8: four times the disk
+# dim = 64                       # of v2 students, instead of 128; or 32, 16
 
 # Field data, points or polygons in any CRS. Without this section the run ends with the embeddings.
 # [labels]
@@ -76,8 +76,8 @@ shrink = 10                      # metres by which polygons are shrunk, so that 
 # design = "stratified"
 
 [stitch]
-formats = ["zarr", "cog"]        # a Zarr store as geotessera reads it, GeoTIFFs, or both
-dtype = "int8"                   # of the GeoTIFFs: codes, with the scales in a file beside them; or "float32"
+# formats = ["cog"]              # instead of both: a Zarr store as geotessera reads it, and GeoTIFFs
+# dtype = "float32"              # of the GeoTIFFs, instead of codes with the scales in a file beside them
 # missing = "nodata"             # of a country: tiles that failed are nodata, and filled in by a later run
 
 # Of a simulated archive the truth is known: the report compares the map with it.

@@ -66,7 +66,7 @@ def test_waves_under_a_budget_with_a_killed_task(workshop: Path, image: Path) ->
     one = tile_space(plan.tile_size, plan.season.s2_days, plan.season.s1_days).bytes
     budget = round(1.1 * one * (FITTING + 0.4))
 
-    campaign = make_campaign(workshop / "in-waves", workshop, image, labels=True)
+    campaign = make_campaign(workshop / "it's in waves #1", workshop, image, labels=True)
     settle(campaign, f"tile_space = {budget}\n")
     path = campaign.root / "run.toml"
     path.write_text(path.read_text().replace("[tiles]\n", '[tiles]\nkeep = "record"\n', 1))
@@ -89,6 +89,7 @@ def test_waves_under_a_budget_with_a_killed_task(workshop: Path, image: Path) ->
     assert status["complete"], status
     assert max(seen) <= budget
     assert max(seen) > one, "there was something to see"
+    assert list((campaign.root / "logs" / "slurm").glob("infer-[0-9]*_[0-9]*.log")), "of a folder named so oddly"
     fetch = next(stage for stage in status["stages"] if stage["stage"] == "fetch")
     assert fetch["counts"] == {"released": len(plan.tiles)}
     assert list((campaign.root / "tiles").rglob("*.npy")) == []

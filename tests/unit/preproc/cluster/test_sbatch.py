@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from preproc.cluster.sbatch import Script, render, render_script
+from infer.contract import SmaltiError
+from preproc.cluster.sbatch import Script, directives, render, render_script
 from preproc.run.container import Container
 from preproc.run.profile import JOBS, Profile, load_profile, merge
 from preproc.run.resources import SITES, SLURM
@@ -102,6 +103,29 @@ def test_arrays_that_train_take_a_share_each(kind: str, shown: str, tmp_path: Pa
     (tmp_path / "job").write_text(text)
     for path in (SLURM / "segment.sbatch", tmp_path / "job"):
         subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "option"),
+    [
+        ("/a/season", "/a/season/fetch-%A_%a.log"),
+        ("/a season/100%", '"/a season/100%%/fetch-%A_%a.log"'),
+        ("/it's", r"/it\'s/fetch-%A_%a.log"),
+        ('/a "b" #1', r'"/a \"b\" \#1/fetch-%A_%a.log"'),
+    ],
+)
+def test_logs_are_named_as_slurm_reads_options(folder: str, option: str) -> None:
+    site = profile("generic")
+    assert f"--output={option}" in directives(
+        site.kind("fetch"), site, replace(script("fetch", site), logs=Path(folder))
+    )
+
+
+@pytest.mark.parametrize("folder", ["/back\\slash", "/new\nline"])
+def test_a_folder_that_slurm_writes_no_logs_to_is_refused(folder: str) -> None:
+    site = profile("generic")
+    with pytest.raises(SmaltiError, match="rename the folder"):
+        directives(site.kind("fetch"), site, replace(script("fetch", site), logs=Path(folder)))
 
 
 def test_rendering_is_pure_and_leaves_no_template_behind() -> None:

@@ -86,6 +86,14 @@ def test_the_engine_is_told_of_the_scratch_disk(
         config(run, 'name = "demo"\n[site]\nscratch = "$(pwd)"')
 
 
+@pytest.mark.parametrize("name", ["a:b", "x,y"])
+def test_a_folder_whose_name_no_bind_can_take_is_refused(tmp_path: Path, image: Path, name: str) -> None:
+    odd = Run(tmp_path / name)
+    odd.root.mkdir()
+    with pytest.raises(SmaltiError, match="rename or move it"):
+        engine_command(odd, config(odd, f'name = "demo"\n[site]\ncontainer = "{image}"'), Shard())
+
+
 def test_the_container_sees_what_the_site_says(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Program, GPU option, the site's paths and a folder of weights: the same in local mode as in a job."""
     image, program = tmp_path / "image.sif", tmp_path / "singularity"
