@@ -17,6 +17,7 @@ import rasterio
 import shapely
 from matplotlib.image import imread
 from rasterio.transform import Affine
+from support.browser import chromium
 from support.embedded import write_vector
 from support.mosaicked import CHAIN, EPSG, MODEL, NAMES, TOML, classified_run, config, crops, observe_tiles
 
@@ -109,6 +110,19 @@ def test_the_page_loads_nothing_from_elsewhere(made: tuple[Run, Config]) -> None
     html = (made[0].report / "index.html").read_text()
     assert "url(" not in html
     assert "@import" not in html
+
+
+def test_the_page_fits_a_phone(made: tuple[Run, Config], tmp_path: Path) -> None:
+    with chromium(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+        browser.open(made[0].report / "index.html", tmp_path)
+        assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
+        widths = "[...document.querySelectorAll('.facts td')].map(cell => cell.clientWidth)"
+        assert min(browser.evaluate(widths)) > 180, "provenance is no column of single words"
+        left = "document.querySelector('.matrix').closest('.scroll')"
+        browser.evaluate(f"{left}.scrollLeft = 60")
+        head = f"{left}.querySelector('tbody th').getBoundingClientRect().left - {left}.getBoundingClientRect().left"
+        assert browser.evaluate(head) == 0, "which class a row is of stays in sight"
 
 
 def test_pictures_are_whole_and_described(made: tuple[Run, Config], tmp_path: Path) -> None:

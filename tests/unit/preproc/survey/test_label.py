@@ -95,6 +95,26 @@ def test_ten_points_are_labelled_by_keyboard_saved_and_read_by_validate(run: Run
     assert assessed["classes_not_on_the_map"] == ["orchard"]
 
 
+def test_a_finger_does_what_keys_do(run: Run, tmp_path: Path) -> None:
+    app(["design", str(run.root), "--sizes", f"{NAMES[0]}=2,{NAMES[1]}=2,{NAMES[2]}=2"], standalone_mode=False)
+    with chromium(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+        browser.open(run.root / "survey" / "label.html", tmp_path)
+        assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
+
+        def tap(words: str) -> str:
+            button = f"[...document.querySelectorAll('button')].find(b => b.textContent.endsWith({words!r}))"
+            browser.evaluate(f"{button}.click()")
+            return str(browser.evaluate("document.getElementById('state').textContent"))
+
+        assert tap("maize").startswith("point 2 · 1 of 6 done")
+        assert tap("cannot be told").startswith("point 3 · 2 of 6 done")
+        assert tap("previous") == "point 2 · 2 of 6 done · this one: cannot be told"
+        assert tap("no class after all") == "point 2 · 1 of 6 done"
+        assert tap("next").startswith("point 3 ")
+        assert browser.errors == []
+
+
 def chain_of(run: Run) -> str:
     return run.config.read_text().partition('class = "crop"\n')[2]
 
