@@ -34,7 +34,8 @@ _NAME_LIMIT = 1000
 """Characters of a class or group."""
 _NO_VALUE = frozenset({"nan", "none", "null", "<na>", "na", "n/a", "#n/a", "nil", "<null>"})
 """Texts that stand for no value where a table was written without care, in lower case."""
-_CONTROL = re.compile(r"\s*[\x00-\x1f\x7f-\x9f]+\s*")
+_CONTROL = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+\s*")
+"""Control characters, those that turn the direction of writing among them: they would turn a whole line of a legend."""
 _MARGIN_M = 2000.0
 """Labels are read this far beyond the tiles, so that a slightly bent outline in another CRS loses nothing."""
 
