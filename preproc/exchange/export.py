@@ -30,6 +30,7 @@ from infer.contract.record import to_json
 from preproc.exchange.npy_tiles import CellExport, cells_with_tiles, dataset_of, tables, tiff_tags
 from preproc.exchange.points import Chosen, given, lattice, write_points
 from preproc.mirror.store import Store, open_store
+from preproc.mosaic.sheet import PREVIEWS
 from preproc.raster.provenance import RunProvenance, missing_lines, read_provenance
 from preproc.raster.vrt import INDEX
 from preproc.region.vector import fingerprint
@@ -222,7 +223,9 @@ def _mosaic_units(run: Run, made: MosaicManifest, kind: Kind) -> Iterator[Export
     files: dict[str, str] = {}
     for name in manifests:
         sheet = MosaicSheet.read_file(run.mosaic / name, run)
-        files.update({file: record["sha256"] for file, record in sheet.files.items()})
+        files.update(
+            {file: record["sha256"] for file, record in sheet.files.items() if not file.startswith(f"{PREVIEWS}/")}
+        )
     files.update({file: record["sha256"] for file, record in made.files.items()})
     if kind == "stac":
         files.update({name: sha256_file(run.mosaic / name) for name in [*manifests, run.mosaic_manifest.name]})

@@ -16,7 +16,7 @@ from infer.contract import Run, SmaltiError
 from infer.contract.rasters import MosaicManifest, MosaicSheet, MosaicZone, PreviewColours
 from infer.contract.record import to_json
 from preproc.mosaic.pca import Components, principal_components
-from preproc.mosaic.sheet import SheetFiles, codes_layer, scales_layer, small_values, values_layer
+from preproc.mosaic.sheet import PREVIEWS, SheetFiles, codes_layer, scales_layer, small_values, values_layer
 from preproc.mosaic.store import STORE, depths_of, group_of, write_metadata
 from preproc.raster.model_item import MODEL_ITEM, TABLE, write_model_item, write_table
 from preproc.raster.observations import BANDS, observation_layer, origin_classes, reason_classes
@@ -226,7 +226,7 @@ def _remove_others(folder: Path, files: Sequence[Path], names: Sequence[str], ma
         ours = path.name.startswith(("embeddings_", "observations_", "preview_", "sheet_", COLLECTION))
         if ours and path.is_file() and path.suffix in (".tif", ".json", ".png", ".vrt", ".gpkg") and path not in keep:
             path.unlink()
-    for inner in (folder / STORE, folder / "previews"):
+    for inner in (folder / STORE, folder / PREVIEWS):
         for path in inner.rglob("*"):
             if path.is_file() and path not in keep:
                 path.unlink()

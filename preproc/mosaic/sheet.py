@@ -26,6 +26,9 @@ from preproc.run.config import Stitch
 from preproc.run.stage import Unit
 from preproc.run.workers import within_unit
 
+PREVIEWS = "previews"
+"""Folder of the pixels that previews are made of; what the mosaic is to others does not need it."""
+
 
 def codes_layer(facts: RunProvenance, stem: str) -> Layer:
     """The GeoTIFF of int8 codes."""
@@ -77,12 +80,12 @@ class SheetFiles:
     @property
     def small_codes(self) -> Path:
         """Every so many pixels' codes, for the preview."""
-        return self.folder / "previews" / f"{self.name}.npy"
+        return self.folder / PREVIEWS / f"{self.name}.npy"
 
     @property
     def small_scales(self) -> Path:
         """And their scales."""
-        return self.folder / "previews" / f"{self.name}_scales.npy"
+        return self.folder / PREVIEWS / f"{self.name}_scales.npy"
 
     @property
     def manifest(self) -> Path:

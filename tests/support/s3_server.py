@@ -26,6 +26,8 @@ class S3Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
+        """Uploads in parts that are not complete yet, by object: parts by number."""
         self.refuse = 0
         """Requests that will be refused (403) whatever their signature."""
         self.public = False
@@ -109,8 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
             server.refuse -= refused
         if refused or not (self._allowed() or (server.public and self.command in ("GET", "HEAD"))):
             return self._answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+        query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
+        if self.command == "POST" and "uploads" in query:
+            server.parts[path] = {}
+            return self._answer(200, b"<R><Bucket>b</Bucket><Key>k</Key><UploadId>1</UploadId></R>")
+        if self.command == "POST":  # the parts that it names become the object
+            numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", body)]
+            server.files[path] = b"".join(server.parts.pop(path)[number] for number in numbers)
+            return self._answer(200, b"<R><ETag>1</ETag></R>")
         if self.command == "PUT":
-            server.files[path] = body
+            if "partNumber" in query:
+                server.parts[path][int(query["partNumber"])] = body
+            else:
+                server.files[path] = body
             return self._answer(200, b"")
         content = server.files.get(path)
         if content is None:
@@ -135,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:  # the names that the base class looks for
         self._take(self.rfile.read(int(self.headers["Content-Length"])))
+
+    do_POST = do_PUT
 
     def do_GET(self) -> None:
         self._take()

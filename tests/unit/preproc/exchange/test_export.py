@@ -299,7 +299,7 @@ def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
     run_stage(StitchStage(), run, config(run, "[stitch]\nsheet = 128"))
     export(run, str(tmp_path / "out"), "stac")
     there = {name for name in files(tmp_path / "out") if not name.startswith(".smalti/")} - {CARD}
-    assert there == set(files(run.mosaic))
+    assert there == {name for name in files(run.mosaic) if not name.startswith("previews/")}, "what stitch works with"
     for name in there:
         assert (tmp_path / "out" / name).read_bytes() == (run.mosaic / name).read_bytes()
     card = json.loads((tmp_path / "out" / CARD).read_text())
