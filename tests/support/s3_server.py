@@ -117,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, b"<R><Bucket>b</Bucket><Key>k</Key><UploadId>1</UploadId></R>")
         if self.command == "POST":  # the parts that it names become the object
             numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", body)]
-            server.files[path] = b"".join(server.parts.pop(path)[number] for number in numbers)
+            parts = server.parts.pop(path)
+            server.files[path] = b"".join(parts[number] for number in numbers)
             return self._answer(200, b"<R><ETag>1</ETag></R>")
         if self.command == "PUT":
             if "partNumber" in query:
