@@ -117,8 +117,7 @@ class ZarrStore:
         told: dict[str, Any] = {key: attributes.get(f"smalti:{key}") for key in ("model", "checkpoint", "window")}
         own = told["model"] if isinstance(told["model"], dict) else {}
         ours = isinstance(own.get("name"), str) and isinstance(told["checkpoint"], str)
-        window = told["window"]
-        said = [model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], window]
+        said = [model, dim, attributes.get("geoemb:build_version"), told["checkpoint"], told["window"]]
         self.dataset = Dataset(
             version=model.rstrip("/").rsplit("/", 1)[-1].removeprefix("v")[:_LONGEST],
             variant="",
@@ -127,7 +126,7 @@ class ZarrStore:
             model=str(own["name"]) if ours else None,
             trained=not ours or own.get("trained") is True,
             checkpoint=told["checkpoint"] if ours else None,
-            window=(str(window[0]), str(window[1])) if isinstance(window, list) and len(window) == 2 else None,
+            window=_window(told["window"]),
         )
         self._year = year
         self._zones: dict[int, Patch | None] = {}
@@ -222,6 +221,10 @@ def _named(where: str) -> Iterator[None]:
         ) from error
 
 
+def _window(stated: Any) -> tuple[str, str] | None:
+    return (str(stated[0]), str(stated[1])) if isinstance(stated, list) and len(stated) == 2 else None
+
+
 class NpyTiles:
     """geotessera's tiles: codes and scales a tile of 0.1 degree, where they are told by their name."""
 
@@ -238,7 +241,18 @@ class NpyTiles:
         if not self._years.is_dir():
             raise SmaltiError(f"{self._years}: no such folder: it does not have {year}; change [region] start and end")
         version = version.removeprefix("v") + (".0" if "." not in version else "")
-        self.dataset = Dataset(version, variant, 128, sha256_json([version, variant]))
+        own = {key: stated.get(f"smalti_{key}") for key in ("model", "checkpoint", "window")}
+        ours = isinstance(own["model"], str)
+        self.dataset = Dataset(
+            version,
+            variant,
+            128,
+            sha256_json([version, variant, *own.values()] if ours else [version, variant]),
+            model=own["model"] if ours else None,
+            trained=stated.get("smalti_trained") is not False,
+            checkpoint=own["checkpoint"] if ours and isinstance(own["checkpoint"], str) else None,
+            window=_window(own["window"]) if ours else None,
+        )
 
     def patches(self, tile: PlannedTile) -> list[Patch]:
         """Its tiles that may touch this one, the nearest first."""

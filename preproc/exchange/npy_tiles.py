@@ -41,6 +41,8 @@ def dataset_of(facts: RunProvenance) -> dict[str, Any]:
         "dataset_version_path": f"v{version}".removesuffix(".0"),
         "dataset_variant": f"smalti-{facts.checkpoint[:12]}",
         "smalti_model": facts.model,
+        "smalti_trained": facts.trained,
+        "smalti_checkpoint": facts.checkpoint,
         "smalti_licence": facts.encoder.licence,
         "smalti_citation": facts.encoder.citation,
         "smalti_window": list(facts.window),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from support.embedded import write_vector
 from support.mosaicked import MODEL, TOML, config, embed_places, far_run, looks, planned_run, put_together, write_tile
 from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
-from infer.contract import Run, SmaltiError, planned_tiles, read_embedding
+from infer.contract import Plan, Run, SmaltiError, planned_tiles, read_embedding
 from infer.contract.imported import imported_tiles
 from preproc.exchange.export import CARD, PointsWanted, export
 from preproc.exchange.geotessera import open_published
@@ -80,6 +82,33 @@ def test_geotesseras_tiles_come_back_as_they_were(run: Run, tmp_path: Path) -> N
             assert mask.transform.c % 10 == mask.transform.f % 10 == 0
             scales = np.load(codes.with_name(f"{name}_scales.npy"))
             np.testing.assert_array_equal(mask.read(1) == 1, ~np.isnan(scales))
+
+
+def test_npy_tiles_of_a_run_are_taken_for_what_they_are_and_for_no_other_model_or_season(
+    run: Run, tmp_path: Path
+) -> None:
+    export(run, str(tmp_path / "out"), "geotessera")
+    other = planned_run(tmp_path / "other", CELLS)
+    text = other.config.read_text()
+    for model, start, refused in (
+        (
+            "tessera-v2-nano",
+            "2018-12-01",
+            r"asks for tessera-v2-nano, the source has demo by smalti: set \[model\] name",
+        ),
+        ("demo", "2019-01-01", "the season is .*, the source's 2018-12-01 to 2019-11-30"),
+    ):
+        if start != "2018-12-01":
+            plan = Plan.read(other)
+            replace(plan, window=(date(2019, 1, 1), date(2019, 12, 31))).write(other.plan, inputs={}, files=[])
+        settings = parse_config(f'{text}[model]\nname = "{model}"\n', other.config)
+        with pytest.raises(SmaltiError, match=refused):
+            import_embeddings(other, settings, str(tmp_path / "out"))
+    other = planned_run(tmp_path / "third", CELLS)
+    import_embeddings(other, parse_config(f'{text}[model]\nname = "demo"\n', other.config), str(tmp_path / "out"))
+    stated = read_embedding(other.embeddings, planned_tiles(other)[0].name).manifest
+    assert stated.model.trained is False, "as it was where they were made"
+    assert stated.model.label == "demo by smalti, as published"
 
 
 def test_geotiffs_hold_the_values_in_geotesseras_cells(run: Run, tmp_path: Path) -> None:
