@@ -68,7 +68,7 @@ def _row_type(width: int) -> np.dtype[Any]:
 
 
 class PlannedTiles(Sequence[PlannedTile]):
-    """Tiles as columns, of which each is made when it is asked for; slices share memory."""
+    """Tiles as columns, of which each is made when it is asked for; parts share memory, and tiles that were made."""
 
     def __init__(self, rows_n: NDArray[Any], size: int, where: str = TILES_FILE, remedy: str = "plan again") -> None:
         """Tiles of a table.
@@ -99,7 +99,10 @@ class PlannedTiles(Sequence[PlannedTile]):
 
     def chosen(self, which_n: NDArray[Any]) -> PlannedTiles:
         """Those that an index array or a mask names, in its order."""
-        return PlannedTiles(self.rows_n[which_n], self.size, self._where, self._remedy)
+        found = PlannedTiles(self.rows_n[which_n], self.size, self._where, self._remedy)
+        if self._made is not None:
+            found._made = [self._made[index] for index in np.arange(len(self))[which_n].tolist()]
+        return found
 
     def __len__(self) -> int:
         return len(self.rows_n)
@@ -110,7 +113,9 @@ class PlannedTiles(Sequence[PlannedTile]):
     def __getitem__(self, index: slice) -> PlannedTiles: ...
     def __getitem__(self, index: int | slice) -> PlannedTile | PlannedTiles:
         if isinstance(index, slice):
-            return PlannedTiles(self.rows_n[index], self.size, self._where, self._remedy)
+            found = PlannedTiles(self.rows_n[index], self.size, self._where, self._remedy)
+            found._made = None if self._made is None else self._made[index]
+            return found
         return self._tile(self.rows_n[index].tolist()) if self._made is None else self._made[index]
 
     def __iter__(self) -> Iterator[PlannedTile]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,24 +161,21 @@ def leftovers(run: Run) -> dict[str, list[str]]:
         FormatError: if there is no plan.
     """
     planned = {tile.name for tile in planned_tiles(run)}
-    found = {
-        "tiles": [entry.name for entry in _entries(run.tiles) if entry.is_dir(follow_symlinks=False)],
-        "embeddings": [entry.name.removesuffix(".json") for entry in _entries(run.embeddings) if _manifest(entry)],
-    }
-    left = {folder: sorted(set(names) - planned) for folder, names in found.items()}
+    tiles = [entry.name for entry in _others(run.tiles, planned) if entry.is_dir(follow_symlinks=False)]
+    embeddings = [entry.name.removesuffix(".json") for entry in _others(run.embeddings, planned, ".json")]
+    left = {"tiles": sorted(tiles), "embeddings": sorted(embeddings)}
     return {folder: names for folder, names in left.items() if names}
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """All but what is being written."""
+def _others(folder: Path, planned: Collection[str], suffix: str = "") -> Iterator[os.DirEntry[str]]:
+    """What ends so and is of none of the tiles, nor being written; one by one, for a country's are many."""
     if not folder.is_dir():
-        return []
+        return
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _manifest(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(".json")
+        for entry in entries:
+            name = entry.name
+            if name.endswith(suffix) and not name.startswith(".") and name.removesuffix(suffix) not in planned:
+                yield entry
 
 
 def leftover_lines(run: Run, left: dict[str, list[str]]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -149,8 +150,8 @@ class Session:
         self, *, checksums: bool = False, known: Mapping[str, State] = MappingProxyType({})
     ) -> Iterator[tuple[Unit, State]]:
         """Every unit and where it stands; one whose state is known by its name is not looked at."""
-        for start in range(0, len(self.units), _TOGETHER):
-            units = list(self.units[start : start + _TOGETHER])
+        left = iter(self.units)
+        while units := list(islice(left, _TOGETHER)):
             self.ahead([unit for unit in units if unit.name not in known])
             for unit in units:
                 yield unit, known.get(unit.name) or unit.state(checksums=checksums)

@@ -10,6 +10,7 @@ from typing import Any, overload
 from rich.table import Table
 
 from infer.contract import Run, SmaltiError, State, file_mark
+from infer.contract.glance import Look, one_look
 from preproc.run.config import Config
 from preproc.run.stage import Session, Unit
 from preproc.run.stages import StageEntry, before, chain, stage_named
@@ -96,6 +97,8 @@ class Survey:
     _marks: dict[str, _Marks] = field(default_factory=dict)
     _changed: set[str] = field(default_factory=set)
     """Names of units that an earlier survey does not answer for."""
+    _look: Look = field(default_factory=Look)
+    """Embeddings that were looked at."""
 
     def again(self) -> Survey:
         """Another look, at what something was done to since: a tile that was complete and is untouched still is.
@@ -115,18 +118,21 @@ class Survey:
             SmaltiError: if what the stage builds on is not there.
         """
         if stage not in self._seen:
-            try:
-                session = stage_named(stage).load().open(self.run, self.config)
-                if self.watching and not stage_named(stage).gathers and stage != "plan":
-                    self._seen[stage] = self._watched(stage, session)
-                else:
-                    self._seen[stage] = self._states(stage, session)
-            except SmaltiError as error:
-                self._seen[stage] = error
+            self._seen[stage] = self._found(stage)
         found = self._seen[stage]
         if isinstance(found, SmaltiError):
             raise found
         return found
+
+    def _found(self, stage: str) -> Looked | SmaltiError:
+        with one_look(self._look):
+            try:
+                session = stage_named(stage).load().open(self.run, self.config)
+                if self.watching and not stage_named(stage).gathers and stage != "plan":
+                    return self._watched(stage, session)
+                return self._states(stage, session)
+            except SmaltiError as error:
+                return error
 
     def _states(self, stage: str, session: Session) -> Looked:
         known = {}

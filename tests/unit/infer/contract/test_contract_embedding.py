@@ -21,7 +21,7 @@ from infer.contract import (
     write_manifest,
 )
 from infer.contract.embedding import EmbeddingManifest, EmbeddingModel, ModelPart
-from infer.contract.glance import glance_at
+from infer.contract.glance import Look, glance_at, one_look
 from infer.contract.provenance import TileGrid
 
 ABOUT = EmbeddingManifest(model=EmbeddingModel("demo", "a label", True, "v2-student", None, "v2-student"))
@@ -169,3 +169,25 @@ def test_a_manifest_at_rest_is_read_once_and_again_when_it_changes(
     assert glance_at(str(path)).state(str(path), inputs).complete
     with pytest.raises(FormatError, match=r"t.json: model is missing: delete it, then run"):
         assert glance_at(str(path)).stated
+
+
+def test_within_one_look_an_embedding_is_looked_at_once(tmp_path: Path) -> None:
+    codes, scales = _codes()
+    inputs = {"tile": "x", "checkpoint": "c", "dim": 4}
+    write_embedding(tmp_path, "t", codes, scales, inputs=inputs, about=ABOUT)
+    path, look = str(tmp_path / "t.json"), Look()
+    with one_look(look):
+        (tmp_path / "t_scales.npy").rename(tmp_path / "kept")
+        assert glance_at(path).state(path, inputs).kind == "broken", "what is not whole is looked at again"
+        (tmp_path / "kept").rename(tmp_path / "t_scales.npy")
+        assert glance_at(path).state(path, inputs).complete
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with one_look(look):
+        glance_at(path).verify(path)
+        assert glance_at(path).state(path, inputs).complete
+        assert glance_at(path).state(path, {"tile": "y"}).kind == "stale"
+    with one_look(Look()), pytest.raises(FormatError, match=r"t\.json: the manifest of this embedding is missing"):
+        glance_at(path)
+    with pytest.raises(FormatError, match=r"t\.json: the manifest of this embedding is missing"):
+        glance_at(path)

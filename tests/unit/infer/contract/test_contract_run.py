@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from infer.contract import (
     write_manifest,
     write_model_job,
 )
+from infer.contract.plan import PlannedTiles
 
 
 @given(units=st.lists(st.integers()), count=st.integers(1, 9))
@@ -82,6 +84,17 @@ def test_the_plan_gives_tiles_with_their_geometry(tmp_path: Path) -> None:
     assert tile == PlannedTile("31N_E0573440_N5626880", 32631, 573440, 5626880, 512)
     assert tile.bounds == (573440, 5621760, 578560, 5626880)
     assert tile.transform == (10.0, 0.0, 573440.0, 0.0, -10.0, 5626880.0)
+
+
+def test_parts_of_the_tiles_are_the_same_tiles() -> None:
+    """Zones, sheets and shards of a country would make each tile again."""
+    planned = [PlannedTile(f"t{n}", 32631, n * 320, 640, 32) for n in range(5)]
+    for made in (False, True):
+        tiles = PlannedTiles.of(planned)
+        whole = list(tiles) if made else planned
+        for part in (tiles.chosen(np.array([3, 1])), tiles.chosen(tiles.column("west") >= 640), tiles[1:4], tiles[::2]):
+            assert list(part) == [whole[int(tile.name[1:])] for tile in part]
+            assert all(tile is whole[int(tile.name[1:])] for tile in part) == made
 
 
 def test_a_run_without_plan_says_what_to_do(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from support.embedded import ABOUT
 from support.tiny import TinyArchive
 
-from infer.contract import Run, planned_tiles, release_tile, write_embedding
+from infer.contract import Run, SmaltiError, planned_tiles, release_tile, write_embedding
 from preproc.run.chain import run_one
 from preproc.run.config import Config
 from preproc.run.embedded import EmbeddingUnit, embedding_units
@@ -143,3 +143,16 @@ def test_whoever_looks_does_not_wait_for_what_only_work_needs(
     imported = done.stderr.rpartition("imported: ")[2].split()
     assert "typer" in imported
     assert set(heavy.split()).isdisjoint(imported)
+
+
+def test_all_stages_of_a_survey_see_an_embedding_as_it_was(fetched: tuple[Run, Config]) -> None:
+    """One that goes away meanwhile would be complete for one stage and missing for the next."""
+    run, config = fetched
+    first, second = [tile.name for tile in planned_tiles(run)]
+    embed(run, config, second)
+    survey = Survey(run, config)
+    assert kinds(survey) == ["complete"] * 4
+    (run.embeddings / f"{first}.npy").unlink()
+    assert [state.kind for state in survey.of("stitch").states] == ["missing", "missing"]
+    with pytest.raises(SmaltiError, match=rf"1 of 2 tiles .* {first} \(broken\)"):
+        Survey(run, config).of("stitch")
