@@ -28,6 +28,7 @@ from infer.contract import (
     Run,
     SmaltiError,
     atomic_file,
+    output_state,
     read_json,
     sha256_file,
     write_bytes,
@@ -166,7 +167,7 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
     }
     if asked.train:
         inputs["train"] = [config.classify.method, config.classify.folds, config.classify.seed]
-    if manifest.exists() and read_json(manifest, what="a table of parcels", remedy="delete it").get("inputs") == inputs:
+    if output_state(manifest, KIND, inputs).complete:
         say(f"{table_path}: complete")
         return table_path
     plan = Plan.read(run)

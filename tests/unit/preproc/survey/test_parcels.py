@@ -192,6 +192,23 @@ def test_parcels_teach_each_other(run: Run, capsys: pytest.CaptureFixture[str]) 
         parcels(run, write(run, shapes[:3], crop=["a", "a", "b"]), "--class", "crop", "--train")
 
 
+def test_a_table_that_is_gone_cut_short_or_wrongly_described_is_made_again(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(run, [box(20, 28, 24, 9)], name=["a"])
+    made = parcels(run, path)
+    capsys.readouterr()
+    assert parcels(run, path) == made
+    assert "complete" in capsys.readouterr().err
+    table = run.root / "parcels" / "fields.parquet"
+    table.unlink()
+    assert parcels(run, path) == made
+    table.write_bytes(table.read_bytes()[:100])
+    assert parcels(run, path) == made
+    table.with_suffix(".json").write_text("[]")
+    assert parcels(run, path) == made
+
+
 def test_parcels_that_are_none_end_with_one_line(run: Run) -> None:
     shapes = [box(2, 2, 5, 5), box(10, 10, 5, 5)]
 
