@@ -473,6 +473,18 @@ class ValueFold:
     figures: ValueFigures
 
 
+@dataclass(frozen=True)
+class ValueTransfer:
+    """A year or region that was tested with a model trained on the others."""
+
+    by: Literal["year", "region"]
+    tests: str
+    trained_on: tuple[str, ...]
+    figures: ValueFigures
+    distance_m: Distances
+    """0: the same ground in another year."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegressorManifest(Record):
     """model/model.json of a run that learns a number."""
@@ -497,6 +509,7 @@ class RegressorManifest(Record):
     """None in models of older versions, which were not tuned."""
     rows_beyond: int = 0
     """Samples that were left out because of [classify] max_rows."""
+    transfers: tuple[ValueTransfer, ...] = ()
 
     @classmethod
     def path(cls, run: Run) -> Path:
@@ -539,6 +552,7 @@ class ValueAccuracyManifest(Record):
     """Of what no choice and no training has seen; None where nothing was held out."""
     tuning: Tuning | None = None
     tuning_note: str = ""
+    transfers: tuple[ValueTransfer, ...] = ()
 
     @classmethod
     def path(cls, run: Run) -> Path:

@@ -9,12 +9,12 @@ on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from infer.contract.classification import (
     ValueFigures,
     ValueFold,
     ValueHeldOut,
+    ValueTransfer,
 )
 from infer.contract.record import from_json
 from preproc.classify.boost import fit_catboost
@@ -178,6 +179,7 @@ def build_regressor(
     taught: TrainingSet,
     folds: Folds,
     choice: Choice,
+    elsewhere: Mapping[str, Folds],
 ) -> None:
     """Cross-validate and train; write RUN/model.
 
@@ -188,6 +190,7 @@ def build_regressor(
         taught: what is trained on.
         folds: of its samples, those that are reported.
         choice: of parameters.
+        elsewhere: a fold a year and a fold a region, by that word, where there are several.
 
     Raises:
         SmaltiError: if the samples cannot be trained on.
@@ -195,26 +198,40 @@ def build_regressor(
     settings, chosen = config.classify, choice.parameters
     pooled, samples, split = taught.pooled, taught.samples, taught.split
     once = pooled.take(taught.held_n)
-    predicted_n3, reported_n3 = np.empty((2, len(samples), 3), dtype=np.float32)
     dim = samples.values_nc.shape[1]
-
-    def one(fold: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        test = folds.fold_n == fold
-        return test, unseen(samples.values_nc, samples.value_n, test, chosen, settings.seed)
-
     workers = config.site.workers or len(os.sched_getaffinity(0))
-    with progress("train: numbers", folds.count + 1, "fits") as bar:
-        with ThreadPoolExecutor(max(1, min(workers, folds.count))) as pool:
-            for test, found in pool.map(one, range(folds.count)):
-                predicted_n3[test] = found
-                bar.advance(note="cross-validated")
+
+    def crossed(division: Folds, advance: Callable[[], None]) -> NDArray[np.float32]:
+        """(N, 3) what a model that was trained on all other folds says of each row."""
+        tests = [division.fold_n == fold for fold in range(division.count)]
+        found_n3 = np.empty((len(samples), 3), dtype=np.float32)
+        with ThreadPoolExecutor(max(1, min(workers, division.count))) as pool:
+            said = pool.map(lambda test: unseen(samples.values_nc, samples.value_n, test, chosen, settings.seed), tests)
+            for test, found in zip(tests, said, strict=True):
+                found_n3[test] = found
+                advance()
+        return found_n3
+
+    divisions = {"fold": folds, **elsewhere}
+    with progress("train: numbers", sum(division.count for division in divisions.values()) + 1, "fits") as bar:
+        found = {by: crossed(division, bar.advance) for by, division in divisions.items()}
         model = fit(samples.values_nc, samples.value_n, chosen, settings.seed, settings.threads)
         bar.advance(note="trained on all samples")
+    predicted_n3 = found["fold"]
     wider = widening(predicted_n3, samples.value_n)
-    for fold in range(folds.count):  # each by what the others say, or it would have seen its own numbers
-        test = folds.fold_n == fold
-        others = widening(predicted_n3[~test], samples.value_n[~test])
-        reported_n3[test] = widened(predicted_n3[test], others)
+
+    def reported(by: str) -> NDArray[np.float32]:
+        """Each fold's interval widened by what the others say, or it would have seen its own numbers."""
+        result_n3 = np.empty_like(predicted_n3)
+        for fold in range(divisions[by].count):
+            test = divisions[by].fold_n == fold
+            result_n3[test] = widened(found[by][test], widening(predicted_n3[~test], samples.value_n[~test]))
+        return result_n3
+
+    reported_n3 = reported("fold")
+    transfers = [
+        row for by, parts in elsewhere.items() for row in _transfers(by, parts, samples, reported(by), settings.seed)
+    ]
     about = RegressorManifest(
         value=samples.legend[1],
         widening=wider,
@@ -227,6 +244,7 @@ def build_regressor(
         held_out=taught.held_out,
         tuning=choice.tuning,
         rows_beyond=taught.beyond,
+        transfers=tuple(transfers),
     )
     once_n3 = Regressor(about.value, dim, model, wider).predict(once.values_nc)
     with atomic_dir(run.model) as folder:
@@ -242,6 +260,26 @@ def build_regressor(
         write_bytes(folder / TRIALS, choice.trials)
         files = [folder / name for name in (REGRESSOR, OUT_OF_FOLD, CARD_TEXT, SCATTER, TRIALS)]
         about.write(folder / MANIFEST, inputs=inputs, files=files)
+
+
+def _transfers(
+    by: str, parts: Folds, samples: Samples, predicted_n3: NDArray[np.float32], seed: int
+) -> Iterator[ValueTransfer]:
+    """How a model of the same parameters, trained on all other years (or regions), does in each."""
+    everything = Predicted(
+        samples.x_n, samples.y_n, samples.epsg_n, samples.group_n, parts.fold_n, samples.value_n,
+        predicted_n3.astype(np.float64),
+    )  # fmt: skip
+    points = points_of(everything)
+    for fold, name in enumerate(parts.names):
+        test = parts.fold_n == fold
+        yield ValueTransfer(
+            cast(Literal["year", "region"], by),
+            name,
+            tuple(other for other in parts.names if other != name),
+            measure(_take(everything, test), seed),
+            from_json(Distances, summary(nearest_m(points, test)), Path("distances"), _FAULT),
+        )
 
 
 def load_regressor(folder: Path) -> Regressor:
@@ -383,6 +421,7 @@ def value_accuracy(folder: Path, seed: int) -> ValueAccuracyManifest:
         headline=headline,
         held_out=_held_out(everything, about, seed),
         tuning=about.tuning,
+        transfers=about.transfers,
     )
 
 
@@ -472,6 +511,13 @@ def tell(made: ValueAccuracyManifest) -> None:
     for row in made.folds:
         name = row.tests or f"fold {row.fold}"
         say(f"validate: {name}: RMSE {row.figures.rmse.value:.3g}, bias {row.figures.bias.value:+.3g}")
+    for moved in made.transfers:
+        one = moved.figures
+        say(
+            f"validate: trained on {', '.join(moved.trained_on)}, tested on {moved.tests} "
+            f"({counted(one.n_groups, 'group')}): RMSE {one.rmse.value:.3g}, bias {one.bias.value:+.3g}, "
+            f"{100 * one.coverage:.0f} % within the interval"
+        )
     if made.held_out is not None:
         once = made.held_out.figures
         groups = counted(once.n_groups, "group")

@@ -176,16 +176,15 @@ def _folds(taught: TrainingSet, settings: Classify) -> Folds:
     return divide(taught.samples, taught.split, settings, settings.seed + _SECOND_SPLIT)
 
 
-def _elsewhere(samples: Samples) -> dict[str, NDArray[np.str_]]:
-    """What rows are of, "year" and "region", where there are several."""
+def _elsewhere(samples: Samples) -> dict[str, Folds]:
+    """A fold a "year" and a fold a "region", where there are several."""
     parts = {"year": years(samples), "region": regions(samples)}
-    return {by: part_n for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
+    return {by: folds_of(samples.code_n, part_n) for by, part_n in parts.items() if len(np.unique(part_n)) > 1}
 
 
 def _heads(taught: TrainingSet, run: Run, config: Config, inputs: Inputs) -> Heads:
     samples = taught.samples
-    others = {by: folds_of(samples.code_n, part_n) for by, part_n in _elsewhere(samples).items()}
-    divisions = {"fold": _folds(taught, config.classify), **others}
+    divisions = {"fold": _folds(taught, config.classify), **_elsewhere(samples)}
     return Heads(run, config, samples, np.unique(samples.code_n), divisions, inputs)
 
 
@@ -199,7 +198,7 @@ def build_number_model(run: Run, config: Config, inputs: Inputs) -> None:
     ((method, (question, trials)),) = _tuned(taught, run, config, inputs).items()
     chosen = question.parameters(best(question, trials).values if trials else None)
     choice = Choice(chosen, summary(question, trials, config.classify.seed), published({method: trials}))
-    build_regressor(run, config, inputs, taught, _folds(taught, config.classify), choice)
+    build_regressor(run, config, inputs, taught, _folds(taught, config.classify), choice, _elsewhere(taught.samples))
     shutil.rmtree(run.logs / "study", ignore_errors=True)
 
 
@@ -303,8 +302,8 @@ def build_classifier(run: Run, config: Config, inputs: Inputs) -> None:
         bar.advance(note="cross-validated")
         transfers = [
             row
-            for by, part_n in _elsewhere(samples).items()
-            for row in _transfers(by, part_n, samples, codes_k, learner, settings.seed)
+            for by, parts in _elsewhere(samples).items()
+            for row in _transfers(by, parts, samples, codes_k, learner, settings.seed)
         ]
         bar.advance(note="tried in other years and regions")
         learning: list[LearningPoint] = []
@@ -374,14 +373,13 @@ def _write_model(
 
 def _transfers(
     by: str,
-    part_n: NDArray[np.str_],
+    parts: Folds,
     samples: Samples,
     codes_k: NDArray[Any],
     learner: _Learner,
     seed: int,
 ) -> list[Transfer]:
     """How a classifier of the same parameters, trained on all other years (or regions), does in each."""
-    parts = folds_of(samples.code_n, part_n)
     best_n = codes_k[learner.out_of_fold(by, parts).argmax(axis=1)]
     return [
         from_json(Transfer, row, Path("transfers"), "this is a fault of smalti")

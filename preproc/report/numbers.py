@@ -78,6 +78,7 @@ def _rows(accuracy: ValueAccuracyManifest) -> list[tuple[str, ValueFigures]]:
     """The table of figures: what was tested, and how well."""
     rows = [("all pixels", accuracy.pixels), ("all groups, their means", accuracy.groups)]
     rows += [(fold.tests or f"fold {fold.fold}", fold.figures) for fold in accuracy.folds]
+    rows += [(f"{row.tests}, of a model of {', '.join(row.trained_on)}", row.figures) for row in accuracy.transfers]
     if accuracy.held_out is not None:
         rows.append(("held out, used once", accuracy.held_out.figures))
     return rows

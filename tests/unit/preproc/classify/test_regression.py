@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rio_cogeo import cog_validate
 from support.embedded import TOML, centre_grid, embed, tiled_run, truth, write_vector
 from support.embedded import parcels as square_parcels
 
-from infer.contract import Run, Shard, SmaltiError, planned_tiles, read_manifest
+from infer.contract import Plan, Run, Shard, SmaltiError, planned_tiles, read_manifest
 from infer.contract.classification import RegressorManifest, ValueAccuracyManifest
 from infer.contract.rasters import ValueMapManifest
 from preproc.classify import questions, regression, tune
@@ -429,6 +430,31 @@ def test_numbers_of_other_runs_alone_are_learned_and_mapped(run: Run, tmp_path: 
     with pytest.raises(SmaltiError, match=r"\[validate\] measures a map of classes"):
         asked = '[validate]\nreference = "points.gpkg"\nclass = "crop"\ndesign = "random"\n'
         run_stage(PredictStage(), third, parse_config(there + asked, third.config))
+
+
+def test_a_model_of_two_years_says_how_it_does_in_each(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiled_run(tmp_path / "2022")
+    window = (date(2022, 1, 1), date(2022, 12, 31))
+    replace(Plan.read(other), window=window).write(other.plan, inputs={}, files=[])
+    embed(other, noise=0.5, seed=8)
+    write_yields(other, lambda made: made + 1)  # a better year, of which the other one knows nothing
+    run_stage(SampleStage(), other, settings(other))
+    config = settings(run, extra=f'[train]\nruns = ["{other.root}"]\n{BRIEF}')
+    run_stage(TrainStage(), run, config)
+    run_stage(ValidateStage(), run, config)
+    made = ValueAccuracyManifest.read(run)
+    rows = {row.tests: row for row in made.transfers}
+    assert [(row.by, row.trained_on) for row in made.transfers] == [("year", ("2022",)), ("year", ("2021",))]
+    assert [rows[year].figures.n for year in ("2021", "2022")] == [
+        pq.read_table(r.samples).num_rows for r in (run, other)
+    ]
+    assert rows["2021"].figures.bias.value == pytest.approx(1, abs=0.3)
+    assert rows["2022"].figures.bias.value == pytest.approx(-1, abs=0.3)
+    assert 0.1 < rows["2022"].figures.coverage < 0.6 < made.pixels.coverage, "the interval knows nothing of a better year"
+    assert rows["2022"].distance_m.median == 0, "the same ground"
+    assert "validate: trained on 2021, tested on 2022 (64 groups): RMSE" in capsys.readouterr().err
 
 
 def test_numbers_that_are_called_otherwise_are_not_taken_for_the_same(run: Run, tmp_path: Path) -> None:
