@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infer.contract import Plan, PlannedTile, Run, Tile, is_released, write_bytes
-from preproc.survey.looks import season, series
+from preproc.survey.looks import read_curves, series
 
 STEPS = (8, 16, 32)
 """Pixels from one that is kept to the next, in both directions."""
@@ -68,7 +68,7 @@ def _packed(tile: Tile, lattice: slice, start: date) -> bytes:
 
     NDVI of each day, then VV and then VH of each day; of a day the kept pixels, row by row.
     """
-    found = season(tile, lattice, lattice, start)
+    found = read_curves(tile, lattice, lattice, start)
     head = json.dumps({"ndvi": found.days_t.tolist(), "radar": found.radar_days_u.tolist()}, separators=(",", ":"))
     parts = [_bytes(found.ndvi_thw, -1, 1), *(_bytes(found.db_uhwp[..., p], -40, 10) for p in (0, 1))]
     return zlib.compress(b"\n".join([head.encode(), b"".join(part.tobytes() for part in parts)]), 9)

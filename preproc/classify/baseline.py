@@ -9,6 +9,7 @@ import numpy as np
 
 from infer.contract import Run, SmaltiError
 from infer.contract.classification import ClassifierManifest
+from infer.contract.imported import imported_tiles
 from infer.contract.monthly import MONTHLY_FAMILY
 from preproc.classify.accuracy import count_matrix, macro_f1, overall
 from preproc.classify.folds import Folds
@@ -55,6 +56,8 @@ def baseline(
         try:
             values_nc = raw_features(run, places)
         except SmaltiError as error:
+            if any(not (run.tiles / tile).is_dir() for tile in imported_tiles(run)):
+                return None, "imported embeddings come without the time series of their pixels"
             why = str(error).replace(f"{run.root}/", "")  # equal runs say the same, wherever they are
             return None, f"the time series of the labelled pixels are not there ({why})"
         bar.advance(note="read")

@@ -158,7 +158,7 @@ def series(run: Run, tile: PlannedTile) -> Tile | None:
 
 
 @dataclass(frozen=True)
-class Season:
+class Curves:
     """Series of some pixels (H, W); T clear looks of Sentinel-2, U of Sentinel-1 in both orbits, in order of days."""
 
     days_t: NDArray[np.int64]
@@ -171,7 +171,7 @@ class Season:
     """(U, H, W, 2) VV and VH in dB, NaN where there was none."""
 
 
-def season(tile: Tile, rows: slice, columns: slice, start: date) -> Season:
+def read_curves(tile: Tile, rows: slice, columns: slice, start: date) -> Curves:
     """NDVI and radar of pixels of a tile.
 
     Args:
@@ -194,12 +194,12 @@ def season(tile: Tile, rows: slice, columns: slice, start: date) -> Season:
     decibels = np.where(seen, (raw / 200 - 50) / 2, np.nan)
     radar = (np.concatenate([tile.sar_asc_doys_t, tile.sar_desc_doys_t]).astype(int) - first) % year
     after = np.argsort(radar, kind="stable")
-    return Season(days[order], ndvi[order], radar[after], decibels[after])
+    return Curves(days[order], ndvi[order], radar[after], decibels[after])
 
 
 def _curves(tile: Tile, row: int, column: int, start: date) -> tuple[list[list[float]], list[list[float]]]:
     """NDVI and radar of a pixel by days since the window began."""
-    found = season(tile, slice(row, row + 1), slice(column, column + 1), start)
+    found = read_curves(tile, slice(row, row + 1), slice(column, column + 1), start)
     ndvi_t, db_up = found.ndvi_thw[:, 0, 0], found.db_uhwp[:, 0, 0]
     ndvi = [[int(found.days_t[t]), round(float(ndvi_t[t]), 3)] for t in np.flatnonzero(~np.isnan(ndvi_t))]
     seen = np.flatnonzero(~np.isnan(db_up[:, 0]))

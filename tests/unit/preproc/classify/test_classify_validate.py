@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from rasterio.transform import Affine
 from sklearn.metrics import confusion_matrix, f1_score
 from support.embedded import EPSG, NORTH, TOML, WEST, embed, map_of, parcels, tiled_run, write_vector
+from support.mosaicked import classified_run
 
-from infer.contract import Run, SmaltiError, read_manifest
-from infer.contract.classification import ClassEntry
+from infer.contract import Run, SmaltiError, planned_tiles, read_manifest
+from infer.contract.classification import AccuracyManifest, ClassEntry
+from infer.contract.imported import ImportManifest
 from preproc.classify.accuracy import olofsson
 from preproc.classify.baseline import told
 from preproc.classify.folds import assign_folds
@@ -412,3 +415,14 @@ def test_the_file_is_stale_when_model_map_or_reference_change(run: Run) -> None:
     mapped[10, 10] = 4 - mapped[10, 10]
     write_map(run, mapped)
     assert "map" in ValidateStage().open(run, settings(run, REFERENCE)).units[0].state().reason
+
+
+def test_imported_embeddings_are_not_compared_with_series_that_they_never_had(tmp_path: Path) -> None:
+    run, settings = classified_run(tmp_path / "run")
+    shutil.rmtree(run.tiles)
+    names = tuple(tile.name for tile in planned_tiles(run))
+    made = ImportManifest(source="store", dataset="TESSERA 1.1", identity="ab", fill=False, tiles=names)
+    made.write(ImportManifest.path(run), inputs={}, files=[])
+    run_stage(ValidateStage(), run, settings, force=True)
+    told = AccuracyManifest.read(run).performance.baseline_note
+    assert told == "imported embeddings come without the time series of their pixels", "not: run `smalti fetch`"
