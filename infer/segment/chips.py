@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,13 +74,15 @@ class Labels:
         """Pairs of each class that is trained on."""
         self._scenes = job.scenes
         self._ground: dict[str, Ground] = {}
+        self._reading = threading.Lock()
 
     def _around(self, scene: int) -> tuple[Ground, int]:
         about = self._scenes[scene]
-        if about.run not in self._ground:
-            run = Run(Path(about.run))
-            self._ground[about.run] = Ground(run, Plan.read(run).tiles, checksums=False)  # `sample` has verified them
-        return self._ground[about.run], about.zone
+        with self._reading:  # all threads begin at once, and a plan may have a million tiles
+            if about.run not in self._ground:
+                run = Run(Path(about.run))
+                self._ground[about.run] = Ground(run, Plan.read(run).tiles, checksums=False)  # `sample` verified them
+            return self._ground[about.run], about.zone
 
     def draw(self, step: int, place: int) -> _Drawn:
         """One chip (C + 1, h, w), (K, h, w): a class, one of its groups and one of its pixels, each as likely as any

@@ -251,6 +251,20 @@ def test_many_threads_draw_what_one_draws(prepared: Run, monkeypatch: pytest.Mon
         assert torch.equal(chips.share_bkhw, wanted.share_bkhw)
 
 
+def test_threads_that_begin_at_once_read_a_plan_once(prepared: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, plan, began = read_job(job_of(prepared)), Plan.read(prepared), []
+
+    def read(run: Run) -> Plan:
+        began.append(run)
+        time.sleep(0.1)  # the others come meanwhile
+        return plan
+
+    monkeypatch.setattr("infer.segment.chips._cores", lambda: 4)
+    monkeypatch.setattr(Plan, "read", read)
+    next(Labels(job_of(prepared), job, "final").stream(0, Place()))
+    assert len(began) == 1
+
+
 def test_a_stopped_training_resumes_bit_for_bit(prepared: Run, tmp_path: Path) -> None:
     job = shutil.copytree(job_of(prepared), tmp_path / "job")
     manifest, path, state = network_files(job, "fold-1")
