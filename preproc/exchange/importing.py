@@ -17,6 +17,7 @@ from infer.contract import (
     output_state,
     planned_tiles,
     sha256_file,
+    stage_lock,
     write_embedding,
     write_model_job,
 )
@@ -259,7 +260,9 @@ def import_embeddings(run: Run, config: Config, source: str, *, fill: bool = Fal
     """Fill RUN/embeddings from a source; see `ImportStage`.
 
     Raises:
+        BusyError: if the engine is at work on the run, which writes the same files.
         SmaltiError: if it cannot be used, or tiles of it cannot be read.
     """
     say(f"import: from {shown(source)}")
-    run_stage(ImportStage(source, fill), run, config, force=force)
+    with stage_lock(run, "infer"):
+        run_stage(ImportStage(source, fill), run, config, force=force)

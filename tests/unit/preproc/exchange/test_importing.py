@@ -22,7 +22,18 @@ from support.published import made_npy, made_store, place_codes, place_scales
 from support.range_server import RangeServer, serve_folder
 from support.s3_server import S3Server
 
-from infer.contract import PlannedTile, Run, SmaltiError, planned_tiles, read_embedding, read_manifest, write_embedding
+from infer.contract import (
+    BusyError,
+    PlannedTile,
+    Run,
+    Shard,
+    SmaltiError,
+    planned_tiles,
+    read_embedding,
+    read_manifest,
+    stage_lock,
+    write_embedding,
+)
 from infer.contract.imported import imported_tiles
 from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
@@ -130,6 +141,15 @@ def test_again_is_nothing_to_do_and_the_engine_is_not_asked(tmp_path: Path, caps
     (run.embeddings / "t00.json").unlink()
     with pytest.raises(SmaltiError, match=r"t00.*run `smalti import .* SOURCE` again"):
         run_stage(InferStage(), run, config)
+
+
+def test_an_import_and_the_engine_do_not_write_the_same_files_at_once(tmp_path: Path) -> None:
+    run, config = planned(tmp_path / "run", 3.01, 50.5)
+    zone, west, north, shape = around(run)
+    made_store(tmp_path / "store", {zone: (west, north, shape)})
+    with stage_lock(run, "infer", Shard(0, 2)), pytest.raises(BusyError):
+        import_embeddings(run, config, str(tmp_path / "store"))
+    assert not run.embeddings.exists()
 
 
 def test_an_icechunk_repository_is_read_as_its_main_branch_stands(
