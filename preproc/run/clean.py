@@ -78,7 +78,7 @@ def clean(run: Run, config: Config, stages: Sequence[str] = (), *, dry_run: bool
         "leftovers": _leftovers,
     }
     with ExitStack() as stack:
-        for name in () if dry_run else ("run", "fetch", "infer", "stitch", "predict"):
+        for name in () if dry_run else ("run", "fetch", "infer", "stitch", "sample", "predict", "validate"):
             stack.enter_context(stage_lock(run, name))
         return [ways[stage](run, config, plan, dry_run) for stage in dict.fromkeys(stages or ("fetch",))]
 

@@ -108,6 +108,9 @@ def test_cleaning_releases_what_is_embedded_and_can_be_read_back(fetched: tuple[
     values.write_bytes(whole)
     with stage_lock(run, "infer", Shard(0, 2)), pytest.raises(BusyError):
         clean(run, config)
+    for reader in ("sample", "validate"):  # of the arrays, for monthly medians
+        with stage_lock(run, reader), pytest.raises(BusyError):
+            clean(run, config)
     assert clean(run, config)[0].bytes == size
     assert state(run, config) == "released"
 
