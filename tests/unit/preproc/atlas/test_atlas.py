@@ -207,6 +207,8 @@ def test_the_page_shows_the_map_tells_values_and_asks_nobody_else(made: Run, tmp
         told = browser.evaluate("document.getElementById('here').textContent")
         assert colors[drawn] in told, "what is drawn in the middle is what Enter tells"
         assert "Embedded or why notembedded" in told, "though the counts of these made embeddings are not known"
+        browser.press("Escape")
+        assert browser.evaluate("$('here').hidden && mark === null")
         browser.evaluate("(() => { const r = document.getElementById('right'); r.value = 'groups'; r.onchange() })()")
         assert browser.evaluate("document.getElementById('swipebox').hidden") is False
         wait(browser, "[...cache].some(([name, t]) => name.startsWith('groups/') && t.picture)")
