@@ -13,6 +13,7 @@ from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import OutOfFold, read_out_of_fold
 from preproc.classify.performance import WHAT, performance
 from preproc.classify.regression import show as show_number
+from preproc.classify.table import counted
 from preproc.run.classifier import file_of, learns_number, verified
 
 CARD = "card.json"
@@ -50,6 +51,7 @@ def card(about: ClassifierManifest, oof: OutOfFold, settings: JsonObject) -> dic
             **{name: pixels[name] for name in ("overall_accuracy", "macro_f1", "weighted_f1", "n", "n_groups")},
             "per_class": pixels["per_class"],
             "distance_m": figures["distance_m"],
+            "transfers": to_json(about.transfers),
         },
         "limits": list(_LIMITS),
     }
@@ -91,6 +93,11 @@ def card_text(content: JsonObject, about: ClassifierManifest) -> str:
         "",
         f"Macro-F1 {_around(pixels['macro_f1'])}, overall {_around(pixels['overall_accuracy'])}. Half of the tested "
         f"pixels lie within {far['median']:.0f} m of one trained on.",
+        *[
+            f"Trained on {', '.join(row['trained_on'])}, tested on {row['tests']} "
+            f"({counted(row['n_groups'], 'group')}): macro-F1 {_around(row['macro_f1'])}."
+            for row in pixels["transfers"]
+        ],
         *[f"Left out, for it has too few groups ({entry.groups}): {_cell(entry.name)}." for entry in about.left_out],
         "",
         "## Recipe",

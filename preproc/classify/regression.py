@@ -480,11 +480,20 @@ def _card(about: RegressorManifest, figures: ValueFigures) -> str:
         f"- {about.rows} pixels in {figures.n_groups} groups, from {low:g} to {high:g}: it never predicts beyond them",
         f"- embeddings of {about.dim} numbers",
         *[f"- trained on {line}" for line in described(about.trained_on)],
+        *[f"- {_told(row)}" for row in about.transfers],
         *_of_search(about.tuning),
         *[f"- {key}: {value}" for key, value in sorted(about.parameters.items())],
         "",
     ]
     return "\n".join(lines)
+
+
+def _told(row: ValueTransfer) -> str:
+    one = row.figures
+    return (
+        f"trained on {', '.join(row.trained_on)}, tested on {row.tests} ({counted(one.n_groups, 'group')}): "
+        f"RMSE {one.rmse.value:.3g}, bias {one.bias.value:+.3g}, {100 * one.coverage:.0f} % within the interval"
+    )
 
 
 def _of_search(tuning: Tuning | None) -> list[str]:
@@ -512,12 +521,7 @@ def tell(made: ValueAccuracyManifest) -> None:
         name = row.tests or f"fold {row.fold}"
         say(f"validate: {name}: RMSE {row.figures.rmse.value:.3g}, bias {row.figures.bias.value:+.3g}")
     for moved in made.transfers:
-        one = moved.figures
-        say(
-            f"validate: trained on {', '.join(moved.trained_on)}, tested on {moved.tests} "
-            f"({counted(one.n_groups, 'group')}): RMSE {one.rmse.value:.3g}, bias {one.bias.value:+.3g}, "
-            f"{100 * one.coverage:.0f} % within the interval"
-        )
+        say(f"validate: {_told(moved)}")
     if made.held_out is not None:
         once = made.held_out.figures
         groups = counted(once.n_groups, "group")

@@ -454,7 +454,9 @@ def test_a_model_of_two_years_says_how_it_does_in_each(
     assert rows["2022"].figures.bias.value == pytest.approx(-1, abs=0.3)
     assert 0.1 < rows["2022"].figures.coverage < 0.6 < made.pixels.coverage, "too narrow"
     assert rows["2022"].distance_m.median == 0, "the same ground"
-    assert "validate: trained on 2021, tested on 2022 (64 groups): RMSE" in capsys.readouterr().err
+    line = "trained on 2021, tested on 2022 (64 groups): RMSE"
+    assert f"validate: {line}" in capsys.readouterr().err
+    assert f"- {line}" in show(run.model)
 
 
 def test_numbers_that_are_called_otherwise_are_not_taken_for_the_same(run: Run, tmp_path: Path) -> None:
