@@ -318,11 +318,14 @@ def _mapped(class_map: ClassMap, found: _Parcels) -> tuple[NDArray[np.float64], 
     place = np.full(max(codes) + 1, -1)
     place[codes] = np.arange(len(codes))
     shares_nk = np.zeros((len(found), len(codes)))
-    for path, system in zip(class_map.files, class_map.systems, strict=True):
+    for path, system, box in zip(class_map.files, class_map.systems, class_map.bounds, strict=True):
+        outline_n = found.in_crs(system)
+        x0_n, y0_n, x1_n, y1_n = shapely.bounds(outline_n).T  # NaN of empty ones
+        near_n = (x0_n < box[2]) & (x1_n > box[0]) & (y0_n < box[3]) & (y1_n > box[1])
         with rasterio.open(path, driver="GTiff") as raster:
             west, north = raster.transform.c, raster.transform.f
-            for at, outline in enumerate(found.in_crs(system)):
-                for rows, columns, share_hw in covered(outline, west, north, raster.width, raster.height):
+            for at in np.flatnonzero(near_n).tolist():  # of a country a hundredth are in a file
+                for rows, columns, share_hw in covered(outline_n[at], west, north, raster.width, raster.height):
                     window = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
                     codes_hw = raster.read(1, window=window)
                     valid_hw = (codes_hw != class_map.nodata) & (share_hw > 0)

@@ -209,6 +209,32 @@ def test_a_table_that_is_gone_cut_short_or_wrongly_described_is_made_again(
     assert parcels(run, path) == made
 
 
+def test_of_a_map_in_many_files_each_is_asked_for_its_own_parcels(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(run, [box(2, 28, 10, 9), box(30.5, 28, 24, 9)], name=["a", "b"])
+    whole, asked = parcels(run, path, "--id", "name"), []
+    (file,) = (one for one in read_map(run).files)
+    halves = []
+    with rasterio.open(file) as raster:
+        for left in (0, 32):  # the second parcel lies in both
+            halves.append(run.root / f"half_{left}.tif")
+            part = rasterio.windows.Window(left, 0, 32, 64)
+            profile = {**raster.profile, "width": 32, "transform": raster.window_transform(part)}
+            with rasterio.open(halves[-1], "w", **profile) as half:
+                half.write(raster.read(window=part))
+                half.write_colormap(1, raster.colormap(1))
+    boxes = tuple((WEST + left * 10, NORTH - 640, WEST + left * 10 + 320, NORTH) for left in (0, 32))
+    made = replace(read_map(run), files=tuple(halves), systems=read_map(run).systems * 2, bounds=boxes)
+    monkeypatch.setattr("preproc.survey.parcels.read_map", lambda _: made)
+
+    def counted(outline: Any, *where: Any) -> Any:
+        asked.append(where)
+        return covered(outline, *where)
+
+    monkeypatch.setattr("preproc.survey.parcels.covered", counted)
+    assert parcels(run, path, "--id", "name") == whole
+    assert sum(width == 32 for _, _, width, _ in asked) == 3
+
+
 def test_parcels_that_are_none_end_with_one_line(run: Run) -> None:
     shapes = [box(2, 2, 5, 5), box(10, 10, 5, 5)]
 
