@@ -146,9 +146,9 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         raise SmaltiError("--share, --min-pixels: a share between 0 and 1, and 0 pixels or more")
     if asked.train and asked.class_ is None:
         raise SmaltiError("--train: learns the class of parcels: say which attribute has it, --class ATTRIBUTE")
-    stem = asked.polygons.name.partition(".")[0] or "parcels"
+    stem = asked.polygons.stem
     table_path = run.root / "parcels" / f"{stem}.parquet"
-    manifest = table_path.with_suffix(".json")
+    manifest, check_path = table_path.with_suffix(".json"), table_path.with_name(f"{stem}_check.csv")
     # a map or a model of numbers says nothing of classes, and is left to those who ask for none
     with_map = run.map_manifest.exists() and (asked.class_ is not None or kind_of(run.map_manifest) != "value-map")
     with_model = _says_of_vectors(model_folder(run, config) / "model.json")
@@ -190,9 +190,10 @@ def parcels(run: Run, config: Config, asked: ParcelWishes) -> Path:
         check = _check_table(columns)
     files = [table_path]
     _write_table(table_path, found, columns, read_provenance(run, gaps=gaps).tags())
+    check_path.unlink(missing_ok=True)  # of an earlier table
     if check is not None:
-        files.append(table_path.with_name(f"{stem}_check.csv"))
-        write_bytes(files[-1], check.encode())
+        files.append(check_path)
+        write_bytes(check_path, check.encode())
     write_manifest(manifest, KIND, inputs=inputs, files=files, fields=fields)
     _tell(table_path, columns)
     for line in missing_lines("parcels", run, missing):

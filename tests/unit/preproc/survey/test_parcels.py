@@ -162,6 +162,18 @@ def test_declared_against_mapped(run: Run, capsys: pytest.CaptureFixture[str]) -
     (run.root / "parcels" / "fields.json").unlink()
     parcels(run, path, "--id", "name", "--class", "crop", "--share", 0)
     assert (run.root / "parcels" / "fields.parquet").read_bytes() == before
+    parcels(run, path, "--id", "name")
+    assert not (run.root / "parcels" / "fields_check.csv").exists(), "it was of the table before"
+
+
+def test_files_of_two_years_have_a_table_each(run: Run) -> None:
+    for year in (2024, 2025):
+        path = write_vector(run.root / f"fields.{year}.gpkg", [box(20, 28, 24, 9)], {}, epsg=EPSG, to=4326)
+        app(["parcels", str(run.root), str(path)], standalone_mode=False)
+    assert {path.name for path in (run.root / "parcels").glob("*.parquet")} == {
+        "fields.2024.parquet",
+        "fields.2025.parquet",
+    }
 
 
 def test_parcels_teach_each_other(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
