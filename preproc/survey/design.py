@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -313,6 +314,8 @@ def _tell(asked: Wishes, folder: Path) -> None:
     say(f"{folder / PAGE}: open it in a browser (offline), label with the keyboard, save {SAVED} beside it")
     say(f"or fill in class in points.gpkg or points.csv; {UNITS} is not for those who label")
     if asked.target.is_dir():
-        say(f'then: [validate] reference = "survey/{SAVED}", class = "class", design = "stratified"')
+        saved, root = folder.resolve() / SAVED, asked.target.resolve()  # run.toml's paths are relative to the run
+        shown = json.dumps(str(saved.relative_to(root) if saved.is_relative_to(root) else saved), ensure_ascii=False)
+        say(f'then: [validate] reference = {shown}, class = "class", design = "stratified"')
     else:
         say(f"then: smalti validate --map {asked.target} --reference {folder / SAVED}")

@@ -115,6 +115,16 @@ def test_a_finger_does_what_keys_do(run: Run, tmp_path: Path) -> None:
         assert browser.errors == []
 
 
+def test_what_is_said_to_come_next_names_the_file_where_it_will_be(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.root.parent)
+    away = tmp_path / "a place"
+    for extra, place in (([], "survey"), (["--output", str(away)], str(away)), (["--output", "run/2nd"], "2nd")):
+        app(["design", run.root.name, "--minimum", "5", *extra], standalone_mode=False)
+        assert f'then: [validate] reference = "{place}/labelled.geojson", class' in capsys.readouterr().err
+
+
 def chain_of(run: Run) -> str:
     return run.config.read_text().partition('class = "crop"\n')[2]
 
