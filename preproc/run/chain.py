@@ -26,7 +26,10 @@ def run_one(entry: StageEntry, run: Run, config: Config, *, shard: Shard | None 
                 f"{run.config}: [predict] model: the classifier is {config.predict.model}: `smalti {entry.name}` has "
                 "nothing to do"
             )
-        raise SmaltiError(f"{run.config}: [labels]: missing: `smalti {entry.name}` needs path and class")
+        others = {"sample": "", "train": ", or [train] runs"}.get(entry.name, ", [train] runs or [predict] model")
+        raise SmaltiError(
+            f"{run.config}: [labels]: missing: `smalti {entry.name}` needs its path and class (or value){others}"
+        )
     whole = shard is None or shard.whole
     refuse_stale(entry, Survey(run, config), entry.name, cheaply=not whole)
     return run_stage(entry.load(shard=not whole), run, config, shard=shard, force=force)

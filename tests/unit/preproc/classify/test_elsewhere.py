@@ -202,6 +202,14 @@ def test_a_file_and_two_classifiers_are_refused(folder: Path, tmp_path: Path) ->
         parse_config(f'{TOML}[labels]\npath = "l.gpkg"\nclass = "c"\n[predict]\nmodel = "m"\n', run.config)
     with pytest.raises(SmaltiError, match="`smalti train` has nothing to do"):
         run_one(stage_named("train"), run, mapped_by(run, folder))
+    bare = parse_config(TOML, run.config)
+    for stage, ways in {
+        "sample": r"class \(or value\)$",
+        "train": r", or \[train\] runs$",
+        "validate": r", \[train\] runs or \[predict\] model$",
+    }.items():
+        with pytest.raises(SmaltiError, match=rf"\[labels\]: missing: `smalti {stage}` needs .*{ways}"):
+            run_one(stage_named(stage), run, bare)
 
 
 def test_a_dry_run_foresees_a_classifier_of_other_embeddings(folder: Path, tmp_path: Path) -> None:
