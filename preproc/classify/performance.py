@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -236,28 +236,33 @@ def transfer_rows(
         codes_k: (K,) all codes, ascending.
         seed: of the bootstrap.
     """
-    points_n2 = points_of(samples)
     rows = []
-    for fold, name in enumerate(folds.names):
-        test = folds.fold_n == fold
+    for test, part in tested_parts(by, samples, folds):
         code_n, group_i = samples.code_n[test], np.unique(samples.group_n[test], return_inverse=True)[1]
         matrix_kk = count_matrix(predicted_n[test], code_n, codes_k)
         intervals = bootstrap(predicted_n[test], code_n, group_i, codes_k, seed)
         scores = {"overall_accuracy": overall(matrix_kk), "macro_f1": macro_f1(matrix_kk)}
         rows.append(
             {
-                "by": by,
-                "tests": name,
-                "trained_on": [other for other in folds.names if other != name],
+                **part,
                 "n": int(test.sum()),
                 "n_groups": len(np.unique(group_i)),
                 **{key: {"value": value, "ci95": intervals[key]} for key, value in scores.items()},
                 "absent_codes": [int(code) for code in codes_k[matrix_kk.sum(axis=0) == 0]],
                 "untrained_codes": [int(code) for code in codes_k if not (samples.code_n[~test] == code).any()],
-                "distance_m": summary(nearest_m(points_n2, test)),
             }
         )
     return rows
+
+
+def tested_parts(by: str, places: Places, folds: Folds) -> Iterator[tuple[NDArray[np.bool_], dict[str, Any]]]:
+    """Of each year or region (N,) which rows are of it, and what its row says, whatever is learned."""
+    points_n2 = points_of(places)
+    for fold, name in enumerate(folds.names):
+        test = folds.fold_n == fold
+        others = [other for other in folds.names if other != name]
+        far = summary(nearest_m(points_n2, test))
+        yield test, {"by": by, "tests": name, "trained_on": others, "distance_m": far}
 
 
 def distances(oof: OutOfFold) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +34,13 @@ from infer.contract.classification import (
     ValueHeldOut,
     ValueTransfer,
 )
-from infer.contract.record import from_json
+from infer.contract.record import from_json, to_json
 from preproc.classify.boost import fit_catboost
 from preproc.classify.elsewhere import described
 from preproc.classify.folds import Folds
 from preproc.classify.model import OUT_OF_FOLD, TRIALS
 from preproc.classify.out_of_fold import HELD_OUT
-from preproc.classify.performance import nearest_m, points_of, summary
+from preproc.classify.performance import nearest_m, points_of, summary, tested_parts
 from preproc.classify.table import Samples, counted
 from preproc.classify.training_set import TrainingSet
 from preproc.run.classifier import MANIFEST, file_of, read_regressor
@@ -270,16 +270,9 @@ def _transfers(
         samples.x_n, samples.y_n, samples.epsg_n, samples.group_n, parts.fold_n, samples.value_n,
         predicted_n3.astype(np.float64),
     )  # fmt: skip
-    points = points_of(everything)
-    for fold, name in enumerate(parts.names):
-        test = parts.fold_n == fold
-        yield ValueTransfer(
-            cast(Literal["year", "region"], by),
-            name,
-            tuple(other for other in parts.names if other != name),
-            measure(_take(everything, test), seed),
-            from_json(Distances, summary(nearest_m(points, test)), Path("distances"), _FAULT),
-        )
+    for test, part in tested_parts(by, samples, parts):
+        row = {**part, "figures": to_json(measure(_take(everything, test), seed))}
+        yield from_json(ValueTransfer, row, Path("transfers"), _FAULT)
 
 
 def load_regressor(folder: Path) -> Regressor:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from infer.contract import PIXEL_SIZE, PlannedTile
+from infer.contract import PIXEL_SIZE, PlannedTile, SmaltiError
 from infer.contract.embedding import MOST_OBSERVED, OBSERVED
 
 SOUTH = 10_000_000
@@ -89,7 +89,10 @@ def take(
         inside_hw: (H, W) pixels of the region: the others stay nodata, as the engine leaves them.
         patches: in order of preference.
         dim: numbers a pixel.
-        min_clear_s2: pixels that were seen less often are left out, where the patch says how often.
+        min_clear_s2: pixels that were seen less often are left out.
+
+    Raises:
+        SmaltiError: if a patch does not say how often its pixels were seen, and that is asked.
     """
     codes_hwc, scales_hw = np.zeros((*frame.shape_hw, dim), np.int8), np.full(frame.shape_hw, np.nan, np.float32)
     open_hw = np.array(inside_hw, dtype=bool)
@@ -112,6 +115,10 @@ def take(
         believed_n = np.isfinite(scales_n) & (scales_n > 0) & (scales_n < MAX_SCALE)
         good_n = published_n & believed_n
         places = np.flatnonzero(here_hw)
+        if min_clear_s2 and patch.observed is None:
+            raise SmaltiError(
+                f"the source's {patch.name} does not say how often its pixels were seen: set [model] min_clear_s2 to 0"
+            )
         if patch.observed is not None:
             seen = patch.observed(slice(top, int(rows_n.max()) + 1), slice(left, int(columns_n.max()) + 1))
             seen_nm = seen[rows_n - top, columns_n - left]

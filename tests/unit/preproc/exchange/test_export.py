@@ -26,7 +26,7 @@ from infer.contract.imported import imported_tiles
 from preproc.exchange.export import CARD, PointsWanted, export
 from preproc.exchange.geotessera import open_published
 from preproc.exchange.importing import import_embeddings
-from preproc.exchange.placement import Frame, take
+from preproc.exchange.placement import Frame, Patch, take
 from preproc.exchange.points import hilbert
 from preproc.mirror.store import ObjectStore
 from preproc.mosaic.stage import StitchStage
@@ -322,6 +322,18 @@ def test_counts_come_along_and_pixels_that_were_seen_too_rarely_are_left_out(tmp
     )
     assert not imported_tiles(other), "each has such pixels: all are left to the engine"
     assert not list(other.embeddings.glob("*.json")), "and what was taken before is not taken for the engine's"
+
+
+def test_a_zone_without_counts_is_not_taken_for_seen_often(tmp_path: Path) -> None:
+    (tile,) = planned_tiles(planned_run(tmp_path / "run", CELLS))[:1]
+    patch = Patch(
+        "utm31", tile.epsg % 100, tile.west, tile.north, (tile.size, tile.size),
+        lambda rows, columns: (np.ones((32, 32, 4), np.int8), np.full((32, 32), 0.1, np.float32)),
+    )  # fmt: skip
+    inside = np.ones((32, 32), dtype=bool)
+    assert np.isfinite(take(Frame.of(tile), inside, [patch], 4).scales_hw).all()
+    with pytest.raises(SmaltiError, match="utm31 does not say how often"):
+        take(Frame.of(tile), inside, [patch], 4, min_clear_s2=15)
 
 
 def test_the_mosaic_goes_out_whole(run: Run, tmp_path: Path) -> None:
