@@ -28,9 +28,14 @@ GPU_TOKENS = 1 << 19
 device in bfloat16, 6 GiB in float32; a device that has less halves them."""
 
 
+def open_cores() -> int:
+    """Cores that this process may use: its affinity mask (Slurm, containers, taskset)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def allotted_cores() -> int:
-    """Cores that this process may use: its affinity mask (Slurm, containers, taskset), or fewer by OMP_NUM_THREADS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The same, or fewer by OMP_NUM_THREADS."""
+    cores = open_cores()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores, int(wanted)) if wanted.isdigit() else cores)
 

@@ -173,12 +173,20 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A year or region that was tested with a classifier trained on the others."""
+class Elsewhere:
+    """A year or region that was tested with a model trained on the others."""
 
     by: Literal["year", "region"]
     tests: str
     trained_on: tuple[str, ...]
+    distance_m: Distances
+    """0: the same ground in another year."""
+
+
+@dataclass(frozen=True)
+class Transfer(Elsewhere):
+    """The same of a classifier."""
+
     n: int
     n_groups: int
     overall_accuracy: Figure
@@ -188,8 +196,6 @@ class Transfer:
     """Not tested: it has none."""
     untrained_codes: tuple[int, ...]
     """Only it has them."""
-    distance_m: Distances
-    """0: the same ground in another year."""
 
 
 @dataclass(frozen=True)
@@ -474,15 +480,10 @@ class ValueFold:
 
 
 @dataclass(frozen=True)
-class ValueTransfer:
-    """A year or region that was tested with a model trained on the others."""
+class ValueTransfer(Elsewhere):
+    """The same of a model of a number."""
 
-    by: Literal["year", "region"]
-    tests: str
-    trained_on: tuple[str, ...]
     figures: ValueFigures
-    distance_m: Distances
-    """0: the same ground in another year."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from infer.contract import FormatError, Plan, Run
 from infer.contract.segment import Ground, SegmentJob, job_files, read_arrays, standardised
+from infer.device import open_cores
 from infer.pretrain.batches import Place
 
 _NOISE = 0.1
@@ -138,8 +139,7 @@ class Labels:
 
 def _cores() -> int:
     """Cores of this process, one of those that torchrun started on this node (it sets their OMP_NUM_THREADS to 1)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, open_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _turned(values_hwc: NDArray[Any], turns: int, mirror: bool) -> NDArray[np.float32]:

@@ -8,12 +8,11 @@ from typing import Any
 from infer.contract import SOFTWARE, JsonObject
 from infer.contract.classification import ClassifierManifest
 from infer.contract.record import to_json
-from preproc.classify.elsewhere import described
+from preproc.classify.elsewhere import described, tested
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import OutOfFold, read_out_of_fold
 from preproc.classify.performance import WHAT, performance
 from preproc.classify.regression import show as show_number
-from preproc.classify.table import counted
 from preproc.run.classifier import file_of, learns_number, verified
 
 CARD = "card.json"
@@ -93,12 +92,8 @@ def card_text(content: JsonObject, about: ClassifierManifest) -> str:
         "",
         f"Macro-F1 {_around(pixels['macro_f1'])}, overall {_around(pixels['overall_accuracy'])}. Half of the tested "
         f"pixels lie within {far['median']:.0f} m of one trained on.",
-        *[
-            f"Trained on {', '.join(row['trained_on'])}, tested on {row['tests']} "
-            f"({counted(row['n_groups'], 'group')}): macro-F1 {_around(row['macro_f1'])}."
-            for row in pixels["transfers"]
-        ],
-        *[f"Left out, for it has too few groups ({entry.groups}): {_cell(entry.name)}." for entry in about.left_out],
+        *[f"- {tested(row, row.n_groups)}: macro-F1 {_around(to_json(row.macro_f1))}" for row in about.transfers],
+        *[f"- left out, for it has too few groups ({entry.groups}): {_cell(entry.name)}" for entry in about.left_out],
         "",
         "## Recipe",
         "",

@@ -7,8 +7,9 @@ from datetime import date
 from pathlib import Path
 
 from infer.contract import SmaltiError
-from infer.contract.classification import ClassifierManifest, RegressorManifest, TrainedOn
+from infer.contract.classification import ClassifierManifest, Elsewhere, RegressorManifest, TrainedOn
 from infer.contract.provenance import Embedded
+from preproc.classify.table import counted
 from preproc.raster.provenance import RunProvenance
 
 _DAYS = 10
@@ -95,3 +96,8 @@ def described(sources: Sequence[TrainedOn]) -> list[str]:
         f"in {entry.groups} groups"
         for entry in sources
     ]
+
+
+def tested(row: Elsewhere, groups: int) -> str:
+    """What a row of `transfers` is of."""
+    return f"trained on {', '.join(row.trained_on)}, tested on {row.tests} ({counted(groups, 'group')})"

@@ -36,7 +36,7 @@ from infer.contract.classification import (
 )
 from infer.contract.record import from_json, to_json
 from preproc.classify.boost import fit_catboost
-from preproc.classify.elsewhere import described
+from preproc.classify.elsewhere import described, tested
 from preproc.classify.folds import Folds
 from preproc.classify.model import OUT_OF_FOLD, TRIALS
 from preproc.classify.out_of_fold import HELD_OUT
@@ -484,8 +484,8 @@ def _card(about: RegressorManifest, figures: ValueFigures) -> str:
 def _told(row: ValueTransfer) -> str:
     one = row.figures
     return (
-        f"trained on {', '.join(row.trained_on)}, tested on {row.tests} ({counted(one.n_groups, 'group')}): "
-        f"RMSE {one.rmse.value:.3g}, bias {one.bias.value:+.3g}, {100 * one.coverage:.0f} % within the interval"
+        f"{tested(row, one.n_groups)}: RMSE {one.rmse.value:.3g}, bias {one.bias.value:+.3g}, "
+        f"{100 * one.coverage:.0f} % within the interval"
     )
 
 

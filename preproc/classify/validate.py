@@ -12,6 +12,7 @@ from infer.contract.rasters import CleanedMap, MapManifest
 from infer.contract.record import from_json, to_json
 from preproc.classify.baseline import baseline
 from preproc.classify.class_raster import read_cleaned, read_map
+from preproc.classify.elsewhere import tested
 from preproc.classify.learning import told
 from preproc.classify.model import OUT_OF_FOLD
 from preproc.classify.out_of_fold import read_out_of_fold, read_places
@@ -171,8 +172,7 @@ def _tell(made: AccuracyManifest) -> None:
         say(f"validate: {against.features}: macro-F1 {_shown(against.macro_f1)}: {made.performance.baseline_note}")
     for row in made.performance.transfers:
         say(
-            f"validate: trained on {', '.join(row.trained_on)}, tested on {row.tests} "
-            f"({counted(row.n_groups, 'group')}): macro-F1 {_shown(row.macro_f1)}, overall "
+            f"validate: {tested(row, row.n_groups)}: macro-F1 {_shown(row.macro_f1)}, overall "
             f"{_shown(row.overall_accuracy)}"
         )
     held = made.performance.held_out

@@ -133,8 +133,8 @@ class _Taker:
             except SmaltiError as error:
                 yield Built(unit, error)
 
-    def _take(self, unit: Unit, *, force: bool) -> bool:
-        """Whether the tile was taken; the engine's are not to be."""
+    def _take(self, unit: Unit, *, force: bool) -> bool | None:
+        """Whether the tile was taken; the engine's are not to be. None: it is left to the engine."""
         tile = self._tiles[unit.name]
         engines = _is_engines(unit)
         if engines and not force:
@@ -147,7 +147,7 @@ class _Taker:
             self._stage.left.append(tile.name)
             if not engines:  # an earlier import's, without --fill
                 unit.manifest.unlink(missing_ok=True)
-            return False
+            return None
         counted = {
             "are not published there: no data": found.absent,
             "are published as without data (water)": found.no_data,

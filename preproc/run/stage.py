@@ -117,8 +117,8 @@ class Built:
     unit: Unit
     error: SmaltiError | None = None
     """Why it failed."""
-    anew: bool = True
-    """False: it turned out to be complete already."""
+    anew: bool | None = True
+    """False: it turned out to be complete already; None: it is left to another stage."""
 
 
 def _no_lines() -> Sequence[str]:
@@ -300,9 +300,8 @@ def _build(stage: Stage, session: Session, due: Due, outcome: Outcome) -> None:
                 outcome.failed[name] = str(built.error)
                 if not stage.apart:
                     say(f"{stage.name}: {name} failed: {built.error}")
-            elif built.anew:
-                outcome.built += 1
             else:
-                outcome.complete_before += 1
+                outcome.built += built.anew is True
+                outcome.complete_before += built.anew is False
             if bar is not None:
                 bar.advance(note=name)

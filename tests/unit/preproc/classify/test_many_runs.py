@@ -99,7 +99,7 @@ def test_a_classifier_of_two_years_says_how_it_does_in_each(seasons: tuple[Run, 
     assert rows["2022"].n == about.trained_on[1].rows
     assert 0.5 < rows["2021"].macro_f1.value < 1
     assert rows["2021"].distance_m.median == 0, "the same ground"
-    told = f"Trained on 2022, tested on 2021 (64 groups): macro-F1 {rows['2021'].macro_f1.value:.2f} (95 % CI "
+    told = f"- trained on 2022, tested on 2021 (64 groups): macro-F1 {rows['2021'].macro_f1.value:.2f} (95 % CI "
     assert told in show(run.model)
     oof = read_out_of_fold(run.model / "oof.parquet", [1, 2, 3, 4])
     for parcel in range(64):  # the same field in the other year is on the same side

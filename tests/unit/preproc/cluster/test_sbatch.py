@@ -124,7 +124,7 @@ def test_logs_are_named_as_slurm_reads_options(folder: str, option: str) -> None
 @pytest.mark.parametrize("folder", ["/back\\slash", "/new\nline"])
 def test_a_folder_that_slurm_writes_no_logs_to_is_refused(folder: str) -> None:
     site = profile("generic")
-    with pytest.raises(SmaltiError, match="rename the folder"):
+    with pytest.raises(SmaltiError, match="rename it"):
         directives(site.kind("fetch"), site, replace(script("fetch", site), logs=Path(folder)))
 
 

@@ -239,6 +239,7 @@ def test_fill_leaves_to_the_engine_what_is_not_whole_and_keeps_what_it_has(
     assert not (run.embeddings / "t10.json").exists()
     assert "import" not in read_manifest(run.embeddings / "t11.json", "embedding", remedy="")["inputs"]
     said = capsys.readouterr().err
+    assert "import: 2 built, 1 already complete (" in said, "and one that is left to the engine is neither"
     assert "1 tiles keep what the engine computed" in said
     assert "1 tiles are not whole there: `smalti fetch" in said
     checkpoint = read_manifest(run.embeddings / "t00.json", "embedding", remedy="")["inputs"]["checkpoint"]
