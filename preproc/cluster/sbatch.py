@@ -122,7 +122,7 @@ def _output(folder: Path, pattern: str) -> str:
     """
     if "\\" in str(folder) or not str(folder).isprintable():
         raise SmaltiError(
-            f"{str(folder)!r}: Slurm writes no logs where the path has a backslash or a line break (or the like): rename it"
+            f"{str(folder)!r}: Slurm writes no logs where a path has a backslash, a line break or the like: rename it"
         )
     path = re.sub(r"([\"'#])", r"\\\1", f"{str(folder).replace('%', '%%')}/{pattern}")
     return f'"{path}"' if " " in path else path

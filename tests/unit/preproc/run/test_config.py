@@ -44,6 +44,9 @@ def test_the_least_that_is_needed() -> None:
 
 def test_the_template_of_init_is_valid() -> None:
     assert parse(RUN_TOML).archive.source == "mpc"
+    for model in ("monthly", "demo+monthly"):  # of floats: what the template would state of codes is refused
+        floats = parse(RUN_TOML.replace('name = "tessera-v2-small"', f'name = "{model}"'))
+        assert (floats.model.name, floats.stitch.formats) == (model, ("cog",) if "+" in model else ("zarr", "cog"))
 
 
 def test_the_template_has_all_sections_and_a_model_to_make_maps_with() -> None:
