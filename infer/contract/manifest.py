@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, TypeGuard
 
-import numpy as np
-
 from infer.contract.atomic import read_json, read_json_and_digest, sha256_file, write_json
 from infer.contract.errors import FormatError
 from infer.contract.names import brief_name, safe_relative
-from infer.contract.regular import JsonObject, check_regular
+from infer.contract.regular import JsonObject, check_regular, npy_header
 
 FORMAT_VERSION = 1
 """Version of every format in this package. A reader refuses another one."""
@@ -71,9 +69,9 @@ def describe_file(path: Path) -> FileRecord:
     """The record of one file: bytes and SHA-256, for .npy also dtype and shape."""
     record: FileRecord = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        record["dtype"] = str(array.dtype)
-        record["shape"] = list(array.shape)
+        with path.open("rb") as stream:
+            shape, _, dtype = npy_header(stream)
+        record["dtype"], record["shape"] = str(dtype), list(shape)
     return record
 
 

@@ -13,12 +13,13 @@ import os
 import re
 import stat
 import struct
+import threading
 import tokenize
 import tomllib
 from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ _SMALL = 4096
 """Bytes up to which a file is read, not mapped."""
 _MAX_AXIS = 2**31
 # numpy parses a header as a Python literal.
+_PARSING = threading.Lock()
 _HEADER_ERRORS = (
     ValueError,
     TypeError,
@@ -258,17 +260,30 @@ def open_npy(path: Path, remedy: str) -> NDArray[Any]:
         raise FormatError(f"{path}: not a readable .npy array ({reason}): {remedy}") from error
 
 
+def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and type of the array in a .npy file, read up to its numbers.
+
+    One thread at a time: numpy parses the header by way of Python's syntax tree, whose maker counts its depth for all
+    threads together (python/cpython#106905), so that a sound file ended in a SystemError.
+
+    Raises:
+        ValueError: if it is another version of the format, or one of what numpy raises of a damaged header.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version[0]}.{version[1]} of the format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with _PARSING:
+        return read(stream)
+
+
 def _mapped(path: Path) -> NDArray[Any]:
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if stream.read(2) == b"PK":
             raise ValueError("it is an archive of arrays, .npz")
         stream.seek(0)
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"version {version[0]}.{version[1]} of the format")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        shape, fortran, dtype = npy_header(stream)
         start = stream.tell()
         if dtype.kind not in "biufc" or not all(type(n) is int and 0 <= n < _MAX_AXIS for n in shape):
             raise ValueError(f"{dtype} {shape} is no array of numbers")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from infer.contract import Run, atomic_file, write_npy
+from infer.contract import Run, atomic_file, open_npy, write_npy
 from infer.contract.embedding import dequantise
 from infer.contract.rasters import MosaicSheet
 from preproc.mosaic.store import STORE, arrays_of, shard_writers
@@ -238,7 +238,7 @@ def small_values(
 ) -> Iterator[NDArray[np.float32]]:
     """(h, w, C) values of a sheet's pixels in the preview, or of some, NaN = nodata, a few rows at a time."""
     codes_hwc, scales_hw = (
-        np.load(path, mmap_mode="r")[rows, columns] for path in (files.small_codes, files.small_scales)
+        open_npy(path, "run `smalti stitch` again")[rows, columns] for path in (files.small_codes, files.small_scales)
     )
     for top in range(0, codes_hwc.shape[0], ROWS):
         rows_hw = np.asarray(scales_hw[top : top + ROWS])

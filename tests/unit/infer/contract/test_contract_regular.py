@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from infer.contract import (
     sha256_file,
     write_json,
 )
+from infer.contract.manifest import describe_file
 from infer.contract.regular import parse_json_parts
 
 DEEP = 100_000
@@ -179,3 +183,24 @@ def test_texts_that_differ_get_names_that_differ(one: str, other: str) -> None:
 def test_a_name_that_leads_elsewhere_makes_no_path(name: str) -> None:
     with pytest.raises(FormatError, match=r"/run/tiles: the name .*: nothing outside this folder is touched"):
         child(Path("/run/tiles"), name)
+
+
+def test_headers_are_read_by_many_threads_at_once(tmp_path: Path) -> None:
+    """Python's collector may let another thread run in the middle of a parse, which Python before 3.12 cannot bear."""
+    path, interval, thresholds = tmp_path / "x.npy", sys.getswitchinterval(), gc.get_threshold()
+    np.save(path, np.arange(4, dtype=np.int16))
+
+    def busy(_phase: str, _info: object) -> None:
+        sum(range(50))
+
+    gc.callbacks.append(busy)
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(5)
+        with ThreadPoolExecutor(4) as pool:
+            read = pool.map(lambda _: (open_npy(path, "").shape, describe_file(path)["shape"]), range(6000))
+            assert all(shapes == ((4,), [4]) for shapes in read)
+    finally:
+        gc.callbacks.remove(busy)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
